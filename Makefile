@@ -1,0 +1,26 @@
+# Each target sets itself up in a virtual environment, from nothing but Python 3.11 and pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+# torch first and by itself, so that pip does not bring the CUDA build with it
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,lint]"
+	touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	$(BIN)/physpre demo --out runs/demo
+
+# The machine's cores are shared by test processes, so each gets one thread.
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
+
+lint: install
+	$(BIN)/ruff check mdl_physpre tests benchmarks scripts
+	$(BIN)/mypy
+
+.PHONY: install demo test lint

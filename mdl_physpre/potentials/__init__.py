@@ -1,0 +1,1 @@
+"""Potentials: the contract, and everything that gives energy, forces and stress."""

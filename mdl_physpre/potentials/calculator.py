@@ -1,0 +1,52 @@
+"""ASE calculator for any potential of this package."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.structures.graph import build_graph
+
+
+class PotentialCalculator(Calculator):
+    """Energy, free energy (the same), forces and stress (Voigt order, eV/Å³) of a potential.
+
+    Parameters
+    ----------
+    potential : a :class:`Potential`; it is put into evaluation mode.
+    device : where it runs; its own device where ``None``.
+    dtype : precision; that of its parameters where ``None``.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]
+
+    def __init__(
+        self, potential: Potential, device: str | None = None, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        first = next(potential.parameters(), None)
+        self.dtype = dtype or (first.dtype if first is not None else torch.float64)
+        self.device = torch.device(device or (first.device if first is not None else "cpu"))
+        self.potential = potential.to(device=self.device, dtype=self.dtype).eval()
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        graph = build_graph(self.atoms, cutoff=self.potential.cutoff, dtype=self.dtype).to(self.device)
+        periodic = bool(np.all(self.atoms.pbc)) and self.atoms.cell.rank == 3
+        found = evaluate(self.potential, graph, forces=True, stress=periodic)
+        energy = float(found.energies[0])
+        self.results = {"energy": energy, "free_energy": energy}
+        assert found.forces is not None
+        self.results["forces"] = found.forces.detach().cpu().double().numpy()
+        if found.stress is not None:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(found.stress[0].detach().cpu().double().numpy())

@@ -1,0 +1,67 @@
+"""Energy reference: what composition alone explains of a total energy."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor, nn
+
+from mdl_physpre.errors import DataError
+from mdl_physpre.structures.labels import get_labels
+
+N_ELEMENTS = 119
+
+
+class EnergyReference(nn.Module):
+    """E_ref = Σ_i E0(z_i), with fixed E0 for each element.
+
+    A network that is trained on E − E_ref learns what composition does not explain. Pretraining and finetuning share
+    one reference, fitted to the DFT training data, so that both stages have the same zero of energy.
+
+    Parameters
+    ----------
+    energies : eV by atomic number; elements that are not named get zero.
+    """
+
+    def __init__(self, energies: dict[int, float] | None = None) -> None:
+        super().__init__()
+        table = torch.zeros(N_ELEMENTS, dtype=torch.float64)
+        for z, value in (energies or {}).items():
+            table[int(z)] = float(value)
+        self.register_buffer("energies", table)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """E0 of each atom, (n_atoms,), eV."""
+        return self.energies.index_select(0, z)
+
+    def as_dict(self) -> dict[int, float]:
+        """The elements that have a non-zero reference, eV by atomic number."""
+        return {z: float(e) for z, e in enumerate(self.energies) if float(e) != 0.0}
+
+
+def composition_matrix(structures: Sequence[Atoms], elements: Sequence[int]) -> np.ndarray:
+    """Number of atoms of each element in each structure, (n_structures, n_elements)."""
+    return np.array([[np.count_nonzero(a.numbers == z) for z in elements] for a in structures], dtype=float)
+
+
+def fit_energy_reference(structures: Sequence[Atoms]) -> EnergyReference:
+    """Least-squares fit of total energies to composition; the solution of minimum norm where it is not unique.
+
+    Each structure weighs 1/n_atoms, so that the error per atom is what is minimised.
+
+    Raises
+    ------
+    DataError : no structure carries an energy.
+    """
+    energies = [get_labels(a).energy for a in structures]
+    labelled = [a for a, e in zip(structures, energies) if e is not None]
+    if not labelled:
+        raise DataError(f"none of {len(structures)} structures carries an energy; a reference cannot be fitted")
+    elements = sorted({int(z) for a in labelled for z in a.numbers})
+    weight = 1.0 / np.array([len(a) for a in labelled])
+    matrix = composition_matrix(labelled, elements) * weight[:, None]
+    target = np.array([e for e in energies if e is not None]) * weight
+    solution = np.linalg.lstsq(matrix, target, rcond=1e-8)[0]
+    return EnergyReference({z: float(e) for z, e in zip(elements, solution)})

@@ -1,0 +1,1 @@
+"""Pretraining: EAM fit, perturbation, labels."""

@@ -1,0 +1,1 @@
+"""Structures: read, write, split, graphs."""

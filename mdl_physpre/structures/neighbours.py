@@ -1,0 +1,79 @@
+"""Complete neighbour lists.
+
+pymatgen's ``find_points_in_spheres`` does the search: on cells of tens of atoms it is about twice as fast as vesin and
+eight times as fast as matscipy (``benchmarks/neighbours.py``), and it is a dependency already. It returns all periodic
+images in any cell, but its work grows with the extent of the coordinates, so positions are wrapped into the cell first
+and the shifts are put back afterwards.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from mdl_physpre.errors import DataError
+
+
+def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """``cell`` with missing (zero) vectors of non-periodic directions replaced by unit vectors normal to the others.
+
+    Raises DataError where a periodic direction has no vector, or the cell has no volume.
+    """
+    cell = np.array(cell, dtype=float).reshape(3, 3)
+    pbc = np.asarray(pbc, dtype=bool)
+    missing = np.flatnonzero(np.linalg.norm(cell, axis=1) < 1e-10)
+    if pbc[missing].any():
+        raise DataError(f"cell {cell.tolist()} has no vector along a periodic direction (pbc {pbc.tolist()})")
+    if len(missing) == 3:
+        return np.eye(3)
+    if len(missing):
+        present = [k for k in range(3) if k not in missing]
+        basis = np.linalg.svd(cell[present])[2]
+        cell[missing] = basis[len(present) :]
+    if abs(np.linalg.det(cell)) < 1e-8 * max(1.0, np.linalg.norm(cell, axis=1).prod()):
+        raise DataError(f"cell {cell.tolist()} has no volume, but pbc is {pbc.tolist()}; give three independent vectors")
+    return cell
+
+
+def neighbour_list(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs (i, j, image) with 0 < |r_j + S·cell − r_i| < cutoff, both directions, own images included.
+
+    Parameters
+    ----------
+    positions : (n, 3), Å; may lie outside the cell.
+    cell : (3, 3), Å, rows are vectors; rows of non-periodic directions may be zero.
+    pbc : (3,) bool.
+    cutoff : Å.
+
+    Returns
+    -------
+    i, j : (n_edges,) int64, sorted by i.
+    shifts : (n_edges, 3) int32, S above.
+
+    Raises
+    ------
+    DataError : a cell without volume, or positions that are not finite.
+    """
+    from pymatgen.optimization.neighbors import find_points_in_spheres
+
+    positions = np.ascontiguousarray(positions, dtype=float)
+    pbc = np.asarray(pbc, dtype=bool)
+    if not np.isfinite(positions).all():
+        raise DataError("positions are not finite; no neighbours can be found")
+    if len(positions) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32)
+    lattice = complete_cell(cell, pbc)
+    whole = np.zeros((len(positions), 3))
+    if pbc.any():
+        whole[:, pbc] = np.floor(positions @ np.linalg.inv(lattice))[:, pbc]
+    wrapped = np.ascontiguousarray(positions - whole @ lattice)
+    i, j, images, distances = find_points_in_spheres(
+        all_coords=wrapped, center_coords=wrapped, r=float(cutoff), pbc=pbc.astype(np.int64), lattice=lattice, tol=1e-8
+    )
+    real = (distances < cutoff) & ~((i == j) & (images == 0.0).all(axis=1))
+    i, j, images = i[real], j[real], images[real]
+    if len(i) and (np.diff(i) < 0).any():
+        order = np.argsort(i, kind="stable")
+        i, j, images = i[order], j[order], images[order]
+    shifts = np.rint(images + whole[i] - whole[j]).astype(np.int32)
+    return i, j, shifts

@@ -1,0 +1,1 @@
+"""Configuration, stages, command line."""
