@@ -80,7 +80,7 @@ class CGCNN(Potential):
     envelope, envelope_start: see above.
     energy_scale: eV for each unit of the network's output.
     reference: energies of the elements (eV); zero if not given.
-    batch_norm, dropout_rate, act, pool, pool_order: MatDeepLearn's keys; only the values given as default are supported.
+    batch_norm, dropout_rate, act, pool, pool_order: MatDeepLearn's keys; only the default values are supported.
 
     Raises ConfigError for a value that is not supported, DataError for an atomic number outside 1 to 100.
     """
@@ -192,7 +192,7 @@ def element_numbers(elements: Iterable[int | str] | None) -> tuple[int, ...] | N
     for element in elements:
         number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
         if number is None or not 1 <= number <= NODE_DIM:
-            raise ConfigError(f"CGCNN: elements contains {element!r}, expected symbols or numbers of H to Fm (1 to 100)")
+            raise ConfigError(f"CGCNN: elements contains {element!r}, expected symbols or numbers of H to Fm")
         numbers.add(number)
     if not numbers:
         raise ConfigError("CGCNN: elements is empty; name at least one, or give None to accept all")

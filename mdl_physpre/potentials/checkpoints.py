@@ -1,0 +1,264 @@
+"""Saving and loading potentials, and building backbones by name.
+
+A checkpoint is one file, written by ``torch.save``, that holds a dictionary of tensors and plain values:
+
+    format             "mdl_physpre potential"
+    format_version     1
+    package_version    version of this package that wrote it
+    backbone           registered name, or "module:Class"
+    hyperparameters    arguments that build the potential again
+    elements, cutoff   as the potential has them; Å
+    energy_reference   energies of the elements, eV by atomic number
+    training           record of the training (plain values), or None
+    state_dict         parameters and buffers
+
+Nothing in it is executed: it is read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+import pickle
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdl_physpre import __version__
+from mdl_physpre.errors import CheckpointError, ConfigError, nearest
+from mdl_physpre.potentials.base import Potential
+
+FORMAT = "mdl_physpre potential"
+FORMAT_VERSION = 1
+ENTRY_POINT_GROUP = "mdl_physpre.backbones"
+
+BUILT_IN = {
+    "CGCNN": "mdl_physpre.potentials.cgcnn:CGCNN",
+    "eam_interaction": "mdl_physpre.potentials.eam:EAMInteraction",
+}
+"""Names of the backbones that come with the package."""
+
+
+def build_backbone(name: str, **hyperparameters: Any) -> Potential:
+    """A new potential by the name of its backbone.
+
+    ``name`` is a built-in name (``CGCNN``, ``eam_interaction``), a name registered by an installed package in the
+    entry-point group ``mdl_physpre.backbones``, or an import path, ``package.module:Class`` or ``package.module.Class``.
+
+    Raises ConfigError for an unknown name or hyperparameter, naming the nearest known one.
+    """
+    return _build(backbone_class(name), name, hyperparameters)
+
+
+def backbone_class(name: str) -> type[Potential]:
+    """The class that a backbone name stands for. Raises ConfigError as :func:`build_backbone` does."""
+    registered = _registered()
+    if name in registered:
+        return _import_class(registered[name], name)
+    if "." in name or ":" in name:
+        return _import_class(name, name)
+    raise ConfigError(f"unknown backbone {name!r}: {nearest(name, registered)} (or give an import path, module:Class)")
+
+
+def backbone_name(potential: Potential) -> str:
+    """The registered name of a potential's class, or its import path where it has none."""
+    path = _import_path(type(potential))
+    for name, registered in _registered().items():
+        if registered == path:
+            return name
+    return path
+
+
+def save_potential(path: str | Path, potential: Potential, training: Mapping[str, Any] | None = None) -> Path:
+    """Write a potential to ``path``, by way of a temporary file: the file is either whole or not there.
+
+    ``training`` is a record of plain values (numbers, text, lists, dictionaries, tensors) that is kept beside it.
+    Returns the path. Raises CheckpointError where the potential or the record cannot be stored, or the file not written.
+    """
+    path = Path(path)
+    reference = getattr(potential, "reference", None)
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "package_version": __version__,
+        "backbone": backbone_name(potential),
+        "hyperparameters": _plain(_hyperparameters(potential), "hyperparameters"),
+        "elements": None if potential.elements is None else [int(z) for z in potential.elements],
+        "cutoff": float(potential.cutoff),
+        "energy_reference": reference.as_dict() if hasattr(reference, "as_dict") else {},
+        "training": None if training is None else _plain(training, "training"),
+        "state_dict": {name: value.detach().cpu().clone() for name, value in potential.state_dict().items()},
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # a temporary file is private; a checkpoint is an ordinary one
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise CheckpointError(f"{path}: the checkpoint could not be written: {error.strerror or error}") from error
+    return path
+
+
+def load_potential(path: str | Path, map_location: str | torch.device = "cpu") -> Potential:
+    """The potential that :func:`save_potential` wrote, in evaluation mode, with the precision it was saved in.
+
+    A backbone of a third party must be registered as an entry point, or its module be imported beforehand: a file
+    alone may not name a module to import.
+
+    Raises CheckpointError for a missing, truncated or foreign file, one of another version, one that would execute
+    code, and one whose backbone is unknown or does not fit its parameters.
+    """
+    content = read_checkpoint(path, map_location)
+    name = content["backbone"]
+    if name not in _registered():
+        module = name.partition(":")[0]
+        if ":" not in name or module not in sys.modules:
+            raise CheckpointError(
+                f"{path}: holds the backbone {name!r}, which is not registered here; install the package that "
+                f"registers it in the entry-point group {ENTRY_POINT_GROUP}, or import its module first"
+            )
+    try:
+        potential = _build(backbone_class(name), name, content["hyperparameters"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: the backbone {name!r} cannot be built again: {error}") from error
+    try:
+        potential.load_state_dict(content["state_dict"], assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: its parameters do not fit the backbone {name!r}: {reason}") from error
+    return potential.to(map_location).eval()
+
+
+def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The dictionary stored in a checkpoint, checked for format and version. Raises as :func:`load_potential` does."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+            is_archive = zipfile.is_zipfile(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read: {error.strerror or error}") from error
+    if not is_archive:
+        if head[:2] == b"PK" or not head:
+            raise CheckpointError(f"{path}: the checkpoint is truncated or damaged; copy or write it again")
+        raise CheckpointError(f"{path}: not a checkpoint of this package (no PyTorch archive); nothing in it was run")
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        raise CheckpointError(
+            f"{path}: refused, because it holds more than tensors and plain values, and loading it could execute code"
+            + (f" ({reason})" if reason else "")
+        ) from None
+    except Exception as error:
+        raise CheckpointError(f"{path}: the checkpoint is truncated or damaged ({type(error).__name__})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of this package{_foreign(content)}")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: checkpoint format version {content.get('format_version')} (written by mdl_physpre "
+            f"{content.get('package_version')}), but this is mdl_physpre {__version__}, which reads version "
+            f"{FORMAT_VERSION}; use the version that wrote it"
+        )
+    missing = {"backbone", "hyperparameters", "state_dict"} - content.keys()
+    if missing:
+        raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
+    return content
+
+
+def _foreign(content: Any) -> str:
+    if not isinstance(content, dict):
+        return f": it holds a {type(content).__name__}, expected a dictionary"
+    if "pytorch-lightning_version" in content:
+        return ": it is a Lightning training state; the potential itself is saved beside it as best.pt"
+    return f": it holds {', '.join(sorted(map(str, content))[:6]) or 'nothing'}, expected format {FORMAT!r}"
+
+
+def _registered() -> dict[str, str]:
+    """Import path of each known backbone by name; what the package brings cannot be replaced from outside."""
+    found: dict[str, str] = {}
+    point: EntryPoint
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        found[point.name] = point.value
+    return {**found, **BUILT_IN}
+
+
+def _import_path(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _import_class(path: str, name: str) -> type[Potential]:
+    module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    try:
+        found: Any = import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"backbone {name!r}: {path!r} cannot be imported: {error}") from error
+    if not (inspect.isclass(found) and issubclass(found, Potential)):
+        raise ConfigError(f"backbone {name!r}: {path!r} is not a class derived from mdl_physpre.Potential")
+    return found
+
+
+def _build(cls: type[Potential], name: str, hyperparameters: Mapping[str, Any]) -> Potential:
+    parameters = inspect.signature(cls).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in hyperparameters:
+            if key not in parameters:
+                raise ConfigError(f"backbone {name!r} has no hyperparameter {key!r}: {nearest(key, parameters)}")
+    try:
+        return cls(**hyperparameters)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"backbone {name!r} cannot be built from {dict(hyperparameters)}: {error}") from error
+
+
+def _hyperparameters(potential: Potential) -> dict[str, Any]:
+    try:
+        return potential.hyperparameters()
+    except NotImplementedError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` in types that load without executing code: arrays become lists, paths text, tuples lists."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    elif isinstance(value, np.ndarray):
+        value = value.tolist()
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is None or type(value) in (bool, int, float, str, complex):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, (str, int)):
+                raise CheckpointError(f"{where}: a key is {key!r} ({type(key).__name__}), expected text or an integer")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise CheckpointError(f"{where}: a {type(value).__name__} cannot be stored; give numbers, text, lists or dictionaries")
