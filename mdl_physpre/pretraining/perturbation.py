@@ -1,0 +1,389 @@
+"""Two-step perturbation of atomic positions: close pairs are pulled together, then random sites are displaced.
+
+Source: Algorithm 1 and Table A.1 of the paper. Departures from its printed form are named where they are made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from numpy.typing import NDArray
+
+from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.structures.neighbours import neighbour_list
+
+# Distances closer than this count as equal, so that the choice among symmetry-equivalent pairs does not hang on
+# the last bits of a coordinate but on the order of the atoms.
+TIE = 1e-6
+# Words in the keys of `info` that mark a label. Labels of the parent are wrong for a displaced copy.
+LABEL_WORDS = ("energy", "force", "stress", "virial")
+
+
+def strengths(start: float, end: float, n: int) -> NDArray[np.float64]:
+    """Linear schedule of perturbation strengths over the rounds, end excluded.
+
+    d_k = start + (end - start) k / n for k = 0 ... n-1, so that (1.0, 0.0) with five rounds is 1.0, 0.8, 0.6, 0.4,
+    0.2 Å (paper, Table A.1).
+
+    Returns
+    -------
+    (n,) strengths in Å.
+
+    Raises
+    ------
+    ConfigError : n below one, or a strength that is negative or not finite.
+    """
+    if n < 1:
+        raise ConfigError(f"perturbation rounds (n_aug): found {n}, expected at least 1")
+    for name, value in (("start", start), ("end", end)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"perturbation strength ({name}): found {value}, expected a finite length in Å, >= 0")
+    return np.linspace(start, end, n, endpoint=False)
+
+
+@dataclass(frozen=True)
+class PerturbationSettings:
+    """Settings of a perturbed set; the defaults of n_aug ... perturb are those of Table A.1 for M3GNet on silica.
+
+    Attributes
+    ----------
+    n_aug : rounds, that is perturbed copies of each structure.
+    n_pairs : close pairs that are pulled together in a structure.
+    pull : (first, end) of the largest pull over the rounds, Å; linear, end excluded.
+    n_sites : sites displaced at random; all of them where a structure has fewer.
+    perturb : (first, end) of the largest random displacement over the rounds, Å; linear, end excluded.
+    pull_share : part of the drawn pull that each atom of the pair moves. 0.5 closes the gap by s and is what produced
+        the published results; 1.0 closes it by 2 s and is the algorithm as printed.
+    min_distance : smallest distance of a perturbed pair, as a fraction of the sum of its covalent radii; 0 is off.
+        A bond is about one such sum long, and a trajectory counts as broken when the smallest distance halves: 0.4
+        keeps the whole wall down to that mark and a little beyond, and drops what lies inside the atoms. A parent with
+        a pair closer than twice the bound gets half of its own smallest ratio as its bound.
+    max_force : largest norm of a force by the teacher, eV/Å; ``None`` is off.
+    max_redraws : new draws of a rejected structure at one strength; after them both strengths are halved.
+    max_weakenings : how often they may be halved before the draw is given up (counted, with its reason).
+    originals : also label the unperturbed structures. Off: the finetuning set has better labels for them, and the set
+        keeps the size, n_aug times the original, that the paper states.
+
+    Raises
+    ------
+    ConfigError : a value of the wrong type or out of its range.
+    """
+
+    n_aug: int = 5
+    n_pairs: int = 2
+    pull: tuple[float, float] = (1.0, 0.0)
+    n_sites: int = 5
+    perturb: tuple[float, float] = (1.0, 0.0)
+    pull_share: float = 0.5
+    min_distance: float = 0.4
+    max_force: float | None = 50.0
+    max_redraws: int = 3
+    max_weakenings: int = 4
+    originals: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("n_aug", "n_pairs", "n_sites", "max_redraws", "max_weakenings"):
+            value = getattr(self, name)
+            least = 1 if name == "n_aug" else 0
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise ConfigError(f"perturbation.{name}: found {value!r}, expected a whole number >= {least}")
+        for name in ("pull", "perturb"):
+            value = getattr(self, name)
+            if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != 2:
+                raise ConfigError(f"perturbation.{name}: found {value!r}, expected [first, end] in Å")
+            try:
+                schedule = (float(value[0]), float(value[1]))
+                strengths(*schedule, self.n_aug)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"perturbation.{name}: found {value!r}, expected two numbers in Å") from error
+            except ConfigError as error:
+                raise ConfigError(f"perturbation.{name}: {error}") from error
+            object.__setattr__(self, name, schedule)  # a list from YAML becomes hashable
+        if not 0 <= self.pull_share <= 1:
+            raise ConfigError(f"perturbation.pull_share: found {self.pull_share!r}, expected 0 to 1")
+        if not 0 <= self.min_distance < 1:
+            raise ConfigError(
+                f"perturbation.min_distance: found {self.min_distance!r}, expected a fraction of the sum of covalent "
+                "radii, from 0 (off) to below 1"
+            )
+        if self.max_force is not None and not self.max_force > 0:
+            raise ConfigError(f"perturbation.max_force: found {self.max_force!r}, expected eV/Å above 0, or null")
+
+    @property
+    def max_attempts(self) -> int:
+        """Draws that a round of a structure gets before it is given up."""
+        return (self.max_redraws + 1) * (self.max_weakenings + 1)
+
+    def weakenings(self, attempt: int) -> int:
+        """How often the strengths have been halved at a draw, counted from zero."""
+        return attempt // (self.max_redraws + 1)
+
+    def scale(self, attempt: int) -> float:
+        """Factor on the strengths at a draw, counted from zero: 2^-w after w halvings."""
+        return 0.5 ** self.weakenings(attempt)
+
+    def round_strengths(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Largest pull and largest random displacement of every round, (n_aug,) each, in Å."""
+        return strengths(*self.pull, self.n_aug), strengths(*self.perturb, self.n_aug)
+
+
+@dataclass(frozen=True)
+class ClosePairs:
+    """Closest pairs, no atom in two of them: atoms i, j (n,), vectors r_ij (n, 3) and distances (n,) in Å."""
+
+    i: NDArray[np.int64]
+    j: NDArray[np.int64]
+    vectors: NDArray[np.float64]
+    distances: NDArray[np.float64]
+
+
+def close_pairs(atoms: Atoms, n: int) -> ClosePairs:
+    """Greedy choice of the n closest pairs of atoms, none sharing an atom, by minimum image.
+
+    The closest pair comes first, then the closest among the atoms left, and so on: min over i < j and over lattice
+    vectors T of |r_j + T - r_i|. The images of an atom itself are no pair. A structure with fewer than 2 n atoms gives
+    floor(N/2) pairs. Among equal distances (1e-6 Å) the atoms that come first win.
+
+    A neighbour list finds every image within its cutoff, whatever the cell, so its shortest entry for a pair is the
+    minimum image. Atoms that stay single are searched again among themselves with a larger cutoff.
+
+    Raises
+    ------
+    DataError : a position or cell that is not finite, or two atoms in one place.
+    """
+    positions, cell, pbc = atoms.get_positions(), atoms.cell.array, atoms.pbc
+    if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
+        raise DataError(f"structure {atoms.info.get('structure_id', '?')}: position or cell is not finite")
+    wanted = min(n, len(atoms) // 2)
+    chosen: list[tuple[int, int]] = []
+    vectors: list[NDArray[np.float64]] = []
+    free = np.arange(len(atoms))
+    cutoff = 3.0
+    while len(chosen) < wanted:
+        i, j, shifts = neighbour_list(positions[free], cell, pbc, cutoff)
+        half = i < j
+        i, j, shifts = i[half], j[half], shifts[half]
+        r = positions[free[j]] - positions[free[i]] + shifts @ cell
+        d = np.sqrt(np.einsum("ij,ij->i", r, r))
+        order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], j, i, np.round(d / TIE)))
+        taken = np.zeros(len(free), dtype=bool)
+        for k, a, b in zip(order.tolist(), i[order].tolist(), j[order].tolist()):
+            if taken[a] or taken[b]:
+                continue
+            taken[a] = taken[b] = True
+            chosen.append((int(free[a]), int(free[b])))
+            vectors.append(r[k])
+            if len(chosen) == wanted:
+                break
+        free = free[~taken]
+        cutoff *= 1.5
+    pairs = np.array(chosen, dtype=np.int64).reshape(-1, 2)
+    r_ij = np.array(vectors, dtype=np.float64).reshape(-1, 3)
+    distances = np.linalg.norm(r_ij, axis=1)
+    if (distances < TIE).any():
+        a, b = pairs[int(np.argmin(distances))]
+        raise DataError(
+            f"structure {atoms.info.get('structure_id', '?')}: atoms {a} and {b} are in one place, so the direction "
+            "in which to pull them is undefined; remove one of them"
+        )
+    return ClosePairs(pairs[:, 0], pairs[:, 1], r_ij, distances)
+
+
+def displacements(
+    rng: np.random.Generator,
+    n_atoms: int,
+    pairs: ClosePairs,
+    pull: float,
+    n_sites: int,
+    perturb: float,
+    pull_share: float = 0.5,
+) -> NDArray[np.float64]:
+    """Random displacements of Algorithm 1, (n_atoms, 3) in Å.
+
+    For each close pair s ~ U(0, pull); i moves by +c s e_ij and j by -c s e_ij, with e_ij the unit vector of the
+    minimum image in the unperturbed structure and c = pull_share. Then min(n_sites, n_atoms) distinct sites k move
+    by r v, with v uniform on the sphere and r ~ U(0, perturb). A site may belong to a pair; moves add up.
+    """
+    moves = np.zeros((n_atoms, 3))
+    if len(pairs.i):
+        share = pull_share * pull * rng.random(len(pairs.i)) / pairs.distances
+        along = share[:, None] * pairs.vectors
+        moves[pairs.i] = along
+        moves[pairs.j] = -along
+    count = min(n_sites, n_atoms)
+    if count:
+        sites = rng.permutation(n_atoms)[:count]
+        directions = rng.standard_normal((count, 3))
+        length = perturb * rng.random(count) / np.sqrt((directions * directions).sum(1))
+        moves[sites] += length[:, None] * directions
+    return moves
+
+
+def structure_key(atoms: Atoms, index: int) -> str:
+    """Name of a structure in seeds and provenance: `info["structure_id"]`, or its index where it has none."""
+    return str(atoms.info.get("structure_id", index))
+
+
+def generator(seed: int, structure: str, round_: int, epoch: int = 0, attempt: int = 0) -> np.random.Generator:
+    """Random numbers of one draw, independent of every other draw and of the order in which draws are made."""
+    name = int.from_bytes(hashlib.blake2b(structure.encode(), digest_size=8).digest(), "little")
+    return np.random.default_rng([seed, name, round_, epoch, attempt])
+
+
+def inherited_info(atoms: Atoms) -> dict[str, Any]:
+    """Names and groups of a parent (strings and whole numbers) that a displaced copy keeps; labels stay behind."""
+    kept = {}
+    for key, value in atoms.info.items():
+        if isinstance(value, (str, bool, int, np.integer)) and not any(word in key.lower() for word in LABEL_WORDS):
+            kept[key] = value
+    return kept
+
+
+def displaced_copy(atoms: Atoms, positions: NDArray[np.float64], info: dict[str, Any]) -> Atoms:
+    """A structure with the elements, cell, periodicity and masses of `atoms`, but without its labels."""
+    copy = Atoms(numbers=atoms.numbers, positions=positions, cell=atoms.cell, pbc=atoms.pbc, info=info)
+    if atoms.has("masses"):
+        copy.set_masses(atoms.get_masses())
+    return copy
+
+
+def perturb(
+    atoms: Atoms,
+    n_pairs: int = 2,
+    pull: float = 1.0,
+    n_sites: int = 5,
+    perturb: float = 1.0,
+    pull_share: float = 0.5,
+    rng: np.random.Generator | None = None,
+    seed: int | None = None,
+) -> Atoms:
+    """One perturbed copy of a structure (Algorithm 1): close pairs pulled together, then random sites displaced.
+
+    r'_i = r_i + c s e_ij and r'_j = r_j - c s e_ij for the n_pairs closest pairs that share no atom, s ~ U(0, pull);
+    then r'_k += u v for n_sites distinct sites, u ~ U(0, perturb), v uniform on the unit sphere.
+
+    Parameters
+    ----------
+    atoms : structure; any cell and periodicity. One atom alone is displaced but has no pair.
+    n_pairs : close pairs, by minimum image.
+    pull : largest pull, Å.
+    n_sites : sites displaced at random.
+    perturb : largest random displacement, Å.
+    pull_share : c. The gap of a pair closes by 2 c s: by s with 0.5 (published results), 2 s with 1.0 (as printed).
+    rng : random numbers; or
+    seed : what to seed them with. Give one of the two.
+
+    Returns
+    -------
+    A copy with displaced positions (not wrapped into the cell), same cell, elements and periodicity, without labels;
+    ``info`` keeps the parent's names and gains ``parent``, ``pull_strength`` and ``perturb_strength``.
+
+    Raises
+    ------
+    ConfigError : both or neither of rng and seed, or a setting out of range.
+    DataError : a position that is not finite, or two atoms in one place.
+    """
+    if (rng is None) == (seed is None):
+        raise ConfigError("perturb: give either rng or seed")
+    settings = PerturbationSettings(
+        n_aug=1, n_pairs=n_pairs, pull=(pull, 0.0), n_sites=n_sites, perturb=(perturb, 0.0), pull_share=pull_share
+    )
+    if rng is None:
+        rng = np.random.default_rng(seed)
+    pairs = close_pairs(atoms, settings.n_pairs)
+    moves = displacements(rng, len(atoms), pairs, pull, n_sites, perturb, pull_share)
+    info = inherited_info(atoms)
+    info["parent"] = str(info.pop("structure_id", ""))
+    info["pull_strength"], info["perturb_strength"] = float(pull), float(perturb)
+    return displaced_copy(atoms, atoms.get_positions() + moves, info)
+
+
+class PerturbedParent:
+    """A structure with what its draws share: close pairs, inherited names, and the pairs that may come too close.
+
+    Parameters
+    ----------
+    atoms : the unperturbed structure.
+    index : its place in the set; names it where ``info`` has no ``structure_id``.
+    settings : settings of the set.
+
+    Raises
+    ------
+    DataError : a position that is not finite, or two atoms in one place.
+    """
+
+    def __init__(self, atoms: Atoms, index: int, settings: PerturbationSettings) -> None:
+        self.atoms = atoms
+        self.key = structure_key(atoms, index)
+        self.settings = settings
+        self.positions = atoms.get_positions()
+        self.close = close_pairs(atoms, settings.n_pairs)
+        self.info = inherited_info(atoms)
+        self.pull, self.perturb = settings.round_strengths()
+        self.bound = settings.min_distance
+        if self.bound and len(atoms) > 1:
+            self._find_near_pairs()
+        else:
+            self.bound = 0.0
+
+    def _find_near_pairs(self) -> None:
+        """Every pair that some draw can bring under the bound: no atom moves further than ``reach``."""
+        radii = covalent_radii[self.atoms.numbers]
+        largest = 2 * float(radii.max())
+        settings = self.settings
+        reach = settings.pull_share * max(settings.pull) + max(settings.perturb)
+        cutoff = max(2 * self.bound * largest, self.bound * largest + 2 * reach) + TIE
+        cell = self.atoms.cell.array
+        i, j, shifts = neighbour_list(self.positions, cell, self.atoms.pbc, cutoff)
+        half = i < j
+        self.i, self.j = i[half], j[half]
+        self.r = self.positions[self.j] - self.positions[self.i] + shifts[half] @ cell
+        self.d = np.sqrt(np.einsum("ij,ij->i", self.r, self.r))
+        self.radii_sum = radii[self.i] + radii[self.j]
+        if len(self.d):
+            self.bound = min(self.bound, 0.5 * float((self.d / self.radii_sum).min()))
+
+    def draw(self, round_: int, attempt: int, seed: int, epoch: int = 0) -> tuple[Atoms | None, int]:
+        """The first draw of a round, from number ``attempt`` on, in which no pair comes too close.
+
+        The strengths of attempt a are those of the round times 2^-w, with w = floor(a / (max_redraws + 1)).
+
+        Returns
+        -------
+        copy, attempt : the perturbed structure and the number of its draw; ``None`` and ``settings.max_attempts``
+            where every draw brings atoms too close.
+        """
+        settings = self.settings
+        for number in range(attempt, settings.max_attempts):
+            scale = settings.scale(number)
+            pull, perturb = float(self.pull[round_] * scale), float(self.perturb[round_] * scale)
+            rng = generator(seed, self.key, round_, epoch, number)
+            moves = displacements(
+                rng, len(self.positions), self.close, pull, settings.n_sites, perturb, settings.pull_share
+            )
+            if not self.too_close(moves):
+                info = dict(self.info)
+                info["structure_id"] = f"{self.key}-{round_}" if epoch == 0 else f"{self.key}-{round_}-{epoch}"
+                info["parent"], info["round"], info["attempt"] = self.key, round_, number
+                info["pull_strength"], info["perturb_strength"] = pull, perturb
+                return displaced_copy(self.atoms, self.positions + moves, info), number
+        return None, settings.max_attempts
+
+    def too_close(self, moves: NDArray[np.float64]) -> bool:
+        """Whether displacements (n_atoms, 3) bring a pair under the bound r_ij < bound (R_i + R_j)."""
+        if not self.bound:
+            return False
+        length = np.sqrt(np.einsum("ij,ij->i", moves, moves))
+        least = self.bound * self.radii_sum
+        # |r + u_j - u_i| >= r - |u_i| - |u_j|: most pairs are ruled out without their vectors.
+        maybe = np.flatnonzero(self.d - length[self.i] - length[self.j] < least)
+        if not len(maybe):
+            return False
+        r = self.r[maybe] + moves[self.j[maybe]] - moves[self.i[maybe]]
+        return bool((np.einsum("ij,ij->i", r, r) < least[maybe] ** 2).any())

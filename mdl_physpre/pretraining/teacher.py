@@ -1,0 +1,375 @@
+"""Labels from a teacher: a potential of this package, or any ASE calculator, over a list of structures."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import entry_points
+from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import FileIOCalculator
+from ase.calculators.genericfileio import GenericFileIOCalculator
+
+from mdl_physpre.errors import ConfigError, DataError, PhyspreError, nearest
+from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.progress import progress as show_progress
+from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
+from mdl_physpre.structures.labels import Labels, set_labels
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINTS = "mdl_physpre.teachers"
+CalculatorFactory: TypeAlias = Callable[[], Any]
+Teacher: TypeAlias = "Potential | CalculatorFactory | str"
+
+PARALLEL_FROM = 2_000  # atoms: below this a potential is done before a second process has started
+LABEL_WORDS = ("energy", "force", "stress", "virial")
+# Structures given by name in the log when they fail; the rest are counted.
+NAMED_FAILURES = 10
+
+
+@dataclass(frozen=True)
+class LabelFailure:
+    """A structure that the teacher could not label, and why."""
+
+    reason: str
+
+
+def label(
+    structures: Sequence[Atoms],
+    teacher: Teacher,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    batch_edges: int = 200_000,
+    dtype: torch.dtype = torch.float32,
+    workers: int | None = None,
+    progress: bool = True,
+    on_error: str = "raise",
+) -> list[Atoms]:
+    """Copies of structures with energy, forces and stress by a teacher.
+
+    Parameters
+    ----------
+    structures : what to label; they stay as they are.
+    teacher : a :class:`Potential`; a callable that returns an ASE calculator; or a string: a checkpoint file, a name
+        registered in the entry-point group ``mdl_physpre.teachers``, or the import path ``package.module.Class``.
+    kwargs : arguments for the callable or class.
+    batch_edges : edges in a batch (potentials only).
+    dtype : precision of a potential; energies are summed in float64 either way.
+    workers : processes; as many as there are cores where ``None``. 1 stays in this process.
+    progress : show how far it is.
+    on_error : ``"raise"`` where a structure cannot be labelled, or ``"skip"``: leave it out with a warning.
+
+    Returns
+    -------
+    Labelled copies, in order: energy (eV), forces (eV/Å), and stress (eV/Å³, tension positive) where the structure is
+    periodic in three directions and the teacher gives it. Older labels in ``info`` and ``arrays`` are taken off.
+
+    Raises
+    ------
+    DataError : structures without labels, named (always where none could be labelled).
+    ConfigError : a teacher that cannot be found or built.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ConfigError(f"on_error: found {on_error!r}, expected 'raise' or 'skip'")
+    structures = list(structures)
+    found = compute_labels(
+        structures,
+        teacher,
+        kwargs=kwargs,
+        batch_edges=batch_edges,
+        dtype=dtype,
+        workers=workers,
+        progress=progress,
+    )
+    failures = {k: result.reason for k, result in enumerate(found) if isinstance(result, LabelFailure)}
+    if failures:
+        text = failure_text(structures, failures)
+        if on_error == "raise" or len(failures) == len(structures):
+            raise DataError(f"{text}. Leave these structures out, or pass on_error='skip'")
+        logger.warning("%s; they are left out", text)
+    labelled = []
+    for atoms, result in zip(structures, found):
+        if isinstance(result, Labels):
+            labelled.append(set_labels(without_labels(atoms), result.energy, result.forces, result.stress))
+    return labelled
+
+
+def compute_labels(
+    structures: Sequence[Atoms],
+    teacher: Teacher,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    batch_edges: int = 200_000,
+    dtype: torch.dtype = torch.float32,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[Labels | LabelFailure]:
+    """The labels of each structure, or why there are none; arguments as in :func:`label`."""
+    resolved = resolve_teacher(teacher, kwargs)
+    if not structures:
+        return []
+    workers = workers if workers is not None else available_workers()
+    if isinstance(resolved, Potential):
+        potential = copy.deepcopy(resolved).to(dtype).eval()
+        device = _device(potential)
+        chunks = batch_by_edges(estimated_edges(structures, potential.cutoff), batch_edges)
+        if sum(len(a) for a in structures) < PARALLEL_FROM:
+            workers = 1
+        on_cpu = device.type == "cpu"
+        task = partial(_label_batch if on_cpu else _batch_graphs, structures, potential)
+        results = _run(task, chunks, workers)
+        if not on_cpu:
+            results = (_evaluate_batch(structures, potential, part) for part in results)
+    else:
+        chunks = [[k] for k in range(len(structures))]
+        results = _run(partial(_label_by_calculator, structures, resolved), chunks, workers)
+    if progress:
+        results = show_progress(results, total=len(chunks), description="labels")
+    found: list[Labels | LabelFailure] = []
+    for part in results:
+        found.extend(part)
+    return found
+
+
+def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -> Potential | CalculatorFactory:
+    """A potential, or a callable without arguments that returns an ASE calculator; arguments as in :func:`label`.
+
+    Raises
+    ------
+    ConfigError : nothing of that name, or arguments that it does not take.
+    """
+    if isinstance(teacher, str):
+        teacher = _by_name(teacher)
+    if isinstance(teacher, Potential):
+        if kwargs:
+            raise ConfigError(f"teacher: a potential that is already built takes no arguments, found {sorted(kwargs)}")
+        return teacher
+    if not callable(teacher):
+        raise ConfigError(
+            f"teacher: found {type(teacher).__name__}, expected a potential, a callable that returns an ASE calculator "
+            "(not the calculator itself), or a name"
+        )
+    if isinstance(teacher, type) and issubclass(teacher, Potential):
+        try:
+            return teacher(**(kwargs or {}))
+        except TypeError as error:
+            raise ConfigError(f"teacher {teacher.__name__}: {error}") from error
+    return partial(teacher, **kwargs) if kwargs else teacher
+
+
+def _by_name(name: str) -> Any:
+    if Path(name).is_file():
+        from mdl_physpre.potentials.checkpoints import load_potential
+
+        return load_potential(name)
+    registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name in registered:
+        return registered[name].load()
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    if not module:
+        hint = f"; {nearest(name, registered)}" if registered else ""
+        raise ConfigError(
+            f"teacher {name!r}: no such checkpoint file and no registered name; expected one of them or an import "
+            f"path such as 'ase.calculators.lj.LennardJones'{hint}"
+        )
+    try:
+        return getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise ConfigError(f"teacher {name!r}: no such file, and it cannot be imported: {error}") from error
+    except AttributeError as error:
+        names = [n for n in vars(import_module(module)) if not n.startswith("_")]
+        raise ConfigError(f"teacher {name!r}: {module} has no {attribute!r}; {nearest(attribute, names)}") from error
+
+
+def available_workers() -> int:
+    """Cores that this process may use, 16 at most."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, 16)
+
+
+def estimated_edges(structures: Sequence[Atoms], cutoff: float) -> list[int]:
+    """Edges expected from the mean density: n (4/3) pi rc^3 n / V, or all pairs where there is no cell to speak of."""
+    sphere = 4 / 3 * np.pi * cutoff**3
+    edges = []
+    for atoms in structures:
+        n = len(atoms)
+        volume = abs(float(np.linalg.det(atoms.cell.array)))
+        neighbours = sphere * n / volume if volume > 0 and atoms.pbc.all() else n - 1
+        edges.append(max(1, int(n * neighbours)))
+    return edges
+
+
+def without_labels(atoms: Atoms) -> Atoms:
+    """A copy without calculator, and without labels in ``info`` and ``arrays``, which readers would prefer to it."""
+    bare = atoms.copy()
+    for store in (bare.info, bare.arrays):
+        for key in [key for key in store if any(word in str(key).lower() for word in LABEL_WORDS)]:
+            del store[key]
+    return bare
+
+
+def failure_text(structures: Sequence[Atoms], failures: Mapping[int, str]) -> str:
+    """Which structures have no label, and why, in one line."""
+    named = [
+        f"{k} ({structures[k].info.get('structure_id', 'no id')}): {reason}"
+        for k, reason in list(failures.items())[:NAMED_FAILURES]
+    ]
+    rest = f"; and {len(failures) - len(named)} more" if len(failures) > len(named) else ""
+    return f"{len(failures)} of {len(structures)} structures could not be labelled: {'; '.join(named)}{rest}"
+
+
+def _device(potential: Potential) -> torch.device:
+    first = next((t for t in [*potential.parameters(), *potential.buffers()]), None)
+    return first.device if first is not None else torch.device("cpu")
+
+
+def _dtype(potential: Potential) -> torch.dtype:
+    tensors = [*potential.parameters(), *potential.buffers()]
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float64)
+
+
+# What a worker process works with. Set by fork, so that neither structures nor potential travel through a pipe.
+_task: Callable[[list[int]], Any] | None = None
+
+
+def _start_worker(task: Callable[[list[int]], Any]) -> None:
+    global _task
+    _task = task
+    torch.set_num_threads(1)  # one process for each core; threads on top of that only wait for each other
+
+
+def _work(chunk: list[int]) -> Any:
+    assert _task is not None
+    return _task(chunk)
+
+
+def _run(task: Callable[[list[int]], Any], chunks: list[list[int]], workers: int) -> Iterable[Any]:
+    """``task`` of every chunk, in order, in worker processes where that is possible."""
+    workers = min(workers, len(chunks))
+    if workers < 2 or "fork" not in get_all_start_methods():
+        return map(task, chunks)
+    return _run_parallel(task, chunks, workers)
+
+
+def _run_parallel(task: Callable[[list[int]], Any], chunks: list[list[int]], workers: int) -> Iterator[Any]:
+    with ProcessPoolExecutor(workers, get_context("fork"), initializer=_start_worker, initargs=(task,)) as pool:
+        # Only so many results wait at a time: a set may be larger than memory has room for graphs.
+        waiting: list[Future] = []
+        try:
+            for chunk in chunks:
+                waiting.append(pool.submit(_work, chunk))
+                if len(waiting) > 4 * workers:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        except BrokenProcessPool as error:
+            raise PhyspreError(
+                "a process that labelled structures ended abruptly (out of memory, or a crash in a calculator's compiled "
+                "code); try again with workers=1"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _batch_graphs(
+    structures: Sequence[Atoms], potential: Potential, chunk: list[int]
+) -> tuple[list[int], GraphDataset | str]:
+    try:
+        part = [structures[k] for k in chunk]
+        return chunk, GraphDataset(part, potential.cutoff, dtype=_dtype(potential), workers=1, labels=False)
+    except Exception as error:
+        return chunk, f"{type(error).__name__}: {error}"
+
+
+def _label_batch(structures: Sequence[Atoms], potential: Potential, chunk: list[int]) -> list[Labels | LabelFailure]:
+    return _evaluate_batch(structures, potential, _batch_graphs(structures, potential, chunk))
+
+
+def _evaluate_batch(
+    structures: Sequence[Atoms], potential: Potential, batch: tuple[list[int], GraphDataset | str]
+) -> list[Labels | LabelFailure]:
+    chunk, graphs = batch
+    reason = graphs
+    if not isinstance(graphs, str):
+        try:
+            graph = graphs.batch().to(_device(potential))
+            found = evaluate(potential, graph)
+            assert found.forces is not None and found.stress is not None
+            energies = found.energies.detach().double().cpu().numpy()
+            forces = found.forces.detach().double().cpu().numpy()
+            stress = found.stress.detach().double().cpu().numpy()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            ends = np.cumsum(graphs.n_atoms)
+            return [
+                _checked(structures[k], energies[b], forces[end - len(structures[k]) : end], stress[b])
+                for b, (k, end) in enumerate(zip(chunk, ends))
+            ]
+    if len(chunk) == 1:
+        return [LabelFailure(str(reason))]
+    # One structure spoils its batch: take them one at a time, to say which it is and to label the others.
+    return [result for k in chunk for result in _label_batch(structures, potential, [k])]
+
+
+def _checked(atoms: Atoms, energy: float, forces: np.ndarray, stress: np.ndarray | None) -> Labels | LabelFailure:
+    if not (atoms.pbc.all() and atoms.cell.rank == 3):
+        stress = None
+    for name, value in (("energy", energy), ("forces", forces), ("stress", stress)):
+        if value is not None and not np.isfinite(value).all():
+            return LabelFailure(f"{name} is not finite")
+    return Labels(float(energy), np.asarray(forces, dtype=float), stress)
+
+
+_calculators: dict[int, tuple[CalculatorFactory, Any]] = {}
+
+
+def _calculator(factory: CalculatorFactory) -> Any:
+    """The calculator of this process, built once; one that writes files gets a folder of its own."""
+    key = os.getpid()
+    known = _calculators.get(key)
+    if known is None or known[0] is not factory:
+        calculator = factory()
+        if not hasattr(calculator, "get_property"):
+            raise ConfigError(
+                f"teacher: {factory!r} returned {type(calculator).__name__}, expected an ASE calculator"
+            )
+        if isinstance(calculator, (FileIOCalculator, GenericFileIOCalculator)):
+            calculator.directory = Path(calculator.directory) / f"worker-{key}"
+        _calculators.clear()
+        _calculators[key] = (factory, calculator)
+    return _calculators[key][1]
+
+
+def _label_by_calculator(
+    structures: Sequence[Atoms], factory: CalculatorFactory, chunk: list[int]
+) -> list[Labels | LabelFailure]:
+    return [_label_one(structures[k], factory) for k in chunk]
+
+
+def _label_one(structure: Atoms, factory: CalculatorFactory) -> Labels | LabelFailure:
+    calculator = _calculator(factory)  # a calculator that cannot be built is an error, not a failed structure
+    atoms = structure.copy()
+    atoms.calc = calculator
+    try:
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)
+        stress = None
+        if "stress" in calculator.implemented_properties and atoms.pbc.all() and atoms.cell.rank == 3:
+            stress = atoms.get_stress(voigt=False, apply_constraint=False)
+        return _checked(structure, float(np.asarray(energy).reshape(())), np.array(forces), stress)
+    except Exception as error:
+        return LabelFailure(f"{type(error).__name__}: {error}")
