@@ -5,6 +5,7 @@ Parameter names and shapes are MatDeepLearn's, so that a state dictionary passes
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.base import Potential, edge_vectors
+from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
+from mdl_physpre.potentials.cgcnn_kernels import (
+    Edges,
+    EnergiesAndSlopes,
+    compress_basis,
+    energies_and_slopes,
+    make_edges,
+)
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.structures.graph import AtomGraph
 
@@ -40,6 +48,10 @@ class GaussianBasis(nn.Module):
 
     def forward(self, distances: Tensor) -> Tensor:
         return torch.exp(self.coefficient * (distances[:, None] - self.offset) ** 2)
+
+    def slopes(self, distances: Tensor, values: Tensor) -> Tensor:
+        """dg/dr (E, n), 1/Å, where the Gaussians have ``values``."""
+        return (distances[:, None] - self.offset).mul_(2.0 * self.coefficient).mul_(values)
 
 
 class GatedConvolution(nn.Module):
@@ -131,6 +143,7 @@ class CGCNN(Potential):
         self.post_lin_list = nn.ModuleList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
         self.lin_out = nn.Linear(post[-1], 1)
         self.reference = EnergyReference() if reference is None else reference
+        self._columns: dict[Any, Tensor] = {}
 
     def hyperparameters(self) -> dict[str, Any]:
         """What ``CGCNN(**…)`` needs to be built again, as plain values; weights and energy reference not included."""
@@ -169,19 +182,120 @@ class CGCNN(Potential):
         return self.lin_out(h)[:, 0]
 
     def edge_weights(self, distances: Tensor, centre: Tensor, n_atoms: int) -> Tensor:
-        """f(r_ij) / n_i for every edge (E,)."""
-        if not self.envelope:
-            counts = torch.bincount(centre, minlength=n_atoms).to(distances.dtype)
-            return 1.0 / counts[centre]
-        f = smoothstep(distances, self.envelope_start * self.cutoff, self.cutoff)
-        norm = torch.ones(n_atoms, dtype=f.dtype, device=f.device).index_add(0, centre, f)
-        return f / norm[centre]
+        """f(r_ij) / n_i for every edge (E,); 0 at and beyond the cutoff."""
+        if self.envelope:
+            f = smoothstep(distances, self.envelope_start * self.cutoff, self.cutoff)
+        else:
+            f = (distances <= self.cutoff).to(distances.dtype)
+        norm = f.new_full((n_atoms,), 1.0 if self.envelope else 0.0).index_add(0, centre, f)
+        return f / norm.index_select(0, centre).clamp_min(torch.finfo(f.dtype).tiny)
+
+    def predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
+        """Energies, forces and stress with derivatives by hand, not differentiable."""
+        check_atomic_numbers(graph.z)
+        with torch.no_grad():
+            vectors, distances, index = self._within_cutoff(graph)
+            edges = self._edges(distances, index, len(graph.z))
+            energies, slopes, _ = energies_and_slopes(
+                edges, self.embed(graph.z), self._packed_parameters(), self.gc_count, forces or stress
+            )
+            return self._assemble(graph, energies, slopes, vectors, distances, index, forces, stress)
+
+    def differentiable_predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
+        """As :meth:`predictions`, and one backward pass gives the gradient in the parameters (not in positions)."""
+        check_atomic_numbers(graph.z)
+        with torch.no_grad():
+            vectors, distances, index = self._within_cutoff(graph)
+            edges = self._edges(distances, index, len(graph.z))
+        h, parameters = self.embed(graph.z), self._packed_parameters()
+        energies, slopes = EnergiesAndSlopes.apply(edges, self.gc_count, h, *parameters)
+        return self._assemble(graph, energies, slopes, vectors, distances, index, forces, stress)
+
+    def _within_cutoff(self, graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors, distances and index of the edges that count: a list with a skin holds others."""
+        vectors, index = edge_vectors(graph), graph.edge_index
+        distances = vectors.norm(dim=1)
+        near = distances <= self.cutoff
+        if not bool(near.all()):
+            vectors, distances, index = vectors[near], distances[near], index[:, near]
+        return vectors, distances, index
+
+    def _edges(self, distances: Tensor, index: Tensor, n_atoms: int) -> Edges:
+        columns = self._basis_columns(distances)
+        gaussians = self.distance_expansion(distances)
+        slopes = self.distance_expansion.slopes(distances, gaussians)
+        weights = self.edge_weights(distances, index[0], n_atoms)
+        weight_slope = torch.zeros_like(weights)
+        if self.envelope:
+            start = self.envelope_start * self.cutoff
+            f = smoothstep(distances, start, self.cutoff)
+            norm = f.new_ones(n_atoms).index_add(0, index[0], f)
+            weight_slope = smoothstep_slope(distances, start, self.cutoff) / norm.index_select(0, index[0])
+        return make_edges(*index, gaussians @ columns, slopes @ columns, weights, weight_slope, n_atoms)
+
+    def _basis_columns(self, like: Tensor) -> Tensor:
+        """Q of :func:`compress_basis` in the precision and on the device of ``like``; made once."""
+        key = (like.dtype, like.device)
+        if key not in self._columns:
+            samples = torch.linspace(0.0, self.cutoff, 40 * self.edge_dim, dtype=torch.float64)
+            exact = copy.deepcopy(self.distance_expansion).to("cpu", torch.float64)
+            tolerance = 1e-8 if like.dtype == torch.float32 else 1e-15
+            self._columns[key] = compress_basis(exact(samples), tolerance).to(like)
+        return self._columns[key]
+
+    def _packed_parameters(self) -> list[Tensor]:
+        """Parameters as the kernels take them: node and edge parts apart, the softplus channel with its sign turned."""
+        packed: list[Tensor] = []
+        columns = self._basis_columns(self.lin_out.weight)
+        for convolution in self.conv_list:
+            f, s = convolution.lin_f, convolution.lin_s
+            dim = len(f.bias)
+            parts = [f.weight[:, :dim], -s.weight[:, :dim], f.weight[:, dim : 2 * dim], -s.weight[:, dim : 2 * dim]]
+            bias = torch.cat([f.bias, -s.bias, torch.zeros_like(f.bias), torch.zeros_like(s.bias)])
+            radial = torch.stack([f.weight[:, 2 * dim :], -s.weight[:, 2 * dim :]])
+            packed += [torch.cat(parts).T, bias, (radial @ columns).transpose(1, 2)]
+        for linear in (*self.post_lin_list, self.lin_out):
+            packed += [linear.weight, linear.bias]
+        return packed
+
+    def _assemble(
+        self,
+        graph: AtomGraph,
+        energies: Tensor,
+        slopes: Tensor | None,
+        vectors: Tensor,
+        distances: Tensor,
+        index: Tensor,
+        forces: bool,
+        stress: bool,
+    ) -> Predictions:
+        """F_i = Σ_j (γ_ij + γ_ji) r_ij / |r_ij| and σ = (1/V) Σ_ij γ_ij r_ij r_ijᵀ / |r_ij| with γ = dE/d|r_ij|."""
+        found = Predictions(sum_by_structure(self.reference(graph.z) + self.energy_scale * energies, graph))
+        if slopes is None or not (forces or stress):
+            return found
+        pull = (self.energy_scale * slopes / distances)[:, None] * vectors
+        if forces:
+            found.forces = torch.zeros_like(graph.pos).index_add(0, index[0], pull).index_add(0, index[1], -pull)
+        if stress:
+            by_atom = pull.new_zeros(len(graph.z), 3, 3).index_add(0, index[0], pull[:, :, None] * vectors[:, None, :])
+            virial = torch.zeros_like(graph.cell).index_add(0, graph.batch, by_atom)
+            volume = volumes(graph)[:, None, None]
+            # divided where there is a volume: backpropagation through a division by NaN would spoil the gradient
+            known = torch.isfinite(volume)
+            found.stress = torch.where(known, virial / torch.where(known, volume, 1.0), torch.nan)
+        return found
 
 
 def smoothstep(distances: Tensor, start: float, stop: float) -> Tensor:
     """1 below ``start``, 0 above ``stop`` and 6s⁵ - 15s⁴ + 10s³ with s = (stop - r)/(stop - start) between them."""
     s = ((stop - distances) / (stop - start)).clamp(0.0, 1.0)
     return s**3 * (s * (6.0 * s - 15.0) + 10.0)
+
+
+def smoothstep_slope(distances: Tensor, start: float, stop: float) -> Tensor:
+    """Derivative of :func:`smoothstep` in the distance, 1/Å."""
+    s = ((stop - distances) / (stop - start)).clamp(0.0, 1.0)
+    return -30.0 / (stop - start) * (s * (1.0 - s)) ** 2
 
 
 def element_numbers(elements: Iterable[int | str] | None) -> tuple[int, ...] | None:

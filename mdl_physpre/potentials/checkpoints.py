@@ -53,7 +53,7 @@ def build_backbone(name: str, **hyperparameters: Any) -> Potential:
     """A new potential by the name of its backbone.
 
     ``name`` is a built-in name (``CGCNN``, ``eam_interaction``), a name registered by an installed package in the
-    entry-point group ``mdl_physpre.backbones``, or an import path, ``package.module:Class`` or ``package.module.Class``.
+    entry-point group ``mdl_physpre.backbones``, or an import path (``package.module:Class``).
 
     Raises ConfigError for an unknown name or hyperparameter, naming the nearest known one.
     """
@@ -83,7 +83,7 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
     """Write a potential to ``path``, by way of a temporary file: the file is either whole or not there.
 
     ``training`` is a record of plain values (numbers, text, lists, dictionaries, tensors) that is kept beside it.
-    Returns the path. Raises CheckpointError where the potential or the record cannot be stored, or the file not written.
+    Returns the path. Raises CheckpointError where potential or record cannot be stored, or the file not be written.
     """
     path = Path(path)
     reference = getattr(potential, "reference", None)
@@ -168,7 +168,8 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        lines = (line.strip() for line in str(error).splitlines())
+        reason = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), "")
         raise CheckpointError(
             f"{path}: refused, because it holds more than tensors and plain values, and loading it could execute code"
             + (f" ({reason})" if reason else "")
@@ -261,4 +262,4 @@ def _plain(value: Any, where: str) -> Any:
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    raise CheckpointError(f"{where}: a {type(value).__name__} cannot be stored; give numbers, text, lists or dictionaries")
+    raise CheckpointError(f"{where}: a {type(value).__name__} cannot be stored; use numbers, text, lists, dictionaries")

@@ -53,17 +53,19 @@ def test_a_saved_potential_comes_back_the_same(tmp_path, dtype):
         assert torch.equal(one, other)
     assert not loaded.training
     assert loaded.hyperparameters() == potential.hyperparameters()
-    assert loaded.elements == (8, 14) and loaded.cutoff == 4.0
+    assert loaded.elements == (8, 14)
+    assert loaded.cutoff == 4.0
     assert loaded.reference.as_dict() == {8: -3.5, 14: -5.25}
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert all(p.requires_grad for p in loaded.parameters())
 
 
 def test_the_training_record_keeps_plain_values(tmp_path):
-    record = {"epoch": np.int64(3), "loss": np.float32(0.5), "history": [{"lr": 1e-3}], "sizes": (1, 2), "out": tmp_path}
+    record = {"epoch": np.int64(3), "loss": np.float32(0.5), "history": [{"lr": 1e-3}], "sizes": (1, 2), "at": tmp_path}
     path = save_potential(tmp_path / "model.pt", small_cgcnn(), training=record)
     stored = read_checkpoint(path)
-    assert stored["training"] == {"epoch": 3, "loss": 0.5, "history": [{"lr": 1e-3}], "sizes": [1, 2], "out": str(tmp_path)}
+    expected = {"epoch": 3, "loss": 0.5, "history": [{"lr": 1e-3}], "sizes": [1, 2], "at": str(tmp_path)}
+    assert stored["training"] == expected
     assert stored["energy_reference"] == {8: -3.5, 14: -5.25}
     assert stored["backbone"] == "CGCNN"
 

@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.potentials.base import edge_vectors, evaluate, sum_by_structure
+from mdl_physpre.potentials.cgcnn import CGCNN, smoothstep
+from mdl_physpre.potentials.reference import EnergyReference
+from mdl_physpre.structures.graph import build_graph
+
+CUTOFF = 4.0
+DATA = os.environ.get("PHYSPRE_DATA")
+
+
+def small(envelope: bool = True, seed: int = 0, **other) -> CGCNN:
+    """A small network in float64, with weights large enough for forces that round-off does not drown."""
+    torch.manual_seed(seed)
+    settings = dict(cutoff=CUTOFF, dim1=12, dim2=9, gc_count=3, post_fc_count=2, edge_dim=11)
+    reference = EnergyReference({8: -3.0, 14: -5.0})
+    potential = CGCNN(envelope=envelope, reference=reference, **{**settings, **other}).double()
+    with torch.no_grad():
+        for parameter in potential.parameters():
+            parameter.mul_(3.0)
+    return potential
+
+
+def crystal(seed: int = 0) -> Atoms:
+    """A triclinic Si-O cell, narrower than the cutoff, unwrapped, out of equilibrium."""
+    rng = np.random.default_rng(seed)
+    cell = np.diag([3.1, 3.6, 4.4]) + 0.7 * rng.uniform(-1, 1, (3, 3))
+    fractions = (np.array([[0, 0, 0], [0.5, 0.4, 0.1], [0.3, 0.7, 0.6], [1.6, -0.9, 0.35]]) + 0.05 * rng.random((4, 3)))
+    return Atoms("SiOSiO", positions=fractions @ cell, cell=cell, pbc=True)
+
+
+def left_handed() -> Atoms:
+    atoms = crystal(3)
+    return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell[[1, 0, 2]], pbc=True)
+
+
+def slab() -> Atoms:
+    atoms = crystal(4)
+    atoms.pbc = [True, True, False]
+    return atoms
+
+
+STRUCTURES = {"crystal": crystal, "left-handed": left_handed, "slab": slab}
+ALL = ["by hand", "training", "autograd"]
+
+
+class WithoutShortcuts(torch.nn.Module):
+    """The same potential with nothing but its atomic energies, so that evaluate differentiates them by autograd."""
+
+    def __init__(self, potential: CGCNN) -> None:
+        super().__init__()
+        self.cutoff, self.elements = potential.cutoff, potential.elements
+        self.atomic_energies = potential.atomic_energies
+
+
+def predict(potential: CGCNN, atoms, route: str, forces: bool = True, stress: bool = True):
+    graph = build_graph(atoms, cutoff=potential.cutoff, dtype=potential.lin_out.weight.dtype)
+    wrapped = WithoutShortcuts(potential) if "autograd" in route else potential
+    return evaluate(wrapped, graph, forces=forces, stress=stress, create_graph="training" in route)
+
+
+def energy(potential: CGCNN, atoms) -> float:
+    return predict(potential, atoms, "by hand", False, False).energies.item()
+
+
+@pytest.mark.parametrize("route", ALL)
+@pytest.mark.parametrize("envelope", [True, False])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_forces_and_stress_are_derivatives_of_the_energy(structure, envelope, route):
+    potential, atoms, step = small(envelope), STRUCTURES[structure](), 1e-4
+    found = predict(potential, atoms, route)
+    # the neighbour list is kept, because without an envelope the energy jumps where an edge enters
+    graph = build_graph(atoms, cutoff=CUTOFF)
+
+    def at(positions, cell):
+        moved = replace(graph, pos=torch.tensor(positions), cell=torch.tensor(cell)[None])
+        return evaluate(potential, moved, forces=False, stress=False).energies.item()
+
+    def derivative(move):
+        a, b, c, d = (at(*move(k * step)) for k in (-2, -1, 1, 2))
+        return (a - 8 * b + 8 * c - d) / (12 * step)
+
+    positions, cell = atoms.positions, np.array(atoms.cell)
+    forces = np.zeros_like(positions)
+    for i in range(len(atoms)):
+        for k in range(3):
+            shift = np.zeros_like(positions)
+            shift[i, k] = 1.0
+            forces[i, k] = -derivative(lambda h, shift=shift: (positions + h * shift, cell))
+    stress = np.zeros((3, 3))
+    for a in range(3):
+        for b in range(3):
+            strain = np.zeros((3, 3))
+            strain[a, b] += 0.5
+            strain[b, a] += 0.5
+            stress[a, b] = derivative(lambda h, e=strain: (positions @ (np.eye(3) + h * e), cell @ (np.eye(3) + h * e)))
+    stress /= atoms.get_volume()
+    assert np.abs(forces).max() > 0.05  # the test sees something
+    assert np.abs(stress).max() > 1e-3
+    np.testing.assert_allclose(found.forces.detach().numpy(), forces, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found.stress[0].detach().numpy(), stress, rtol=1e-6, atol=1e-9)
+
+
+def replace(graph, **fields):
+    return type(graph).from_tensors(graph, **fields)
+
+
+BATCHES = {
+    "mixed": lambda: [crystal(0), Atoms("Si", cell=[9, 9, 9], pbc=True), molecule("H2O"), slab(), left_handed()],
+    "one": lambda: [crystal(1)],
+    "no edges": lambda: [Atoms("O", cell=[9, 9, 9], pbc=True), Atoms("Si")],
+    "own images only": lambda: [bulk("Si", "sc", a=2.6)],
+}
+
+
+@pytest.mark.parametrize("envelope", [True, False])
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("other", [{}, dict(pre_fc_count=0), dict(pre_fc_count=2, post_fc_count=0, gc_count=1)])
+def test_all_routes_agree_in_predictions_and_parameter_gradients(batch, envelope, other):
+    """Derivatives by hand against autograd's double backward, for a loss on energies, forces and stress at once."""
+    potential, structures = small(envelope, **other), BATCHES[batch]()
+    reference = predict(potential, structures, "autograd")
+    for route in ("by hand", "training"):
+        found = predict(potential, structures, route)
+        torch.testing.assert_close(found.energies, reference.energies, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.forces, reference.forces, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.stress, reference.stress, rtol=1e-9, atol=1e-12, equal_nan=True)
+    def loss(found):
+        target = torch.linspace(-1, 1, found.forces.shape[1]).double()
+        value = found.energies.square().sum() + (found.forces - target).pow(2).sum()
+        if found.stress is None:
+            return value
+        return value + (found.stress - 0.3)[torch.isfinite(found.stress)].pow(2).sum()
+
+    def gradients(total):
+        potential.zero_grad()
+        total.backward()
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in potential.parameters()]
+
+    one_by_one = [predict(potential, a, "autograd training", True, a.cell.rank == 3) for a in structures]
+    expected = gradients(sum(loss(found) for found in one_by_one))
+    found = gradients(loss(predict(potential, structures, "training")))
+    for (name, _), one, other in zip(potential.named_parameters(), found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
+def test_only_what_is_asked_for(wanted):
+    potential, structures = small(), [crystal(0), crystal(1)]
+    everything = predict(potential, structures, "by hand")
+    for route in ALL:
+        found = predict(potential, structures, route, *wanted)
+        torch.testing.assert_close(found.energies, everything.energies)
+        assert (found.forces is not None, found.stress is not None) == wanted
+        if route == "training":
+            potential.zero_grad()
+            sum(v.square().sum() for v in (found.energies, found.forces, found.stress) if v is not None).backward()
+            assert potential.conv_list[0].lin_f.weight.grad.abs().max() > 0
+
+
+def test_frozen_parameters_get_no_gradient():
+    potential = small()
+    for parameter in potential.conv_list[0].parameters():
+        parameter.requires_grad_(False)
+    predict(potential, crystal(), "training").forces.square().sum().backward()
+    assert potential.conv_list[0].lin_f.weight.grad is None
+    assert potential.conv_list[1].lin_f.weight.grad.abs().max() > 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_invariances(seed):
+    """Rotation and mirror, translation, order of atoms, another image of an atom, another choice of cell."""
+    potential, atoms, rng = small(), crystal(seed), np.random.default_rng(seed)
+    before = predict(potential, atoms, "by hand")
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    turned = Atoms(atoms.numbers, positions=atoms.positions @ rotation, cell=atoms.cell[:] @ rotation, pbc=True)
+    after = predict(potential, turned, "by hand")
+    turn = torch.tensor(rotation)
+    torch.testing.assert_close(after.energies, before.energies, rtol=0, atol=1e-10)
+    torch.testing.assert_close(after.forces, before.forces @ turn, rtol=0, atol=1e-9)
+    torch.testing.assert_close(after.stress[0], turn.T @ before.stress[0] @ turn, rtol=0, atol=1e-9)
+    order = rng.permutation(len(atoms))
+    changed = atoms[order]
+    changed.positions += rng.normal(size=3) + rng.integers(-2, 3, (len(atoms), 3)) @ atoms.cell[:]
+    changed.set_cell(np.array([[1, 0, 0], [1, 1, 0], [0, -1, 1]]) @ atoms.cell[:])
+    after = predict(potential, changed, "by hand")
+    torch.testing.assert_close(after.energies, before.energies, rtol=0, atol=1e-10)
+    torch.testing.assert_close(after.forces, before.forces[order], rtol=0, atol=1e-9)
+    torch.testing.assert_close(after.stress, before.stress, rtol=0, atol=1e-9)
+    assert before.forces.sum(0).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("envelope", [True, False])
+def test_extensive(envelope):
+    potential, atoms = small(envelope), crystal(2)
+    one, many = predict(potential, atoms, "by hand"), predict(potential, atoms * (2, 1, 3), "by hand")
+    assert many.energies.item() == pytest.approx(6 * one.energies.item(), rel=1e-12)
+    torch.testing.assert_close(many.forces, one.forces.repeat(6, 1), rtol=0, atol=1e-10)
+    torch.testing.assert_close(many.stress, one.stress, rtol=0, atol=1e-10)
+
+
+def test_a_batch_equals_its_structures_one_by_one():
+    potential, structures = small(), [crystal(0), slab(), crystal(5) * (2, 1, 1), Atoms("O", cell=[9, 9, 9], pbc=True)]
+    together = predict(potential, structures, "by hand")
+    alone = [predict(potential, a, "by hand") for a in structures]
+    torch.testing.assert_close(together.energies, torch.cat([p.energies for p in alone]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(together.forces, torch.cat([p.forces for p in alone]), rtol=0, atol=1e-11)
+    torch.testing.assert_close(together.stress, torch.cat([p.stress for p in alone]), rtol=0, atol=1e-11)
+
+
+def test_an_isolated_atom_has_no_force_and_the_energy_of_the_network_without_neighbours():
+    potential = small()
+    found = predict(potential, [Atoms("Si"), Atoms("O", cell=[9, 9, 9], pbc=True)], "by hand")
+    z = torch.tensor([14, 8])
+    expected = potential.reference(z) + potential.read_out(potential.embed(z))
+    torch.testing.assert_close(found.energies, expected.detach())
+    assert found.forces.abs().max() == 0
+    assert found.stress[0].isnan().all() and found.stress[1].abs().max() == 0
+
+
+def dimer(distance: float) -> Atoms:
+    """Two atoms at ``distance`` beside a third that is always a neighbour of the first."""
+    return Atoms("SiOO", positions=[[0, 0, 0], [distance, 0, 0], [0, 1.5, 0]])
+
+
+def test_smooth_where_an_edge_enters():
+    """Energy and force are continuous at the cutoff, and the energy's first two differences vanish towards it."""
+    potential = small(envelope=True)
+    inside, outside = (predict(potential, dimer(CUTOFF + shift), "by hand") for shift in (-1e-4, 1e-4))
+    assert abs(inside.energies.item() - outside.energies.item()) < 1e-9
+    assert (inside.forces - outside.forces).abs().max() < 1e-6
+    far = energy(potential, dimer(CUTOFF + 1.0))
+    assert abs(energy(potential, dimer(CUTOFF - 0.4)) - far) > 1e-4  # the edge matters further in
+    step = 0.01
+    gaps = [energy(potential, dimer(CUTOFF - k * step)) - far for k in (1, 2)]
+    assert abs(gaps[1] / gaps[0]) == pytest.approx(8, rel=0.1)  # vanishes with the third power: C2
+
+
+def test_without_the_envelope_the_energy_jumps_as_the_host_s_does():
+    potential = small(envelope=False)
+    jump = energy(potential, dimer(CUTOFF - 1e-6)) - energy(potential, dimer(CUTOFF + 1e-6))
+    assert abs(jump) > 1e-4
+
+
+def test_the_envelope_is_the_quintic_smoothstep():
+    r = torch.tensor([0.0, 1.9, 2.0, 3.0, 4.0, 4.1], dtype=torch.float64)
+    torch.testing.assert_close(smoothstep(r, 2.0, 4.0), torch.tensor([1, 1, 1, 0.5, 0, 0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_pyg_cgconv_gives_the_same_energy_and_forces(wide):
+    """The host's network, put together from PyG's own convolution, with the same state dictionary."""
+    from torch_geometric.nn import CGConv, global_add_pool
+
+    sizes = dict(dim1=100, dim2=150, gc_count=4, post_fc_count=3, edge_dim=50) if wide else {}
+    potential = small(envelope=False, **sizes)
+    convolutions = torch.nn.ModuleList(
+        CGConv(potential.dim1, potential.edge_dim, aggr="mean", batch_norm=False) for _ in potential.conv_list
+    ).double()
+    convolutions.load_state_dict(potential.conv_list.state_dict())
+    graph = build_graph([crystal(0), slab()], cutoff=CUTOFF)
+    graph.pos.requires_grad_(True)
+    distances = edge_vectors(graph).norm(dim=1)
+    centres = torch.linspace(0, CUTOFF, potential.edge_dim).double()
+    gaussians = torch.exp(-0.5 * ((distances[:, None] - centres) / (0.2 * CUTOFF)) ** 2)
+    h = functional.one_hot(graph.z - 1, 100).double()
+    for linear in potential.pre_lin_list:
+        h = functional.silu(linear(h))
+    for convolution in convolutions:
+        h = convolution(h, graph.edge_index.flip(0), gaussians)  # PyG sums at the second row
+    for linear in potential.post_lin_list:
+        h = functional.silu(linear(h))
+    network = global_add_pool(potential.lin_out(h), graph.batch)[:, 0]
+    forces = -torch.autograd.grad(network.sum(), graph.pos)[0]
+    graph.pos.requires_grad_(False)
+    found = evaluate(potential, graph)
+    expected = network + sum_by_structure(potential.reference(graph.z), graph)
+    torch.testing.assert_close(found.energies, expected.detach(), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found.forces, forces, rtol=1e-7, atol=1e-9)
+
+
+def test_parameter_names_and_shapes_are_the_host_s():
+    shapes = {name: tuple(p.shape) for name, p in CGCNN().named_parameters()}
+    expected = {"pre_lin_list.0.weight": (100, 100), "pre_lin_list.0.bias": (100,)}
+    for k in range(4):
+        for part in ("lin_f", "lin_s"):
+            expected[f"conv_list.{k}.{part}.weight"] = (100, 250)
+            expected[f"conv_list.{k}.{part}.bias"] = (100,)
+    for k, width in enumerate((100, 150, 150)):
+        expected[f"post_lin_list.{k}.weight"] = (150, width)
+        expected[f"post_lin_list.{k}.bias"] = (150,)
+    expected |= {"lin_out.weight": (1, 150), "lin_out.bias": (1,)}
+    assert shapes == expected
+    assert sum(np.prod(s) for s in shapes.values()) == 271_501
+    assert CGCNN().state_dict()["distance_expansion.offset"].shape == (50,)
+
+
+@pytest.mark.parametrize("envelope", [True, False])
+def test_float32_against_float64(envelope):
+    torch.manual_seed(1)
+    single = CGCNN(cutoff=6.0, envelope=envelope, reference=EnergyReference({8: -430.0, 14: -160.0}))
+    structures = [crystal(1) * (2, 2, 1), bulk("Si", cubic=True)]
+    structures[1].rattle(0.2, seed=1)
+    low, low_training = predict(single, structures, "by hand"), predict(single, structures, "training")
+    high = predict(single.double(), structures, "autograd")
+    for found in (low, low_training):
+        assert (found.energies - high.energies).abs().max() < 2e-5
+        assert (found.forces - high.forces).abs().max() < 1e-5 * max(1, high.forces.abs().max())
+        assert (found.stress - high.stress).abs().max() < 1e-6 * max(1, high.stress.abs().max())
+
+
+def test_energies_and_scale_add_to_the_reference():
+    potential = small()
+    network = energy(potential, crystal()) - 2 * (-3.0 - 5.0)
+    potential.energy_scale = 3.0
+    assert energy(potential, crystal()) == pytest.approx(3 * network - 16.0, rel=1e-12)
+
+
+def test_one_optimiser_step_lowers_the_loss():
+    potential, structures = small().float(), [crystal(k) for k in range(4)]
+    optimiser = torch.optim.AdamW(potential.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(15):
+        found = predict(potential, structures, "training")
+        loss = found.forces.square().mean() + 10 * found.stress.square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("batch_norm", True), ("dropout_rate", 0.1), ("act", "relu"), ("pool", "global_mean_pool"),
+     ("pool_order", "early"), ("cutoff", 0.0), ("cutoff", float("nan")), ("gc_count", 0), ("edge_dim", 1), ("envelope_start", 1.0),
+     ("pre_fc_count", -1), ("energy_scale", 0.0), ("elements", ["Xx"]), ("elements", [101]), ("elements", [])],
+)  # fmt: skip
+def test_unsupported_values_are_refused(key, value):
+    with pytest.raises(ConfigError, match=key):
+        CGCNN(**{key: value})
+
+
+def test_the_host_s_own_values_are_accepted():
+    CGCNN(batch_norm=False, batch_track_stats=True, act="silu", dropout_rate=0, pool_order="late")
+
+
+def test_elements_by_symbol_and_number():
+    assert CGCNN(elements=["Si", 8]).elements == (8, 14)
+    potential = CGCNN(elements=["O"], cutoff=3.0)
+    with pytest.raises(DataError, match="Si"):
+        evaluate(potential, build_graph(bulk("Si"), cutoff=3.0, dtype=torch.float32))
+    with pytest.raises(DataError, match=r"101 \(Md\)"):
+        evaluate(CGCNN(cutoff=3.0), build_graph(Atoms("Md"), cutoff=3.0, dtype=torch.float32))
+
+
+@pytest.mark.skipif(DATA is None, reason="PHYSPRE_DATA does not name the folder with the real data")
+def test_real_structures_by_hand_and_by_autograd():
+    from ase.io import read
+
+    potential = small(cutoff=5.0)
+    with gzip.open(Path(DATA) / "phosphorus" / "p_gap_20.extxyz.gz", "rt") as file:
+        structures = [a for a in read(file, index="0:400:40", format="extxyz") if len(a) < 60]
+    with gzip.open(Path(DATA) / "li-mn-o-p" / "li_mn_o.extxyz.gz", "rt") as file:
+        structures += [a for a in read(file, index="0:100:25", format="extxyz") if len(a) < 40]
+    found, expected = predict(potential, structures, "by hand"), predict(potential, structures, "autograd")
+    torch.testing.assert_close(found.energies, expected.energies, rtol=1e-11, atol=1e-9)
+    torch.testing.assert_close(found.forces, expected.forces, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found.stress, expected.stress, rtol=1e-8, atol=1e-11, equal_nan=True)
