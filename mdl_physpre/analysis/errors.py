@@ -1,0 +1,210 @@
+"""Errors of a potential against labels, in the paper's units and per atom.
+
+energy_mae   mean over structures of |E − E_ref|, total energies, eV (the paper's figure)
+forces_mae   mean over all force components, eV/Å
+stress_mae   mean over all nine stress components, eV/Å³
+total        0.01·energy_mae + 50·forces_mae + 50·stress_mae (Table 2), over the labels that exist
+
+Beside them energy_mae_mev_per_atom (mean over structures of |E − E_ref|/n_atoms, meV/atom), root mean squares of each,
+and stress_mae_gpa. A label that no structure carries has ``None``, shown as "–" and never as 0.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.units import GPa
+
+from mdl_physpre.errors import DataError
+from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
+from mdl_physpre.structures.labels import LABELS
+
+WEIGHTS = (0.01, 50.0, 50.0)  # energy, forces, stress: Table 2 of the paper
+MISSING = "–"
+
+
+def prediction_errors(
+    potential: Potential,
+    data: GraphDataset | Sequence[Atoms],
+    *,
+    weights: Sequence[float] = WEIGHTS,
+    by: str | None = None,
+    max_edges: int = 100_000,
+    device: str | torch.device | None = None,
+) -> dict[str, Any]:
+    """Errors of ``potential`` on labelled structures.
+
+    Parameters
+    ----------
+    potential : evaluated in its own precision, in evaluation mode.
+    data : a :class:`GraphDataset`, or structures.
+    weights : of energy, forces and stress in ``total``.
+    by : an ``info`` key; the errors of each of its values are added under ``groups``.
+    max_edges : of a batch; a limit on memory.
+    device : where to compute; where the potential is, if ``None``.
+
+    Returns
+    -------
+    dict : plain numbers or ``None``: ``n_structures``, ``n_atoms``, ``counts`` (structures with each label),
+        ``energy_mae``, ``energy_rmse`` (eV), ``energy_mae_mev_per_atom``, ``energy_rmse_mev_per_atom``,
+        ``forces_mae``, ``forces_rmse`` (eV/Å), ``stress_mae``, ``stress_rmse`` (eV/Å³), ``stress_mae_gpa``, ``total``,
+        ``total_of`` (the labels in it), ``weights``, and ``groups`` where ``by`` is given.
+
+    Raises
+    ------
+    DataError : no structures, no label at all, or an element that the potential does not know.
+    """
+    dataset = _dataset(potential, data)
+    if len(dataset) == 0:
+        raise DataError("there are no structures to compare predictions with")
+    counts = {label: dataset.label_count(label) for label in LABELS}
+    if not any(counts.values()):
+        raise DataError(f"none of the {len(dataset)} structures carries an energy, forces or stress to compare with")
+    table = _sums_by_structure(potential, dataset, counts, max_edges, device)
+    result = _summary(table, np.arange(len(dataset)), weights)
+    if by is not None:
+        values = [str(atoms.info.get(by, MISSING)) for atoms in dataset.structures]
+        result["groups"] = {
+            value: _summary(table, np.array([k for k, v in enumerate(values) if v == value]), weights)
+            for value in sorted(set(values))
+        }
+    return result
+
+
+def _dataset(potential: Potential, data: GraphDataset | Sequence[Atoms]) -> GraphDataset:
+    if isinstance(data, GraphDataset):
+        return data
+    structures = [data] if isinstance(data, Atoms) else list(data)
+    parameter = next(potential.parameters(), None)
+    return GraphDataset(structures, potential.cutoff, dtype=torch.float64 if parameter is None else parameter.dtype)
+
+
+def _sums_by_structure(
+    potential: Potential, dataset: GraphDataset, counts: Mapping[str, int], max_edges: int,
+    device: str | torch.device | None,
+) -> dict[str, np.ndarray]:
+    """Summed absolute and squared errors of each structure, and how many numbers they are of, for each label."""
+    tensor = next(potential.parameters(), None)
+    home = torch.device("cpu") if tensor is None else tensor.device
+    place = home if device is None else torch.device(device)
+    n = len(dataset)
+    table = {f"{label}_{kind}": np.zeros(n) for label in LABELS for kind in ("absolute", "squared", "count")}
+    table["n_atoms"] = np.asarray(dataset.n_atoms)
+    training = potential.training
+    potential.eval()
+    if place != home:
+        potential.to(place)
+    try:
+        for batch in batch_by_edges(dataset.n_edges, max_edges):
+            graph = dataset.batch(batch)
+            if place.type != "cpu":
+                graph = AtomGraph.from_tensors(**{k: v.to(place) for k, v in graph._store.items()})
+            with torch.no_grad():
+                predicted = evaluate(
+                    potential, graph, forces=counts["forces"] > 0, stress=counts["stress"] > 0, create_graph=False
+                )
+            owners = {"energy": np.array(batch), "forces": np.array(batch)[graph.batch.cpu().numpy()],
+                      "stress": np.array(batch)}
+            for label, values in zip(LABELS, (predicted.energies, predicted.forces, predicted.stress)):
+                if values is not None:
+                    _add(table, label, owners[label], values, graph[label])
+    finally:
+        potential.train(training)
+        if place != home:
+            potential.to(home)
+    return table
+
+
+def _add(
+    table: dict[str, np.ndarray], label: str, owners: np.ndarray, predicted: torch.Tensor, reference: torch.Tensor
+) -> None:
+    true = reference.detach().cpu().double().numpy().reshape(len(owners), -1)
+    error = predicted.detach().cpu().double().numpy().reshape(len(owners), -1) - true
+    present = ~np.isnan(true)
+    error[~present] = 0.0
+    for kind, value in (("absolute", np.abs(error)), ("squared", error**2), ("count", present.astype(float))):
+        np.add.at(table[f"{label}_{kind}"], owners, value.sum(1))
+
+
+def _summary(table: Mapping[str, np.ndarray], rows: np.ndarray, weights: Sequence[float]) -> dict[str, Any]:
+    n_atoms = table["n_atoms"][rows]
+    result: dict[str, Any] = {"n_structures": len(rows), "n_atoms": int(n_atoms.sum())}
+    result["counts"] = {label: int((table[f"{label}_count"][rows] > 0).sum()) for label in LABELS}
+    for label in LABELS:
+        absolute, squared, count = (table[f"{label}_{kind}"][rows] for kind in ("absolute", "squared", "count"))
+        total = count.sum()
+        result[f"{label}_mae"] = float(absolute.sum() / total) if total else None
+        result[f"{label}_rmse"] = math.sqrt(squared.sum() / total) if total else None
+        if label == "energy":
+            per_atom = 1000.0 / n_atoms
+            result["energy_mae_mev_per_atom"] = float((absolute * per_atom).sum() / total) if total else None
+            result["energy_rmse_mev_per_atom"] = (
+                math.sqrt((squared * per_atom**2).sum() / total) if total else None
+            )
+    stress = result["stress_mae"]
+    result["stress_mae_gpa"] = None if stress is None else stress / GPa
+    known = [k for k, label in enumerate(LABELS) if result[f"{label}_mae"] is not None]
+    result["total"] = sum(weights[k] * result[f"{LABELS[k]}_mae"] for k in known) if known else None
+    result["total_of"] = [LABELS[k] for k in known]
+    result["weights"] = {label: float(weights[k]) for k, label in enumerate(LABELS)}
+    return result
+
+
+_COLUMNS = (
+    ("structures", "n_structures", "{:d}"),
+    ("E, eV", "energy_mae", "{:.4g}"),
+    ("F, eV/Å", "forces_mae", "{:.4g}"),
+    ("S, eV/Å³", "stress_mae", "{:.3g}"),
+    ("total", "total", "{:.4g}"),
+    ("E, meV/atom", "energy_mae_mev_per_atom", "{:.4g}"),
+    ("E rms, meV/atom", "energy_rmse_mev_per_atom", "{:.4g}"),
+    ("F rms, eV/Å", "forces_rmse", "{:.4g}"),
+    ("S, GPa", "stress_mae_gpa", "{:.3g}"),
+)
+
+
+def format_errors(errors: Mapping[str, Mapping[str, Any]], groups: bool = True) -> str:
+    """A text table of mean absolute errors ("rms" where root mean square), one row for each name.
+
+    A figure without labels shows "–". Where a total lacks a label, a line under the table says what it is made of.
+
+    Parameters
+    ----------
+    errors : results of :func:`prediction_errors` by name.
+    groups : add a row for each group, where there are any.
+    """
+    named: list[tuple[str, Mapping[str, Any]]] = []
+    for name, result in errors.items():
+        named.append((name, result))
+        if groups:
+            named += [(f"  {value}", group) for value, group in result.get("groups", {}).items()]
+    rows = [["", *(title for title, _, _ in _COLUMNS)]]
+    for name, result in named:
+        rows.append([name, *(_shown(result.get(key), form) for _, key, form in _COLUMNS)])
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = [
+        "  ".join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    ]
+    first = next(iter(errors.values()), None)
+    if first is not None:
+        terms = {label: f"{weight:g}·{label[0].upper()}" for label, weight in first["weights"].items()}
+        lines.append("total = " + " + ".join(terms.values()))
+        for name, result in errors.items():
+            missing = [label for label in LABELS if label not in result["total_of"]]
+            if missing:
+                lines.append(f"{name}: no label for {' and '.join(missing)}; the total is without")
+    return "\n".join(lines)
+
+
+def _shown(value: Any, form: str) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "inf"
+    return form.format(value)

@@ -1,0 +1,129 @@
+"""The loss: energy, force and stress errors, weighted, with missing labels left out.
+
+L = w_E · mean_b e(E_b) + w_F · mean_{i,x} e(F_ix) + w_S · mean_{b,xy} e(σ_b,xy)
+
+where each mean runs over the labels that exist in the batch (a missing label is NaN), b over structures, i over atoms.
+With ``loss = "mae"``, e is the absolute error of total energy (eV), force component (eV/Å) and stress component
+(eV/Å³): with w = 0.01, 50, 50 this is the paper's loss.
+
+``huber``: e = |d| − δ/2 beyond δ and d²/(2δ) below. It has the slope of the absolute error, so the weights keep their
+meaning, and a gradient that vanishes as the error does.
+
+``conditional_huber``: the same, but the force error of an atom whose labelled force is longer than 100, 200 or 300 eV/Å
+uses 0.7, 0.4 or 0.1 of δ and of the slope (Batatia et al., arXiv:2401.00096, eq. for the force term).
+
+Tails: with ``force_tail`` = F0, the error of an atom's force is divided by 1 + |F_i|/F0, and with ``stress_tail`` = σ0
+that of a structure's stress by 1 + ‖σ_b‖/σ0 (Frobenius norm). Labels much below F0 count as without it; far above, what
+counts is the relative error times F0. Perturbed structures hold atoms pushed into each other, whose forces are a
+hundred times those near equilibrium.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.base import Predictions
+from mdl_physpre.structures.graph import AtomGraph, GraphDataset
+from mdl_physpre.training.settings import TrainingSettings
+
+WEIGHTS = {"energy": "weight_energy", "forces": "weight_force", "stress": "weight_stress"}
+_STEPS = ((100.0, 0.7), (200.0, 0.4), (300.0, 0.1))  # force in eV/Å from which the slope is this fraction
+
+
+@dataclass
+class LabelError:
+    """Error of one label over a batch, as sums: ``loss`` (differentiable), ``absolute`` and the ``count`` of numbers."""
+
+    loss: Tensor
+    absolute: Tensor
+    count: Tensor
+
+
+def wanted_labels(settings: TrainingSettings) -> tuple[str, ...]:
+    """The labels whose weight is not zero."""
+    return tuple(label for label, key in WEIGHTS.items() if getattr(settings, key) > 0)
+
+
+def check_labels(dataset: GraphDataset, split: str, settings: TrainingSettings) -> None:
+    """Raise ConfigError where a label has a weight in the loss and no structure of the split carries it."""
+    for label in wanted_labels(settings):
+        if dataset.label_count(label) == 0:
+            key = WEIGHTS[label]
+            raise ConfigError(
+                f"{key} is {getattr(settings, key)}, but none of the {len(dataset)} structures of the {split} set "
+                f"carries a label '{label}'; set {key} to 0, or check the names of the labels in the file"
+            )
+
+
+def label_errors(predictions: Predictions, graph: AtomGraph, settings: TrainingSettings) -> dict[str, LabelError]:
+    """Summed errors of each label with a weight, (scalars), over the labels that exist."""
+    result = {}
+    for label in wanted_labels(settings):
+        if label == "energy":
+            size = graph.n_atoms.to(graph.energy.dtype) if settings.energy_per_atom else None
+            result[label] = _sums(predictions.energies, graph.energy, settings, settings.huber_energy, divide=size)
+        elif label == "forces":
+            assert predictions.forces is not None
+            result[label] = _sums(
+                predictions.forces, graph.forces, settings, settings.huber_force,
+                slope=_slopes(graph.forces) if settings.loss == "conditional_huber" else None,
+                tail=_tail(graph.forces, settings.force_tail),
+            )
+        else:
+            assert predictions.stress is not None
+            result[label] = _sums(
+                predictions.stress, graph.stress, settings, settings.huber_stress,
+                tail=_tail(graph.stress, settings.stress_tail),
+            )
+    return result
+
+
+def total_loss(errors: dict[str, LabelError], settings: TrainingSettings) -> Tensor:
+    """Weighted sum of the mean errors, a scalar; a label that the batch lacks adds nothing."""
+    terms = [getattr(settings, WEIGHTS[k]) * e.loss / e.count.clamp(min=1) for k, e in errors.items()]
+    return torch.stack(terms).sum()
+
+
+def _sums(
+    predicted: Tensor, label: Tensor, settings: TrainingSettings, delta: float, *,
+    divide: Tensor | None = None, slope: Tensor | None = None, tail: Tensor | None = None,
+) -> LabelError:
+    present = ~torch.isnan(label)
+    zero = torch.zeros((), dtype=predicted.dtype, device=predicted.device)
+    difference = torch.where(present, predicted - torch.where(present, label, zero), zero)
+    if divide is not None:
+        difference = difference / divide
+    absolute = difference.abs()
+    error = absolute
+    if settings.loss != "mae":
+        error = _huber(absolute, delta if slope is None else delta * slope)
+        if slope is not None:
+            error = error * slope
+    if tail is not None:
+        error = error * tail
+    # sums in double precision: a batch holds up to a million components
+    double = torch.float64
+    return LabelError(error.sum(dtype=double), absolute.detach().sum(dtype=double), present.sum())
+
+
+def _huber(absolute: Tensor, delta: float | Tensor) -> Tensor:
+    return torch.where(absolute < delta, absolute.square() / (2 * delta), absolute - delta / 2)
+
+
+def _slopes(forces: Tensor) -> Tensor:
+    length = torch.nan_to_num(forces).norm(dim=-1, keepdim=True)
+    slope = torch.ones_like(length)
+    for limit, fraction in _STEPS:
+        slope = torch.where(length >= limit, torch.full_like(slope, fraction), slope)
+    return slope
+
+
+def _tail(label: Tensor, scale: float | None) -> Tensor | None:
+    if scale is None:
+        return None
+    dims = tuple(range(1, label.dim()))
+    length = torch.nan_to_num(label).square().sum(dim=dims, keepdim=True).sqrt()
+    return 1.0 / (1.0 + length / scale)

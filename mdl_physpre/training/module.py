@@ -1,0 +1,269 @@
+"""The Lightning module: one training step, validation, and what happens at the end of an epoch."""
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from mdl_physpre.errors import TrainingError
+from mdl_physpre.potentials.base import Potential, Predictions, evaluate
+from mdl_physpre.structures.graph import AtomGraph, GraphDataset
+from mdl_physpre.training.data import GraphBatches, batch_indices
+from mdl_physpre.training.history import EpochSums, write_log
+from mdl_physpre.training.loss import check_labels, label_errors, total_loss, wanted_labels
+from mdl_physpre.training.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+STATE = "physpre"  # key of our part of a Lightning checkpoint
+STATE_VERSION = 1
+NAN_EPOCHS = 3  # epochs in a row with a loss that is not a number, after which training stops
+LINE_EVERY = 10.0  # seconds between lines on progress
+
+Online = Callable[[int], GraphDataset]
+
+
+class PotentialTraining(pl.LightningModule):
+    """Trains a :class:`Potential` on energies, forces and stress.
+
+    Everything that decides how training goes on is part of the checkpoint written at the end of each epoch: weights,
+    optimiser, schedule, the best weights so far, early stopping, and the record of all epochs.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        train: GraphDataset,
+        validation: GraphDataset,
+        settings: TrainingSettings,
+        out: Path,
+        online: Online | None = None,
+        save_best: Callable[[Potential, dict[str, Any]], None] | None = None,
+        identity: str = "",
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # the norm of the gradient decides whether a step is taken at all
+        self.potential = potential
+        self.settings = settings
+        self.out = out
+        self.labels = wanted_labels(settings)
+        self._train_set, self._validation_set, self._online = train, validation, online
+        self._train_epoch = -1
+        self._save_best = save_best
+        self._identity = identity
+        self._validation_batches = GraphBatches(
+            validation, batch_indices(validation.n_edges, settings.batch_size, settings.max_edges)
+        )
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": None}
+        self.stopped_by: str | None = None
+        self._nan_epochs = 0
+        self._last_line = -math.inf
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """The epoch being trained, from 0: as many as are complete."""
+        return len(self.history)
+
+    def train_dataloader(self) -> GraphBatches:
+        if self._train_epoch != self.epoch:
+            if self._online is not None:
+                self._train_set = self._online(self.epoch)
+                check_labels(self._train_set, "training", self.settings)
+            self._train_batches = GraphBatches(
+                self._train_set,
+                batch_indices(
+                    self._train_set.n_edges, self.settings.batch_size, self.settings.max_edges,
+                    self.settings.seed, self.epoch,
+                ),
+            )
+            self._train_epoch = self.epoch
+        return self._train_batches
+
+    def val_dataloader(self) -> GraphBatches:
+        return self._validation_batches
+
+    def transfer_batch_to_device(self, batch: AtomGraph, device: torch.device, dataloader_idx: int) -> AtomGraph:
+        if device.type == "cpu":
+            return batch
+        return AtomGraph.from_tensors(
+            **{k: v.to(device, non_blocking=True) for k, v in batch._store.items()}  # noqa: SLF001
+        )
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        s = self.settings
+        parameters = [p for p in self.potential.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay, fused=True)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=s.scheduler_factor, patience=s.scheduler_patience, threshold=s.scheduler_threshold,
+            min_lr=min(s.min_lr, s.lr),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _evaluate(self, graph: AtomGraph, create_graph: bool) -> Predictions:
+        # a backbone's matrix products gain from half precision; positions, sums and the loss stay as they are
+        half = create_graph and self.settings.precision == "bf16" and graph.pos.is_cuda
+        with torch.autocast("cuda" if half else "cpu", torch.bfloat16, enabled=half):
+            return evaluate(
+                self.potential, graph, forces="forces" in self.labels, stress="stress" in self.labels,
+                create_graph=create_graph,
+            )
+
+    def training_step(self, graph: AtomGraph, index: int) -> None:
+        optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+        errors = label_errors(self._evaluate(graph, create_graph=True), graph, self.settings)
+        loss = total_loss(errors, self.settings)
+        self._structures += graph.n_atoms.shape[0]
+        self._steps += 1
+        if not loss.requires_grad:
+            return
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clip = self.settings.clip_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(self.potential.parameters(), math.inf if clip is None else clip))
+        if not math.isfinite(float(loss.detach())):
+            self._skipped += 1
+            self._nan_batch = index if self._nan_batch is None else self._nan_batch
+            return
+        if not math.isfinite(norm):
+            self._skipped += 1
+            return
+        self._norm_sum += norm
+        self._clipped += clip is not None and norm > clip
+        optimizer.step()
+        self._train_sums.add(errors)
+
+    def validation_step(self, graph: AtomGraph, index: int) -> None:
+        with torch.no_grad():
+            self._validation_sums.add(label_errors(self._evaluate(graph, create_graph=False), graph, self.settings))
+
+    # --- epochs -------------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        self._started = time.perf_counter()
+        self._structures = self._steps = self._skipped = self._clipped = 0
+        self._norm_sum = 0.0
+        self._nan_batch: int | None = None
+        self._train_sums = EpochSums(self.settings)
+        self._validation_sums = EpochSums(self.settings)
+        # a backbone with random numbers of its own (dropout) draws the same ones after an interruption
+        torch.manual_seed((self.settings.seed * 1_000_003 + self.epoch) % 2**63)
+
+    def on_train_epoch_end(self) -> None:
+        optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+        row: dict[str, Any] = {"epoch": self.epoch, "lr": float(optimizer.param_groups[0]["lr"])}
+        taken = self._steps - self._skipped
+        row |= self._train_sums.summary("train") | self._validation_sums.summary("validation")
+        row |= {
+            "gradient_norm": self._norm_sum / taken if taken else math.nan,
+            "clipped_steps": int(self._clipped),
+            "skipped_steps": self._skipped,
+            "steps": self._steps,
+            "structures": self._structures,
+            "seconds": time.perf_counter() - self._started,
+        }
+        self.history.append(row)
+        self._stop_on_nan(row, taken)
+        followed = row["train_loss" if self.settings.scheduler_loss == "train" else "validation_loss"]
+        if math.isfinite(followed):
+            self.lr_schedulers().step(followed)  # type: ignore[union-attr, call-arg]
+        self._keep_best(row)
+        self.stopped_by = self._reason_to_stop()
+        self.trainer.should_stop = self.stopped_by is not None
+        self._save(row)
+
+    def _stop_on_nan(self, row: dict[str, Any], taken: int) -> None:
+        if self._nan_batch is None and taken and math.isfinite(row["validation_loss"]):
+            self._nan_epochs = 0
+            return
+        self._nan_epochs += 1
+        if self._nan_epochs < NAN_EPOCHS:
+            return
+        epoch = row["epoch"]
+        if self._nan_batch is not None:
+            structures = ", ".join(map(str, self._train_batches.batches[self._nan_batch][:16]))
+            where = f"the loss of batch {self._nan_batch} (structures {structures} of the training set) is not a number"
+        elif not taken:
+            where = f"the gradient of every batch, 0 to {self._steps - 1}, is not finite"
+        else:
+            where = "the validation loss is not a number"
+        raise TrainingError(
+            f"{self.out}: epoch {epoch}: {where}, the third epoch in a row with such a loss; "
+            "check these structures (coincident atoms, labels out of range), or lower the learning rate"
+        )
+
+    def _keep_best(self, row: dict[str, Any]) -> None:
+        if row["validation_loss"] < self.best["loss"]:
+            weights = {k: v.detach().cpu().clone() for k, v in self.potential.state_dict().items()}
+            self.best = {"loss": row["validation_loss"], "epoch": row["epoch"], "weights": weights}
+            if self._save_best is not None:
+                self._save_best(self.potential, self.record())
+
+    def _reason_to_stop(self) -> str | None:
+        s = self.settings
+        done = self.epoch
+        if s.early_stopping_patience is not None and done - 1 - self.best["epoch"] >= s.early_stopping_patience:
+            return "early stopping"
+        if done >= s.max_epochs:
+            return "max_epochs"
+        if s.max_seconds is not None:
+            spent = sum(row["seconds"] for row in self.history)
+            if spent + spent / done > s.max_seconds:
+                return "max_seconds"
+        return None
+
+    def _save(self, row: dict[str, Any]) -> None:
+        # the checkpoint comes first: the log is written anew from it when training is taken up again
+        part = self.out / "last.ckpt.part"
+        self.trainer.save_checkpoint(part)
+        os.replace(part, self.out / "last.ckpt")
+        write_log(self.out / "log.csv", self.history)
+        for log in self.trainer.loggers:
+            log.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=row["epoch"])
+        if self.stopped_by or time.monotonic() - self._last_line > LINE_EVERY:
+            self._last_line = time.monotonic()
+            logger.info(
+                "epoch %d of %d: training loss %.4g, validation loss %.4g (best %.4g in epoch %d), lr %.2g, %.1f s",
+                row["epoch"] + 1, self.settings.max_epochs, row["train_loss"], row["validation_loss"],
+                self.best["loss"], self.best["epoch"] + 1, row["lr"], row["seconds"],
+            )
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint of the potential says about its training."""
+        return {
+            "epoch": self.best["epoch"],
+            "validation_loss": self.best["loss"],
+            "settings": asdict(self.settings) | {"loggers": list(self.settings.loggers)},
+        }
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[STATE] = {
+            "version": STATE_VERSION,
+            "settings": asdict(self.settings),
+            "identity": self._identity,
+            "history": self.history,
+            "best": self.best,
+            "nan_epochs": self._nan_epochs,
+            "stopped_by": self.stopped_by,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint[STATE]
+        self.history = list(state["history"])
+        self.best = dict(state["best"])
+        self._nan_epochs = state["nan_epochs"]

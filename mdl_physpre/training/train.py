@@ -1,0 +1,276 @@
+"""Training of a potential: checks, Lightning's Trainer without its extras, and taking up where it stopped."""
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import math
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+
+from mdl_physpre.errors import CheckpointError, ConfigError, DataError, TrainingError
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints import save_potential
+from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.training.data import fingerprint
+from mdl_physpre.training.history import write_log
+from mdl_physpre.training.loss import check_labels
+from mdl_physpre.training.module import STATE, STATE_VERSION, Online, PotentialTraining
+from mdl_physpre.training.settings import TrainingSettings, changed_settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training stage made.
+
+    best_checkpoint : the potential with the lowest validation loss.
+    history : one row for each epoch, as in ``log.csv``.
+    best_loss, best_epoch : the lowest validation loss, and its epoch counted from 0.
+    stopped_by : ``max_epochs``, ``early stopping`` or ``max_seconds``.
+    epochs, steps, structures, seconds : the budget spent: passes, optimiser steps (skipped ones included), structures
+        seen (repetitions counted), and time in training and validation, over all interruptions.
+    skipped_steps : steps not taken because the gradient was not finite.
+    """
+
+    best_checkpoint: Path
+    history: list[dict[str, Any]]
+    best_loss: float
+    best_epoch: int
+    stopped_by: str
+    epochs: int
+    steps: int
+    structures: int
+    seconds: float
+    skipped_steps: int
+
+    def budget(self) -> dict[str, float]:
+        """What was spent, as plain numbers for a report."""
+        return {key: getattr(self, key) for key in ("epochs", "steps", "structures", "seconds")}
+
+
+def train_potential(
+    potential: Potential,
+    train: GraphDataset,
+    val: GraphDataset,
+    settings: TrainingSettings | None = None,
+    out: Path | str = "training",
+    resume: bool = True,
+    online: Online | None = None,
+) -> TrainingResult:
+    """Train ``potential`` and leave it with the weights of the lowest validation loss.
+
+    AdamW, gradient clipping, a learning rate that falls when the loss stops falling, and the loss of
+    :mod:`mdl_physpre.training.loss`. An interrupted training, killed without warning included, goes on from the end
+    of its last complete epoch and gives the same result as one that was never interrupted.
+
+    Parameters
+    ----------
+    potential : trained in place; its energy reference is part of the energies and stays as it is.
+    train, val : labelled data sets, in the precision of the potential.
+    settings : see :class:`TrainingSettings`.
+    out : folder for ``best.pt`` (see :func:`save_potential`), ``last.ckpt`` (Lightning) and ``log.csv``.
+    resume : go on from ``last.ckpt`` where it exists; otherwise start anew and remove what is there.
+    online : called with the number of each epoch, from 0; gives the training set of that epoch in place of ``train``.
+        It must give the same set for the same epoch, or a training that is taken up again will differ.
+
+    Raises
+    ------
+    ConfigError : a label has a weight and no structure carries it; a package for a logger is missing.
+    DataError : an empty data set, or one in another precision or with another cutoff than the potential.
+    CheckpointError : ``last.ckpt`` is damaged or belongs to another training.
+    TrainingError : the loss is not a number in three epochs in a row, or the potential has nothing to train.
+    """
+    settings = settings or TrainingSettings()
+    out = Path(out)
+    _check(potential, train, val, settings)
+    device = _device(settings)
+    if settings.precision == "bf16" and device.type != "cuda":
+        logger.warning("precision bf16 is used on CUDA only; training on %s in %s", device, train.dtype)
+    loggers = _loggers(settings, out)
+
+    out.mkdir(parents=True, exist_ok=True)
+    identity = f"{fingerprint(train)}-{fingerprint(val)}"
+    last = out / "last.ckpt"
+    state = _stored_state(last, identity, settings) if resume and last.exists() else None
+    if state is None:
+        for name in ("last.ckpt", "best.pt", "log.csv"):
+            (out / name).unlink(missing_ok=True)
+    else:
+        write_log(out / "log.csv", state["history"])
+        if _is_finished(state, settings):
+            return _finish(potential, out, state["history"], state["best"], state["stopped_by"], settings)
+        logger.info("%s: going on after epoch %d", last, len(state["history"]))
+
+    def save_best(trained: Potential, record: dict[str, Any]) -> None:
+        save_potential(out / "best.pt", trained, training=record)
+
+    home = next(potential.parameters()).device
+    potential.train()
+    module = PotentialTraining(potential, train, val, settings, out, online, save_best, identity)
+    with _quiet(), torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+        trainer = pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            max_epochs=settings.max_epochs,
+            logger=loggers or False,
+            plugins=[LightningEnvironment()],  # one process, under Slurm too
+            default_root_dir=out,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            inference_mode=False,  # forces are derivatives
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+        )
+        _fit(trainer, module, last if state is not None else None)
+    potential.to(home)
+    return _finish(potential, out, module.history, module.best, module.stopped_by or "max_epochs", settings)
+
+
+def _check(potential: Potential, train: GraphDataset, val: GraphDataset, settings: TrainingSettings) -> None:
+    parameters = [p for p in potential.parameters() if p.requires_grad]
+    if not parameters:
+        raise TrainingError(f"{type(potential).__name__} has no parameter to train")
+    for split, dataset in (("training", train), ("validation", val)):
+        if len(dataset) == 0:
+            raise DataError(f"the {split} set is empty")
+        if dataset.dtype != parameters[0].dtype:
+            raise DataError(
+                f"the {split} set is in {dataset.dtype} and the potential in {parameters[0].dtype}; "
+                f"build it with GraphDataset(..., dtype={parameters[0].dtype})"
+            )
+        if dataset.cutoff < potential.cutoff:
+            raise DataError(
+                f"the edges of the {split} set reach to {dataset.cutoff} Å and the potential needs {potential.cutoff} Å"
+            )
+        check_labels(dataset, split, settings)
+
+
+def _device(settings: TrainingSettings) -> torch.device:
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(settings.device)
+    except RuntimeError:
+        raise ConfigError(f"device is {settings.device!r}; expected auto, cpu, cuda or cuda:1") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {settings.device!r}; training runs on cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {settings.device!r}, but PyTorch finds no CUDA device; use auto or cpu")
+    return device
+
+
+def _loggers(settings: TrainingSettings, out: Path) -> list[Any]:
+    made: list[Any] = []
+    for name in settings.loggers:
+        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else ("wandb",)
+        if not any(importlib.util.find_spec(package) for package in packages):
+            raise ConfigError(f"loggers names {name!r}, which is not installed: pip install {packages[0]}")
+        if name == "tensorboard":
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            made.append(TensorBoardLogger(out, name="tensorboard", version=""))
+        else:
+            from lightning.pytorch.loggers import WandbLogger
+
+            made.append(WandbLogger(project="mdl-physpre", name=out.name, save_dir=out))
+    return made
+
+
+def _stored_state(path: Path, identity: str, settings: TrainingSettings) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)[STATE]
+        version = state["version"]
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}); remove it, or start anew with resume=False"
+        ) from error
+    if version != STATE_VERSION:
+        raise CheckpointError(
+            f"{path} has version {version}, this program writes {STATE_VERSION}; start anew with resume=False"
+        )
+    changes = changed_settings(state["settings"], settings)
+    if state["identity"] != identity:
+        changes.append("the training or validation set")
+    if changes:
+        raise CheckpointError(
+            f"{path} belongs to another training; changed since: {'; '.join(changes)}; "
+            "choose another folder, or start anew with resume=False"
+        )
+    return state
+
+
+def _is_finished(state: dict[str, Any], settings: TrainingSettings) -> bool:
+    if state["stopped_by"] == "max_seconds":
+        return settings.max_seconds is not None and settings.max_seconds <= state["settings"]["max_seconds"]
+    if state["stopped_by"] == "early stopping":
+        return settings.early_stopping_patience == state["settings"]["early_stopping_patience"]
+    return len(state["history"]) >= settings.max_epochs
+
+
+def _fit(trainer: pl.Trainer, module: PotentialTraining, checkpoint: Path | None) -> None:
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if in_main else None
+    try:
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        # Lightning turns Ctrl-C into an exit and switches the signal off; the caller shall see it as it was
+        raise KeyboardInterrupt from None
+    finally:
+        if in_main and handler is not None:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _finish(
+    potential: Potential, out: Path, history: list[dict[str, Any]], best: dict[str, Any], stopped_by: str,
+    settings: TrainingSettings,
+) -> TrainingResult:
+    if best["weights"] is None:
+        raise TrainingError(f"{out}: the validation loss was not a number in any of {len(history)} epochs")
+    potential.load_state_dict(best["weights"])
+    potential.eval()
+    if not (out / "best.pt").exists():
+        save_potential(out / "best.pt", potential, training={"epoch": best["epoch"], "validation_loss": best["loss"]})
+    return TrainingResult(
+        best_checkpoint=out / "best.pt",
+        history=history,
+        best_loss=best["loss"],
+        best_epoch=best["epoch"],
+        stopped_by=stopped_by,
+        epochs=len(history),
+        steps=sum(row["steps"] for row in history),
+        structures=sum(row["structures"] for row in history),
+        seconds=math.fsum(row["seconds"] for row in history),
+        skipped_steps=sum(row["skipped_steps"] for row in history),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's tips and hints, on which a user cannot act, off the screen."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning", "pytorch_lightning")
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", module="torch.optim.lr_scheduler")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,143 @@
+"""Two-stage training: pretrain on the labels of a teacher, then finetune on DFT with the same weights.
+
+E_θ0 → (pretraining set, teacher's labels) → E_θ1 → (training set, DFT labels) → E_θ2
+
+The weights are shared as they are, read-out included; nothing is frozen. The finetuning stage starts with a fresh
+optimiser and a fresh learning rate, and its best epoch is chosen among its own epochs alone.
+
+Both stages have one zero of energy: the potential's energy reference is fitted once, to the DFT training part, before
+either stage, and is kept in both. The embedded-atom potential that labels the pretraining set starts from the same
+fit, so the network finds in both stages what composition does not explain, and not an offset between them.
+
+The arms that are compared, ``baseline`` (plain training) and ``pretrain``, start from the same random weights when they
+are built with the same seed. What each of them spends is part of its result.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.reference import fit_energy_reference
+from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.training.loss import check_labels
+from mdl_physpre.training.module import Online
+from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.training.train import TrainingResult, train_potential
+
+__all__ = [
+    "ArmResult", "TrainingResult", "TrainingSettings", "format_budgets", "initial_potential", "pretrain_then_finetune",
+    "train_baseline", "train_potential",
+]
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm: its name, the trained potential, its checkpoint, and the result of each stage by name."""
+
+    arm: str
+    potential: Potential
+    checkpoint: Path
+    stages: dict[str, TrainingResult]
+
+    def budget(self) -> dict[str, dict[str, float]]:
+        """Epochs, steps, structures seen and seconds of each stage, and of all together under ``total``."""
+        spent = {name: stage.budget() for name, stage in self.stages.items()}
+        total = {key: sum(stage[key] for stage in spent.values()) for key in next(iter(spent.values()))}
+        return {**spent, "total": total}
+
+
+def initial_potential(build: Callable[[], Potential], structures: Sequence[Atoms], seed: int = 0) -> Potential:
+    """A new potential with random weights drawn from ``seed`` and the energy reference of the DFT training part.
+
+    The global random numbers of the program are left as they were. A potential without an attribute ``reference`` is
+    returned as built.
+
+    Parameters
+    ----------
+    build : makes the potential, such as ``lambda: CGCNN(elements=["Si", "O"])``.
+    structures : the DFT training part; its total energies are fitted to composition.
+    seed : of the weights.
+
+    Raises
+    ------
+    DataError : no structure carries an energy.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        potential = build()
+    reference = getattr(potential, "reference", None)
+    if reference is not None:
+        reference.energies.copy_(fit_energy_reference(structures).energies)
+    return potential
+
+
+def train_baseline(
+    potential: Potential, train: GraphDataset, val: GraphDataset, settings: TrainingSettings, out: Path | str,
+    resume: bool = True,
+) -> ArmResult:
+    """Plain training on DFT labels, in ``out/finetune``: the same data, settings and folder names as finetuning."""
+    stage = train_potential(potential, train, val, settings, Path(out) / "finetune", resume)
+    return ArmResult("baseline", potential, stage.best_checkpoint, {"finetune": stage})
+
+
+def pretrain_then_finetune(
+    potential: Potential,
+    pretraining: tuple[GraphDataset, GraphDataset],
+    finetuning: tuple[GraphDataset, GraphDataset],
+    pretrain_settings: TrainingSettings,
+    finetune_settings: TrainingSettings,
+    out: Path | str,
+    resume: bool = True,
+    online: Online | None = None,
+) -> ArmResult:
+    """Train on the teacher's labels, in ``out/pretrain``, then on DFT labels, in ``out/finetune``.
+
+    Parameters
+    ----------
+    potential : from :func:`initial_potential`; trained in place.
+    pretraining, finetuning : training and validation set of each stage.
+    pretrain_settings, finetune_settings : of each stage.
+    out : folder of the arm.
+    resume : go on where an interrupted training stopped, in either stage.
+    online : a fresh pretraining set for each epoch, see :func:`train_potential`.
+
+    Raises
+    ------
+    ConfigError, DataError, CheckpointError, TrainingError : as :func:`train_potential`; labels of both stages are
+        checked before the first one starts.
+    """
+    out = Path(out)
+    for split, dataset in zip(("training", "validation"), finetuning):
+        check_labels(dataset, split, finetune_settings)
+    first = train_potential(potential, *pretraining, pretrain_settings, out / "pretrain", resume, online)
+    # the learning rate, moments and clocks of the first stage end with it: only the weights go on
+    second = train_potential(potential, *finetuning, finetune_settings, out / "finetune", resume)
+    return ArmResult("pretrain", potential, second.best_checkpoint, {"pretrain": first, "finetune": second})
+
+
+def format_budgets(arms: Sequence[ArmResult]) -> str:
+    """What each arm spent, as a text table."""
+    if not arms:
+        raise ConfigError("no arm to report on")
+    rows: list[tuple[Any, ...]] = [("arm", "stage", "epochs", "steps", "structures", "seconds")]
+    for arm in arms:
+        budget = arm.budget()
+        for name, spent in budget.items():
+            if name == "total" and len(budget) == 2:
+                continue
+            rows.append((
+                arm.arm, name, f"{spent['epochs']:.0f}", f"{spent['steps']:.0f}", f"{spent['structures']:.0f}",
+                f"{spent['seconds']:.1f}",
+            ))
+    widths = [max(len(str(row[k])) for row in rows) for k in range(6)]
+    return "\n".join(
+        "  ".join(str(v).ljust(w) if k < 2 else str(v).rjust(w) for k, (v, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,386 @@
+"""Training: learns, keeps the best state, steers the learning rate, and is not disturbed by an interruption."""
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdl_physpre.errors import CheckpointError, ConfigError, DataError, TrainingError
+from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.checkpoints import load_potential
+from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.training import module as training_module
+from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.training.train import train_potential
+from tiny_potential import CUTOFF, TinyPotential, cells, labelled
+
+HERE = Path(__file__).parent
+QUICK = {"lr": 1e-2, "batch_size": 4}
+
+
+def data(n=12, n_val=6):
+    return GraphDataset(labelled(cells(n)), CUTOFF), GraphDataset(labelled(cells(n_val, seed=1)), CUTOFF)
+
+
+def potential(seed=0):
+    torch.manual_seed(seed)
+    return TinyPotential()
+
+
+def log_rows(out):
+    with open(out / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_times(history):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+def same_weights(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
+
+
+def test_overfits_a_tiny_set(tmp_path):
+    train, _ = data(4)
+    settings = TrainingSettings(max_epochs=300, lr=3e-2, batch_size=4, scheduler_patience=15)
+    result = train_potential(potential(), train, train, settings, tmp_path)
+    assert result.best_loss < 0.05 * result.history[0]["validation_loss"]
+    assert result.epochs == 300 and result.stopped_by == "max_epochs"
+    assert result.steps == 300 and result.structures == 1200 and result.skipped_steps == 0
+
+
+def test_best_state_is_that_of_the_lowest_validation_loss(tmp_path):
+    train, val = data()
+    model = potential()
+    # a learning rate so high that the loss goes up and down
+    result = train_potential(model, train, val, TrainingSettings(max_epochs=10, lr=0.3, batch_size=4), tmp_path)
+    losses = [row["validation_loss"] for row in result.history]
+    assert result.best_loss == min(losses) and result.best_epoch == losses.index(min(losses))
+    assert result.best_epoch != len(losses) - 1, "the last epoch is the best: this test shows nothing"
+    loaded = load_potential(result.best_checkpoint)
+    assert same_weights(loaded.state_dict(), model.state_dict())
+    graph = val.batch()
+    found = evaluate(loaded, graph)
+    loss = (
+        0.01 * (found.energies - graph.energy).abs().mean()
+        + 50 * (found.forces - graph.forces).abs().double().mean()
+        + 50 * (found.stress - graph.stress).abs().double().mean()
+    )
+    assert float(loss) == pytest.approx(result.best_loss, rel=1e-5)
+
+
+def test_log_and_history_agree_and_nothing_else_is_left(tmp_path, capfd):
+    train, val = data()
+    result = train_potential(potential(), train, val, TrainingSettings(max_epochs=3, **QUICK), tmp_path)
+    rows = log_rows(tmp_path)
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2]
+    assert [float(row["train_loss"]) for row in rows] == [row["train_loss"] for row in result.history]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "last.ckpt", "log.csv"]
+    captured = capfd.readouterr()
+    assert captured.out == "" and "Tip" not in captured.err and "GPU" not in captured.err
+
+
+def test_learning_rate_falls_when_the_loss_does_not(tmp_path):
+    train, val = data(4, 2)
+    settings = TrainingSettings(
+        max_epochs=8, lr=1e-3, batch_size=4, scheduler_factor=0.5, scheduler_patience=1, min_lr=3e-4,
+        scheduler_threshold=0.999,  # no epoch improves that much
+    )
+    rates = [row["lr"] for row in train_potential(potential(), train, val, settings, tmp_path).history]
+    # the first epoch is the best; after 2 that are not, the rate is halved, down to the limit
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 3e-4, 3e-4, 3e-4])
+
+
+def test_clipping_bounds_the_step(tmp_path):
+    train, val = data(4, 2)
+    start = potential()
+    before = {k: v.clone() for k, v in start.state_dict().items()}
+
+    class Plain(torch.optim.SGD):
+        def __init__(self, parameters, lr, weight_decay, fused):
+            super().__init__(parameters, lr=lr)
+
+    adamw, torch.optim.AdamW = torch.optim.AdamW, Plain
+    try:
+        settings = TrainingSettings(max_epochs=1, lr=0.01, batch_size=4, clip_grad_norm=0.5)
+        result = train_potential(start, train, val, settings, tmp_path)
+    finally:
+        torch.optim.AdamW = adamw
+    moved = math.sqrt(sum(float((v - before[k]).square().sum()) for k, v in start.state_dict().items()))
+    assert result.history[0]["gradient_norm"] > 0.5 and result.history[0]["clipped_steps"] == 1
+    assert moved == pytest.approx(0.01 * 0.5, rel=1e-3)
+
+
+def test_early_stopping(tmp_path):
+    train, _ = data(8)
+    # opposite labels: whatever helps training harms validation
+    against = GraphDataset(labelled(cells(6, seed=1), scale=-1.0), CUTOFF)
+    settings = TrainingSettings(max_epochs=60, early_stopping_patience=3, **QUICK)
+    result = train_potential(potential(), train, against, settings, tmp_path)
+    assert result.stopped_by == "early stopping"
+    assert result.epochs == result.best_epoch + 1 + 3 < 60
+    again = train_potential(potential(1), train, against, settings, tmp_path)
+    assert again.epochs == result.epochs and again.best_loss == result.best_loss
+
+
+def test_time_budget(tmp_path):
+    train, val = data(4, 2)
+    result = train_potential(potential(), train, val, TrainingSettings(max_seconds=1e-6, **QUICK), tmp_path)
+    assert result.epochs == 1 and result.stopped_by == "max_seconds"
+    assert result.budget()["seconds"] == pytest.approx(result.history[0]["seconds"])
+
+
+class Interrupted(TinyPotential):
+    """Raises after a number of training steps."""
+
+    def __init__(self, after, error):
+        super().__init__()
+        self.after, self.error, self.calls = after, error, 0
+
+    def atomic_energies(self, graph):
+        self.calls += self.training
+        if self.calls > self.after:
+            raise self.error
+        return super().atomic_energies(graph)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, error):
+    train, val = data()
+    settings = TrainingSettings(
+        max_epochs=9, lr=0.05, batch_size=4, scheduler_patience=1, early_stopping_patience=6,
+        max_edges=int(3.5 * train.n_edges.mean()),
+    )
+    whole = potential()
+    expected = train_potential(whole, train, val, settings, tmp_path / "whole")
+    steps = expected.history[0]["steps"]
+    assert steps > 3, "max_edges cuts no batch: this test shows less than it should"
+    handler = signal.getsignal(signal.SIGINT)
+    for after in (0, steps + 1, 4 * steps, 2):  # in the first epoch, in the second, at the end of the sixth
+        torch.manual_seed(0)
+        broken = Interrupted(after, error)
+        torch.manual_seed(99)
+        with pytest.raises(error):
+            train_potential(broken, train, val, settings, tmp_path / "broken")
+    assert signal.getsignal(signal.SIGINT) is handler
+    mended = potential()
+    result = train_potential(mended, train, val, settings, tmp_path / "broken")
+    assert without_times(result.history) == without_times(expected.history)
+    assert [int(row["epoch"]) for row in log_rows(tmp_path / "broken")] == list(range(expected.epochs))
+    assert same_weights(mended.state_dict(), whole.state_dict())
+    last = [torch.load(tmp_path / k / "last.ckpt", weights_only=True) for k in ("whole", "broken")]
+    assert same_weights(last[0]["state_dict"], last[1]["state_dict"])
+    moments = [ckpt["optimizer_states"][0]["state"] for ckpt in last]
+    assert all(torch.equal(moments[0][k]["exp_avg_sq"], moments[1][k]["exp_avg_sq"]) for k in moments[0])
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {here!r})
+import os, signal, torch
+from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.training.train import train_potential
+from tiny_potential import *
+
+class Killed(TinyPotential):
+    calls = 0
+    def atomic_energies(self, graph):
+        Killed.calls += self.training
+        if Killed.calls > 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().atomic_energies(graph)
+
+torch.manual_seed(0)
+train = GraphDataset(labelled(cells(12)), CUTOFF)
+val = GraphDataset(labelled(cells(6, seed=1)), CUTOFF)
+train_potential(Killed(), train, val, TrainingSettings(max_epochs=6, lr=1e-2, batch_size=4), {out!r})
+"""
+
+
+def test_killed_training_ends_as_if_it_had_not_been(tmp_path):
+    train, val = data()
+    settings = TrainingSettings(max_epochs=6, **QUICK)
+    out = tmp_path / "killed"
+    script = KILLED.format(here=str(HERE), out=str(out))
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(log_rows(out)) == 3  # 3 steps an epoch, killed in the fourth
+    mended, whole = potential(), potential()
+    result = train_potential(mended, train, val, settings, out)
+    expected = train_potential(whole, train, val, settings, tmp_path / "whole")
+    assert without_times(result.history) == without_times(expected.history)
+    assert same_weights(mended.state_dict(), whole.state_dict())
+
+
+def test_finished_training_is_not_repeated_and_can_be_prolonged(tmp_path):
+    train, val = data()
+    first = train_potential(potential(), train, val, TrainingSettings(max_epochs=3, **QUICK), tmp_path)
+    model = potential(7)
+    again = train_potential(model, train, val, TrainingSettings(max_epochs=3, **QUICK), tmp_path)
+    assert json.dumps(again.history) == json.dumps(first.history)
+    assert same_weights(model.state_dict(), load_potential(first.best_checkpoint).state_dict())
+    longer = train_potential(potential(), train, val, TrainingSettings(max_epochs=5, **QUICK), tmp_path)
+    whole = train_potential(potential(), train, val, TrainingSettings(max_epochs=5, **QUICK), tmp_path / "whole")
+    assert without_times(longer.history) == without_times(whole.history)
+
+
+def test_checkpoint_of_another_training_is_refused(tmp_path):
+    train, val = data()
+    settings = TrainingSettings(max_epochs=1, **QUICK)
+    train_potential(potential(), train, val, settings, tmp_path)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt.*lr: 0\.01 → 0\.02"):
+        train_potential(potential(), train, val, TrainingSettings(max_epochs=1, lr=0.02, batch_size=4), tmp_path)
+    other, _ = data(5)
+    with pytest.raises(CheckpointError, match="training or validation set"):
+        train_potential(potential(), other, val, settings, tmp_path)
+    assert train_potential(potential(), other, val, settings, tmp_path, resume=False).epochs == 1
+    (tmp_path / "last.ckpt").write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        train_potential(potential(), other, val, settings, tmp_path)
+
+
+def test_missing_label_names_the_split(tmp_path):
+    train, val = data()
+    without = labelled(cells(3, seed=2))
+    for atoms in without:
+        del atoms.calc.results["forces"]
+    with pytest.raises(ConfigError, match="weight_force.*validation set.*'forces'"):
+        train_potential(potential(), train, GraphDataset(without, CUTOFF), TrainingSettings(), tmp_path / "a")
+    with pytest.raises(ConfigError, match="weight_force.*training set.*'forces'"):
+        train_potential(potential(), GraphDataset(without, CUTOFF), val, TrainingSettings(), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_some_missing_labels_are_left_out(tmp_path):
+    structures = labelled(cells(8))
+    for atoms in structures[:3]:
+        del atoms.calc.results["stress"], atoms.calc.results["energy"]
+    train, (_, val) = GraphDataset(structures, CUTOFF), data()
+    result = train_potential(potential(), train, val, TrainingSettings(max_epochs=2, lr=1e-2, batch_size=1), tmp_path)
+    assert all(math.isfinite(row["train_loss"]) for row in result.history) and result.skipped_steps == 0
+
+
+@pytest.mark.parametrize("scale", [float("inf"), 1e30])
+def test_loss_that_is_not_a_number_stops_with_epoch_and_batch(tmp_path, scale):
+    structures = labelled(cells(8))
+    structures[5].calc.results["forces"][:] *= scale
+    structures[5].calc.results["energy"] *= scale
+    train, (_, val) = GraphDataset(structures, CUTOFF), data()
+    if math.isinf(scale):
+        with pytest.raises(TrainingError, match=r"epoch 2: the loss of batch \d \(structures 5 of"):
+            train_potential(potential(), train, val, TrainingSettings(batch_size=1), tmp_path)
+        rows = log_rows(tmp_path)
+        assert [int(row["skipped_steps"]) for row in rows] == [1, 1]
+        assert all(math.isfinite(float(row["validation_loss"])) for row in rows)
+    else:
+        result = train_potential(potential(), train, val, TrainingSettings(batch_size=1, max_epochs=1), tmp_path)
+        assert math.isfinite(result.best_loss)
+
+
+class NotFinite(TinyPotential):
+    """The gradient of every third step is infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.step = 0
+        self.layers[0].weight.register_hook(self.spoil)
+
+    def spoil(self, gradient):
+        self.step += 1
+        return gradient * math.inf if self.step % 3 == 0 else gradient
+
+
+def test_steps_with_an_infinite_gradient_are_skipped_and_counted(tmp_path, monkeypatch):
+    train, val = data()
+    monkeypatch.setattr("mdl_physpre.training.train.save_potential", lambda path, *a, **k: path.touch())
+    model = NotFinite()
+    result = train_potential(model, train, val, TrainingSettings(max_epochs=4, **QUICK), tmp_path)
+    assert result.skipped_steps == 4 and result.steps == 12
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_online_set_of_each_epoch(tmp_path):
+    train, val = data()
+    asked = []
+
+    def online(epoch):
+        asked.append(epoch)
+        return GraphDataset(labelled(cells(4 + epoch, seed=100 + epoch)), CUTOFF)
+
+    settings = TrainingSettings(max_epochs=3, lr=1e-2, batch_size=2)
+    whole = train_potential(potential(), train, val, settings, tmp_path / "a", online=online)
+    assert asked == [0, 1, 2]
+    assert [row["structures"] for row in whole.history] == [4, 5, 6]
+    assert [row["steps"] for row in whole.history] == [2, 3, 3]
+    train_potential(potential(), train, val, TrainingSettings(max_epochs=2, lr=1e-2, batch_size=2), tmp_path / "b",
+                    online=online)
+    resumed = train_potential(potential(), train, val, settings, tmp_path / "b", online=online)
+    assert asked == [0, 1, 2, 0, 1, 2]
+    assert without_times(resumed.history) == without_times(whole.history)
+
+
+def test_data_that_do_not_fit_the_potential(tmp_path):
+    train, val = data()
+    with pytest.raises(DataError, match="float64"):
+        train_potential(potential().double(), train, val, TrainingSettings(), tmp_path)
+    with pytest.raises(DataError, match="4.0 Å and the potential needs 6.0 Å"):
+        train_potential(TinyPotential(cutoff=6.0), train, val, TrainingSettings(), tmp_path)
+    with pytest.raises(DataError, match="validation set is empty"):
+        train_potential(potential(), train, GraphDataset([], CUTOFF), TrainingSettings(), tmp_path)
+    with pytest.raises(TrainingError, match="no parameter"):
+        train_potential(potential().requires_grad_(False), train, val, TrainingSettings(), tmp_path)
+    with pytest.raises(ConfigError, match="device"):
+        train_potential(potential(), train, val, TrainingSettings(device="gpu0"), tmp_path)
+
+
+def test_mixed_precision_is_ignored_on_the_cpu_with_a_message(tmp_path, caplog):
+    train, val = data()
+    with caplog.at_level(logging.WARNING):
+        mixed = train_potential(
+            potential(), train, val, TrainingSettings(max_epochs=1, precision="bf16", device="cpu"), tmp_path / "a"
+        )
+    assert "bf16" in caplog.text
+    plain = train_potential(potential(), train, val, TrainingSettings(max_epochs=1, device="cpu"), tmp_path / "b")
+    assert mixed.best_loss == plain.best_loss
+
+
+def test_random_numbers_of_the_caller_are_left_alone(tmp_path):
+    train, val = data()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    model = TinyPotential.__new__(TinyPotential)
+    model.__dict__.update(potential_without_draw().__dict__)
+    train_potential(model, train, val, TrainingSettings(max_epochs=1, **QUICK), tmp_path)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def potential_without_draw():
+    with torch.random.fork_rng():
+        return potential()
+
+
+def test_progress_is_told_in_lines(tmp_path, caplog, monkeypatch):
+    train, val = data()
+    monkeypatch.setattr(training_module, "LINE_EVERY", 0.0)
+    with caplog.at_level(logging.INFO, logger="mdl_physpre"):
+        train_potential(potential(), train, val, TrainingSettings(max_epochs=2, **QUICK), tmp_path)
+    lines = [record.getMessage() for record in caplog.records if "epoch" in record.getMessage()]
+    assert [line[:12] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
+
+
+def test_missing_logger_package(tmp_path, monkeypatch):
+    train, val = data()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        train_potential(potential(), train, val, TrainingSettings(loggers=("wandb",)), tmp_path / "x")
