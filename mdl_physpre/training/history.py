@@ -28,7 +28,7 @@ class EpochSums:
             self.sums[label] = self.sums[label] + new if label in self.sums else new
 
     def summary(self, split: str) -> dict[str, float]:
-        """``SPLIT_loss`` and the mean absolute error of each label: eV (eV/atom), eV/Å, eV/Å³; NaN where none was seen."""
+        """``SPLIT_loss`` and the mean absolute error of each label in eV (eV/atom), eV/Å, eV/Å³; NaN where none is."""
         loss = 0.0 if self.sums else math.nan
         row = {}
         for label, values in self.sums.items():

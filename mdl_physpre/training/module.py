@@ -67,6 +67,8 @@ class PotentialTraining(pl.LightningModule):
         self.best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": None}
         self.stopped_by: str | None = None
         self._nan_epochs = 0
+        self._nan_batch: int | None = None
+        self._train_sums = self._validation_sums = EpochSums(settings)
         self._last_line = -math.inf
 
     # --- data ---------------------------------------------------------------------------------------------------------
@@ -98,12 +100,12 @@ class PotentialTraining(pl.LightningModule):
         if device.type == "cpu":
             return batch
         return AtomGraph.from_tensors(
-            **{k: v.to(device, non_blocking=True) for k, v in batch._store.items()}  # noqa: SLF001
+            **{k: v.to(device, non_blocking=True) for k, v in batch._store.items()}
         )
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         s = self.settings
         parameters = [p for p in self.potential.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay, fused=True)
@@ -156,7 +158,7 @@ class PotentialTraining(pl.LightningModule):
         self._started = time.perf_counter()
         self._structures = self._steps = self._skipped = self._clipped = 0
         self._norm_sum = 0.0
-        self._nan_batch: int | None = None
+        self._nan_batch = None
         self._train_sums = EpochSums(self.settings)
         self._validation_sums = EpochSums(self.settings)
         # a backbone with random numbers of its own (dropout) draws the same ones after an interruption

@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Predictions, evaluate
@@ -11,7 +12,6 @@ from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches
 from mdl_physpre.training.loss import check_labels, label_errors, total_loss
 from mdl_physpre.training.settings import TrainingSettings
-from tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 NAN = float("nan")
 

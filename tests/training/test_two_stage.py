@@ -1,0 +1,101 @@
+"""Two stages: one set of weights, one zero of energy, a fresh optimiser, and budgets that are stated."""
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_potential import CUTOFF, TinyPotential, cells, labelled
+
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.checkpoints import load_potential
+from mdl_physpre.potentials.reference import fit_energy_reference
+from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.training.train import train_potential
+from mdl_physpre.training.two_stage import format_budgets, initial_potential, pretrain_then_finetune, train_baseline
+
+PRETRAIN = TrainingSettings(max_epochs=3, lr=2e-2, batch_size=5)
+FINETUNE = TrainingSettings(max_epochs=2, lr=1e-2, batch_size=4)
+
+
+def sets(seed):
+    train, val = labelled(cells(10, seed=seed), seed=seed), labelled(cells(4, seed=seed + 50), seed=seed)
+    return GraphDataset(train, CUTOFF), GraphDataset(val, CUTOFF)
+
+
+def test_second_stage_starts_from_the_best_weights_of_the_first_with_a_fresh_optimiser(tmp_path):
+    teacher, dft = sets(1), sets(2)
+    model = initial_potential(TinyPotential, dft[0].structures, seed=3)
+    result = pretrain_then_finetune(model, teacher, dft, PRETRAIN, FINETUNE, tmp_path / "pretrain")
+    # by hand: the stages one after another
+    other = initial_potential(TinyPotential, dft[0].structures, seed=3)
+    train_potential(other, *teacher, PRETRAIN, tmp_path / "first")
+    second = train_potential(load_potential(tmp_path / "first" / "best.pt"), *dft, FINETUNE, tmp_path / "second")
+    assert result.stages["finetune"].history[0]["validation_loss"] == second.history[0]["validation_loss"]
+    assert result.stages["finetune"].history[0]["lr"] == FINETUNE.lr
+    assert result.checkpoint == tmp_path / "pretrain" / "finetune" / "best.pt"
+    best = load_potential(result.checkpoint).state_dict()
+    assert all(torch.equal(best[k], v) for k, v in model.state_dict().items())
+
+
+def test_energy_reference_comes_from_dft_and_stays(tmp_path):
+    teacher, dft = sets(1), sets(2)
+    expected = fit_energy_reference(dft[0].structures).energies
+    model = initial_potential(TinyPotential, dft[0].structures)
+    assert torch.equal(model.reference.energies, expected)
+    assert expected.abs().max() > 0
+    result = pretrain_then_finetune(model, teacher, dft, PRETRAIN, FINETUNE, tmp_path)
+    for stage in result.stages.values():
+        assert torch.equal(load_potential(stage.best_checkpoint).reference.energies, expected)
+
+
+def test_arms_start_alike_and_leave_the_random_numbers_alone():
+    structures = sets(2)[0].structures
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first, second = (initial_potential(TinyPotential, structures, seed=4).state_dict() for _ in range(2))
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    other = initial_potential(TinyPotential, structures, seed=5).state_dict()
+    assert not torch.equal(first["layers.0.weight"], other["layers.0.weight"])
+
+
+def test_budgets_are_stated(tmp_path):
+    teacher, dft = sets(1), sets(2)
+    build = lambda: initial_potential(TinyPotential, dft[0].structures)  # noqa: E731
+    baseline = train_baseline(build(), *dft, FINETUNE, tmp_path / "baseline")
+    pretrained = pretrain_then_finetune(build(), teacher, dft, PRETRAIN, FINETUNE, tmp_path / "pretrain")
+    spent = pretrained.budget()
+    assert {k: spent["pretrain"][k] for k in ("epochs", "steps", "structures")} == {
+        "epochs": 3, "steps": 6, "structures": 30,
+    }  # fmt: skip
+    assert spent["finetune"]["steps"] == baseline.budget()["total"]["steps"] == 6
+    assert spent["total"]["structures"] == 50
+    table = format_budgets([baseline, pretrained]).splitlines()
+    assert [line.split()[:5] for line in table[1:]] == [
+        ["baseline", "finetune", "2", "6", "20"],
+        ["pretrain", "pretrain", "3", "6", "30"],
+        ["pretrain", "finetune", "2", "6", "20"],
+        ["pretrain", "total", "5", "12", "50"],
+    ]
+
+
+def test_interrupted_in_the_second_stage(tmp_path):
+    teacher, dft = sets(1), sets(2)
+    build = lambda: initial_potential(TinyPotential, dft[0].structures)  # noqa: E731
+    whole = pretrain_then_finetune(build(), teacher, dft, PRETRAIN, FINETUNE, tmp_path / "whole")
+    short = TrainingSettings(max_epochs=1, lr=1e-2, batch_size=4)
+    pretrain_then_finetune(build(), teacher, dft, PRETRAIN, short, tmp_path / "broken")
+    resumed = pretrain_then_finetune(build(), teacher, dft, PRETRAIN, FINETUNE, tmp_path / "broken")
+    assert resumed.stages["finetune"].best_loss == whole.stages["finetune"].best_loss
+    assert all(torch.equal(whole.potential.state_dict()[k], v) for k, v in resumed.potential.state_dict().items())
+
+
+def test_labels_of_the_second_stage_are_checked_before_the_first(tmp_path):
+    teacher, (train, val) = sets(1), sets(2)
+    for atoms in train.structures:
+        del atoms.calc.results["stress"]
+    with pytest.raises(ConfigError, match="weight_stress"):
+        pretrain_then_finetune(TinyPotential(), teacher, (GraphDataset(train.structures, CUTOFF), val), PRETRAIN,
+                               FINETUNE, tmp_path)
+    assert not list(tmp_path.iterdir())
