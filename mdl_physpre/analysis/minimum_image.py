@@ -1,0 +1,69 @@
+"""Shortest periodic image of a vector, in any cell, for vectors of many structures at once."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import torch
+from ase.geometry import minkowski_reduce
+from torch import Tensor
+
+from mdl_physpre.structures.neighbours import complete_cell
+
+
+class MinimumImage:
+    """v -> v + S·cell with the integers S that make it shortest, for structures with cells of their own.
+
+    The cell is Minkowski-reduced first, so that rounding the fractional coordinates leaves at most one more lattice
+    vector to add along each axis. A vector shorter than half the shortest lattice vector is its own minimum image.
+
+    Parameters
+    ----------
+    cells : (3, 3) for each structure, Å, rows are vectors; rows of non-periodic directions are not used.
+    pbc : (3,) for each structure.
+    """
+
+    def __init__(
+        self, cells: Sequence[np.ndarray], pbc: Sequence[np.ndarray], device: str | torch.device = "cpu"
+    ) -> None:
+        reduced, safe = [], []
+        for cell, periodic in zip(cells, pbc, strict=True):
+            periodic = np.asarray(periodic, dtype=bool)
+            # a non-periodic direction is replaced by the normal: only then does rounding leave the nearest image
+            lattice = complete_cell(np.where(periodic[:, None], cell, 0.0), periodic)
+            if periodic.any():
+                lattice = np.asarray(minkowski_reduce(lattice, periodic)[0])
+            lengths = np.linalg.norm(lattice, axis=1)[periodic]
+            reduced.append(lattice)
+            safe.append(0.5 * lengths.min() if len(lengths) else np.inf)
+        lattices = np.array(reduced).reshape(-1, 3, 3)
+        self.cells = torch.from_numpy(lattices).to(device)
+        self.inverse = torch.from_numpy(np.linalg.inv(lattices)).to(device)
+        self.periodic = torch.from_numpy(np.array(pbc, dtype=float).reshape(-1, 3)).to(device)
+        self.safe_squared = torch.from_numpy(np.array(safe, dtype=float) ** 2).to(device)
+
+    def keep(self, structures: Tensor) -> None:
+        """Go on with the structures of these indices, renumbered in this order."""
+        for name in ("cells", "inverse", "periodic", "safe_squared"):
+            setattr(self, name, getattr(self, name).index_select(0, structures))
+
+    def __call__(self, vectors: Tensor, structure: Tensor) -> Tensor:
+        """Minimum images of ``vectors`` (n, 3), Å, that belong to the structures ``structure`` (n,)."""
+        far = (vectors.square().sum(1) > self.safe_squared.index_select(0, structure)).nonzero().flatten()
+        if not len(far):
+            return vectors
+        of = structure.index_select(0, far)
+        cells, periodic = self.cells.index_select(0, of), self.periodic.index_select(0, of)
+        wrapped = vectors.index_select(0, far)
+        fractional = torch.einsum("nx,nxy->ny", wrapped, self.inverse.index_select(0, of))
+        wrapped = wrapped - torch.einsum("nx,nxy->ny", torch.round(fractional) * periodic, cells)
+        best, shortest = wrapped, wrapped.square().sum(1)
+        for offset in product((-1.0, 0.0, 1.0), repeat=3):
+            shift = torch.tensor(offset, dtype=vectors.dtype, device=vectors.device) * periodic
+            moved = wrapped + torch.einsum("nx,nxy->ny", shift, cells)
+            length = moved.square().sum(1)
+            closer = length < shortest
+            best = torch.where(closer[:, None], moved, best)
+            shortest = torch.where(closer, length, shortest)
+        return vectors.index_copy(0, far, best)

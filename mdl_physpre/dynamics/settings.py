@@ -1,0 +1,95 @@
+"""What a molecular dynamics run is asked to do, and the thresholds by which it is judged."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mdl_physpre.errors import ConfigError, nearest
+
+ENSEMBLES = ("nvt", "nve")
+DISTANCES = ("continuous", "minimum_image")
+
+
+@dataclass(frozen=True)
+class DynamicsSettings:
+    """Settings of :func:`mdl_physpre.dynamics.simulation.simulate`.
+
+    Run
+    ---
+    ensemble : ``nvt`` (Langevin) or ``nve`` (velocity Verlet).
+    temperature : K; of the thermostat, and of the Maxwell–Boltzmann velocities at the start in both ensembles.
+    timestep : fs.
+    steps : time steps of every structure.
+    friction : 1/fs, Langevin only.
+    fixcm : Langevin noise that leaves the centre of mass alone, as ASE's default.
+    seed : random numbers of structure k come from (seed, k) alone.
+
+    Failure
+    -------
+    overlap_ratio : overlap where the smallest distance is at most this times the smallest distance at the start.
+    stop_on_overlap : whether an overlap ends that structure's run.
+    lindemann_local, lindemann_global : bounds of the largest q_i and of the mean q_i.
+    distance : ``continuous`` or ``minimum_image``, see :mod:`mdl_physpre.analysis.lindemann`.
+    lindemann_interval : steps between two samples of the Lindemann averages.
+    lindemann_check_interval : steps between two looks at the running index; the resolution of its first failing step.
+    lindemann_min_steps : shortest run that the Lindemann index is judged on.
+    lindemann_max_atoms : structures with more atoms get no Lindemann index (it needs every pair of atoms).
+    max_temperature : K; ``None`` means 10 times ``temperature``, at least 10,000 K. The bound is multiplied by
+        1 + 3 sqrt(2/(3 N)) for N atoms, because the temperature of few atoms fluctuates.
+    max_displacement : Å; an atom farther from its start, beyond the mean displacement of its structure, has escaped.
+    max_neighbours : more neighbours of one atom than this mean that the structure has collapsed.
+
+    Work
+    ----
+    skin : Å; neighbour lists reach this much beyond the cutoff.
+    max_edges : edges in one evaluation of the potential; a larger structure is evaluated alone.
+    checkpoint_steps, checkpoint_seconds : the state is stored at whichever comes first.
+    trajectory_interval : steps between stored frames; 0 stores none.
+    """
+
+    ensemble: str = "nvt"
+    temperature: float = 300.0
+    timestep: float = 1.0
+    steps: int = 5000
+    friction: float = 0.01
+    fixcm: bool = True
+    seed: int = 0
+    overlap_ratio: float = 0.5
+    stop_on_overlap: bool = True
+    lindemann_local: float = 0.25
+    lindemann_global: float = 0.2
+    distance: str = "continuous"
+    lindemann_interval: int = 5
+    lindemann_check_interval: int = 50
+    lindemann_min_steps: int = 100
+    lindemann_max_atoms: int = 2000
+    max_temperature: float | None = None
+    max_displacement: float = 200.0
+    max_neighbours: int = 10_000
+    skin: float = 1.0
+    max_edges: int = 50_000
+    checkpoint_steps: int = 250
+    checkpoint_seconds: float = 30.0
+    trajectory_interval: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("ensemble", ENSEMBLES), ("distance", DISTANCES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"dynamics.{name} is {value!r}; {nearest(value, known)}")
+        positive = ("timestep", "skin", "overlap_ratio", "lindemann_local", "lindemann_global", "max_displacement")
+        whole = ("lindemann_interval", "lindemann_check_interval", "max_neighbours", "max_edges", "checkpoint_steps")
+        not_negative = ("temperature", "friction", "steps", "seed", "trajectory_interval", "lindemann_min_steps")
+        limits = ((positive, 0.0, "above 0"), (whole, 1, "at least 1"), (not_negative, 0, "0 or more"))
+        for names, least, words in limits:
+            for name in names:
+                value = getattr(self, name)
+                if not math.isfinite(value) or value < least or (names is positive and value <= 0):
+                    raise ConfigError(f"dynamics.{name} is {value}; it must be {words}")
+        if self.max_temperature is not None and not self.max_temperature > 0:
+            raise ConfigError(f"dynamics.max_temperature is {self.max_temperature}; it must be above 0, or null")
+
+    def temperature_bound(self, n_atoms: int) -> float:
+        """Temperature, K, above which a structure of ``n_atoms`` atoms counts as broken."""
+        bound = max(10 * self.temperature, 10_000.0) if self.max_temperature is None else self.max_temperature
+        return bound * (1 + 3 * math.sqrt(2 / (3 * max(n_atoms, 1))))

@@ -1,0 +1,138 @@
+"""Files of a simulation: the state it can go on from, stored trajectories, and the verdicts. Written, then renamed."""
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.io.extxyz import write_extxyz
+from torch import nn
+
+from mdl_physpre.structures.graph import content_hash
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+STATE, VERDICTS, TRAJECTORIES = "state.npz", "verdicts.json", "trajectories"
+
+
+def run_key(potential: nn.Module, structures: Sequence[Atoms], settings: dict[str, Any], indices: Sequence[int]) -> str:
+    """A hash of all that the verdicts depend on: potential with its parameters, structures, settings, and places."""
+    digest = hashlib.sha256(f"{type(potential).__module__}.{type(potential).__qualname__}".encode())
+    for name, tensor in sorted(potential.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(repr(getattr(potential, "cutoff", None)).encode())
+    return content_hash(structures, FORMAT, digest.hexdigest(), sorted(settings.items()), list(indices))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary file beside ``path``, then rename it."""
+    temporary = path.with_name(f"{path.name}-{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_verdicts(out: Path, key: str, settings: dict[str, Any], summary: dict, verdicts: list[dict]) -> None:
+    """``verdicts.json``: settings with all thresholds, summary and verdicts."""
+    content = {"format": FORMAT, "key": key, "settings": settings, "summary": summary, "verdicts": verdicts}
+    write_atomically(out / VERDICTS, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_verdicts(out: Path, key: str) -> list[dict] | None:
+    """Stored verdicts of the same run, or ``None``."""
+    path = out / VERDICTS
+    try:
+        stored = json.loads(path.read_text())
+        if stored["key"] == key:
+            return stored["verdicts"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        logger.warning("%s is damaged; the simulation is done again", path)
+        return None
+    logger.info("%s comes from another potential, other structures or settings; the simulation is done again", path)
+    return None
+
+
+def write_state(out: Path, key: str, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
+    """``state.npz``: arrays, and ``plain`` as JSON."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, key=np.array(key), plain=np.array(json.dumps(plain)), **arrays)
+    write_atomically(out / STATE, buffer.getvalue())
+
+
+def read_state(out: Path, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Stored state of the same run, or ``None``."""
+    path = out / STATE
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["key"]) == key:
+                arrays = {name: stored[name] for name in stored.files if name not in ("key", "plain")}
+                return arrays, json.loads(str(stored["plain"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, OSError, EOFError):
+        logger.warning("%s is damaged; the simulation starts anew", path)
+        return None
+    logger.info("%s comes from another potential, other structures or settings; the simulation starts anew", path)
+    return None
+
+
+class TrajectoryFiles:
+    """One extended XYZ file for each structure, unwrapped positions and momenta, every n-th frame.
+
+    Frames wait in memory until :meth:`flush`, which is called when the state is stored; sizes of the files go into the
+    state. After a kill, :meth:`restore` cuts the files back to what the state knows.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.waiting: dict[int, list[str]] = {}
+        self.sizes: dict[str, int] = {}
+
+    def path(self, index: int) -> Path:
+        """File of the structure at place ``index`` of the caller's list."""
+        return self.folder / f"{index:05d}.extxyz"
+
+    def add(self, index: int, atoms: Atoms) -> None:
+        """Take one frame."""
+        text = io.StringIO()
+        write_extxyz(text, [atoms], columns=["symbols", "positions", "momenta"])
+        self.waiting.setdefault(index, []).append(text.getvalue())
+
+    def flush(self) -> dict[str, int]:
+        """Append what waits; returns the sizes of all files."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for index, frames in self.waiting.items():
+            with open(self.path(index), "ab") as file:
+                file.write("".join(frames).encode())
+                self.sizes[str(index)] = file.tell()
+        self.waiting = {}
+        return dict(self.sizes)
+
+    def restore(self, sizes: dict[str, int], indices: Sequence[int]) -> None:
+        """Cut the files of ``indices`` back to ``sizes``; those that it does not name are removed."""
+        self.sizes, self.waiting = dict(sizes), {}
+        for index in indices:
+            path = self.path(index)
+            if path.exists():
+                if str(index) in sizes:
+                    os.truncate(path, sizes[str(index)])
+                else:
+                    path.unlink()
