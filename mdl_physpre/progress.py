@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ def progress(iterable: Iterable[T], total: int | None = None, description: str =
     description : what is being done, in a few words.
     """
     if total is None:
-        total = len(iterable) if hasattr(iterable, "__len__") else None
+        total = len(iterable) if isinstance(iterable, Sized) else None
     if sys.stderr.isatty():
         yield from _bar(iterable, total, description)
     else:

@@ -41,6 +41,7 @@ class PotentialCalculator(Calculator):
         system_changes: list[str] = all_changes,
     ) -> None:
         super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
         graph = build_graph(self.atoms, cutoff=self.potential.cutoff, dtype=self.dtype).to(self.device)
         periodic = bool(np.all(self.atoms.pbc)) and self.atoms.cell.rank == 3
         found = evaluate(self.potential, graph, forces=True, stress=periodic)

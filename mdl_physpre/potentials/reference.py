@@ -25,6 +25,8 @@ class EnergyReference(nn.Module):
     energies : eV by atomic number; elements that are not named get zero.
     """
 
+    energies: Tensor
+
     def __init__(self, energies: dict[int, float] | None = None) -> None:
         super().__init__()
         table = torch.zeros(N_ELEMENTS, dtype=torch.float64)
@@ -38,7 +40,7 @@ class EnergyReference(nn.Module):
 
     def as_dict(self) -> dict[int, float]:
         """The elements that have a non-zero reference, eV by atomic number."""
-        return {z: float(e) for z, e in enumerate(self.energies) if float(e) != 0.0}
+        return {z: float(e) for z, e in enumerate(self.energies.tolist()) if float(e) != 0.0}
 
 
 def composition_matrix(structures: Sequence[Atoms], elements: Sequence[int]) -> np.ndarray:

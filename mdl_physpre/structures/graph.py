@@ -170,8 +170,8 @@ class GraphDataset:
     def _read_labels(self, real: type) -> None:
         n = len(self.structures)
         self._energy = np.full(n, np.nan)
-        self._stress = np.full((n, 3, 3), np.nan, dtype=real)
-        self._forces = np.full((len(self._z), 3), np.nan, dtype=real)
+        self._stress: np.ndarray = np.full((n, 3, 3), np.nan, dtype=real)
+        self._forces: np.ndarray = np.full((len(self._z), 3), np.nan, dtype=real)
         for k, atoms in enumerate(self.structures):
             found = get_labels(atoms)
             if found.energy is not None:
@@ -217,7 +217,7 @@ class GraphDataset:
             fields["energy"] = torch.from_numpy(self._energy[picked])
             fields["forces"] = torch.from_numpy(self._forces[atoms])
             fields["stress"] = torch.from_numpy(self._stress[picked])
-        return AtomGraph.from_tensors(**fields)
+        return AtomGraph.from_tensors(None, **fields)
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

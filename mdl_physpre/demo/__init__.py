@@ -1,0 +1,1 @@
+"""Data and configuration of ``physpre demo``."""

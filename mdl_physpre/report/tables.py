@@ -1,0 +1,158 @@
+"""Tables of a run, for the terminal and for ``report.md``."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MISSING = "–"
+
+ERROR_COLUMNS = (
+    ("energy, eV", "energy_mae", "{:.3f}"),
+    ("energy, meV/atom", "energy_mae_mev_per_atom", "{:.1f}"),
+    ("forces, eV/Å", "forces_mae", "{:.4f}"),
+    ("stress, eV/Å³", "stress_mae", "{:.5f}"),
+    ("total", "total", "{:.3f}"),
+)
+
+
+def shown(value: Any, form: str) -> str:
+    """A number as text; "–" where there is none."""
+    return MISSING if value is None else form.format(value)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the first of them headings, as aligned text."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = [
+        "  ".join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths))).rstrip() for row in rows
+    ]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the first of them headings, as a Markdown table."""
+    head, *body = (["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows])
+    rule = "|---|" + "---:|" * (len(rows[0]) - 1)
+    return "\n".join([head, rule, *body])
+
+
+def error_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Mean absolute errors: one row for each test set and potential."""
+    rows = [["test set, potential", "structures", *(title for title, _, _ in ERROR_COLUMNS)]]
+    for name, who, errors in _errors(summary):
+        rows.append([
+            f"{name}: {who}", str(errors["n_structures"]), *(shown(errors.get(key), form) for _, key, form in ERROR_COLUMNS)
+        ])
+    return rows
+
+
+def _errors(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    arms = summary["arms"]
+    found = []
+    for name in summary[arms[0]]["errors"]:
+        for arm in arms:
+            found.append((name, arm, summary[arm]["errors"][name]))
+        for arm in arms:
+            if "errors_before_finetuning" in summary[arm]:
+                found.append((name, f"{arm}, before finetuning", summary[arm]["errors_before_finetuning"][name]))
+        if "eam" in summary:
+            found.append((name, "EAM", summary["eam"]["errors"][name]))
+    return found
+
+
+def counted(part: Mapping[str, Any]) -> str:
+    """``3 of 20 (5–36 %)``: a count with its Wilson 95 % interval."""
+    if not part["n"]:
+        return "n/a"
+    low, high = part["interval"]
+    return f"{part['count']} of {part['n']} ({100 * low:.0f}–{100 * high:.0f} %)"
+
+
+def dynamics_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Broken trajectories of each arm, by criterion."""
+    rows = [["arm", "broken", "atom overlap", "Lindemann", "other", "median failing step"]]
+    for arm in summary["arms"]:
+        found = summary[arm].get("dynamics")
+        if found is None:
+            continue
+        others = {r: c["count"] for r, c in found["by_reason"].items() if c["count"] and not r.startswith(("overlap", "lindemann"))}
+        rows.append([
+            arm, counted(found["failed"]), counted(found["overlap"]), counted(found["lindemann"]),
+            ", ".join(f"{r} {c}" for r, c in others.items()) or "none",
+            shown(found["median_failing_step"], "{:.0f}"),
+        ])
+    return rows
+
+
+def budget_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """What each arm spent."""
+    rows = [["arm, stage", "epochs", "steps", "structures seen", "seconds"]]
+    for arm in summary["arms"]:
+        for stage, spent in summary[arm]["training"]["budget"].items():
+            rows.append([
+                f"{arm}, {stage}", f"{spent['epochs']:.0f}", f"{spent['steps']:.0f}", f"{spent['structures']:.0f}",
+                f"{spent['seconds']:.0f}",
+            ])
+    return rows
+
+
+def protocol(summary: Mapping[str, Any]) -> str:
+    """One sentence on the molecular dynamics."""
+    found = next((summary[arm]["dynamics"] for arm in summary["arms"] if summary[arm].get("dynamics")), None)
+    if found is None:
+        return "No molecular dynamics was run."
+    s = found["settings"]
+    return (
+        f"{found['n']} test structures, {s['ensemble'].upper()} at {s['temperature']:g} K, {s['steps']} steps of "
+        f"{s['timestep']:g} fs. Broken: the smallest distance falls to {s['overlap_ratio']:g} of its start (atom overlap), "
+        f"or a Lindemann index passes {s['lindemann_local']:g} (one atom) or {s['lindemann_global']:g} (mean)."
+    )
+
+
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """The tables of a run for the terminal."""
+    parts = ["Mean absolute errors on test structures", text_table(error_rows(summary)), ""]
+    rows = dynamics_rows(summary)
+    if len(rows) > 1:
+        parts += ["Molecular dynamics. " + protocol(summary), text_table(rows), ""]
+    parts += ["Training", text_table(budget_rows(summary))]
+    return "\n".join(parts)
+
+
+def report_markdown(name: str, summary: Mapping[str, Any]) -> str:
+    """``report.md``: data, errors, dynamics, EAM, budgets."""
+    data = [["set", "structures", "atoms", "energy", "forces", "stress"]]
+    for part, found in summary["data"].items():
+        labels = found["labels"]
+        data.append([part, str(found["structures"]), str(found["atoms"]), *(str(labels[k]) for k in ("energy", "forces", "stress"))])
+    parts = [
+        f"# {name}", "", "## Errors", "",
+        "Mean absolute errors; total = 0.01 energy + 50 forces + 50 stress over the labels that exist (the paper's Table 2).",
+        "", markdown_table(error_rows(summary)), "",
+        "## Molecular dynamics", "", protocol(summary), "",
+    ]
+    rows = dynamics_rows(summary)
+    if len(rows) > 1:
+        parts += [markdown_table(rows), "", "In brackets: Wilson 95 % intervals.", "", "![survival](survival.png)", ""]
+    if "eam" in summary:
+        parts += ["## The embedded-atom potential and what the networks made of it", "", "![pair curves](pair_curves.png)", ""]
+        if summary["eam"]["table"]:
+            keys = list(summary["eam"]["table"][0])
+            table = [[k.replace("_", " ") for k in keys]]
+            table += [[f"{row[k]:.4g}" if isinstance(row[k], float) else str(row[k]) for k in keys] for row in summary["eam"]["table"]]
+            parts += [markdown_table(table), ""]
+    parts += ["## Training", "", markdown_table(budget_rows(summary)), "", "## Data", "", markdown_table(data), ""]
+    return "\n".join(parts)
+
+
+def format_verdicts(verdicts: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> str:
+    """A row for each structure, and the counts."""
+    rows = [["structure", "atoms", "verdict", "first failing step", "reasons"]]
+    for v in verdicts:
+        rows.append([
+            f"{v['structure_id']} {v['formula']}", str(v["n_atoms"]), v["status"], shown(v["first_failing_step"], "{:d}"),
+            ", ".join(v["reasons"]) or MISSING,
+        ])
+    counts = ", ".join(f"{what} {counted(found[key])}" for what, key in
+                       (("broken", "failed"), ("atom overlap", "overlap"), ("Lindemann", "lindemann")))
+    return text_table(rows) + "\n" + counts

@@ -1,0 +1,404 @@
+"""The configuration: MatDeepLearn's five sections with their meaning there, and ``physpre`` for what it does not know.
+
+Every key has a default but ``dataset.src`` and ``model.name``. An unknown key is an error that names the nearest one.
+Keys that only MatDeepLearn acts on are accepted, so that one file serves both.
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.errors import ConfigError, PhyspreError, nearest
+from mdl_physpre.pretraining.perturbation import PerturbationSettings
+from mdl_physpre.training.settings import TrainingSettings
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+class Section(BaseModel):
+    """A section of the configuration. ``HOST_KEYS`` are accepted and left to MatDeepLearn."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    HOST_KEYS: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_host_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            return {k: v for k, v in values.items() if k in cls.model_fields or k not in cls.HOST_KEYS}
+        return values
+
+
+def section_of(settings: type, name: str, leave_out: Sequence[str] = (), **changed: Any) -> type[Section]:
+    """A section with the fields and defaults of a settings dataclass, some left out, some changed: (type, default)."""
+    hints = typing.get_type_hints(settings)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        if field.name not in leave_out:
+            fields[field.name] = (hints[field.name], field.default)
+    fields.update(changed)
+    return create_model(name, __base__=Section, **fields)
+
+
+class Split(Section):
+    """Sizes of the test set (of all) and the validation set (of the rest), as fractions or numbers of structures."""
+
+    test: float | int = 0.05
+    val: float | int = 0.1
+    by: str | None = None
+
+
+class PreprocessParams(Section):
+    HOST_KEYS = _names(
+        "edge_calc_method n_neighbors num_offsets edge_steps self_loop all_neighbors use_degree "
+        "node_representation preprocess_edges preprocess_edge_features preprocess_node_features "
+        "preprocess_nodes node_dim edge_dim prediction_level output_dim"
+    )
+    cutoff_radius: float = Field(8.0, gt=0)
+
+
+class Dataset(Section):
+    HOST_KEYS = _names(
+        "name target_path pt_path prediction_level transforms data_format additional_attributes verbose "
+        "train_ratio val_ratio test_ratio processed num_workers otf_edge_index otf_edge_attr "
+        "otf_node_attr dataset_device use_precomputed_edges predict_ratio"
+    )
+    src: str | dict[Literal["train", "val", "test"], str]
+    keys: dict[str, str] | None = None
+    options: dict[str, Any] = {}
+    fraction: float = Field(1.0, gt=0, le=1)
+    split: Split = Split()
+    extra_tests: dict[str, str] = {}
+    preprocess_params: PreprocessParams = PreprocessParams()
+
+
+class Model(Section):
+    """``name`` and the hyperparameters of the backbone, which it checks itself."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    HOST_KEYS = _names(
+        "model_ensemble edge_steps self_loop prediction_level gradient load_model"
+    )
+    name: str
+
+    def hyperparameters(self) -> dict[str, Any]:
+        return {k: v for k, v in (self.model_extra or {}).items() if k not in self.HOST_KEYS}
+
+
+class LossArgs(Section):
+    weight_energy: float = Field(0.01, ge=0)
+    weight_force: float = Field(50.0, ge=0)
+    weight_stress: float = Field(50.0, ge=0)
+
+
+class Loss(Section):
+    loss_type: Literal["ForceStressLoss", "ForceLoss"] = "ForceStressLoss"
+    loss_args: LossArgs = LossArgs()
+
+    def weights(self) -> dict[str, float]:
+        """Weights of the three terms; ``ForceLoss`` has no stress term."""
+        found = self.loss_args.model_dump()
+        if self.loss_type == "ForceLoss":
+            found["weight_stress"] = 0.0
+        return found
+
+
+class OptimizerArgs(Section):
+    HOST_KEYS = frozenset({"betas", "eps"})
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class Optimizer(Section):
+    optimizer_type: Literal["AdamW"] = "AdamW"
+    optimizer_args: OptimizerArgs = OptimizerArgs()
+
+
+class SchedulerArgs(Section):
+    HOST_KEYS = frozenset({"mode"})
+    factor: float = 0.8
+    patience: int = 10
+    threshold: float = 2e-4
+    min_lr: float = 1e-5
+
+
+class Scheduler(Section):
+    scheduler_type: Literal["ReduceLROnPlateau"] = "ReduceLROnPlateau"
+    scheduler_args: SchedulerArgs = SchedulerArgs()
+
+
+# What optim says once for both stages, in the host's words, is not repeated in the section of a stage.
+_SAID_BY_HOST_KEYS = (
+    "weight_energy", "weight_force", "weight_stress", "weight_decay", "scheduler_factor", "scheduler_patience",
+    "scheduler_threshold", "min_lr", "seed",
+)
+
+_OptimBase: Any = section_of(
+    TrainingSettings, "_OptimBase", leave_out=_SAID_BY_HOST_KEYS,
+    loss=(Loss, Loss()), loss_function=(str, "mae"),
+    optimizer=(Optimizer, Optimizer()), scheduler=(Scheduler, Scheduler()),
+)
+
+
+class Optim(_OptimBase):
+    HOST_KEYS = frozenset(["max_checkpoint_epochs", "verbosity", "batch_tqdm"])
+
+    def settings(self, seed: int) -> TrainingSettings:
+        """Settings of the finetuning stage."""
+        own = {f: getattr(self, f) for f in type(self).model_fields}
+        loss, scheduler = own.pop("loss"), own.pop("scheduler").scheduler_args
+        decay = own.pop("optimizer").optimizer_args.weight_decay
+        return TrainingSettings(
+            loss=own.pop("loss_function"), weight_decay=decay, seed=seed, **loss.weights(),
+            scheduler_factor=scheduler.factor, scheduler_patience=scheduler.patience,
+            scheduler_threshold=scheduler.threshold, min_lr=scheduler.min_lr, **own,
+        )
+
+
+class Pretrain(Section):
+    """The pretraining stage. A key that is left at ``null`` has the value of ``optim``."""
+
+    max_epochs: int | None = Field(None, ge=1)
+    lr: float | None = Field(None, gt=0)
+    batch_size: int | None = Field(None, ge=1)
+    max_seconds: float | None = None
+    early_stopping_patience: int | None = None
+    online: bool = False
+    loss_function: str | None = None
+    force_tail: float | None = None
+    stress_tail: float | None = None
+    weight_energy: float | None = Field(None, ge=0)
+    weight_force: float | None = Field(None, ge=0)
+    weight_stress: float | None = Field(None, ge=0)
+
+    def settings(self, finetune: TrainingSettings) -> TrainingSettings:
+        """Settings of the pretraining stage, from those of the finetuning stage."""
+        own = {k: v for k, v in self.model_dump(exclude={"online"}).items() if v is not None}
+        if "loss_function" in own:
+            own["loss"] = own.pop("loss_function")
+        return dataclasses.replace(finetune, **own)
+
+
+class EAM(Section):
+    """The embedded-atom potential that labels the pretraining set. ``checkpoint`` names one that is fitted already."""
+
+    checkpoint: str | None = None
+    cutoff: float = Field(8.0, gt=0)
+    n_basis: int = Field(10, ge=1)
+    init: Literal["spread", "reference"] = "spread"
+    route: Literal["fast", "reference"] = "fast"
+    epochs: int = Field(200, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    batch_size: int = Field(4, ge=1)
+
+
+_PerturbationBase: Any = section_of(PerturbationSettings, "_PerturbationBase")
+_DynamicsBase: Any = section_of(DynamicsSettings, "_DynamicsBase", leave_out=("seed",))
+
+
+class Perturbation(_PerturbationBase):
+    """How structures are perturbed, and whether those of the validation set are too."""
+
+    validation: bool = True
+
+
+class Dynamics(_DynamicsBase):
+    """Molecular dynamics of ``n_structures`` test structures; 0 leaves it out."""
+
+    n_structures: int = Field(100, ge=0)
+
+
+class Physpre(Section):
+    arms: list[Literal["baseline", "pretrain"]] = ["baseline", "pretrain"]
+    eam: EAM = EAM()
+    perturbation: Perturbation = Perturbation()
+    pretrain: Pretrain = Pretrain()
+    dynamics: Dynamics = Dynamics()
+    cache_dir: str | None = None
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Physpre:
+        if not self.arms or len(set(self.arms)) != len(self.arms):
+            raise ValueError("give at least one arm, and each only once")
+        return self
+
+
+class Task(Section):
+    HOST_KEYS = _names(
+        "run_mode parallel save_dir continue_job load_training_state checkpoint_path write_output "
+        "use_amp log_id max_epochs_per_job"
+    )
+    identifier: str | None = None
+    seed: int = 12345678
+
+
+class Config(Section):
+    """A whole configuration; see ``configs/`` for commented examples."""
+
+    trainer: str = "property"
+    task: Task = Task()
+    model: Model
+    optim: Optim = Optim()
+    dataset: Dataset
+    physpre: Physpre = Physpre()
+
+    def training_settings(self) -> TrainingSettings:
+        return self.optim.settings(self.task.seed)
+
+    def pretraining_settings(self) -> TrainingSettings:
+        return self.physpre.pretrain.settings(self.training_settings())
+
+    def perturbation_settings(self) -> PerturbationSettings:
+        return PerturbationSettings(**self.physpre.perturbation.model_dump(exclude={"validation"}))
+
+    def dynamics_settings(self) -> DynamicsSettings:
+        own = self.physpre.dynamics.model_dump(exclude={"n_structures"})
+        return DynamicsSettings(seed=self.task.seed, **own)
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"{text!r} is not of the form section.key=value")
+    *path, last = key.split(".")
+    here: Any = raw
+    for part in path:
+        if here.get(part) is None:
+            here[part] = {}
+        here = here[part]
+        if not isinstance(here, dict):
+            raise ConfigError(f"{key}: {part!r} is a value, not a section")
+    try:
+        here[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {value!r} is not YAML: {error}") from None
+
+
+def _without_bare_keys(raw: Any) -> Any:
+    """MatDeepLearn's sample files hold ``?`` lines, that is keys that are null, and empty sections."""
+    if isinstance(raw, dict):
+        return {k: _without_bare_keys(v) for k, v in raw.items() if k is not None}
+    return raw
+
+
+def _scientific(raw: Any) -> Any:
+    """YAML 1.1 reads ``5e-4`` as a word; people mean a number."""
+    if isinstance(raw, dict):
+        return {k: _scientific(v) for k, v in raw.items()}
+    if isinstance(raw, list):
+        return [_scientific(v) for v in raw]
+    if isinstance(raw, str) and raw[:1] in "+-.0123456789" and "e" in raw.lower():
+        try:
+            return float(raw)
+        except ValueError:
+            return raw
+    return raw
+
+
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = field.annotation if field else None
+    return list(model.model_fields) if hasattr(model, "model_fields") else []
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    lines = []
+    for problem in error.errors():
+        location = [str(p) for p in problem["loc"]]
+        key = ".".join(location)
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key; {nearest(location[-1], _known_keys(location[:-1]))}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: missing; it has no default")
+        else:
+            lines.append(f"{key}: found {problem.get('input')!r}; {problem['msg'].removeprefix('Value error, ')}")
+    return ConfigError(f"{source}: " + "\n  ".join(dict.fromkeys(lines)))
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Config:
+    """Check a configuration given as nested mappings.
+
+    Raises
+    ------
+    ConfigError : unknown, missing, mistyped or contradictory keys, each named.
+    """
+    values = {k: ({} if v is None and k in Config.model_fields else v) for k, v in raw.items()}
+    try:
+        config = Config.model_validate(_scientific(_without_bare_keys(values)))
+    except ValidationError as error:
+        raise _explain(error, source) from None
+    try:  # the settings classes check ranges
+        config.training_settings(), config.pretraining_settings()
+        config.perturbation_settings(), config.dynamics_settings()
+    except PhyspreError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return config
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file and put ``section.key=value`` overrides in.
+
+    Paths of data become absolute: ``~`` and environment variables are expanded; a relative path is looked for from
+    the working directory first, then from the configuration's folder.
+
+    Raises
+    ------
+    ConfigError : a file that cannot be read or is not YAML, a variable that is not set, unknown or wrong keys.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections (task, model, optim, dataset, physpre), found {type(raw).__name__}")
+    for text in overrides:
+        _override(raw, text)
+    task = raw.get("task")
+    raw["task"] = task = dict(task) if isinstance(task, dict) else {}
+    if not task.get("identifier"):
+        task["identifier"] = path.stem
+    config = parse_config(raw, str(path))
+    folder = path.resolve().parent
+    src = config.dataset.src
+    resolved: dict[str, Any] = {
+        "src": {k: resolve_path(v, folder) for k, v in src.items()} if isinstance(src, dict) else resolve_path(src, folder),
+        "extra_tests": {k: resolve_path(v, folder) for k, v in config.dataset.extra_tests.items()},
+    }
+    changes: dict[str, Any] = {"dataset": config.dataset.model_copy(update=resolved)}
+    if config.physpre.eam.checkpoint:
+        eam = config.physpre.eam.model_copy(update={"checkpoint": resolve_path(config.physpre.eam.checkpoint, folder)})
+        changes["physpre"] = config.physpre.model_copy(update={"eam": eam})
+    return config.model_copy(update=changes)
+
+
+def resolve_path(text: str, folder: Path) -> str:
+    """An absolute path; ``load-atoms:NAME`` stays as it is.
+
+    Raises
+    ------
+    ConfigError : an environment variable that is not set.
+    """
+    if text.startswith("load-atoms:"):
+        return text
+    expanded = os.path.expandvars(os.path.expanduser(text))
+    if "$" in expanded:
+        name = expanded.split("$", 1)[1].strip("{").split("}")[0].split("/")[0]
+        raise ConfigError(f"{text}: the environment variable {name} is not set; set it to the folder that is meant")
+    path = Path(expanded)
+    if not path.is_absolute() and not path.exists():
+        path = folder / path
+    return str(path.absolute())

@@ -1,0 +1,114 @@
+"""The data of a run: structures read, checked, split, and counted by label."""
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from mdl_physpre.errors import DataError
+from mdl_physpre.structures.read import read_structures
+from mdl_physpre.structures.splits import format_label_counts, label_counts, split_structures
+from mdl_physpre.workflow.config import Config
+from mdl_physpre.workflow.stages import hash_of, hash_of_file
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Training, validation and test structures, further test sets by name, and a hash of all."""
+
+    train: list[Atoms]
+    val: list[Atoms]
+    test: list[Atoms]
+    extra_tests: dict[str, list[Atoms]] = field(default_factory=dict)
+    key: str = ""
+
+    @property
+    def elements(self) -> list[str]:
+        """Elements of the training and validation structures, by atomic number."""
+        return [chemical_symbols[z] for z in sorted({int(z) for a in self.train + self.val for z in a.numbers})]
+
+    @property
+    def test_sets(self) -> dict[str, list[Atoms]]:
+        """All test sets by name, ``test`` first."""
+        return {"test": self.test, **self.extra_tests}
+
+    def summary(self) -> dict[str, Any]:
+        """Structures, atoms and labels of each set."""
+        sets = {"train": self.train, "val": self.val, **self.test_sets}
+        return {
+            name: {"structures": len(s), "atoms": sum(len(a) for a in s), "labels": label_counts(s)}
+            for name, s in sets.items()
+        }
+
+
+def load_data(config: Config) -> RunData:
+    """Read what ``dataset`` names, split it, and log how many structures of each set carry each label.
+
+    Raises
+    ------
+    DataError : unreadable or wrong data, a set that comes out empty, test elements that no training structure holds.
+    """
+    dataset = config.dataset
+
+    def read(path: str) -> list[Atoms]:
+        return read_structures(path, keys=dataset.keys, **dataset.options)
+
+    if isinstance(dataset.src, dict):
+        train, val, test = _given_files(config, read)
+        sources = list(dataset.src.values())
+    else:
+        structures = read(dataset.src)
+        size = dataset.split
+        split = split_structures(
+            structures, test=size.test, val=size.val, by=size.by, seed=config.task.seed, fraction=dataset.fraction
+        )
+        train, val, test = ([structures[k] for k in part] for part in (split.train, split.val, split.test))
+        sources = [dataset.src]
+    extra = {name: read(path) for name, path in dataset.extra_tests.items()}
+    sources += list(dataset.extra_tests.values())
+    key = hash_of({
+        "files": [hash_of_file(Path(s)) if Path(s).exists() else s for s in sources],
+        "dataset": dataset.model_dump(exclude={"src": True, "extra_tests": True, "preprocess_params": True}),
+        "extra": list(dataset.extra_tests),
+        "seed": config.task.seed,
+    })
+    data = RunData(train, val, test, extra, key)
+    for name, part in data.test_sets.items():
+        strange = sorted({s for a in part for s in a.symbols} - set(data.elements))
+        if strange:
+            raise DataError(
+                f"{name}: holds {', '.join(strange)}, which no training or validation structure does; "
+                "train on structures with the element, or leave these out of the test set"
+            )
+    sets = {"train": data.train, "val": data.val, **data.test_sets}
+    logger.info("labels\n%s", format_label_counts({name: label_counts(s) for name, s in sets.items()}))
+    return data
+
+
+def _given_files(config: Config, read: Any) -> tuple[list[Atoms], list[Atoms], list[Atoms]]:
+    """Training, validation and test structures from files of their own; validation is cut off training if not given."""
+    files, size = config.dataset.src, config.dataset.split
+    assert isinstance(files, dict)
+    missing = [k for k in ("train", "test") if k not in files]
+    if missing:
+        raise DataError(f"dataset.src names {', '.join(files)}; {' and '.join(missing)} must be given too")
+    train, test = read(files["train"]), read(files["test"])
+    seed, fraction = config.task.seed, config.dataset.fraction
+    if "val" not in files:
+        split = split_structures(train, test=0, val=size.val, by=size.by, seed=seed, fraction=fraction)
+        return [train[k] for k in split.train], [train[k] for k in split.val], test
+    val = read(files["val"])
+    if fraction < 1:
+        rng = np.random.default_rng(seed)
+        train, val = (
+            [part[k] for k in sorted(rng.permutation(len(part))[: max(1, round(fraction * len(part)))])]
+            for part in (train, val)
+        )
+    return train, val, test

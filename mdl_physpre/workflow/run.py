@@ -1,0 +1,330 @@
+"""A whole run: fit the EAM, make the pretraining set, train each arm, test it, simulate it, report.
+
+Each stage has a folder and is done once its ``done.json`` stands. Called again, a run goes on where it stopped, and
+redoes only what changed.
+"""
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from ase import Atoms
+
+from mdl_physpre import __version__
+from mdl_physpre.analysis.errors import prediction_errors
+from mdl_physpre.dynamics.simulation import simulate, summarise
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints import build_backbone, load_potential, save_potential
+from mdl_physpre.pretraining.eam_fit import fit_eam
+from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet, format_report, make_pretraining_set
+from mdl_physpre.report.figures import draw_figures
+from mdl_physpre.report.tables import format_summary, report_markdown
+from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.structures.read import read_structures
+from mdl_physpre.structures.write import write_structures
+from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune, train_baseline
+from mdl_physpre.workflow.config import Config, load_config
+from mdl_physpre.workflow.data import RunData, load_data
+from mdl_physpre.workflow.stages import Stage, hash_of, hash_of_file, run_lock, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | Path | None = None) -> dict[str, Any]:
+    """Run every stage of a configuration that is not done yet.
+
+    Parameters
+    ----------
+    config : a :class:`Config`, or the path of a configuration file.
+    overrides : ``section.key=value``, put into the file's values.
+    out : folder of the run; ``runs/IDENTIFIER`` where ``None``.
+
+    Returns
+    -------
+    dict : the content of ``summary.json``: ``data``, ``eam``, ``pretraining_set``, and for each arm ``errors`` by test
+        set, ``dynamics`` (counts of verdicts) and ``training`` (what it spent).
+
+    Raises
+    ------
+    ConfigError, DataError, FitError, TrainingError : each with what to do about it.
+    """
+    if not isinstance(config, Config):
+        config = load_config(config, overrides)
+    folder = Path(out) if out is not None else Path("runs") / (config.task.identifier or "run")
+    refuse_foreign_folder(folder, config)
+    with run_lock(folder), log_to(folder / "log.txt"):
+        record_setup(folder, config)
+        data = load_data(config)
+        summary: dict[str, Any] = {"data": data.summary(), "arms": list(config.physpre.arms)}
+        pretraining = "pretrain" in config.physpre.arms
+        if pretraining:
+            eam = fit_stage(folder, config, data, summary)
+            pretraining_key = pretraining_set_stage(folder, config, data, eam, summary)
+        for arm in config.physpre.arms:
+            summary[arm] = {}
+            potential, key = training_stage(folder, config, data, arm, pretraining_key if arm != "baseline" else "")
+            summary[arm].update(errors_stage(folder, config, data, arm, potential, key))
+            summary[arm]["dynamics"] = dynamics_stage(folder, config, data, arm, potential, key)
+        report(folder, config, summary)
+    return summary
+
+
+def fit_only(config: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None) -> dict[str, Any]:
+    """The first stage of a run alone: the embedded-atom potential. A later :func:`run` finds it done."""
+    loaded = load_config(config, overrides)
+    folder = Path(out) if out is not None else Path("runs") / (loaded.task.identifier or "run")
+    refuse_foreign_folder(folder, loaded)
+    with run_lock(folder), log_to(folder / "log.txt"):
+        record_setup(folder, loaded)
+        data = load_data(loaded)
+        summary: dict[str, Any] = {"data": data.summary()}
+        fit_stage(folder, loaded, data, summary)
+        logger.info("potential: %s", folder / "1-eam" / "eam.pt")
+    return summary["eam"]
+
+
+def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, Any]) -> Potential:
+    """1: the embedded-atom potential, fitted to the training structures alone, or loaded."""
+    settings = config.physpre.eam
+    source = hash_of_file(Path(settings.checkpoint)) if settings.checkpoint else ""
+    weights = config.optim.loss.loss_args.model_dump()
+    stage = Stage(folder / "1-eam", {
+        "data": data.key, "eam": settings.model_dump(), "source": source, "seed": config.task.seed, "weights": weights,
+    })
+    result = stage.result()
+    if result is None:
+        stage.begin()
+        if settings.checkpoint:
+            potential: Potential = load_potential(settings.checkpoint)
+            save_potential(stage.folder / "eam.pt", potential)
+            result = {"text": f"loaded from {settings.checkpoint}", "table": [], "errors": {}}
+        else:
+            stresses = summary["data"]["train"]["labels"]["stress"] > 0
+            fit = fit_eam(
+                data.train, data.val, elements=data.elements, cutoff=settings.cutoff, n_basis=settings.n_basis,
+                init=settings.init, route=settings.route, epochs=settings.epochs, lr=settings.lr,
+                batch_size=settings.batch_size, seed=config.task.seed,
+                loss_weights=(weights["weight_energy"], weights["weight_force"], weights["weight_stress"] * stresses),
+            )
+            save_potential(stage.folder / "eam.pt", fit.potential)
+            write_json(stage.folder / "history.json", fit.history)
+            write_text(stage.folder / "fit.txt", fit.text + "\n")
+            result = {"text": fit.text, "table": fit.table, "errors": fit.errors}
+        result = stage.finish(result)
+    logger.info("embedded-atom potential\n%s", result["text"])
+    potential = load_potential(stage.folder / "eam.pt")
+    tests = errors_of(folder / "1-eam-errors", potential, data, {"eam": stage.key, "data": data.key})
+    summary["eam"] = {"table": result["table"], "fit_errors": result["errors"], "errors": tests, "seconds": result["seconds"]}
+    return potential
+
+
+def pretraining_set_stage(
+    folder: Path, config: Config, data: RunData, eam: Potential, summary: dict[str, Any]
+) -> str:
+    """2: training and validation structures perturbed and labelled by the EAM. Test structures never are."""
+    stage = Stage(folder / "2-pretraining-set", {
+        "eam": hash_of_file(folder / "1-eam" / "eam.pt"), "data": data.key, "seed": config.task.seed,
+        "settings": config.physpre.perturbation.model_dump(),
+    })
+    result = stage.result()
+    if result is None:
+        stage.begin()
+        settings, seed = config.perturbation_settings(), config.task.seed
+        made = make_pretraining_set(data.train, settings, eam, seed)
+        write_structures(stage.folder / "train.extxyz", made.structures)
+        if config.physpre.perturbation.validation:
+            val = make_pretraining_set(data.val, settings, eam, seed).structures
+        else:
+            val = relabelled(data.val, eam)
+        write_structures(stage.folder / "val.extxyz", val)
+        logger.info("pretraining set\n%s", format_report(made.report))
+        write_text(stage.folder / "report.txt", format_report(made.report) + "\n")
+        write_json(stage.folder / "report.json", made.report)
+        result = stage.finish({"structures": len(made.structures), "validation": len(val), "rejected": made.report["rejected"]})
+    summary["pretraining_set"] = result
+    return stage.key
+
+
+def relabelled(structures: Sequence[Atoms], teacher: Potential) -> list[Atoms]:
+    """Copies of structures as they are, with the labels of a teacher."""
+    from mdl_physpre.pretraining.teacher import label
+
+    return label(structures, teacher)
+
+
+def training_stage(
+    folder: Path, config: Config, data: RunData, arm: str, pretraining_key: str
+) -> tuple[Potential, str]:
+    """3: one arm trained; ``baseline`` on DFT alone, ``pretrain`` on EAM labels first."""
+    finetune, pretrain = config.training_settings(), config.pretraining_settings()
+    cutoff = config.dataset.preprocess_params.cutoff_radius
+    hyperparameters = config.model.hyperparameters()
+    stage = Stage(folder / "3-train" / arm, {
+        "data": data.key, "model": config.model.name, "hyperparameters": hyperparameters, "cutoff": cutoff,
+        "finetune": asdict(finetune), "elements": data.elements,
+        "pretrain": {"settings": asdict(pretrain), "set": pretraining_key, "online": config.physpre.pretrain.online}
+        if arm == "pretrain" else None,
+    })
+    result = stage.result()
+    if result is None:
+        logger.info("training, arm %s", arm)
+        stage.begin()
+        cache = config.physpre.cache_dir
+        potential = initial_potential(
+            lambda: build_backbone(config.model.name, elements=data.elements, cutoff=cutoff, **hyperparameters),
+            data.train, seed=config.task.seed,
+        )
+        train, val = (GraphDataset(s, cutoff, cache_dir=cache) for s in (data.train, data.val))
+        if arm == "baseline":
+            trained = train_baseline(potential, train, val, finetune, stage.folder)
+        else:
+            online = None
+            if config.physpre.pretrain.online:
+                eam = load_potential(folder / "1-eam" / "eam.pt")
+                perturbation = config.perturbation_settings()
+                online = OnlinePretrainingSet(data.train, perturbation, eam, config.task.seed, cutoff)
+            first_train, first_val = (
+                GraphDataset(read_structures(folder / "2-pretraining-set" / f"{name}.extxyz"), cutoff, cache_dir=cache)
+                for name in ("train", "val")
+            )
+            trained = pretrain_then_finetune(
+                potential, (first_train, first_val), (train, val), pretrain, finetune, stage.folder, online=online
+            )
+        losses = {name: {"best_loss": s.best_loss, "best_epoch": s.best_epoch, "stopped_by": s.stopped_by}
+                  for name, s in trained.stages.items()}
+        result = stage.finish({
+            "checkpoint": str(trained.checkpoint.relative_to(folder)), "stages": losses, "budget": trained.budget(),
+        })
+    return load_potential(folder / result["checkpoint"]), stage.key
+
+
+def errors_of(folder: Path, potential: Potential, data: RunData, depends_on: dict[str, Any]) -> dict[str, Any]:
+    """Errors on each test set, kept in a stage of their own."""
+    stage = Stage(folder, depends_on)
+    result = stage.result()
+    if result is None:
+        stage.begin()
+        result = stage.finish({
+            name: prediction_errors(potential, structures) for name, structures in data.test_sets.items()
+        })
+    return {name: result[name] for name in data.test_sets}
+
+
+def errors_stage(
+    folder: Path, config: Config, data: RunData, arm: str, potential: Potential, key: str
+) -> dict[str, Any]:
+    """Errors of an arm on each test set, and of its network before finetuning where it was pretrained."""
+    trained = Stage(folder / "3-train" / arm, {})
+    done = json.loads((trained.folder / "done.json").read_text())["result"]
+    found: dict[str, Any] = {
+        "errors": errors_of(folder / "3-train" / f"{arm}-errors", potential, data, {"arm": key}),
+        "training": {"stages": done["stages"], "budget": done["budget"]},
+        "checkpoint": done["checkpoint"],
+    }
+    if arm == "pretrain":
+        before = load_potential(trained.folder / "pretrain" / "best.pt")
+        found["errors_before_finetuning"] = errors_of(
+            folder / "3-train" / f"{arm}-errors-before-finetuning", before, data, {"arm": key}
+        )
+    return found
+
+
+def dynamics_stage(
+    folder: Path, config: Config, data: RunData, arm: str, potential: Potential, key: str
+) -> dict[str, Any] | None:
+    """4: molecular dynamics of test structures, the same for each arm, each judged while it runs."""
+    structures = dynamics_structures(config, data)
+    if not structures:
+        return None
+    settings = config.dynamics_settings()
+    stage = Stage(folder / "4-dynamics" / arm, {
+        "arm": key, "settings": asdict(settings), "structures": len(structures), "seed": config.task.seed,
+    })
+    result = stage.result()
+    if result is None:
+        logger.info("molecular dynamics, arm %s: %d structures, %d steps", arm, len(structures), settings.steps)
+        stage.begin()
+        verdicts = simulate(potential, structures, settings, out=stage.folder)
+        curve = [[v["first_failing_step"], v["status"]] for v in verdicts]
+        result = stage.finish({"summary": summarise(verdicts), "failing_steps": curve, "settings": asdict(settings)})
+    return {**result["summary"], "failing_steps": result["failing_steps"], "settings": result["settings"],
+            "seconds": result["seconds"]}
+
+
+def dynamics_structures(config: Config, data: RunData) -> list[Atoms]:
+    """``n_structures`` test structures, drawn at random by seed; all where there are fewer."""
+    wanted = min(config.physpre.dynamics.n_structures, len(data.test))
+    picked = np.random.default_rng([config.task.seed, 4]).permutation(len(data.test))[:wanted]
+    return [data.test[k] for k in sorted(picked)]
+
+
+def report(folder: Path, config: Config, summary: dict[str, Any]) -> None:
+    """Summary, tables and figures."""
+    write_json(folder / "summary.json", summary)
+    draw_figures(folder, summary)
+    write_text(folder / "report.md", report_markdown(config.task.identifier or folder.name, summary))
+    logger.info("%s", format_summary(summary))
+    logger.info("report: %s", folder / "report.md")
+
+
+def refuse_foreign_folder(folder: Path, config: Config) -> None:
+    """Raise ConfigError where ``folder`` holds something else than this run."""
+    if folder.is_file():
+        raise ConfigError(f"{folder}: is a file; give a folder as --out")
+    if not folder.exists() or not [p for p in folder.iterdir() if p.name not in (".lock", "log.txt")]:
+        return
+    try:
+        stored = yaml.safe_load((folder / "config.yml").read_text())
+        was = {"identifier": stored["task"]["identifier"], "model": stored["model"]["name"], "src": stored["dataset"]["src"]}
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        raise ConfigError(f"{folder}: holds files that are not of a run; give an empty folder as --out") from None
+    now = {"identifier": config.task.identifier, "model": config.model.name, "src": config.dataset.src}
+    other = [f"{k} {was[k]!r} there, {now[k]!r} here" for k in now if was[k] != now[k]]
+    if other:
+        raise ConfigError(f"{folder}: holds another run ({'; '.join(other)}); give another folder as --out")
+
+
+def record_setup(folder: Path, config: Config) -> None:
+    """``config.yml``, resolved, and ``environment.json``."""
+    dumped = json.loads(config.model_dump_json())
+    write_text(folder / "config.yml", yaml.safe_dump(dumped, sort_keys=False))
+    packages: dict[str, str | None] = {}
+    for name in ("torch", "torch-geometric", "ase", "pymatgen", "numpy", "lightning"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    write_json(folder / "environment.json", {
+        "mdl_physpre": __version__, "python": platform.python_version(), "platform": platform.platform(),
+        "packages": packages, "threads": torch.get_num_threads(), "config": hash_of(dumped),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    })
+
+
+@contextmanager
+def log_to(path: Path) -> Any:
+    """Copy the package's log to a file."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("mdl_physpre")
+    root.addHandler(handler)
+    if root.level == logging.NOTSET:
+        root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,140 @@
+"""Stages of a run: a folder each, done when its ``done.json`` stands, redone when what it depends on has changed."""
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mdl_physpre.errors import PhyspreError
+
+logger = logging.getLogger(__name__)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises
+    ------
+    PhyspreError : the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PhyspreError(f"{path}: cannot be written: {error.strerror}; free space or give another --out") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=False, default=_plain, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    for method in ("tolist", "item", "isoformat"):
+        if hasattr(value, method):
+            return getattr(value, method)()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def hash_of(content: Any) -> str:
+    """A hash of anything that can be written as JSON."""
+    text = json.dumps(content, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_of_file(path: Path) -> str:
+    """A hash of the bytes of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+class Stage:
+    """One stage: ``folder``, and ``key``, the hash of everything that its result depends on.
+
+    >>> stage = Stage(run / "1-eam", {"settings": ..., "data": ...})
+    >>> result = stage.result()
+    >>> if result is None:
+    ...     with stage.work():
+    ...         result = stage.finish({"loss": ...})
+    """
+
+    def __init__(self, folder: Path, depends_on: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.key = hash_of(dict(depends_on))
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def result(self) -> dict[str, Any] | None:
+        """What the stage gave, or ``None`` where it is not done for this key."""
+        done = _read_json(self.folder / "done.json")
+        return done["result"] if done is not None and done.get("key") == self.key else None
+
+    def begin(self) -> None:
+        """Keep what a stopped run of the same key left; clear away what another key made."""
+        started = _read_json(self.folder / "stage.json")
+        if self.folder.exists() and (started is None or started.get("key") != self.key):
+            logger.info("%s: its settings or inputs changed; it is done anew", self.folder)
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "done.json").unlink(missing_ok=True)
+        write_json(self.folder / "stage.json", {"key": self.key})
+        self._start = time.monotonic()
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Write ``done.json``, last of all, with the seconds this took since it was last started."""
+        result = {**result, "seconds": round(time.monotonic() - self._start, 2)}
+        write_json(self.folder / "done.json", {"key": self.key, "result": result})
+        return result
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run's folder; the lock falls with the process that holds it.
+
+    Raises
+    ------
+    PhyspreError : another process works in the folder, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a")  # noqa: SIM115 - held open for as long as the lock
+    except OSError as error:
+        raise PhyspreError(f"{folder}: cannot be written: {error.strerror}; give another --out") from None
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no advisory locks on this system
+            pass
+        except OSError:
+            raise PhyspreError(f"{folder}: another process is running there; wait for it, or give another --out") from None
+        yield

@@ -1,0 +1,101 @@
+"""The configuration: defaults, overrides, paths, and what a mistake is told."""
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.workflow.config import load_config, parse_config
+
+ROOT = Path(__file__).parents[2]
+LEAST = {"dataset": {"src": "x.extxyz"}, "model": {"name": "CGCNN"}}
+
+
+def write(folder, content):
+    path = folder / "c.yml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_least_configuration_has_the_papers_defaults(tmp_path):
+    config = load_config(write(tmp_path, LEAST))
+    training = config.training_settings()
+    assert (training.weight_energy, training.weight_force, training.weight_stress) == (0.01, 50, 50)
+    assert (training.clip_grad_norm, training.scheduler_factor, training.scheduler_patience) == (10, 0.8, 10)
+    assert config.physpre.arms == ["baseline", "pretrain"]
+    assert config.task.identifier == "c"
+    assert config.dataset.src == str(tmp_path / "x.extxyz")
+
+
+def test_pretraining_takes_what_it_does_not_say_from_optim(tmp_path):
+    config = load_config(write(tmp_path, {**LEAST, "optim": {"lr": 0.01}}), ["physpre.pretrain.max_epochs=7"])
+    assert config.pretraining_settings().max_epochs == 7
+    assert config.pretraining_settings().lr == config.training_settings().lr == 0.01
+
+
+def test_yaml_numbers_without_a_dot_are_numbers(tmp_path):
+    path = tmp_path / "c.yml"
+    path.write_text("dataset: {src: x.xyz}\nmodel: {name: CGCNN}\noptim: {lr: 5e-4}\n")
+    assert load_config(path).optim.lr == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.lrr=3", "optim.lrr: unknown key; did you mean 'lr'"),
+        ("physpre.dynamcs.steps=1", "physpre.dynamcs: unknown key; did you mean 'dynamics'"),
+        ("physpre.dynamics.temprature=4", "did you mean 'temperature'"),
+        ("optim.lr=fast", "optim.lr: found 'fast'"),
+        ("optim.lr=-1", "lr is -1"),
+        ("model=null", "model.name: missing"),
+        ("physpre.arms=[]", "at least one arm"),
+        ("physpre.arms=[baseline,baseline]", "only once"),
+        ("physpre.arms=[sam2]", "physpre.arms.0: found 'sam2'"),
+        ("physpre.dynamics.steps=1.5", "physpre.dynamics.steps: found 1.5"),
+        ("dataset.fraction=0", "dataset.fraction: found 0"),
+        ("dataset.src=$NO_SUCH_VARIABLE/x", "NO_SUCH_VARIABLE is not set"),
+        ("optim", "not of the form section.key=value"),
+        ("model.name.x=1", "is a value, not a section"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, override, words):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(tmp_path, LEAST), [override])
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00"])
+def test_a_file_that_is_not_a_configuration(tmp_path, content):
+    path = tmp_path / "c.yml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="c.yml"):
+        load_config(path)
+
+
+def test_keys_that_only_the_host_acts_on_are_accepted():
+    host = {
+        "task": {"run_mode": "train", "parallel": False},
+        "model": {"name": "CGCNN", "model_ensemble": 1, "edge_steps": 50, "dim1": 32},
+        "dataset": {"src": "x.json", "train_ratio": 0.9, "preprocess_params": {"n_neighbors": 250, "cutoff_radius": 6.0}},
+    }
+    config = parse_config(host)
+    assert config.model.hyperparameters() == {"dim1": 32}
+    assert config.dataset.preprocess_params.cutoff_radius == 6.0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yml")), ids=lambda p: p.stem)
+def test_every_configuration_loads(path, monkeypatch):
+    monkeypatch.setenv("PHYSPRE_DATA", "/data")
+    config = load_config(path)
+    assert config.physpre.arms == ["baseline", "pretrain"]
+    assert Path(config.dataset.src).is_absolute()
+
+
+def test_every_line_of_the_configurations_is_explained():
+    for path in (ROOT / "configs").glob("*.yml"):
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if value.split("#")[0].strip() and not line.startswith("#") and not value.strip().startswith("{"):
+                name = key.strip()
+                explained = "#" in line or name in ("name", "lr", "batch_size", "max_epochs", "src", "steps")
+                assert explained, f"{path.name}: {line}"

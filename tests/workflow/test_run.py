@@ -1,0 +1,179 @@
+"""A whole small run: both arms, killed at several points and started again."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from typer.testing import CliRunner
+
+from mdl_physpre import EAMInteraction, label, write_structures
+from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.workflow.cli import app
+from mdl_physpre.workflow.run import run
+
+CONFIG = """
+dataset: {{src: {data}, split: {{test: 4, val: 4}}, preprocess_params: {{cutoff_radius: 4.0}}}}
+model: {{name: CGCNN, dim1: 8, dim2: 8, gc_count: 1, post_fc_count: 1, edge_dim: 8}}
+optim: {{max_epochs: 6, lr: 1.0e-3, batch_size: 4}}
+physpre:
+  eam: {{cutoff: 5.0, n_basis: 2, epochs: 5}}
+  perturbation: {{n_aug: 2, n_pairs: 1}}
+  pretrain: {{max_epochs: 4}}
+  dynamics: {{temperature: 300, timestep: 1.0, steps: 120, n_structures: 3, checkpoint_steps: 20}}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Rattled rock salt, labelled by a potential."""
+    rng = np.random.default_rng(0)
+    structures = []
+    for _ in range(24):
+        atoms = bulk("MgO", "rocksalt", 4.2 * rng.uniform(0.97, 1.05), cubic=True)
+        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
+        structures.append(atoms)
+    torch.manual_seed(0)
+    teacher = EAMInteraction(elements=["Mg", "O"], cutoff=5.0, n_basis=2)
+    path = tmp_path_factory.mktemp("data") / "mgo.extxyz"
+    write_structures(path, label(structures, teacher, progress=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.yml"
+    path.write_text(CONFIG.format(data=data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, run(config, out=folder)
+
+
+def without_times(content):
+    if isinstance(content, dict):
+        return {k: without_times(v) for k, v in content.items() if k != "seconds"}
+    return [without_times(v) for v in content] if isinstance(content, list) else content
+
+
+def test_a_run_has_both_arms_side_by_side(finished):
+    folder, summary = finished
+    stored = json.loads((folder / "summary.json").read_text())
+    for arm in ("baseline", "pretrain"):
+        assert stored[arm]["errors"]["test"]["forces_mae"] > 0
+        assert stored[arm]["errors"]["test"]["counts"]["forces"] == 4
+        assert stored[arm]["dynamics"]["n"] == 3
+    assert stored["pretrain"]["errors"] != stored["baseline"]["errors"]
+    assert stored["data"]["train"]["structures"] == 16
+    assert stored["pretraining_set"]["structures"] == 32
+    budget = {a: stored[a]["training"]["budget"]["finetune"]["steps"] for a in ("baseline", "pretrain")}
+    assert budget["baseline"] == budget["pretrain"] == 24
+    report = (folder / "report.md").read_text()
+    assert "| test: baseline |" in report and "| test: pretrain |" in report
+    for figure in ("pair_curves.png", "survival.png"):
+        assert (folder / figure).stat().st_size > 5000
+
+
+def test_a_finished_run_does_nothing_again(finished, config):
+    folder, summary = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}
+    assert without_times(run(config, out=folder)) == without_times(json.loads(json.dumps(summary)))
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")} == before
+
+
+def test_only_what_changed_is_done_again(finished, config):
+    folder, _ = finished
+    before = {p.parent.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("done.json")}
+    run(config, ["physpre.dynamics.temperature=310"], out=folder)
+    after = {p.parent.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("done.json")}
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"4-dynamics/baseline", "4-dynamics/pretrain"}
+    run(config, out=folder)
+
+
+STOPS = (
+    "1-eam/stage.json", "2-pretraining-set/stage.json", "3-train/baseline/finetune/last.ckpt",
+    "3-train/pretrain/pretrain/last.ckpt", "4-dynamics/pretrain/stage.json",
+)
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_killed_and_started_again_gives_the_same(stop, finished, config, tmp_path):
+    """SIGKILL as soon as a file appears; the next start must end with the summary of the run that was never stopped."""
+    folder, _ = finished
+    target = tmp_path / "run"
+    command = [sys.executable, "-m", "mdl_physpre.workflow.cli", "-q", "run", str(config), "--out", str(target)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 240
+    while not (target / stop).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert process.poll() is None, process.stderr.read().decode()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (target / "summary.json").exists()
+    run(config, out=target)
+    stored = [json.loads((f / "summary.json").read_text()) for f in (folder, target)]
+    assert without_times(stored[1]) == without_times(stored[0])
+
+
+def test_a_folder_of_another_run_is_left_alone(finished, config, tmp_path):
+    folder, _ = finished
+    other = tmp_path / "other.yml"
+    other.write_text(config.read_text())
+    with pytest.raises(ConfigError, match="holds another run"):
+        run(other, out=folder)
+    strange = tmp_path / "photos"
+    strange.mkdir()
+    (strange / "cat.jpg").write_text("meow")
+    with pytest.raises(ConfigError, match="not of a run"):
+        run(config, out=strange)
+    assert (strange / "cat.jpg").read_text() == "meow"
+
+
+def test_a_weight_on_a_missing_label_is_an_error(config, data, tmp_path):
+    stripped = tmp_path / "no_stress.extxyz"
+    stripped.write_text(re.sub(r' stress="[^"]*"', "", data.read_text()))
+    with pytest.raises((ConfigError, DataError), match="stress"):
+        run(config, [f"dataset.src={stripped}", "physpre.arms=[baseline]"], out=tmp_path / "run")
+
+
+def test_an_empty_split_is_an_error(config, tmp_path):
+    with pytest.raises(DataError):
+        run(config, ["dataset.split.test=24"], out=tmp_path / "run")
+
+
+def test_commands_end_to_end(finished, data, tmp_path):
+    """convert, inspect, perturb, label, evaluate, md, each as a user calls it."""
+    folder, _ = finished
+    model = str(folder / "3-train" / "pretrain" / "finetune" / "best.pt")
+    calls = [
+        (["convert", str(data), str(tmp_path / "a.json")], "24"),
+        (["inspect", str(data)], "Mg"),
+        (["perturb", str(data), str(tmp_path / "p.extxyz"), "--n-aug", "2"], "48 structures"),
+        (["label", str(tmp_path / "p.extxyz"), str(tmp_path / "l.extxyz"), "--teacher", model], "48 structures"),
+        (["evaluate", model, str(tmp_path / "l.extxyz"), "--json", str(tmp_path / "e.json")], "total"),
+        (["md", model, str(data), "--steps", "20", "--n-structures", "2"], "broken"),
+    ]
+    for arguments, words in calls:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, (arguments, result.output, result.exception)
+        assert words in result.output
+    errors = json.loads((tmp_path / "e.json").read_text())
+    assert errors["forces_mae"] < 1e-4  # the potential's own labels
+
+
+def test_errors_are_one_line_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "mdl_physpre.workflow.cli", "run", str(tmp_path / "none.yml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
