@@ -1,0 +1,95 @@
+"""Files read whole and written whole: gzip by content on reading, temporary file and rename on writing."""
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mdl_physpre.errors import DataError, nearest
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def existing_file(path: Path) -> Path:
+    """``path``, once it is known to be a file with something in it.
+
+    Raises
+    ------
+    DataError : no such file (the nearest name in its folder is given), a folder, or an empty file.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give a file of structures")
+    if not path.exists():
+        hint = ""
+        if path.parent.is_dir():
+            beside = sorted(p.name for p in path.parent.iterdir() if p.is_file())[:200]
+            guess = nearest(path.name, beside)
+            hint = f"; {guess}" if guess.startswith("did") else ""
+        raise DataError(f"{path}: no such file{hint}")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if size == 0:
+        raise DataError(f"{path}: the file is empty (0 bytes); expected structures")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, decompressed where it is gzip.
+
+    Raises
+    ------
+    DataError : missing, empty, truncated or corrupt file, or one that is not text.
+    """
+    existing_file(path)
+    try:
+        content = path.read_bytes()
+        if content.startswith(GZIP_MAGIC):
+            content = gzip.decompress(content)
+        elif path.suffix == ".gz":
+            raise DataError(f"{path}: named .gz, but its content is not gzip; rename it, or copy the file again")
+        text = content.decode("utf-8-sig")
+    except EOFError as error:
+        raise DataError(f"{path}: the gzip file ends too early (truncated); copy or download it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: the gzip file is corrupt ({error}); copy or download it again") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not text.strip():
+        raise DataError(f"{path}: the file holds nothing but blanks; expected structures")
+    return text
+
+
+def compress(text: str) -> bytes:
+    """gzip without name and time, so that equal structures give equal files."""
+    return gzip.compress(text.encode(), compresslevel=6, mtime=0)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends well, and is removed when it does not.
+
+    Raises
+    ------
+    DataError : the disk is full, or the folder cannot be written; nothing is left behind, an older file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror or error}; free space, or write to another folder. Nothing was written"
+        ) from error
+    finally:
+        for leftover in path.parent.glob(f"{temporary.name}*") if path.parent.is_dir() else ():
+            leftover.unlink(missing_ok=True)

@@ -1,0 +1,201 @@
+"""What is in a set of structures: counts, elements, label ranges, closest pairs, suspected duplicates."""
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import combinations_with_replacement
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from scipy.spatial import cKDTree
+
+from mdl_physpre.progress import progress
+from mdl_physpre.structures.check import describe
+from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.structures.splits import format_label_counts, label_counts
+
+RADIUS = 5.0  # Å: neighbours within it describe a structure in the search for duplicates
+FAR_RADIUS = 10.0  # Å: where a pair of elements is looked for that does not meet within RADIUS
+N_NEIGHBOURS = 8
+SAME_DISTANCE = 0.005  # Å
+SAME_ENERGY = 1e-3  # eV/atom
+
+
+def inspect_structures(structures: Sequence[Atoms] | Mapping[str, Sequence[Atoms]]) -> dict[str, Any]:
+    """Describe one set of structures, or several by name (splits, files).
+
+    Suspected duplicates are pairs of structures of the same reduced formula for which, element by element, mean and
+    standard deviation of the distances to the k-th nearest neighbour (k = 1 … 8, within 5 Å, images included) all agree
+    within 0.005 Å, and the energies per atom, where both are known, within 1 meV. Both are unchanged by translation,
+    rotation, order of atoms and repetition of the cell. The closest partner counts for each structure.
+
+    Returns
+    -------
+    {"sets": {name: {"structures", "atoms", "atoms_per_structure" [min, median, max], "elements" {symbol: structures},
+    "periodic", "labels", "ranges", "info"}}, "closest_pairs": [{"pair", "distance" (Å, None beyond 10 Å), "set",
+    "structure"}], "duplicates": [{"sets", "number", "examples"}]}; all of it can be written as JSON.
+    """
+    sets: dict[str, Sequence[Atoms]] = dict(structures) if isinstance(structures, Mapping) else {"structures": structures}
+    everything = [(name, index, atoms) for name, part in sets.items() for index, atoms in enumerate(part)]
+    closest: dict[tuple[int, int], tuple[float, int]] = {}
+    descriptors: list[np.ndarray] = []
+    for position, (_, _, atoms) in enumerate(progress(everything, description="measuring distances")):
+        i, j, distances = _pairs(atoms, RADIUS)
+        _note_closest(closest, atoms.numbers, i, j, distances, position)
+        descriptors.append(_descriptor(atoms, i, distances))
+    return {
+        "sets": {name: _describe_set(part) for name, part in sets.items()},
+        "closest_pairs": _closest_pairs(everything, closest),
+        "duplicates": _duplicates(everything, descriptors, list(sets)),
+    }
+
+
+def _pairs(atoms: Atoms, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    i, j, shifts = neighbour_list(atoms.positions, atoms.cell[:], atoms.pbc, radius)
+    vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell[:]
+    return i, j, np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+
+
+def _note_closest(
+    closest: dict[tuple[int, int], tuple[float, int]], numbers: np.ndarray, i: np.ndarray, j: np.ndarray,
+    distances: np.ndarray, position: int,
+) -> None:
+    if not len(i):
+        return
+    first, second = np.minimum(numbers[i], numbers[j]), np.maximum(numbers[i], numbers[j])
+    code = first.astype(np.int64) * 1000 + second
+    for value in np.unique(code):
+        key, shortest = (int(value) // 1000, int(value) % 1000), float(distances[code == value].min())
+        if key not in closest or shortest < closest[key][0]:
+            closest[key] = (shortest, position)
+
+
+def _closest_pairs(
+    everything: Sequence[tuple[str, int, Atoms]], closest: dict[tuple[int, int], tuple[float, int]]
+) -> list[dict[str, Any]]:
+    contents = [frozenset(int(z) for z in atoms.numbers) for _, _, atoms in everything]
+    pairs = sorted({p for c in set(contents) for p in combinations_with_replacement(sorted(c), 2)})
+    missing = {pair for pair in pairs if pair not in closest}
+    if missing:
+        for position, (_, _, atoms) in enumerate(everything):
+            if any(contents[position].issuperset(pair) for pair in missing):
+                far: dict[tuple[int, int], tuple[float, int]] = {}
+                _note_closest(far, atoms.numbers, *_pairs(atoms, FAR_RADIUS), position)
+                for pair in missing & set(far):
+                    closest[pair] = min(closest.get(pair, far[pair]), far[pair])
+    table = []
+    for a, b in pairs:
+        row: dict[str, Any] = {"pair": f"{chemical_symbols[a]}-{chemical_symbols[b]}", "distance": None, "set": None, "structure": None}
+        if (a, b) in closest:
+            distance, position = closest[a, b]
+            name, index, atoms = everything[position]
+            row.update(distance=distance, set=name, structure=describe(atoms, index))
+        table.append(row)
+    return table
+
+
+def _describe_set(structures: Sequence[Atoms]) -> dict[str, Any]:
+    sizes = [len(a) for a in structures] or [0]
+    elements = Counter(s for a in structures for s in set(a.symbols))
+    keys = Counter(str(k) for a in structures for k in a.info if k != "structure_id")
+    return {
+        "structures": len(structures),
+        "atoms": int(sum(sizes)),
+        "atoms_per_structure": [int(min(sizes)), float(np.median(sizes)), int(max(sizes))],
+        "one_atom": sum(size == 1 for size in sizes) if len(structures) else 0,
+        "elements": {s: elements[s] for s in sorted(elements, key=chemical_symbols.index)},
+        "periodic": sum(bool(a.pbc.any()) for a in structures),
+        "labels": label_counts(structures),
+        "ranges": _ranges(structures),
+        "info": dict(keys.most_common(20)),
+    }
+
+
+def _ranges(structures: Sequence[Atoms]) -> dict[str, list[float]]:
+    """[smallest, median, largest] of each label and of the volume per atom."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for atoms in structures:
+        labels = get_labels(atoms)
+        if labels.energy is not None:
+            found["energy (eV)"].append(labels.energy)
+            found["energy per atom (eV)"].append(labels.energy / max(1, len(atoms)))
+        if labels.forces is not None and len(atoms):
+            found["largest force (eV/Å)"].append(float(np.linalg.norm(labels.forces, axis=1).max()))
+        if labels.stress is not None:
+            found["pressure (eV/Å³)"].append(-float(np.trace(labels.stress)) / 3)
+        if atoms.pbc.all() and len(atoms):
+            found["volume per atom (Å³)"].append(abs(float(np.linalg.det(atoms.cell[:]))) / len(atoms))
+    return {name: [float(min(v)), float(np.median(v)), float(max(v))] for name, v in found.items()}
+
+
+def _descriptor(atoms: Atoms, i: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation over the atoms of an element of the distance to the k-th neighbour; (n_elements·2·8,) Å."""
+    n = len(atoms)
+    order = np.lexsort((distances, i))
+    counts = np.bincount(i, minlength=n)
+    rank = np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = rank < N_NEIGHBOURS
+    nearest = np.full((n, N_NEIGHBOURS), RADIUS)
+    nearest[i[order][kept], rank[kept]] = distances[order][kept]
+    parts = [nearest[atoms.numbers == z] for z in np.unique(atoms.numbers)]
+    return np.concatenate([np.concatenate([part.mean(axis=0), part.std(axis=0)]) for part in parts]) if parts else np.zeros(0)
+
+
+def _duplicates(
+    everything: Sequence[tuple[str, int, Atoms]], descriptors: Sequence[np.ndarray], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    by_formula: dict[str, list[int]] = defaultdict(list)
+    for position, (_, _, atoms) in enumerate(everything):
+        by_formula[atoms.symbols.formula.reduce()[0].format("hill")].append(position)
+    energies = [None if (e := get_labels(a).energy) is None else e / max(1, len(a)) for _, _, a in everything]
+    found: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+    for members in by_formula.values():
+        if len(members) < 2:
+            continue
+        tree = cKDTree(np.array([descriptors[m] for m in members]))
+        for a, b in sorted(tree.query_pairs(SAME_DISTANCE, p=np.inf)):
+            one, two = members[a], members[b]
+            if energies[one] is not None and energies[two] is not None and abs(energies[one] - energies[two]) > SAME_ENERGY:
+                continue
+            found[everything[one][0], everything[two][0]].setdefault(two, one)
+    table = []
+    for (first, second), partners in sorted(found.items(), key=lambda item: [names.index(n) for n in item[0]]):
+        examples = [
+            [describe(everything[k][2], everything[k][1]) for k in (one, two)] for two, one in list(partners.items())[:5]
+        ]
+        table.append({"sets": [first, second], "number": len(partners), "examples": examples})
+    return table
+
+
+def format_inspection(result: Mapping[str, Any]) -> str:
+    """The result of ``inspect_structures`` as text for a terminal."""
+    lines: list[str] = []
+    for name, part in result["sets"].items():
+        low, median, high = part["atoms_per_structure"]
+        lines += [
+            f"{name}: {part['structures']} structures, {part['atoms']} atoms ({low} to {high} per structure, median {median:g}), "
+            f"{part['periodic']} periodic" + (f", {part['one_atom']} of one atom" if part["one_atom"] else ""),
+            "  elements (structures): " + ", ".join(f"{s} {n}" for s, n in part["elements"].items()),
+        ]
+        lines += [f"  {key:<22} {low:>12.4f} {mid:>12.4f} {high:>12.4f}   (smallest, median, largest)"
+                  for key, (low, mid, high) in part["ranges"].items()]
+        if part["info"]:
+            lines.append("  info: " + ", ".join(f"{k} ({n})" for k, n in part["info"].items()))
+    lines += ["", "labels", format_label_counts({name: part["labels"] for name, part in result["sets"].items()})]
+    lines += ["", "closest pairs (periodic images included)"]
+    for row in result["closest_pairs"]:
+        where = f"{row['distance']:.3f} Å   {row['set']}, structure {row['structure']}" if row["distance"] is not None else (
+            f"–         none within {FAR_RADIUS:g} Å")
+        lines.append(f"  {row['pair']:<7} {where}")
+    lines += ["", "suspected duplicates"]
+    for row in result["duplicates"]:
+        first, second = row["sets"]
+        where = f"within {first}" if first == second else f"between {first} and {second}"
+        pairs = "; ".join(f"{a} ~ {b}" for a, b in row["examples"])
+        lines.append(f"  {where}: {row['number']} structures, e.g. {pairs}")
+    if not result["duplicates"]:
+        lines.append("  none")
+    return "\n".join(lines)

@@ -1,0 +1,161 @@
+"""Training, validation and test sets; and how many structures of each carry each label."""
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+
+from mdl_physpre.errors import ConfigError, DataError, nearest
+from mdl_physpre.structures.check import describe
+from mdl_physpre.structures.labels import LABELS, get_labels
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of the structures of each set, ascending; no structure is in two of them."""
+
+    train: list[int]
+    val: list[int]
+    test: list[int]
+
+
+def split_structures(
+    structures: Sequence[Atoms], test: float | int = 0.05, val: float | int = 0.1, by: str | None = None, seed: int = 0,
+    fraction: float = 1.0,
+) -> Split:
+    """Split structures at random into training, validation and test set.
+
+    n_test = ⌊test·N⌋ of all, n_val = ⌊val·(N − n_test)⌋ of the rest, n_train what is left; of the training and of the
+    validation set ⌊fraction·n⌋ are kept. This gives the set sizes of the paper (silica 10 %: 244 + 27 of 2864;
+    phosphorus 5 %: 205 + 22 of 4798; Li-Mn-O-P 10 %: 448 + 23 of 4965, with val = 0.05). For one seed the test set does
+    not depend on ``fraction``, and the sets of a smaller fraction lie within those of a larger one.
+
+    Parameters
+    ----------
+    structures : the structures.
+    test, val : a fraction (float, below 1) or a number of structures (int); 0 for none.
+    by : key of ``info``: structures that share its value stay together, in one of the sets. Sizes still count
+        structures; groups are drawn at random as long as they bring a set nearer to its size.
+    seed : of the random numbers.
+    fraction : part of training and validation set that is used, 0 < fraction ≤ 1, drawn over structures.
+
+    Raises
+    ------
+    ConfigError : sizes out of range.
+    DataError : a set comes out empty; a structure lacks the key ``by``.
+    """
+    _check_size("test", test)
+    _check_size("val", val)
+    if isinstance(fraction, bool) or not 0 < fraction <= 1:
+        raise ConfigError(f"fraction is {fraction!r}; expected a number above 0, at most 1")
+    n, rng = len(structures), np.random.default_rng(seed)
+    if n == 0:
+        raise DataError("there is no structure to split")
+    n_test = _count(test, n)
+    n_val = _count(val, n - n_test)
+    if by is None:
+        order = rng.permutation(n).tolist()
+        testing, validation, training = order[:n_test], order[n_test : n_test + n_val], order[n_test + n_val :]
+    else:
+        groups = _groups(structures, by)
+        queue = [groups[k] for k in rng.permutation(len(groups))]
+        sizes_left = sum(size > 0 for size in (test, val)) + 1
+        if len(queue) < sizes_left:
+            raise DataError(
+                f"split by {by!r}: {len(queue)} group(s) for {sizes_left} sets; split by another key, or at random"
+            )
+        testing = _draw(queue, n_test, test > 0, keep=1 + (val > 0))
+        validation = _draw(queue, _count(val, n - len(testing)), val > 0, keep=1)
+        training = [k for group in queue for k in group]
+        validation, training = rng.permutation(validation).tolist(), rng.permutation(training).tolist()
+    full = {"training": len(training), "validation": len(validation)}
+    training, validation = training[: _count(float(fraction), len(training))], validation[: _count(float(fraction), len(validation))]
+    for name, part, wanted in (("training", training, True), ("validation", validation, val > 0), ("test", testing, test > 0)):
+        if wanted and not part:
+            raise DataError(
+                f"the {name} set comes out empty: test={test}, val={val}, fraction={fraction} of {n} structures"
+                + (f" by {by!r}" if by else "")
+                + (f" ({full[name]} before fraction)" if name in full else "")
+                + "; give larger sizes, a larger fraction, or more structures"
+            )
+    return Split(sorted(training), sorted(validation), sorted(testing))
+
+
+def _check_size(name: str, size: float | int) -> None:
+    fine = not isinstance(size, bool) and (
+        (isinstance(size, (int, np.integer)) and size >= 0) or (isinstance(size, (float, np.floating)) and 0 <= size < 1)
+    )
+    if not fine:
+        raise ConfigError(f"{name} is {size!r}; expected a fraction (at least 0, below 1) or a number of structures (integer)")
+
+
+def _count(size: float | int, n: int) -> int:
+    """⌊size·n⌋ for a fraction, size itself (at most n) for an integer."""
+    if isinstance(size, (int, np.integer)):
+        return min(int(size), n)
+    return min(n, math.floor(size * n + 1e-9))  # 0.29 * 100 is 28.999…
+
+
+def _groups(structures: Sequence[Atoms], by: str) -> list[list[int]]:
+    groups: dict[str, list[int]] = {}
+    for index, atoms in enumerate(structures):
+        if by not in atoms.info:
+            raise DataError(
+                f"split by {by!r}: structure {describe(atoms, index)} has no such entry in info; {nearest(by, atoms.info)}"
+            )
+        groups.setdefault(str(atoms.info[by]), []).append(index)
+    return list(groups.values())
+
+
+def _draw(queue: list[list[int]], size: int, wanted: bool, keep: int) -> list[int]:
+    """Take groups out of ``queue`` in its order while each brings the total nearer to ``size``; ``keep`` groups stay."""
+    if not wanted:
+        return []
+    taken: list[list[int]] = []
+    total = 0
+    for group in list(queue):
+        if len(queue) <= keep:
+            break
+        if abs(total + len(group) - size) < abs(total - size):
+            queue.remove(group)
+            taken.append(group)
+            total += len(group)
+    if not taken and size > 0:  # every group is more than twice as large as asked for
+        smallest = min(queue, key=len)
+        queue.remove(smallest)
+        taken.append(smallest)
+    return [k for group in taken for k in group]
+
+
+def label_counts(structures: Sequence[Atoms]) -> dict[str, int]:
+    """How many structures there are, and how many carry an energy, forces, a stress."""
+    counts = {"structures": len(structures), **dict.fromkeys(LABELS, 0)}
+    for atoms in structures:
+        labels = get_labels(atoms)
+        for name in LABELS:
+            counts[name] += getattr(labels, name) is not None
+    return counts
+
+
+def format_label_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """A table for the log: one line for each set, "–" where no structure carries the label."""
+    columns = ("structures", *LABELS)
+    rows = [("", *columns)]
+    rows += [(name, *(str(c.get(k) or "–") for k in columns)) for name, c in counts.items()]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(columns) + 1)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]).rstrip() for row in rows
+    )
+
+
+def log_label_counts(**sets: Sequence[Atoms]) -> dict[str, dict[str, int]]:
+    """Log and return the label counts of each set, given by name: ``log_label_counts(train=…, val=…, test=…)``."""
+    counts = {name: label_counts(structures) for name, structures in sets.items()}
+    logger.info("labels\n%s", format_label_counts(counts))
+    return counts
