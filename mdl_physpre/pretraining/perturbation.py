@@ -236,11 +236,16 @@ def generator(seed: int, structure: str, round_: int, epoch: int = 0, attempt: i
     return np.random.default_rng([seed, name, round_, epoch, attempt])
 
 
+def is_label(key: str) -> bool:
+    """Whether a key of ``info`` or ``arrays`` names a label."""
+    return any(word in str(key).lower() for word in LABEL_WORDS)
+
+
 def inherited_info(atoms: Atoms) -> dict[str, Any]:
     """Names and groups of a parent (strings and whole numbers) that a displaced copy keeps; labels stay behind."""
     kept = {}
     for key, value in atoms.info.items():
-        if isinstance(value, (str, bool, int, np.integer)) and not any(word in key.lower() for word in LABEL_WORDS):
+        if isinstance(value, (str, bool, int, np.integer)) and not is_label(key):
             kept[key] = value
     return kept
 

@@ -24,6 +24,7 @@ from ase.calculators.genericfileio import GenericFileIOCalculator
 
 from mdl_physpre.errors import ConfigError, DataError, PhyspreError, nearest
 from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.pretraining.perturbation import is_label
 from mdl_physpre.progress import progress as show_progress
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import Labels, set_labels
@@ -35,7 +36,6 @@ CalculatorFactory: TypeAlias = Callable[[], Any]
 Teacher: TypeAlias = "Potential | CalculatorFactory | str"
 
 PARALLEL_FROM = 2_000  # atoms: below this a potential is done before a second process has started
-LABEL_WORDS = ("energy", "force", "stress", "virial")
 # Structures given by name in the log when they fail; the rest are counted.
 NAMED_FAILURES = 10
 
@@ -63,8 +63,8 @@ def label(
     Parameters
     ----------
     structures : what to label; they stay as they are.
-    teacher : a :class:`Potential`; a callable that returns an ASE calculator; or a string: a checkpoint file, a name
-        registered in the entry-point group ``mdl_physpre.teachers``, or the import path ``package.module.Class``.
+    teacher : a :class:`Potential`; a callable that returns one, or an ASE calculator; or a string: a checkpoint file, a
+        name registered in the entry-point group ``mdl_physpre.teachers``, or the import path ``package.module.Class``.
     kwargs : arguments for the callable or class.
     batch_edges : edges in a batch (potentials only).
     dtype : precision of a potential; energies are summed in float64 either way.
@@ -162,12 +162,19 @@ def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -
             f"teacher: found {type(teacher).__name__}, expected a potential, a callable that returns an ASE calculator "
             "(not the calculator itself), or a name"
         )
-    if isinstance(teacher, type) and issubclass(teacher, Potential):
-        try:
-            return teacher(**(kwargs or {}))
-        except TypeError as error:
-            raise ConfigError(f"teacher {teacher.__name__}: {error}") from error
-    return partial(teacher, **kwargs) if kwargs else teacher
+    factory = partial(teacher, **kwargs) if kwargs else teacher
+    try:
+        built = factory()
+    except Exception as error:
+        name = getattr(teacher, "__name__", teacher)
+        raise ConfigError(f"teacher {name} cannot be built: {type(error).__name__}: {error}") from error
+    if isinstance(built, Potential):
+        return built
+    if not hasattr(built, "get_property"):
+        raise ConfigError(
+            f"teacher: {teacher!r} returned {type(built).__name__}, expected a potential or an ASE calculator"
+        )
+    return factory
 
 
 def _by_name(name: str) -> Any:
@@ -216,7 +223,7 @@ def without_labels(atoms: Atoms) -> Atoms:
     """A copy without calculator, and without labels in ``info`` and ``arrays``, which readers would prefer to it."""
     bare = atoms.copy()
     for store in (bare.info, bare.arrays):
-        for key in [key for key in store if any(word in str(key).lower() for word in LABEL_WORDS)]:
+        for key in [key for key in store if is_label(key)]:
             del store[key]
     return bare
 
@@ -277,8 +284,8 @@ def _run_parallel(task: Callable[[list[int]], Any], chunks: list[list[int]], wor
                 yield waiting.pop(0).result()
         except BrokenProcessPool as error:
             raise PhyspreError(
-                "a process that labelled structures ended abruptly (out of memory, or a crash in a calculator's compiled "
-                "code); try again with workers=1"
+                "a process that labelled structures ended abruptly (out of memory, or a crash in a calculator's "
+                "compiled code); try again with workers=1"
             ) from error
         finally:
             for future in waiting:
@@ -308,7 +315,8 @@ def _evaluate_batch(
         try:
             graph = graphs.batch().to(_device(potential))
             found = evaluate(potential, graph)
-            assert found.forces is not None and found.stress is not None
+            assert found.forces is not None
+            assert found.stress is not None
             energies = found.energies.detach().double().cpu().numpy()
             forces = found.forces.detach().double().cpu().numpy()
             stress = found.stress.detach().double().cpu().numpy()
@@ -344,10 +352,6 @@ def _calculator(factory: CalculatorFactory) -> Any:
     known = _calculators.get(key)
     if known is None or known[0] is not factory:
         calculator = factory()
-        if not hasattr(calculator, "get_property"):
-            raise ConfigError(
-                f"teacher: {factory!r} returned {type(calculator).__name__}, expected an ASE calculator"
-            )
         if isinstance(calculator, (FileIOCalculator, GenericFileIOCalculator)):
             calculator.directory = Path(calculator.directory) / f"worker-{key}"
         _calculators.clear()

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.calculator import FileIOCalculator
+from ase.calculators.lj import LennardJones
+from ase.calculators.singlepoint import SinglePointCalculator
+from pair_teachers import Fragile, SoftWall, soft_wall
+
+from mdl_physpre.errors import ConfigError, DataError, PhyspreError
+from mdl_physpre.potentials.calculator import PotentialCalculator
+from mdl_physpre.pretraining import teacher as teacher_module
+from mdl_physpre.pretraining.teacher import LabelFailure, compute_labels, estimated_edges, label, resolve_teacher
+from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.structures.labels import get_labels
+
+
+@pytest.fixture()
+def structures():
+    rng = np.random.default_rng(4)
+    made = [bulk("Si", cubic=True).repeat((1, 1, 1 + k % 3)) for k in range(30)]
+    made += [Atoms("P", cell=[12, 12, 12], pbc=True), molecule("H2O"), Atoms("P2", [[0, 0, 0], [2, 0, 0]])]
+    for k, atoms in enumerate(made):
+        atoms.rattle(0.1, rng=rng)
+        atoms.info["structure_id"] = f"s{k}"
+    return made
+
+
+def one_by_one(structures, calculator):
+    found = []
+    for atoms in structures:
+        atoms = atoms.copy()
+        atoms.calc = calculator
+        stress = atoms.get_stress(voigt=False) if atoms.pbc.all() else None
+        found.append((atoms.get_potential_energy(), atoms.get_forces(), stress))
+    return found
+
+
+def assert_labels(labelled, expected, tolerance):
+    assert len(labelled) == len(expected)
+    for atoms, (energy, forces, stress) in zip(labelled, expected):
+        labels = get_labels(atoms)
+        assert labels.energy == pytest.approx(energy, rel=tolerance, abs=tolerance)
+        assert np.allclose(labels.forces, forces, rtol=tolerance, atol=tolerance)
+        if stress is None:
+            assert labels.stress is None
+        else:
+            assert np.allclose(labels.stress, stress, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
+def test_potential_labels_as_one_by_one(structures, monkeypatch, workers, dtype, tolerance):
+    monkeypatch.setattr(teacher_module, "PARALLEL_FROM", 0)
+    potential = SoftWall()
+    expected = one_by_one(structures, PotentialCalculator(SoftWall(), dtype=torch.float64))
+    labelled = label(structures, potential, batch_edges=3000, dtype=dtype, workers=workers)
+    assert_labels(labelled, expected, tolerance)
+    assert potential.depth.dtype == torch.float64  # the teacher itself is left as it was
+    assert all(atoms.calc is None for atoms in structures)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_calculators_label_as_one_by_one(structures, workers):
+    expected = one_by_one(structures, LennardJones(rc=4.0))
+    by_name = label(structures, "ase.calculators.lj.LennardJones", kwargs={"rc": 4.0}, workers=workers)
+    assert_labels(by_name, expected, 1e-12)
+    by_callable = label(structures, lambda: LennardJones(rc=4.0), workers=workers)
+    assert_labels(by_callable, expected, 1e-12)
+
+
+def test_old_labels_are_taken_off():
+    atoms = bulk("Si")
+    atoms.info.update(REF_energy=-5.0, group="a")
+    atoms.arrays["REF_forces"] = np.ones((2, 3))
+    atoms.calc = SinglePointCalculator(atoms, energy=99.0)
+    (labelled,) = label([atoms], SoftWall())
+    assert labelled.info == {"group": "a"}
+    assert set(labelled.arrays) == {"numbers", "positions"}
+    assert get_labels(labelled).energy != 99.0
+    assert get_labels(atoms).energy == 99.0
+    assert atoms.info["REF_energy"] == -5.0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_failures_are_named_or_skipped(workers, caplog):
+    structures = [bulk("Si"), molecule("H2O"), Atoms("P3", [[0, 0, 0], [2, 0, 0], [0, 2, 0]]), bulk("Cu")]
+    structures[1].info["structure_id"] = "water"
+    with pytest.raises(DataError, match=r"2 of 4 .*1 \(water\): RuntimeError: no oxygen.*2 \(no id\): forces is not"):
+        label(structures, Fragile, workers=workers)
+    labelled = label(structures, Fragile, workers=workers, on_error="skip")
+    assert [str(atoms.symbols) for atoms in labelled] == ["Si2", "Cu"]
+    assert "water" in caplog.text
+    with pytest.raises(DataError, match="1 of 1"):
+        label(structures[1:2], Fragile, on_error="skip")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_bad_structure_does_not_spoil_its_batch(structures, monkeypatch, workers):
+    monkeypatch.setattr(teacher_module, "PARALLEL_FROM", 0)
+    found = compute_labels(structures, SoftWall(elements=(14, 15)), workers=workers, batch_edges=10**6)
+    failed = [k for k, result in enumerate(found) if isinstance(result, LabelFailure)]
+    assert failed == [31]
+    assert "O" in found[31].reason
+    flat = Atoms("Si2", [[0, 0, 0], [1, 1, 1]], cell=[[1, 0, 0], [2, 0, 0], [0, 0, 1]], pbc=True)
+    found = compute_labels([structures[0], flat, structures[1]], SoftWall(), workers=workers)
+    assert [isinstance(result, LabelFailure) for result in found] == [False, True, False]
+
+
+def test_crash_of_a_worker_is_an_error_that_says_so():
+    class Crash(LennardJones):
+        def calculate(self, *args, **kwargs):
+            import os
+
+            os._exit(3)
+
+    with pytest.raises(PhyspreError, match="workers=1"):
+        label([bulk("Si"), bulk("Cu")], Crash, workers=2)
+
+
+def test_calculators_that_write_files_get_folders_of_their_own(tmp_path):
+    class Writes(FileIOCalculator):
+        implemented_properties = ["energy", "forces"]
+
+        def read_results(self):
+            self.results = {"energy": 1.0, "forces": np.zeros((2, 3))}
+
+        def execute(self):
+            pass
+
+    label([bulk("Si")] * 6, lambda: Writes(directory=tmp_path, command="true"), workers=2)
+    folders = [path.name for path in tmp_path.iterdir()]
+    assert folders
+    assert all(name.startswith("worker-") for name in folders)
+
+
+def test_teachers_by_name(monkeypatch):
+    potential = resolve_teacher("pair_teachers.SoftWall", {"depth": 1.5})
+    assert isinstance(potential, SoftWall)
+    assert potential.depth.item() == 1.5
+    assert isinstance(resolve_teacher("ase.calculators.lj:LennardJones", {"rc": 3.0})(), LennardJones)
+
+    class Point:
+        name = "mine"
+
+        def load(self):
+            return SoftWall
+
+    monkeypatch.setattr(teacher_module, "entry_points", lambda group: [Point()] if "physpre" in group else [])
+    assert isinstance(resolve_teacher("mine"), SoftWall)
+    with pytest.raises(ConfigError, match="did you mean 'mine'"):
+        resolve_teacher("mine2")
+
+
+def test_function_that_returns_a_potential():
+    atoms = bulk("Si")
+    expected = get_labels(label([atoms], SoftWall(depth=1.0))[0])
+    assert get_labels(label([atoms], soft_wall, kwargs={"depth": 1.0})[0]).energy == expected.energy
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("nothing", "no such checkpoint"),
+        ("no.such.module.Class", "cannot be imported"),
+        ("ase.calculators.lj.LenardJones", "did you mean 'LennardJones'"),
+        (LennardJones(), "not the calculator itself"),
+        (lambda: 3, "expected a potential or an ASE calculator"),
+    ],
+)
+def test_wrong_teachers_are_named(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        label([bulk("Si")], wrong)
+    with pytest.raises(ConfigError, match="takes no arguments"):
+        label([bulk("Si")], SoftWall(), kwargs={"depth": 2})
+    with pytest.raises(ConfigError, match="on_error"):
+        label([bulk("Si")], SoftWall(), on_error="ignore")
+
+
+def test_no_structures_give_no_labels():
+    assert label([], SoftWall()) == []
+
+
+def test_estimated_edges_are_of_the_right_size(structures):
+    real = GraphDataset(structures[:30], 6.0, workers=1, labels=False).n_edges
+    assert np.array(estimated_edges(structures[:30], 6.0)) == pytest.approx(real, rel=0.2)
