@@ -1,4 +1,5 @@
 """ASE databases (SQLite ``.db``, or ASE's JSON)."""
+
 from __future__ import annotations
 
 import sqlite3

@@ -1,4 +1,5 @@
 """Checks of structures and labels before anything is computed from them."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,10 @@ SEARCH = 2.0  # Å: the neighbour search is fastest here; shorter radii cost mor
 
 
 def check_structures(
-    structures: Sequence[Atoms], source: str = "structures", *, indices: Iterable[int] | None = None,
+    structures: Sequence[Atoms],
+    source: str = "structures",
+    *,
+    indices: Iterable[int] | None = None,
     same_place: float = SAME_PLACE,
 ) -> None:
     """Raise on the first structure that no potential can be trained or evaluated on.
@@ -26,7 +30,8 @@ def check_structures(
     structures : the structures, with labels as calculator results.
     source : where they come from, for the message.
     indices : their positions in ``source``, if not 0, 1, 2, …
-    same_place : Å, distance below which two atoms (or an atom and its own image) count as being in one place; 0 allows any.
+    same_place : Å, distance below which two atoms (or an atom and its own image) count as being in one place; 0 for no
+        such check.
 
     Raises
     ------
@@ -91,14 +96,18 @@ def _check_coincident(atoms: Atoms, same_place: float) -> None:
         return
     a, b, d = int(i[closest]), int(j[closest]), float(distances[closest])
     if a == b:
-        raise DataError(f"atom {a} and its own periodic image are {d:.4f} Å apart; the cell {atoms.cell[:].tolist()} is too small")
+        raise DataError(
+            f"atom {a} and its own periodic image are {d:.4f} Å apart; the cell {atoms.cell[:].tolist()} is too small"
+        )
     raise DataError(
-        f"atoms {a} ({atoms.symbols[a]}) and {b} ({atoms.symbols[b]}) are in one place ({d:.4f} Å apart, periodic images "
-        f"included; at least {same_place:g} Å expected); remove one of them"
+        f"atoms {a} ({atoms.symbols[a]}) and {b} ({atoms.symbols[b]}) are in one place ({d:.4f} Å apart, periodic "
+        f"images included; at least {same_place:g} Å expected); remove one of them"
     )
 
 
-def require_labels(structures: Sequence[Atoms], weights: Mapping[str, float] | Iterable[str], source: str = "structures") -> None:
+def require_labels(
+    structures: Sequence[Atoms], weights: Mapping[str, float] | Iterable[str], source: str = "structures"
+) -> None:
     """Raise if a label that is asked for is carried by no structure.
 
     Parameters

@@ -1,4 +1,5 @@
 """From one format to another."""
+
 from __future__ import annotations
 
 import logging

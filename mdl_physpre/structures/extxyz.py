@@ -3,6 +3,7 @@
 The text is decompressed once and handed to ASE in memory: ASE seeks back after every frame, which in a compressed file
 means decompressing from the start again and again.
 """
+
 from __future__ import annotations
 
 import io
@@ -54,7 +55,10 @@ def _explain(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error} is no element"
     text = str(error).replace("ase.io.extxyz: ", "")
-    return f"cannot be read ({type(error).__name__}: {text}); the columns do not match Properties, or the frame is cut short"
+    return (
+        f"cannot be read ({type(error).__name__}: {text}); "
+        "the columns do not match Properties, or the frame is cut short"
+    )
 
 
 def _count_frames(text: str, path: Path) -> int:
@@ -119,7 +123,9 @@ def write_extxyz(path: Path, structures: Sequence[Atoms]) -> None:
         try:
             write_xyz(buffer, [_writable(atoms)])
         except Exception as error:
-            raise DataError(f"{path}: structure {describe(atoms, index)} cannot be written as extended XYZ: {error}") from error
+            raise DataError(
+                f"{path}: structure {describe(atoms, index)} cannot be written as extended XYZ: {error}"
+            ) from error
     with replacing(path) as temporary:
         text = buffer.getvalue()
         temporary.write_bytes(compress(text) if path.suffix == ".gz" else text.encode())

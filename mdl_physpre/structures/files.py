@@ -1,4 +1,5 @@
 """Files read whole and written whole: gzip by content on reading, temporary file and rename on writing."""
+
 from __future__ import annotations
 
 import gzip
@@ -88,7 +89,8 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written: {error.strerror or error}; free space, or write to another folder. Nothing was written"
+            f"{path}: cannot be written: {error.strerror or error}; free space, or write to another folder. "
+            "Nothing was written"
         ) from error
     finally:
         for leftover in path.parent.glob(f"{temporary.name}*") if path.parent.is_dir() else ():

@@ -1,4 +1,5 @@
 """What is in a set of structures: counts, elements, label ranges, closest pairs, suspected duplicates."""
+
 from __future__ import annotations
 
 from collections import Counter, defaultdict
@@ -38,7 +39,9 @@ def inspect_structures(structures: Sequence[Atoms] | Mapping[str, Sequence[Atoms
     "periodic", "labels", "ranges", "info"}}, "closest_pairs": [{"pair", "distance" (Å, None beyond 10 Å), "set",
     "structure"}], "duplicates": [{"sets", "number", "examples"}]}; all of it can be written as JSON.
     """
-    sets: dict[str, Sequence[Atoms]] = dict(structures) if isinstance(structures, Mapping) else {"structures": structures}
+    sets: dict[str, Sequence[Atoms]] = (
+        dict(structures) if isinstance(structures, Mapping) else {"structures": structures}
+    )
     everything = [(name, index, atoms) for name, part in sets.items() for index, atoms in enumerate(part)]
     closest: dict[tuple[int, int], tuple[float, int]] = {}
     descriptors: list[np.ndarray] = []
@@ -60,8 +63,12 @@ def _pairs(atoms: Atoms, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _note_closest(
-    closest: dict[tuple[int, int], tuple[float, int]], numbers: np.ndarray, i: np.ndarray, j: np.ndarray,
-    distances: np.ndarray, position: int,
+    closest: dict[tuple[int, int], tuple[float, int]],
+    numbers: np.ndarray,
+    i: np.ndarray,
+    j: np.ndarray,
+    distances: np.ndarray,
+    position: int,
 ) -> None:
     if not len(i):
         return
@@ -88,7 +95,12 @@ def _closest_pairs(
                     closest[pair] = min(closest.get(pair, far[pair]), far[pair])
     table = []
     for a, b in pairs:
-        row: dict[str, Any] = {"pair": f"{chemical_symbols[a]}-{chemical_symbols[b]}", "distance": None, "set": None, "structure": None}
+        row: dict[str, Any] = {
+            "pair": f"{chemical_symbols[a]}-{chemical_symbols[b]}",
+            "distance": None,
+            "set": None,
+            "structure": None,
+        }
         if (a, b) in closest:
             distance, position = closest[a, b]
             name, index, atoms = everything[position]
@@ -132,7 +144,10 @@ def _ranges(structures: Sequence[Atoms]) -> dict[str, list[float]]:
 
 
 def _descriptor(atoms: Atoms, i: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation over the atoms of an element of the distance to the k-th neighbour; (n_elements·2·8,) Å."""
+    """Mean and standard deviation, over the atoms of each element, of the distance to the k-th neighbour.
+
+    Shape (n_elements · 2 · 8,), Å; RADIUS where an atom has fewer neighbours.
+    """
     n = len(atoms)
     order = np.lexsort((distances, i))
     counts = np.bincount(i, minlength=n)
@@ -141,7 +156,11 @@ def _descriptor(atoms: Atoms, i: np.ndarray, distances: np.ndarray) -> np.ndarra
     nearest = np.full((n, N_NEIGHBOURS), RADIUS)
     nearest[i[order][kept], rank[kept]] = distances[order][kept]
     parts = [nearest[atoms.numbers == z] for z in np.unique(atoms.numbers)]
-    return np.concatenate([np.concatenate([part.mean(axis=0), part.std(axis=0)]) for part in parts]) if parts else np.zeros(0)
+    return (
+        np.concatenate([np.concatenate([part.mean(axis=0), part.std(axis=0)]) for part in parts])
+        if parts
+        else np.zeros(0)
+    )
 
 
 def _duplicates(
@@ -158,13 +177,18 @@ def _duplicates(
         tree = cKDTree(np.array([descriptors[m] for m in members]))
         for a, b in sorted(tree.query_pairs(SAME_DISTANCE, p=np.inf)):
             one, two = members[a], members[b]
-            if energies[one] is not None and energies[two] is not None and abs(energies[one] - energies[two]) > SAME_ENERGY:
+            if (
+                energies[one] is not None
+                and energies[two] is not None
+                and abs(energies[one] - energies[two]) > SAME_ENERGY
+            ):
                 continue
             found[everything[one][0], everything[two][0]].setdefault(two, one)
     table = []
     for (first, second), partners in sorted(found.items(), key=lambda item: [names.index(n) for n in item[0]]):
         examples = [
-            [describe(everything[k][2], everything[k][1]) for k in (one, two)] for two, one in list(partners.items())[:5]
+            [describe(everything[k][2], everything[k][1]) for k in (one, two)]
+            for two, one in list(partners.items())[:5]
         ]
         table.append({"sets": [first, second], "number": len(partners), "examples": examples})
     return table
@@ -176,19 +200,25 @@ def format_inspection(result: Mapping[str, Any]) -> str:
     for name, part in result["sets"].items():
         low, median, high = part["atoms_per_structure"]
         lines += [
-            f"{name}: {part['structures']} structures, {part['atoms']} atoms ({low} to {high} per structure, median {median:g}), "
-            f"{part['periodic']} periodic" + (f", {part['one_atom']} of one atom" if part["one_atom"] else ""),
+            f"{name}: {part['structures']} structures, {part['atoms']} atoms ({low} to {high} per structure, "
+            f"median {median:g}), {part['periodic']} periodic"
+            + (f", {part['one_atom']} of one atom" if part["one_atom"] else ""),
             "  elements (structures): " + ", ".join(f"{s} {n}" for s, n in part["elements"].items()),
         ]
-        lines += [f"  {key:<22} {low:>12.4f} {mid:>12.4f} {high:>12.4f}   (smallest, median, largest)"
-                  for key, (low, mid, high) in part["ranges"].items()]
+        lines += [
+            f"  {key:<22} {low:>12.4f} {mid:>12.4f} {high:>12.4f}   (smallest, median, largest)"
+            for key, (low, mid, high) in part["ranges"].items()
+        ]
         if part["info"]:
             lines.append("  info: " + ", ".join(f"{k} ({n})" for k, n in part["info"].items()))
     lines += ["", "labels", format_label_counts({name: part["labels"] for name, part in result["sets"].items()})]
     lines += ["", "closest pairs (periodic images included)"]
     for row in result["closest_pairs"]:
-        where = f"{row['distance']:.3f} Å   {row['set']}, structure {row['structure']}" if row["distance"] is not None else (
-            f"–         none within {FAR_RADIUS:g} Å")
+        where = (
+            f"{row['distance']:.3f} Å   {row['set']}, structure {row['structure']}"
+            if row["distance"] is not None
+            else (f"–         none within {FAR_RADIUS:g} Å")
+        )
         lines.append(f"  {row['pair']:<7} {where}")
     lines += ["", "suspected duplicates"]
     for row in result["duplicates"]:

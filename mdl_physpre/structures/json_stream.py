@@ -1,4 +1,5 @@
 """JSON files larger than memory, read item by item."""
+
 from __future__ import annotations
 
 import gzip
@@ -100,7 +101,9 @@ def iterate_json(path: Path) -> Iterator[tuple[str | int, Any]]:
     except EOFError as error:
         raise DataError(f"{path}: the file ends too early, after item {count}; it is truncated") from error
     except JSONDecodeError as error:
-        raise DataError(f"{path}: item {count}: not valid JSON ({error.msg}); the file is truncated or damaged") from error
+        raise DataError(
+            f"{path}: item {count}: not valid JSON ({error.msg}); the file is truncated or damaged"
+        ) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: the gzip file is corrupt ({error}); copy or download it again") from error
     except UnicodeDecodeError as error:

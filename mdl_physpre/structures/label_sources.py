@@ -1,4 +1,5 @@
 """Where labels come from: the user's key map first, then ``REF_*``, then the results of a calculator."""
+
 from __future__ import annotations
 
 import json
@@ -47,12 +48,15 @@ def assign_labels(structures: Sequence[Atoms], keys: Mapping[str, str] | None, s
     for label, name in keys.items():
         if structures and not origins[label][name]:
             raise DataError(
-                f"{source}: no structure has {name!r}, which keys.{label} names; {nearest(name, label_names(structures))}"
+                f"{source}: no structure has {name!r}, which keys.{label} names; "
+                f"{nearest(name, label_names(structures))}"
             )
     for label, counts in origins.items():
         if len(counts) > 1:
             logger.warning(
-                "%s: %s comes from %s; make sure that they are of one kind", source, label,
+                "%s: %s comes from %s; make sure that they are of one kind",
+                source,
+                label,
                 " and ".join(f"{name!r} in {count} structures" for name, count in counts.items()),
             )
 
@@ -135,7 +139,7 @@ CONVERT = {"energy": _energy, "forces": _forces, "stress": _stress}
 
 
 def numbers_in(text: str) -> Any:
-    """The numbers of a string such as ``"[[[1, 0, 0], …]]"`` or ``"1 2 3 4 5 6"``; the string itself if there are none."""
+    """The numbers of a string such as ``"[[[1, 0, 0], …]]"`` or ``"1 2 3 4 5 6"``; else the string itself."""
     text = text.removeprefix("_JSON ").strip()
     try:
         return json.loads(text)

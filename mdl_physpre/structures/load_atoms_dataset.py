@@ -1,4 +1,5 @@
 """Data sets of the load-atoms collection, by name."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 """MatDeepLearn's data set JSON: a list of dictionaries, one for each structure."""
+
 from __future__ import annotations
 
 import json
@@ -53,7 +54,9 @@ def atoms_from_item(item: Any, where: str) -> Atoms:
     cell = cell.reshape(3, 3)
     pbc = item.get("pbc")
     atoms = Atoms(
-        numbers=numbers.astype(int), positions=positions, cell=cell,
+        numbers=numbers.astype(int),
+        positions=positions,
+        cell=cell,
         pbc=bool(cell.any()) if pbc is None else np.broadcast_to(np.asarray(pbc, dtype=bool).reshape(-1), 3),
     )
     for key, label in LABEL_KEYS.items():
@@ -79,7 +82,7 @@ def _energy(value: Any, where: str) -> float:
 
 
 def item_from_atoms(atoms: Atoms, index: int) -> dict[str, Any]:
-    """One structure as MatDeepLearn reads it: structure_id, atomic_numbers, positions, cell, y, forces, stress (1, 3, 3).
+    """One structure under MatDeepLearn's keys; ``stress`` is (1, 3, 3), all else as in ``REQUIRED`` and ``LABEL_KEYS``.
 
     Labels that the structure lacks are left out. MatDeepLearn takes any cell for periodic in all directions, so a
     structure without periodic directions gets a cell of zeros; ``pbc`` is added only where some directions are
@@ -116,7 +119,9 @@ def write_matdeeplearn_json(path: Path, structures: Sequence[Atoms]) -> None:
         try:
             items.append(json.dumps(item_from_atoms(atoms, index), allow_nan=False))
         except ValueError as error:
-            raise DataError(f"{path}: structure {describe(atoms, index)} holds numbers that are not finite: {error}") from error
+            raise DataError(
+                f"{path}: structure {describe(atoms, index)} holds numbers that are not finite: {error}"
+            ) from error
     text = "[" + ",\n".join(items) + "]\n"
     with replacing(path) as temporary:
         temporary.write_bytes(compress(text) if path.suffix == ".gz" else text.encode())

@@ -3,6 +3,7 @@
 Source of the format: B. Deng et al., Nat. Mach. Intell. 5, 1031 (2023), Materials Project Trajectory data set.
 Energies are totals in eV, forces eV/Å, stress kBar with VASP's sign (compression positive).
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -54,7 +55,9 @@ def _symbols(structure: Any, where: str) -> set[str]:
     try:
         return {s["element"] for site in structure["sites"] for s in site["species"]}
     except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: 'structure' is not a pymatgen structure (sites with species expected): {error}") from error
+        raise DataError(
+            f"{where}: 'structure' is not a pymatgen structure (sites with species expected): {error}"
+        ) from error
 
 
 def _atoms(structure: dict[str, Any], where: str) -> Atoms:
@@ -63,9 +66,14 @@ def _atoms(structure: dict[str, Any], where: str) -> Atoms:
     try:
         crystal = Structure.from_dict(structure)
         if not crystal.is_ordered:
-            raise DataError(f"{where}: the structure is disordered (partial occupancies); expected one element per site")
+            raise DataError(
+                f"{where}: the structure is disordered (partial occupancies); expected one element per site"
+            )
         return Atoms(
-            numbers=[site.specie.Z for site in crystal], positions=crystal.cart_coords, cell=crystal.lattice.matrix, pbc=True
+            numbers=[site.specie.Z for site in crystal],
+            positions=crystal.cart_coords,
+            cell=crystal.lattice.matrix,
+            pbc=True,
         )
     except DataError:
         raise

@@ -1,4 +1,5 @@
 """Reading structures from any format that is known here."""
+
 from __future__ import annotations
 
 import logging
@@ -24,11 +25,13 @@ from mdl_physpre.structures.mptrj_json import ENERGIES, frames_of, is_mptrj_entr
 logger = logging.getLogger(__name__)
 
 OPTIONS = ("elements", "energy", "root", "check")
-FORMATS = ".extxyz and .xyz (extended XYZ), .db (ASE database), .json (MatDeepLearn, MPtrj or ASE), each but .db also as .gz"
+FORMATS = (
+    ".extxyz and .xyz (extended XYZ), .db (ASE database), .json (MatDeepLearn, MPtrj or ASE), each but .db also as .gz"
+)
 
 
 def format_of(path: Path) -> str:
-    """"extxyz", "db" or "json", from the name.
+    """ "extxyz", "db" or "json", from the name.
 
     Raises
     ------
@@ -140,7 +143,9 @@ def _json_kind(key: str | int, value: Any, path: Path) -> str:
         return "mptrj"
     if isinstance(key, str) and (key in ("ids", "nextid") or (isinstance(value, dict) and "numbers" in value)):
         return "ase"
-    found = f"a {type(value).__name__}" + (f" with keys {', '.join(map(repr, list(value)[:6]))}" if isinstance(value, dict) else "")
+    found = f"a {type(value).__name__}" + (
+        f" with keys {', '.join(map(repr, list(value)[:6]))}" if isinstance(value, dict) else ""
+    )
     raise DataError(
         f"{path}: item {key!r} is {found}; expected MatDeepLearn's list of dictionaries with 'atomic_numbers' and "
         "'positions', MPtrj's {mp-id: {frame-id: {'structure': …}}}, or an ASE database"
@@ -155,8 +160,11 @@ def _assign_ids(structures: Sequence[Atoms], source: str) -> None:
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         logger.warning(
-            "%s: structure_id %s is carried by %d structures%s; ids are made unique with the index", source,
-            repr(repeated[0]), counts[repeated[0]], f" (and {len(repeated) - 1} more repeat)" if len(repeated) > 1 else "",
+            "%s: structure_id %s is carried by %d structures%s; ids are made unique with the index",
+            source,
+            repr(repeated[0]),
+            counts[repeated[0]],
+            f" (and {len(repeated) - 1} more repeat)" if len(repeated) > 1 else "",
         )
         taken = set(names)
         for index, name in enumerate(names):

@@ -1,4 +1,5 @@
 """Training, validation and test sets; and how many structures of each carry each label."""
+
 from __future__ import annotations
 
 import logging
@@ -26,7 +27,11 @@ class Split:
 
 
 def split_structures(
-    structures: Sequence[Atoms], test: float | int = 0.05, val: float | int = 0.1, by: str | None = None, seed: int = 0,
+    structures: Sequence[Atoms],
+    test: float | int = 0.05,
+    val: float | int = 0.1,
+    by: str | None = None,
+    seed: int = 0,
     fraction: float = 1.0,
 ) -> Split:
     """Split structures at random into training, validation and test set.
@@ -75,8 +80,15 @@ def split_structures(
         training = [k for group in queue for k in group]
         validation, training = rng.permutation(validation).tolist(), rng.permutation(training).tolist()
     full = {"training": len(training), "validation": len(validation)}
-    training, validation = training[: _count(float(fraction), len(training))], validation[: _count(float(fraction), len(validation))]
-    for name, part, wanted in (("training", training, True), ("validation", validation, val > 0), ("test", testing, test > 0)):
+    training, validation = (
+        training[: _count(float(fraction), len(training))],
+        validation[: _count(float(fraction), len(validation))],
+    )
+    for name, part, wanted in (
+        ("training", training, True),
+        ("validation", validation, val > 0),
+        ("test", testing, test > 0),
+    ):
         if wanted and not part:
             raise DataError(
                 f"the {name} set comes out empty: test={test}, val={val}, fraction={fraction} of {n} structures"
@@ -89,10 +101,13 @@ def split_structures(
 
 def _check_size(name: str, size: float | int) -> None:
     fine = not isinstance(size, bool) and (
-        (isinstance(size, (int, np.integer)) and size >= 0) or (isinstance(size, (float, np.floating)) and 0 <= size < 1)
+        (isinstance(size, (int, np.integer)) and size >= 0)
+        or (isinstance(size, (float, np.floating)) and 0 <= size < 1)
     )
     if not fine:
-        raise ConfigError(f"{name} is {size!r}; expected a fraction (at least 0, below 1) or a number of structures (integer)")
+        raise ConfigError(
+            f"{name} is {size!r}; expected a fraction (at least 0, below 1) or a number of structures (integer)"
+        )
 
 
 def _count(size: float | int, n: int) -> int:
@@ -107,14 +122,15 @@ def _groups(structures: Sequence[Atoms], by: str) -> list[list[int]]:
     for index, atoms in enumerate(structures):
         if by not in atoms.info:
             raise DataError(
-                f"split by {by!r}: structure {describe(atoms, index)} has no such entry in info; {nearest(by, atoms.info)}"
+                f"split by {by!r}: structure {describe(atoms, index)} has no such entry in info; "
+                f"{nearest(by, atoms.info)}"
             )
         groups.setdefault(str(atoms.info[by]), []).append(index)
     return list(groups.values())
 
 
 def _draw(queue: list[list[int]], size: int, wanted: bool, keep: int) -> list[int]:
-    """Take groups out of ``queue`` in its order while each brings the total nearer to ``size``; ``keep`` groups stay."""
+    """Take groups out of ``queue``, in order, while each brings the total nearer to ``size``; ``keep`` stay."""
     if not wanted:
         return []
     taken: list[list[int]] = []
@@ -146,11 +162,12 @@ def label_counts(structures: Sequence[Atoms]) -> dict[str, int]:
 def format_label_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
     """A table for the log: one line for each set, "–" where no structure carries the label."""
     columns = ("structures", *LABELS)
-    rows = [("", *columns)]
+    rows: list[tuple[str, ...]] = [("", *columns)]
     rows += [(name, *(str(c.get(k) or "–") for k in columns)) for name, c in counts.items()]
     widths = [max(len(row[k]) for row in rows) for k in range(len(columns) + 1)]
     return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]).rstrip() for row in rows
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]).rstrip()
+        for row in rows
     )
 
 

@@ -1,4 +1,5 @@
 """Writing structures to any format that is known here."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
