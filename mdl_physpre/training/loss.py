@@ -35,7 +35,7 @@ _STEPS = ((100.0, 0.7), (200.0, 0.4), (300.0, 0.1))  # force in eV/Å from which
 
 @dataclass
 class LabelError:
-    """Error of one label, summed over a batch: ``loss`` (differentiable), ``absolute``, and the ``count`` of numbers."""
+    """Error of one label summed over a batch: ``loss`` (differentiable), ``absolute``, and ``count`` of the numbers."""
 
     loss: Tensor
     absolute: Tensor

@@ -49,6 +49,7 @@ class PotentialTraining(pl.LightningModule):
         online: Online | None = None,
         save_best: Callable[[Potential, dict[str, Any]], None] | None = None,
         identity: str = "",
+        mixed_precision: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the norm of the gradient decides whether a step is taken at all
@@ -60,6 +61,7 @@ class PotentialTraining(pl.LightningModule):
         self._train_epoch = -1
         self._save_best = save_best
         self._identity = identity
+        self.mixed_precision = mixed_precision
         self._validation_batches = GraphBatches(
             validation, batch_indices(validation.n_edges, settings.batch_size, settings.max_edges)
         )
@@ -116,9 +118,9 @@ class PotentialTraining(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def _evaluate(self, graph: AtomGraph, create_graph: bool) -> Predictions:
-        # a backbone's matrix products gain from half precision; positions, sums and the loss stay as they are
-        half = create_graph and self.settings.precision == "bf16" and graph.pos.is_cuda
-        with torch.autocast("cuda" if half else "cpu", torch.bfloat16, enabled=half):
+        # only matrix products are rounded to bfloat16; positions, sums, the loss and validation stay as they are
+        half = create_graph and self.mixed_precision
+        with torch.autocast(graph.pos.device.type, torch.bfloat16, enabled=half):
             return evaluate(
                 self.potential, graph, forces="forces" in self.labels, stress="stress" in self.labels,
                 create_graph=create_graph,

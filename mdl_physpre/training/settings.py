@@ -38,7 +38,9 @@ class TrainingSettings:
         (down to ``min_lr``) after ``patience`` epochs in which the loss did not fall by the relative threshold.
     early_stopping_patience : stop after so many epochs without a lower validation loss. ``None``: never.
     seed : of the order of structures, together with the epoch, and of a backbone's own random numbers.
-    precision : ``float32``, or ``bf16`` for mixed precision on CUDA; ignored, with a message, on other devices.
+    precision : ``float32``, or ``bf16`` for mixed precision on CUDA: bfloat16 matrix products in training steps,
+        validation in full precision. Ignored, with a message, on other devices and for backbones whose derivatives
+        are written by hand (CGCNN).
     max_seconds : no epoch starts that would be expected to end later than this. ``None``: no limit.
     loggers : any of ``tensorboard`` and ``wandb``, beside the CSV file that is always written.
     device : ``auto`` (CUDA where there is a device), ``cpu``, ``cuda`` or ``cuda:1``.

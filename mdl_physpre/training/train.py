@@ -95,8 +95,7 @@ def train_potential(
     out = Path(out)
     _check(potential, train, val, settings)
     device = _device(settings)
-    if settings.precision == "bf16" and device.type != "cuda":
-        logger.warning("precision bf16 is used on CUDA only; training on %s in %s", device, train.dtype)
+    mixed = settings.precision == "bf16" and _mixed_precision_is_safe(potential, device)
     loggers = _loggers(settings, out)
 
     out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +116,7 @@ def train_potential(
 
     home = next(potential.parameters()).device
     potential.train()
-    module = PotentialTraining(potential, train, val, settings, out, online, save_best, identity)
+    module = PotentialTraining(potential, train, val, settings, out, online, save_best, identity, mixed)
     with _quiet(), torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -170,6 +169,17 @@ def _device(settings: TrainingSettings) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {settings.device!r}, but PyTorch finds no CUDA device; use auto or cpu")
     return device
+
+
+def _mixed_precision_is_safe(potential: Potential, device: torch.device) -> bool:
+    if device.type != "cuda":
+        reason = f"it is used on CUDA only, and this training runs on {device}"
+    elif hasattr(potential, "differentiable_predictions"):
+        reason = f"{type(potential).__name__} computes derivatives by hand, which autocast does not cover"
+    else:
+        return True
+    logger.warning("precision bf16 is ignored: %s; training in full precision", reason)
+    return False
 
 
 def _loggers(settings: TrainingSettings, out: Path) -> list[Any]:

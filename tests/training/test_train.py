@@ -20,6 +20,7 @@ from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints import load_potential
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training import module as training_module
+from mdl_physpre.training import train as training
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
 
@@ -363,6 +364,33 @@ def test_mixed_precision_is_ignored_on_the_cpu_with_a_message(tmp_path, caplog):
     assert "bf16" in caplog.text
     plain = train_potential(potential(), train, val, TrainingSettings(max_epochs=1, device="cpu"), tmp_path / "b")
     assert mixed.best_loss == plain.best_loss
+
+
+def test_mixed_precision_covers_training_and_spares_validation(tmp_path):
+    """On the CPU, which runs the same autocast regions, through the module itself."""
+    train, val = data()
+    model = potential()
+    graph = train.batch()
+    made = training_module.PotentialTraining(model, train, val, TrainingSettings(), tmp_path, mixed_precision=True)
+    full, half = (made._evaluate(graph, create_graph=create_graph) for create_graph in (False, True))
+    assert torch.equal(full.energies, evaluate(model, graph).energies)
+    assert half.energies.dtype == torch.float64
+    assert half.forces.dtype == torch.float32
+    difference = (half.forces - full.forces).norm() / full.forces.norm()
+    assert 1e-5 < difference < 0.15  # bfloat16 keeps three digits, and the distance itself passes a product
+    half.forces.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_mixed_precision_is_ignored_for_derivatives_by_hand(caplog):
+    class ByHand(TinyPotential):
+        def differentiable_predictions(self, graph, forces, stress):
+            raise NotImplementedError
+
+    cuda = torch.device("cuda")
+    assert training._mixed_precision_is_safe(TinyPotential(), cuda)
+    assert not training._mixed_precision_is_safe(ByHand(), cuda)
+    assert "ByHand" in caplog.text
 
 
 def test_random_numbers_of_the_caller_are_left_alone(tmp_path):
