@@ -206,7 +206,7 @@ class SkinLists:
         edges, offsets, shift = chunk.pairs
         here = positions[chunk.atoms]
         vectors = here.index_select(0, edges[1]).sub_(here.index_select(0, edges[0])).add_(shift)
-        inside = (vectors.square().sum(1) < self.cutoff**2).nonzero().flatten()
+        inside = (torch.linalg.vector_norm(vectors, dim=1) < self.cutoff).nonzero().flatten()
         return AtomGraph.from_tensors(
             chunk.static,
             pos=here.to(self.dtype),

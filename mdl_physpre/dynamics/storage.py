@@ -1,6 +1,7 @@
 """Files of a simulation: the state it can go on from, stored trajectories, and the verdicts. Written, then renamed."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -31,7 +32,9 @@ def run_key(potential: nn.Module, structures: Sequence[Atoms], settings: dict[st
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    digest.update(repr(getattr(potential, "cutoff", None)).encode())
+    digest.update(repr((getattr(potential, "cutoff", None), getattr(potential, "elements", None))).encode())
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        digest.update(repr(sorted(potential.hyperparameters().items())).encode())  # type: ignore[operator]
     return content_hash(structures, FORMAT, digest.hexdigest(), sorted(settings.items()), list(indices))
 
 
