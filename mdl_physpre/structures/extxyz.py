@@ -171,6 +171,7 @@ def _survives(text: str) -> bool:
     if not text or "\n" in text or "\r" in text or text.startswith("_JSON "):
         return False
     try:
-        return key_val_str_to_dict(f"k={escape(text)} l=1").get("k") == text
+        parsed = key_val_str_to_dict(f"k={escape(text)} l=1").get("k")
     except (ValueError, TypeError):
         return False
+    return isinstance(parsed, str) and parsed == text

@@ -44,7 +44,6 @@ def read_load_atoms(name: str, root: str | Path | None = None) -> list[Atoms]:
 
 
 def _copy(atoms: Any) -> Atoms:
-    copy = Atoms(atoms)  # from subclasses of Atoms too
-    copy.info = dict(atoms.info)
+    copy = atoms.copy()  # the data set may keep its own for a second call
     copy.calc = atoms.calc
     return copy
