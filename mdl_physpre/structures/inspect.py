@@ -25,13 +25,19 @@ SAME_DISTANCE = 0.005  # Å
 SAME_ENERGY = 1e-3  # eV/atom
 
 
-def inspect_structures(structures: Sequence[Atoms] | Mapping[str, Sequence[Atoms]]) -> dict[str, Any]:
+def inspect_structures(
+    structures: Sequence[Atoms] | Mapping[str, Sequence[Atoms]],
+    *,
+    same_distance: float = SAME_DISTANCE,
+    same_energy: float = SAME_ENERGY,
+) -> dict[str, Any]:
     """Describe one set of structures, or several by name (splits, files).
 
     Suspected duplicates are pairs of structures of the same reduced formula for which, element by element, mean and
     standard deviation of the distances to the k-th nearest neighbour (k = 1 … 8, within 5 Å, images included) all agree
-    within 0.005 Å, and the energies per atom, where both are known, within 1 meV. Both are unchanged by translation,
-    rotation, order of atoms and repetition of the cell. The closest partner counts for each structure.
+    within ``same_distance`` (0.005 Å), and the energies per atom, where both are known, within ``same_energy``
+    (1 meV/atom). Both are unchanged by translation, rotation, order of atoms and repetition of the cell. Snapshots of
+    one hot run stay apart at these values; at 0.02 Å and 5 meV/atom many no longer do. Each structure counts once.
 
     Returns
     -------
@@ -52,7 +58,7 @@ def inspect_structures(structures: Sequence[Atoms] | Mapping[str, Sequence[Atoms
     return {
         "sets": {name: _describe_set(part) for name, part in sets.items()},
         "closest_pairs": _closest_pairs(everything, closest),
-        "duplicates": _duplicates(everything, descriptors, list(sets)),
+        "duplicates": _duplicates(everything, descriptors, list(sets), same_distance, same_energy),
     }
 
 
@@ -164,7 +170,11 @@ def _descriptor(atoms: Atoms, i: np.ndarray, distances: np.ndarray) -> np.ndarra
 
 
 def _duplicates(
-    everything: Sequence[tuple[str, int, Atoms]], descriptors: Sequence[np.ndarray], names: Sequence[str]
+    everything: Sequence[tuple[str, int, Atoms]],
+    descriptors: Sequence[np.ndarray],
+    names: Sequence[str],
+    same_distance: float,
+    same_energy: float,
 ) -> list[dict[str, Any]]:
     by_formula: dict[str, list[int]] = defaultdict(list)
     for position, (_, _, atoms) in enumerate(everything):
@@ -175,12 +185,12 @@ def _duplicates(
         if len(members) < 2:
             continue
         tree = cKDTree(np.array([descriptors[m] for m in members]))
-        for a, b in sorted(tree.query_pairs(SAME_DISTANCE, p=np.inf)):
+        for a, b in sorted(tree.query_pairs(same_distance, p=np.inf)):
             one, two = members[a], members[b]
             if (
                 energies[one] is not None
                 and energies[two] is not None
-                and abs(energies[one] - energies[two]) > SAME_ENERGY
+                and abs(energies[one] - energies[two]) > same_energy
             ):
                 continue
             found[everything[one][0], everything[two][0]].setdefault(two, one)

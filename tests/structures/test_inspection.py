@@ -71,6 +71,10 @@ def test_another_energy_speaks_against_a_duplicate():
     same, other = set_labels(bulk("Si"), energy=-10.0005), set_labels(bulk("Si"), energy=-11.0)
     assert inspect_structures([one, same])["duplicates"][0]["number"] == 1
     assert inspect_structures([one, other])["duplicates"] == []
+    assert inspect_structures([one, other], same_energy=1.0)["duplicates"][0]["number"] == 1
+    strained = bulk("Si", a=5.45)
+    assert inspect_structures([one, strained])["duplicates"] == []
+    assert inspect_structures([one, strained], same_distance=0.05)["duplicates"][0]["number"] == 1
 
 
 def test_counts_ranges_and_text():
