@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from torch import nn
 
 from mdl_physpre.errors import TrainingError
 from mdl_physpre.potentials.base import Potential, Predictions, evaluate
+from mdl_physpre.progress import progress
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches, batch_indices
 from mdl_physpre.training.history import EpochSums, write_log
@@ -72,6 +74,7 @@ class PotentialTraining(pl.LightningModule):
         self._nan_batch: int | None = None
         self._train_sums = self._validation_sums = EpochSums(settings)
         self._last_line = -math.inf
+        self._bar: Any = None
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
@@ -153,6 +156,20 @@ class PotentialTraining(pl.LightningModule):
     def validation_step(self, graph: AtomGraph, index: int) -> None:
         with torch.no_grad():
             self._validation_sums.add(label_errors(self._evaluate(graph, create_graph=False), graph, self.settings))
+
+    # --- progress -----------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        left = self.settings.max_epochs - self.epoch
+        if sys.stderr.isatty():  # elsewhere the lines of the log tell it
+            self._bar = progress(range(left + 1), total=left, description=f"training, epochs after {self.epoch}")
+            next(self._bar, None)
+
+    def close_bar(self) -> None:
+        """Take the bar off the terminal, at the end or after an error."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     # --- epochs -------------------------------------------------------------------------------------------------------
 
@@ -237,6 +254,8 @@ class PotentialTraining(pl.LightningModule):
         write_log(self.out / "log.csv", self.history)
         for log in self.trainer.loggers:
             log.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=row["epoch"])
+        if self._bar is not None:
+            next(self._bar, None)
         if self.stopped_by or time.monotonic() - self._last_line > LINE_EVERY:
             self._last_line = time.monotonic()
             logger.info(

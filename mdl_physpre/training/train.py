@@ -103,7 +103,7 @@ def train_potential(
     last = out / "last.ckpt"
     state = _stored_state(last, identity, settings) if resume and last.exists() else None
     if state is None:
-        for name in ("last.ckpt", "best.pt", "log.csv"):
+        for name in ("last.ckpt", "last.ckpt.part", "best.pt", "log.csv"):
             (out / name).unlink(missing_ok=True)
     else:
         write_log(out / "log.csv", state["history"])
@@ -237,10 +237,13 @@ def _fit(trainer: pl.Trainer, module: PotentialTraining, checkpoint: Path | None
     handler = signal.getsignal(signal.SIGINT) if in_main else None
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
+    except SystemExit as error:
+        if type(error) is not SystemExit:  # a termination signal, which Lightning raises as a class of its own
+            raise
         # Lightning turns Ctrl-C into an exit and switches the signal off; the caller shall see it as it was
         raise KeyboardInterrupt from None
     finally:
+        module.close_bar()
         if in_main and handler is not None:
             signal.signal(signal.SIGINT, handler)
 

@@ -418,6 +418,21 @@ def test_progress_is_told_in_lines(tmp_path, caplog, monkeypatch):
     assert [line[:12] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
 
 
+def test_bar_on_a_terminal_counts_the_epochs_and_is_closed(tmp_path, monkeypatch):
+    train, val = data()
+    told = []
+
+    def bar(items, total, description):
+        for item in items:
+            told.append(item)
+            yield item
+
+    monkeypatch.setattr(training_module, "progress", bar)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    train_potential(potential(), train, val, TrainingSettings(max_epochs=2, **QUICK), tmp_path)
+    assert told == [0, 1, 2]
+
+
 def test_missing_logger_package(tmp_path, monkeypatch):
     train, val = data()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
