@@ -1,0 +1,283 @@
+"""The embedded-atom potential with Morse pair terms: the teacher that rises where atoms come close."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from torch import Tensor, nn
+
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
+from mdl_physpre.potentials.covalent_radii import covalent_radius
+from mdl_physpre.potentials.radial_functions import (
+    PairParameters,
+    RadialTable,
+    cutoff_function,
+    density,
+    pair_energy,
+    radial_functions,
+)
+from mdl_physpre.structures.graph import AtomGraph
+
+INITS = ("spread", "reference")
+SPREAD_BETA = (0.5, 4.0)  # 1/Å, the slowest and the fastest exponential at the start
+SPREAD_DENSITY = 0.2  # what a neighbour at the covalent distance gives at the start
+SPREAD_ALPHA = 2.0  # 1/Å, a usual steepness of a bond
+
+
+class EAMInteraction(Potential):
+    r"""Embedded-atom potential.
+
+    E   = Σ_i E0(z_i) + Σ_i F_{z_i}(ρ_i) + ½ Σ_{i,j} φ_{z_i z_j}(r_ij)
+    F   = B (ρ − ρ0)²
+    ρ_i = Σ_j f(r_ij) Σ_k A_k exp(−β_k r_ij)
+    φ   = f(r) [D (1 − e^{−α(r − r_e)})² − D]
+
+    Sums over j run over all neighbours within the cutoff r_c, periodic images included. A, β, D, α, r_e belong to an
+    unordered pair of elements, B, ρ0, E0 to an element. f is the quintic smoothstep from 1 at 0.66 r_c to 0 at r_c.
+
+    Parameters, with their shapes: ``A``, ``beta`` (n_pairs, n_basis), 1 and 1/Å; ``D`` eV, ``alpha`` 1/Å, ``r_e`` Å,
+    (n_pairs,); ``B`` eV, ``rho0`` 1, ``E0`` eV, (n_elements,). Pairs are ordered as in the reference implementation:
+    all pairs of different elements, in the order of ``elements``, then the like pairs (Si, O: Si-O, Si-Si, O-O).
+
+    Parameters
+    ----------
+    elements : symbols or atomic numbers, each once; their order fixes the order of the parameters.
+    cutoff : r_c, Å.
+    n_basis : number of exponentials in the density.
+    init : ``spread`` starts with β_k spread geometrically from 0.5 to 4 /Å, A_k such that each exponential is
+        0.2/n_basis at the covalent distance, α = 2 /Å, D = B = ρ0 = 1, E0 = 0 (:func:`mdl_physpre.fit_eam` then fits E0
+        to the total energies). ``reference`` is the start of the paper's code: everything 1. There all exponentials of
+        a pair have equal gradients, and stay one exponential. In both, r_e starts at the sum of the covalent radii.
+    signed_embedding : let B have either sign, as in the paper's code; otherwise B = \|b\| of the stored parameter b, so
+        that crowding an atom beyond ρ0 always costs energy.
+
+    Raises
+    ------
+    ConfigError : an unknown or repeated element, cutoff or n_basis not positive, an unknown ``init``.
+
+    Source: the paper's equations for the EAM teacher; the differences are listed in ``docs/method.md``.
+    """
+
+    element_of: Tensor  # (119,) place of an atomic number in elements, -1 where it is not among them
+    pair_of: Tensor  # (n_elements²,) number of the pair of two elements
+    elements: tuple[int, ...]
+
+    def __init__(
+        self,
+        elements: Sequence[str | int],
+        cutoff: float = 8.0,
+        n_basis: int = 10,
+        init: str = "spread",
+        signed_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        if init not in INITS:
+            raise ConfigError(f"init is {init!r}; expected one of {', '.join(INITS)}")
+        if not cutoff > 0 or n_basis < 1:
+            raise ConfigError(f"cutoff is {cutoff} Å and n_basis {n_basis}; both must be positive")
+        self.elements = element_numbers(elements)
+        self.cutoff = float(cutoff)
+        self.n_basis = int(n_basis)
+        self.init = init
+        self.signed_embedding = bool(signed_embedding)
+        self.pairs = pair_order(self.elements)
+        n_pairs, n_elements = len(self.pairs), len(self.elements)
+
+        element_of = torch.full((len(chemical_symbols),), -1, dtype=torch.int64)
+        pair_of = torch.zeros((n_elements, n_elements), dtype=torch.int32)
+        position = {z: k for k, z in enumerate(self.elements)}
+        for p, (zi, zj) in enumerate(self.pairs):
+            pair_of[position[zi], position[zj]] = pair_of[position[zj], position[zi]] = p
+        for z, k in position.items():
+            element_of[z] = k
+        self.register_buffer("element_of", element_of, persistent=False)
+        self.register_buffer("pair_of", pair_of.reshape(-1), persistent=False)
+
+        def ones(*shape: int) -> Tensor:
+            return torch.ones(shape, dtype=torch.float64)
+
+        spread = init == "spread"
+        radii = [covalent_radius(zi) + covalent_radius(zj) for zi, zj in self.pairs]
+        self.r_e = nn.Parameter(torch.tensor(radii, dtype=torch.float64))
+        beta = ones(n_pairs, n_basis)
+        if spread:
+            beta = beta * torch.from_numpy(np.geomspace(*SPREAD_BETA, n_basis))
+        amplitude = SPREAD_DENSITY / n_basis * torch.exp(beta * self.r_e.detach()[:, None])
+        self.A = nn.Parameter(amplitude if spread else ones(n_pairs, n_basis))
+        self.beta = nn.Parameter(beta)
+        self.D = nn.Parameter(ones(n_pairs))
+        self.alpha = nn.Parameter(ones(n_pairs) * (SPREAD_ALPHA if spread else 1.0))
+        self.b = nn.Parameter(ones(n_elements))
+        self.rho0 = nn.Parameter(ones(n_elements))
+        self.E0 = nn.Parameter(ones(n_elements) * (0.0 if spread else 1.0))
+        self._table: tuple[Any, RadialTable] | None = None
+
+    @property
+    def B(self) -> Tensor:
+        """Curvature of the embedding energy, (n_elements,), eV."""
+        return self.b if self.signed_embedding else self.b.abs()
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Arguments that build the same architecture again."""
+        return {
+            "elements": [chemical_symbols[z] for z in self.elements],
+            "cutoff": self.cutoff,
+            "n_basis": self.n_basis,
+            "init": self.init,
+            "signed_embedding": self.signed_embedding,
+        }
+
+    def pair_names(self) -> list[str]:
+        """Names of the pairs in the order of the parameters, as ``Si-O``."""
+        return [f"{chemical_symbols[zi]}-{chemical_symbols[zj]}" for zi, zj in self.pairs]
+
+    def pair_parameters(self, dtype: torch.dtype) -> PairParameters:
+        """The parameters that belong to pairs, in the precision asked for."""
+        return PairParameters(*(p.to(dtype) for p in (self.A, self.beta, self.D, self.alpha, self.r_e)))
+
+    def element_parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """B and ρ0, (n_elements,)."""
+        return self.B.to(dtype), self.rho0.to(dtype)
+
+    def _edge_pairs(self, graph: AtomGraph, element: Tensor) -> Tensor:
+        first = (element * len(self.elements)).to(torch.int32).index_select(0, graph.edge_index[0])
+        return self.pair_of.index_select(0, first + element.to(torch.int32).index_select(0, graph.edge_index[1]))
+
+    def atomic_energies(self, graph: AtomGraph) -> Tensor:
+        """E0 + F(ρ_i) + ½ Σ_j φ(r_ij) of each atom, (n_atoms,), eV; differentiable to any order."""
+        dtype, element = graph.pos.dtype, self.element_of.index_select(0, graph.z)
+        pair = self._edge_pairs(graph, element)
+        parameters = self.pair_parameters(dtype)
+        r = torch.linalg.vector_norm(edge_vectors(graph), dim=1)
+        f, _ = cutoff_function(r, self.cutoff)
+        terms = torch.stack((f * density(r, pair, parameters)[0], f * pair_energy(r, pair, parameters)[0]), dim=1)
+        sums = torch.zeros((len(element), 2), dtype=dtype, device=r.device).index_add(0, graph.edge_index[0], terms)
+        b, rho0 = (p.index_select(0, element) for p in self.element_parameters(dtype))
+        return self.E0.to(dtype).index_select(0, element) + b * (sums[:, 0] - rho0) ** 2 + 0.5 * sums[:, 1]
+
+    def predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
+        """Energies, forces and stress from derivatives written out by hand, without a graph for training.
+
+        g_ij = φ'(r_ij) + [F'(ρ_i) + F'(ρ_j)] ρ'(r_ij)
+        F_i = Σ_j g_ij r_ij/|r_ij|
+        σ = 1/(2V) Σ_ij g_ij r_ij⊗r_ij/|r_ij|
+
+        In double precision the radial functions are exact; in single precision they come from a
+        :class:`~mdl_physpre.potentials.radial_functions.RadialTable`, which is rebuilt when a parameter changes.
+        """
+        with torch.no_grad():
+            return self._by_hand(graph, forces, stress, exact=graph.pos.dtype == torch.float64)
+
+    def differentiable_predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
+        """As :meth:`predictions`, exact in any precision, and differentiable in the parameters (not in positions)."""
+        return self._by_hand(graph, forces, stress, exact=True)
+
+    def _by_hand(self, graph: AtomGraph, forces: bool, stress: bool, exact: bool) -> Predictions:
+        dtype, (i, j) = graph.pos.dtype, graph.edge_index
+        element = self.element_of.index_select(0, graph.z)
+        pair = self._edge_pairs(graph, element)
+        vectors = edge_vectors(graph)
+        r = torch.linalg.vector_norm(vectors, dim=1)
+        derivatives = forces or stress
+        if exact:
+            phi, dphi, rho, drho = radial_functions(r, pair, self.pair_parameters(dtype), self.cutoff)
+        else:
+            table = self._radial_table(dtype)
+            row, u = table.locate(r, pair)
+            phi, rho = table.values(table.phi, row, u), table.values(table.rho, row, u)
+            if derivatives:
+                dphi, drho = table.slopes(table.phi, row, u), table.slopes(table.rho, row, u)
+
+        def atomic_sum(values: Tensor) -> Tensor:
+            out = torch.zeros((len(element), *values.shape[1:]), dtype=dtype, device=values.device)
+            return out.index_add(0, i, values)
+
+        b, rho0 = (p.index_select(0, element) for p in self.element_parameters(dtype))
+        excess = atomic_sum(rho) - rho0
+        energies = sum_by_structure(b * excess**2 + 0.5 * atomic_sum(phi), graph)
+        energies = energies + sum_by_structure(self.E0.double().index_select(0, element), graph)
+        result = Predictions(energies)
+        if derivatives:
+            slope = 2.0 * b * excess
+            g = torch.addcmul(dphi, drho, slope.index_select(0, i) + slope.index_select(0, j))
+            along = vectors * (g / r.clamp(min=1e-12))[:, None]
+            if forces:
+                result.forces = atomic_sum(along)
+            if stress:
+                result.stress = _virial_sums(vectors, along, graph) / (2.0 * volumes(graph))[:, None, None]
+        return result
+
+    def _radial_table(self, dtype: torch.dtype) -> RadialTable:
+        parameters = (self.A, self.beta, self.D, self.alpha, self.r_e)
+        key = (dtype, *((p.data_ptr(), p._version, p.device) for p in parameters))
+        if self._table is None or self._table[0] != key:
+            self._table = (key, RadialTable(PairParameters(*parameters), self.cutoff, dtype))
+        return self._table[1]
+
+
+def _virial_sums(vectors: Tensor, along: Tensor, graph: AtomGraph) -> Tensor:
+    """Σ r_ij ⊗ g_ij over the edges of each structure, (n_structures, 3, 3), eV."""
+    n_structures = graph.n_atoms.shape[0]
+    centre = graph.edge_index[0]
+    if vectors.device.type == "cpu":  # edges are sorted by centre, so that those of a structure stand together
+        ends = torch.searchsorted(centre, graph.n_atoms.cumsum(0)).tolist()
+        products, start = [], 0
+        for end in ends:
+            products.append(vectors[start:end].T @ along[start:end])
+            start = end
+        return torch.stack(products) if products else vectors.new_zeros((0, 3, 3))
+    outer = vectors[:, :, None] * along[:, None, :]
+    by_atom = vectors.new_zeros((graph.z.shape[0], 3, 3)).index_add(0, centre, outer)
+    return vectors.new_zeros((n_structures, 3, 3)).index_add(0, graph.batch, by_atom)
+
+
+def pair_curve(potential: EAMInteraction, zi: str | int, zj: str | int, r: Any) -> Tensor:
+    """Energy of two atoms alone in space less that of the two apart, φ(r) + Σ_{i,j} [F(ρ(r)) − F(0)], (n,), eV.
+
+    Parameters
+    ----------
+    zi, zj : symbols or atomic numbers of the two atoms.
+    r : distances, (n,), Å.
+
+    Raises
+    ------
+    ConfigError : an element that the potential does not know.
+    """
+    numbers = [_number(zi), _number(zj)]
+    for z in numbers:
+        if z not in potential.elements:
+            known = ", ".join(chemical_symbols[k] for k in potential.elements)
+            raise ConfigError(f"the potential does not know {chemical_symbols[z]}; it knows {known}")
+    first, second = (int(potential.element_of[z]) for z in numbers)
+    distances = torch.atleast_1d(torch.as_tensor(r, dtype=torch.float64, device=potential.D.device))
+    pair = potential.pair_of[first * len(potential.elements) + second].expand(len(distances))
+    phi, _, rho, _ = radial_functions(distances, pair, potential.pair_parameters(torch.float64), potential.cutoff)
+    b, rho0 = potential.element_parameters(torch.float64)
+    for k in (first, second):
+        phi = phi + b[k] * rho * (rho - 2.0 * rho0[k])
+    return phi
+
+
+def pair_order(elements: Sequence[int]) -> list[tuple[int, int]]:
+    """All pairs of different elements in the order given, then the like pairs."""
+    return [*combinations(elements, 2), *((z, z) for z in elements)]
+
+
+def element_numbers(elements: Sequence[str | int]) -> tuple[int, ...]:
+    """Atomic numbers of elements given as symbols or numbers. Raises ConfigError for unknown or repeated ones."""
+    numbers = tuple(_number(e) for e in elements)
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise ConfigError(f"elements is {list(elements)}; expected at least one element, each once")
+    return numbers
+
+
+def _number(element: str | int) -> int:
+    number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
+    if number is None or not 1 <= number < len(chemical_symbols):
+        raise ConfigError(f"{element!r} is no element; expected a symbol such as 'Si' or an atomic number")
+    return number
