@@ -51,8 +51,9 @@ class _Source:
                 if not self.more():
                     raise
                 continue
-            if end == len(self.text) and self.more():
-                continue  # a number may go on in the next chunk
+            # A number may go on in the next chunk: "12", "12." and "12e-" all begin "12.5" or "12e-3".
+            if isinstance(value, (int, float)) and not self.text[end:].strip("0123456789.eE+-") and self.more():
+                continue
             self.at = end
             return value
 

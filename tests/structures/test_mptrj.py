@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
@@ -126,6 +126,8 @@ VALUES = st.recursive(
     indent=st.sampled_from([None, 1]),
     ascii_=st.booleans(),
 )
+@example(content=[123, 4.5, 1e-30, -2.5e200, True], chunk=1, indent=None, ascii_=True)
+@example(content=[123, 4.5, 1e-30, -2.5e200, None], chunk=3, indent=1, ascii_=True)
 def test_items_are_the_same_whatever_the_buffer(tmp_path_factory, content, chunk, indent, ascii_):
     path = tmp_path_factory.mktemp("json") / "a.json"
     path.write_text(json.dumps(content, indent=indent, ensure_ascii=ascii_), encoding="utf-8")

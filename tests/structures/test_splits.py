@@ -71,6 +71,11 @@ def test_a_smaller_fraction_lies_within_a_larger_one():
         assert small.test == large.test
 
 
+def test_fractions_that_binary_numbers_miss():
+    split = split_structures(structures_of(100), test=0.29, val=0)  # 0.29 * 100 is 28.999... in double precision
+    assert len(split.test) == 29
+
+
 def test_seeds_differ():
     assert split_structures(structures_of(100), seed=1).test != split_structures(structures_of(100), seed=2).test
 
