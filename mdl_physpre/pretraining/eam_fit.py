@@ -187,7 +187,7 @@ def start_energies(potential: EAMInteraction, dataset: GraphDataset) -> None:
         weight = 1.0 / matrix[known].sum(1)
         solution = np.linalg.lstsq(matrix[known] * weight[:, None], target[known] * weight, rcond=1e-8)[0]
         with torch.no_grad():
-            potential.E0 += torch.from_numpy(solution)
+            potential.E0.add_(torch.from_numpy(solution))
 
 
 def _elements(train: Sequence[Atoms], val: Sequence[Atoms], elements: Sequence[str | int] | None) -> tuple[int, ...]:
@@ -240,8 +240,8 @@ def _warnings(
         for z in potential.elements if z not in found
     ]  # fmt: skip
     lines += [
-        f"{row['pair']} never meets within {potential.cutoff:g} Å in the training data: its parameters keep their start "
-        "values"
+        f"{row['pair']} never meets within {potential.cutoff:g} Å in the training data: its parameters keep their "
+        "start values"
         for row in table if row["closest_A"] is None
     ]  # fmt: skip
     lines += [
