@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,41 +17,14 @@ from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
-from mdl_physpre.potentials.cgcnn_kernels import (
-    Edges,
-    EnergiesAndSlopes,
-    compress_basis,
-    energies_and_slopes,
-    make_edges,
-)
+from mdl_physpre.potentials.cgcnn_edges import Edges, make_edges
+from mdl_physpre.potentials.cgcnn_kernels import EnergiesAndSlopes, energies_and_slopes
+from mdl_physpre.potentials.cgcnn_radial import GaussianBasis, compress_basis, smoothstep, smoothstep_slope
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.structures.graph import AtomGraph
 
 NODE_DIM = 100
 """Length of the one-hot element vector: atomic numbers 1 to 100."""
-
-
-class GaussianBasis(nn.Module):
-    """``n`` Gaussians of the distance, evenly spaced on ``[0, cutoff]``:
-
-        g_k(r) = exp(-(r - r_k)² / (2 (width · cutoff)²)),   r_k = k · cutoff / (n - 1)
-
-    Distances (E,) in Å give values (E, n).
-    """
-
-    offset: Tensor
-
-    def __init__(self, cutoff: float, n: int, width: float) -> None:
-        super().__init__()
-        self.coefficient = -0.5 / (cutoff * width) ** 2
-        self.register_buffer("offset", torch.linspace(0.0, cutoff, n))
-
-    def forward(self, distances: Tensor) -> Tensor:
-        return torch.exp(self.coefficient * (distances[:, None] - self.offset) ** 2)
-
-    def slopes(self, distances: Tensor, values: Tensor) -> Tensor:
-        """dg/dr (E, n), 1/Å, where the Gaussians have ``values``."""
-        return (distances[:, None] - self.offset).mul_(2.0 * self.coefficient).mul_(values)
 
 
 class GatedConvolution(nn.Module):
@@ -61,6 +34,20 @@ class GatedConvolution(nn.Module):
         super().__init__()
         self.lin_f = nn.Linear(2 * dim + edge_dim, dim)
         self.lin_s = nn.Linear(2 * dim + edge_dim, dim)
+
+
+class LinearList(nn.ModuleList):
+    """A list of linear maps."""
+
+    def __iter__(self) -> Iterator[nn.Linear]:
+        return super().__iter__()  # type: ignore[return-value]
+
+
+class ConvolutionList(nn.ModuleList):
+    """A list of convolutions."""
+
+    def __iter__(self) -> Iterator[GatedConvolution]:
+        return super().__iter__()  # type: ignore[return-value]
 
 
 class CGCNN(Potential):
@@ -138,9 +125,9 @@ class CGCNN(Potential):
         pre = [NODE_DIM, *[dim] * self.pre_fc_count]
         post = [dim, *[self.dim2] * self.post_fc_count]
         self.distance_expansion = GaussianBasis(self.cutoff, self.edge_dim, self.edge_width)
-        self.pre_lin_list = nn.ModuleList(nn.Linear(a, b) for a, b in zip(pre, pre[1:]))
-        self.conv_list = nn.ModuleList(GatedConvolution(dim, self.edge_dim) for _ in range(self.gc_count))
-        self.post_lin_list = nn.ModuleList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
+        self.pre_lin_list = LinearList(nn.Linear(a, b) for a, b in zip(pre, pre[1:]))
+        self.conv_list = ConvolutionList(GatedConvolution(dim, self.edge_dim) for _ in range(self.gc_count))
+        self.post_lin_list = LinearList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
         self.lin_out = nn.Linear(post[-1], 1)
         self.reference = EnergyReference() if reference is None else reference
         self._columns: dict[Any, Tensor] = {}
@@ -170,7 +157,7 @@ class CGCNN(Potential):
 
     def embed(self, z: Tensor) -> Tensor:
         """Node vectors (N, dim) before the first convolution."""
-        h = functional.one_hot(z - 1, NODE_DIM).to(self.lin_out.weight.dtype)
+        h: Tensor = functional.one_hot(z - 1, NODE_DIM).to(self.lin_out.weight.dtype)
         for linear in self.pre_lin_list:
             h = functional.silu(linear(h))
         return h
@@ -231,7 +218,7 @@ class CGCNN(Potential):
             f = smoothstep(distances, start, self.cutoff)
             norm = f.new_ones(n_atoms).index_add(0, index[0], f)
             weight_slope = smoothstep_slope(distances, start, self.cutoff) / norm.index_select(0, index[0])
-        return make_edges(*index, gaussians @ columns, slopes @ columns, weights, weight_slope, n_atoms)
+        return make_edges(index[0], index[1], gaussians @ columns, slopes @ columns, weights, weight_slope, n_atoms)
 
     def _basis_columns(self, like: Tensor) -> Tensor:
         """Q of :func:`compress_basis` in the precision and on the device of ``like``; made once."""
@@ -284,18 +271,6 @@ class CGCNN(Potential):
             known = torch.isfinite(volume)
             found.stress = torch.where(known, virial / torch.where(known, volume, 1.0), torch.nan)
         return found
-
-
-def smoothstep(distances: Tensor, start: float, stop: float) -> Tensor:
-    """1 below ``start``, 0 above ``stop`` and 6s⁵ - 15s⁴ + 10s³ with s = (stop - r)/(stop - start) between them."""
-    s = ((stop - distances) / (stop - start)).clamp(0.0, 1.0)
-    return s**3 * (s * (6.0 * s - 15.0) + 10.0)
-
-
-def smoothstep_slope(distances: Tensor, start: float, stop: float) -> Tensor:
-    """Derivative of :func:`smoothstep` in the distance, 1/Å."""
-    s = ((stop - distances) / (stop - start)).clamp(0.0, 1.0)
-    return -30.0 / (stop - start) * (s * (1.0 - s)) ** 2
 
 
 def element_numbers(elements: Iterable[int | str] | None) -> tuple[int, ...] | None:

@@ -37,6 +37,7 @@ from torch import Tensor
 from mdl_physpre import __version__
 from mdl_physpre.errors import CheckpointError, ConfigError, nearest
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.reference import EnergyReference
 
 FORMAT = "mdl_physpre potential"
 FORMAT_VERSION = 1
@@ -95,7 +96,7 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
         "hyperparameters": _plain(_hyperparameters(potential), "hyperparameters"),
         "elements": None if potential.elements is None else [int(z) for z in potential.elements],
         "cutoff": float(potential.cutoff),
-        "energy_reference": reference.as_dict() if hasattr(reference, "as_dict") else {},
+        "energy_reference": reference.as_dict() if isinstance(reference, EnergyReference) else {},
         "training": None if training is None else _plain(training, "training"),
         "state_dict": {name: value.detach().cpu().clone() for name, value in potential.state_dict().items()},
     }

@@ -1,0 +1,191 @@
+"""The edge sweeps of :mod:`mdl_physpre.potentials.cgcnn_edges` in C, compiled on first use where there is a compiler.
+
+One pass over the edges then does what takes a dozen tensor operations otherwise. The source, ``cgcnn_native.c``, is
+compiled for the processor at hand with the system's C compiler (``CC``, ``cc``, ``gcc`` or ``clang``) and kept in the
+user's cache folder. Without a compiler, with ``MDL_PHYSPRE_NATIVE=0``, in double precision and on other devices than
+the processor, the tensor operations are used; both give the same to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("cgcnn_native.c")
+VECTOR_BYTES = 64
+DTYPES = {torch.float32: "float"}
+"""Precisions that run in C; double precision gains little, because its exponentials are not vectorised."""
+
+COMMON_FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC"]
+FUNCTIONS = ("energies", "adjoints", "tangents", "gradients")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_int64) for n in ("n_atoms", "n_basis", "stride")] + [
+        (n, ctypes.c_void_p)
+        for n in ("start", "neighbour", "basis", "slope", "weight", "centre_sum", "neighbour_sum", "edge_weight")
+    ]
+
+
+@lru_cache(maxsize=4)
+def library(real: str) -> ctypes.CDLL | None:
+    """The compiled sweeps in precision ``real`` (``float`` or ``double``), or None where they cannot be had."""
+    if os.environ.get("MDL_PHYSPRE_NATIVE", "1") == "0":
+        return None
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler or not SOURCE.exists():
+        logger.info("no C compiler was found: the CGCNN runs on tensor operations, at about half the speed")
+        return None
+    try:
+        path = _compile(compiler, real)
+        loaded = ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("the CGCNN's C sweeps are not available (%s): it runs on tensor operations", error)
+        return None
+    for name in FUNCTIONS:
+        getattr(loaded, name).restype = None
+    return loaded
+
+
+def _compile(compiler: str, real: str) -> Path:
+    """Path of the shared library, made if the cache does not have it for this source, compiler and processor."""
+    source = SOURCE.read_bytes()
+    version = subprocess.run([*compiler.split(), "--version"], capture_output=True, timeout=60, check=True).stdout
+    key = hashlib.sha256(source + version + f"{_processor()} {real} {COMMON_FLAGS}".encode())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdl_physpre"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(folder)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="mdl_physpre-"))
+    path = folder / f"cgcnn-{real}-{key.hexdigest()[:20]}.so"
+    if path.exists():
+        return path
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        output = Path(scratch) / "library.so"
+        command = [*compiler.split(), *COMMON_FLAGS, f"-DREAL={real}", *(["-DSINGLE"] if real == "float" else [])]
+        errors = ""
+        for tuning in (["-march=native"], ["-mcpu=native"], []):
+            done = subprocess.run(
+                [*command, *tuning, str(SOURCE), "-o", str(output), "-lm"], capture_output=True, text=True, timeout=300
+            )
+            if done.returncode == 0:
+                os.replace(output, path)  # another process may do the same at the same time
+                return path
+            errors = done.stderr.strip().splitlines()[0] if done.stderr.strip() else f"exit status {done.returncode}"
+    raise OSError(f"{compiler}: {errors}")
+
+
+def _processor() -> str:
+    """What tells one kind of processor from another: a cache folder may be shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "|".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+
+
+@lru_cache(maxsize=2)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="cgcnn")
+
+
+class NativeSweeps:
+    """The sweeps for one set of edges; tensors as in :mod:`mdl_physpre.potentials.cgcnn_edges`.
+
+    Each thread (``torch.get_num_threads()``) takes a range of atoms with about the same number of edges.
+    """
+
+    def __init__(
+        self, compiled: ctypes.CDLL, counts: Tensor, neighbour: Tensor, basis: Tensor, slope: Tensor, weights: Tensor
+    ) -> None:
+        self.library = compiled
+        self.start = functional.pad(counts.cumsum(0), (1, 0))
+        self.tensors = [t.contiguous() for t in (neighbour, basis, slope, weights)]
+        self.n_atoms, self.n_basis = len(counts), basis.shape[1]
+        self.most = int(counts.max()) if len(counts) else 0
+        self.lanes = VECTOR_BYTES // basis.element_size()
+        threads = min(torch.get_num_threads(), max(1, len(neighbour) // 1000))
+        goals = torch.arange(1, threads) * len(neighbour) / threads
+        cuts = torch.searchsorted(self.start.double(), goals.double()).tolist()
+        bounds = [0, *sorted(min(c, self.n_atoms) for c in cuts), self.n_atoms]
+        self.ranges = list(zip(bounds, bounds[1:]))
+
+    def _padded(self, tensor: Tensor) -> Tensor:
+        return functional.pad(tensor, (0, -tensor.shape[-1] % self.lanes)).contiguous()
+
+    def _layer(self, layer: Any) -> tuple[_Layer, list[Tensor]]:
+        held = [self._padded(t) for t in (layer.centre, layer.neighbour, layer.edge_weight)]
+        stride = held[0].shape[-1]
+        pointers = [t.data_ptr() for t in (self.start, *self.tensors, *held)]
+        return _Layer(self.n_atoms, self.n_basis, stride, *pointers), held
+
+    def _run(self, name: str, layer: _Layer, arguments: Callable[[int], list[Tensor]]) -> None:
+        """Call the C function for each range of atoms with the tensors ``arguments(thread)``."""
+        function = getattr(self.library, name)
+
+        def work(thread: int) -> None:
+            held = arguments(thread)
+            first, last = (ctypes.c_int64(n) for n in self.ranges[thread])
+            function(ctypes.byref(layer), first, last, *(ctypes.c_void_p(t.data_ptr()) for t in held))
+
+        if len(self.ranges) == 1:
+            work(0)
+        else:
+            list(_pool(os.getpid(), len(self.ranges)).map(work, range(len(self.ranges))))
+
+    def energies(self, layer: Any) -> Tensor:
+        native, _held = self._layer(layer)
+        message = layer.h.new_empty(self.n_atoms, native.stride)
+        self._run("energies", native, lambda _: [message])
+        return message[:, : layer.h.shape[1]]
+
+    def adjoints(self, layer: Any, adjoint: Tensor, distance: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        native, _held = self._layer(layer)
+        adjoint = self._padded(adjoint)
+        threads, dim = len(self.ranges), layer.h.shape[1]
+        centre = adjoint.new_empty(2, self.n_atoms, native.stride)
+        neighbour = adjoint.new_zeros(threads, 2, self.n_atoms, native.stride)
+        scratch = adjoint.new_empty(threads, 2, self.most * self.lanes)
+        self._run("adjoints", native, lambda k: [adjoint, centre, neighbour[k], distance, weight, *scratch[k]])
+        return centre[..., :dim], neighbour.sum(0)[..., :dim]
+
+    def tangents(self, layer: Any, centre: Tensor, neighbour: Tensor, distance: Tensor, weight: Tensor) -> Tensor:
+        native, _held = self._layer(layer)
+        message = layer.h.new_empty(self.n_atoms, native.stride)
+        held = [self._padded(centre), self._padded(neighbour), distance, weight, message]
+        self._run("tangents", native, lambda _: held)
+        return message[:, : layer.h.shape[1]]
+
+    def gradients(
+        self, layer: Any, adjoints: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        native, _held = self._layer(layer)
+        centre_dot, neighbour_dot, distance, weight = tangents
+        node_values = [self._padded(t) for t in (*adjoints, centre_dot, neighbour_dot)]
+        threads, dim = len(self.ranges), layer.h.shape[1]
+        centre = distance.new_empty(2, self.n_atoms, native.stride)
+        neighbour = distance.new_zeros(threads, 2, self.n_atoms, native.stride)
+        gradient = distance.new_zeros(threads, 2, self.n_basis, native.stride)
+        self._run(
+            "gradients", native, lambda k: [*node_values, distance, weight, centre, neighbour[k], gradient[k]]
+        )
+        return centre[..., :dim], neighbour.sum(0)[..., :dim], gradient.sum(0)[..., :dim]
