@@ -4,6 +4,8 @@ from __future__ import annotations
 import csv
 import math
 import os
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +50,9 @@ def write_log(path: Path, history: list[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(history)
     os.replace(part, path)
+
+
+def training_record(best: Mapping[str, Any], settings: TrainingSettings) -> dict[str, Any]:
+    """What a checkpoint of the potential says about its training, as plain values."""
+    plain = asdict(settings) | {"loggers": list(settings.loggers)}
+    return {"epoch": best["epoch"], "validation_loss": best["loss"], "settings": plain}

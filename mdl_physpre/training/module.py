@@ -20,7 +20,7 @@ from mdl_physpre.potentials.base import Potential, Predictions, evaluate
 from mdl_physpre.progress import progress
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches, batch_indices
-from mdl_physpre.training.history import EpochSums, write_log
+from mdl_physpre.training.history import EpochSums, training_record, write_log
 from mdl_physpre.training.loss import check_labels, label_errors, total_loss, wanted_labels
 from mdl_physpre.training.settings import TrainingSettings
 
@@ -231,7 +231,7 @@ class PotentialTraining(pl.LightningModule):
             weights = {k: v.detach().cpu().clone() for k, v in self.potential.state_dict().items()}
             self.best = {"loss": row["validation_loss"], "epoch": row["epoch"], "weights": weights}
             if self._save_best is not None:
-                self._save_best(self.potential, self.record())
+                self._save_best(self.potential, training_record(self.best, self.settings))
 
     def _reason_to_stop(self) -> str | None:
         s = self.settings
@@ -263,14 +263,6 @@ class PotentialTraining(pl.LightningModule):
                 row["epoch"] + 1, self.settings.max_epochs, row["train_loss"], row["validation_loss"],
                 self.best["loss"], self.best["epoch"] + 1, row["lr"], row["seconds"],
             )
-
-    def record(self) -> dict[str, Any]:
-        """What a checkpoint of the potential says about its training."""
-        return {
-            "epoch": self.best["epoch"],
-            "validation_loss": self.best["loss"],
-            "settings": asdict(self.settings) | {"loggers": list(self.settings.loggers)},
-        }
 
     # --- state --------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import save_potential
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.data import fingerprint
-from mdl_physpre.training.history import write_log
+from mdl_physpre.training.energy_zero import refit_reference
+from mdl_physpre.training.history import training_record, write_log
 from mdl_physpre.training.loss import check_labels
 from mdl_physpre.training.module import STATE, STATE_VERSION, Online, PotentialTraining
 from mdl_physpre.training.settings import TrainingSettings, changed_settings
@@ -36,7 +37,8 @@ class TrainingResult:
 
     best_checkpoint : the potential with the lowest validation loss.
     history : one row for each epoch, as in ``log.csv``.
-    best_loss, best_epoch : the lowest validation loss, and its epoch counted from 0.
+    best_loss, best_epoch : the lowest validation loss of an epoch (before the energy reference is refitted, where that
+        is asked for), and its epoch counted from 0.
     stopped_by : ``max_epochs``, ``early stopping`` or ``max_seconds``.
     epochs, steps, structures, seconds : the budget spent: passes, optimiser steps (skipped ones included), structures
         seen (repetitions counted), and time in training and validation, over all interruptions.
@@ -108,7 +110,7 @@ def train_potential(
     else:
         write_log(out / "log.csv", state["history"])
         if _is_finished(state, settings):
-            return _finish(potential, out, state["history"], state["best"], state["stopped_by"], settings)
+            return _finish(potential, out, state["history"], state["best"], state["stopped_by"], settings, train, val)
         logger.info("%s: going on after epoch %d", last, len(state["history"]))
 
     def save_best(trained: Potential, record: dict[str, Any]) -> None:
@@ -135,7 +137,8 @@ def train_potential(
         )
         _fit(trainer, module, last if state is not None else None)
     potential.to(home)
-    return _finish(potential, out, module.history, module.best, module.stopped_by or "max_epochs", settings)
+    stopped_by = module.stopped_by or "max_epochs"
+    return _finish(potential, out, module.history, module.best, stopped_by, settings, train, val)
 
 
 def _check(potential: Potential, train: GraphDataset, val: GraphDataset, settings: TrainingSettings) -> None:
@@ -250,14 +253,16 @@ def _fit(trainer: pl.Trainer, module: PotentialTraining, checkpoint: Path | None
 
 def _finish(
     potential: Potential, out: Path, history: list[dict[str, Any]], best: dict[str, Any], stopped_by: str,
-    settings: TrainingSettings,
+    settings: TrainingSettings, train: GraphDataset, val: GraphDataset,
 ) -> TrainingResult:
     if best["weights"] is None:
         raise TrainingError(f"{out}: the validation loss was not a number in any of {len(history)} epochs")
     potential.load_state_dict(best["weights"])
     potential.eval()
-    if not (out / "best.pt").exists():
-        save_potential(out / "best.pt", potential, training={"epoch": best["epoch"], "validation_loss": best["loss"]})
+    refitted = settings.refit_reference and refit_reference(potential, train, val)
+    if refitted or not (out / "best.pt").exists():
+        record = training_record(best, settings) | {"reference_refitted": bool(refitted)}
+        save_potential(out / "best.pt", potential, training=record)
     return TrainingResult(
         best_checkpoint=out / "best.pt",
         history=history,

@@ -7,7 +7,8 @@ optimiser and a fresh learning rate, and its best epoch is chosen among its own 
 
 Both stages have one zero of energy: the potential's energy reference is fitted once, to the DFT training part, before
 either stage, and is kept in both. The embedded-atom potential that labels the pretraining set starts from the same
-fit, so the network finds in both stages what composition does not explain, and not an offset between them.
+fit, so the network finds in both stages what composition does not explain, and not an offset between them. With
+``refit_reference`` the finetuned potential, in every arm, has its reference fitted once more at the very end.
 
 The arms that are compared, ``baseline`` (plain training) and ``pretrain``, start from the same random weights when they
 are built with the same seed. What each of them spends is part of its result.
@@ -15,7 +16,7 @@ are built with the same seed. What each of them spends is part of its result.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ def pretrain_then_finetune(
     out = Path(out)
     for split, dataset in zip(("training", "validation"), finetuning):
         check_labels(dataset, split, finetune_settings)
+    # a shift towards the teacher's zero of energy would only have to be unlearnt
+    pretrain_settings = replace(pretrain_settings, refit_reference=False)
     first = train_potential(potential, *pretraining, pretrain_settings, out / "pretrain", resume, online)
     # the learning rate, moments and clocks of the first stage end with it: only the weights go on
     second = train_potential(potential, *finetuning, finetune_settings, out / "finetune", resume)

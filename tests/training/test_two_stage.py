@@ -1,14 +1,17 @@
 """Two stages: one set of weights, one zero of energy, a fresh optimiser, and budgets that are stated."""
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
+from mdl_physpre.analysis.errors import prediction_errors
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.checkpoints import load_potential
 from mdl_physpre.potentials.reference import fit_energy_reference
 from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.training.energy_zero import energy_errors
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
 from mdl_physpre.training.two_stage import format_budgets, initial_potential, pretrain_then_finetune, train_baseline
@@ -99,3 +102,31 @@ def test_labels_of_the_second_stage_are_checked_before_the_first(tmp_path):
         pretrain_then_finetune(TinyPotential(), teacher, (GraphDataset(train.structures, CUTOFF), val), PRETRAIN,
                                FINETUNE, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_reference_is_refitted_at_the_very_end_only(tmp_path):
+    teacher, dft = sets(1), sets(2)
+    start = initial_potential(TinyPotential, dft[0].structures)
+    start_reference = start.reference.energies.clone()
+    settings = {"max_epochs": 2, "lr": 0.05, "batch_size": 4, "weight_energy": 1e-6}  # energies drift
+    plain = pretrain_then_finetune(start, teacher, dft, PRETRAIN, TrainingSettings(**settings), tmp_path / "plain")
+    shifted, again = (
+        pretrain_then_finetune(
+            initial_potential(TinyPotential, dft[0].structures), teacher, dft, PRETRAIN,
+            TrainingSettings(**settings, refit_reference=True), tmp_path / "shifted",
+        )
+        for _ in range(2)  # the second finds everything done
+    )
+    before, after = (energy_errors(arm.potential, dft[1]) for arm in (plain, shifted))
+    assert np.abs(after).mean() < np.abs(before).mean()
+    # the fit by hand: residuals over composition, each structure weighed by 1/n
+    numbers = np.array([[np.sum(a.numbers == z) for z in (8, 14)] for a in dft[0].structures]) / 4
+    by_hand = np.linalg.lstsq(numbers, energy_errors(plain.potential, dft[0]) / 4, rcond=1e-8)[0]
+    moved = shifted.potential.reference.energies - start_reference
+    np.testing.assert_allclose(moved[[8, 14]], by_hand, atol=1e-6)
+    assert torch.equal(again.potential.reference.energies, shifted.potential.reference.energies)
+    assert torch.equal(load_potential(shifted.checkpoint).reference.energies, shifted.potential.reference.energies)
+    pretrained = load_potential(shifted.stages["pretrain"].best_checkpoint)
+    assert torch.equal(pretrained.reference.energies, start_reference)
+    forces = [prediction_errors(arm.potential, dft[1])["forces_mae"] for arm in (plain, shifted)]
+    assert forces[0] == forces[1]
