@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
 from mdl_physpre.potentials.covalent_radii import covalent_radius
+from mdl_physpre.potentials.nuclear_repulsion import nuclear_repulsion
 from mdl_physpre.potentials.radial_functions import (
     PairParameters,
     RadialTable,
@@ -24,9 +25,9 @@ from mdl_physpre.potentials.radial_functions import (
 from mdl_physpre.structures.graph import AtomGraph
 
 INITS = ("spread", "reference")
-SPREAD_BETA = (0.5, 4.0)  # 1/Å, the slowest and the fastest exponential at the start
+SPREAD_BETA = (0.5, 3.0)  # 1/Å, the slowest and the fastest exponential at the start
 SPREAD_DENSITY = 0.2  # what a neighbour at the covalent distance gives at the start
-SPREAD_ALPHA = 2.0  # 1/Å, a usual steepness of a bond
+SPREAD_ALPHA = (1.0, 3.5)  # 1/Å, limits of the steepness at the start
 
 
 class EAMInteraction(Potential):
@@ -49,10 +50,12 @@ class EAMInteraction(Potential):
     elements : symbols or atomic numbers, each once; their order fixes the order of the parameters.
     cutoff : r_c, Å.
     n_basis : number of exponentials in the density.
-    init : ``spread`` starts with β_k spread geometrically from 0.5 to 4 /Å, A_k such that each exponential is
-        0.2/n_basis at the covalent distance, α = 2 /Å, D = B = ρ0 = 1, E0 = 0 (:func:`mdl_physpre.fit_eam` then fits E0
-        to the total energies). ``reference`` is the start of the paper's code: everything 1. There all exponentials of
-        a pair have equal gradients, and stay one exponential. In both, r_e starts at the sum of the covalent radii.
+    init : ``spread`` starts with β_k spread geometrically from 0.5 to 3 /Å, A_k such that each exponential is
+        0.2/n_basis at the covalent distance, D = B = ρ0 = 1, E0 = 0 (:func:`mdl_physpre.fit_eam` then fits E0 to the
+        total energies), and α, within 1 and 3.5 /Å, such that the Morse energy at a third of the covalent distance is
+        the screened repulsion of the nuclei. ``reference`` is the start of the paper's code: everything 1. There all
+        exponentials of a pair have equal gradients, and stay one exponential. In both, r_e starts at the sum of the
+        covalent radii.
     signed_embedding : let B have either sign, as in the paper's code; otherwise B = \|b\| of the stored parameter b, so
         that crowding an atom beyond ρ0 always costs energy.
 
@@ -111,7 +114,8 @@ class EAMInteraction(Potential):
         self.A = nn.Parameter(amplitude if spread else ones(n_pairs, n_basis))
         self.beta = nn.Parameter(beta)
         self.D = nn.Parameter(ones(n_pairs))
-        self.alpha = nn.Parameter(ones(n_pairs) * (SPREAD_ALPHA if spread else 1.0))
+        alpha = torch.tensor([_steepness(*pair) for pair in self.pairs], dtype=torch.float64)
+        self.alpha = nn.Parameter(alpha if spread else ones(n_pairs))
         self.b = nn.Parameter(ones(n_elements))
         self.rho0 = nn.Parameter(ones(n_elements))
         self.E0 = nn.Parameter(ones(n_elements) * (0.0 if spread else 1.0))
@@ -261,6 +265,13 @@ def pair_curve(potential: EAMInteraction, zi: str | int, zj: str | int, r: Any) 
     for k in (first, second):
         phi = phi + b[k] * rho * (rho - 2.0 * rho0[k])
     return phi
+
+
+def _steepness(zi: int, zj: int) -> float:
+    """α with which a Morse term of 1 eV reaches the nuclear repulsion at a third of the covalent distance, 1/Å."""
+    r_c = covalent_radius(zi) + covalent_radius(zj)
+    height = float(nuclear_repulsion(zi, zj, torch.tensor(r_c / 3)))
+    return float(np.clip(np.log1p(np.sqrt(1.0 + height)) / (2 * r_c / 3), *SPREAD_ALPHA))
 
 
 def pair_order(elements: Sequence[int]) -> list[tuple[int, int]]:

@@ -40,10 +40,11 @@ class Block:
 
 @dataclass
 class Loss:
-    """Value, gradient in the parameters and mean absolute errors by label."""
+    """Value, mean absolute errors by label, label less prediction of each energy (NaN where missing), and gradient."""
 
     value: float
     errors: dict[str, float]
+    energies_left: Tensor
     gradient: dict[str, Tensor] | None = None
 
 
@@ -65,11 +66,16 @@ class FitObjective:
         self.n_elements, self.n_pairs = len(potential.elements), len(potential.pairs)
         keys, distances = [], []
         self.blocks = []
+        compositions = []
         for indices in batch_by_edges(dataset.n_edges, 2 * BLOCK_EDGES):
             block, key = _block(dataset.batch(indices), potential)
             self.blocks.append(block)
+            n = torch.zeros((len(block.ends), self.n_elements), dtype=torch.float64)
+            one = torch.ones(len(block.element), dtype=torch.float64)
+            compositions.append(n.index_put_((block.batch, block.element), one, accumulate=True))
             keys.append(key)
             distances.append(block.r.double())
+        self.composition = torch.cat(compositions)  # (n_structures, n_elements) atoms of each element
         distinct, inverse = torch.unique(torch.cat(keys), return_inverse=True)
         r = torch.cat(distances)
         n = torch.bincount(inverse, minlength=len(distinct))
@@ -116,9 +122,11 @@ class FitObjective:
         by_element = {name: leaves[name].detach() for name in ("B", "rho0", "E0")}
         sums = {name: torch.zeros_like(p) for name, p in by_element.items()}
         value, totals = 0.0, dict.fromkeys(LABELS, 0.0)
+        left: list[Tensor] = []
         for block in self.blocks:
-            value += self._block_loss(block, tables, by_element, smoothing or {}, totals, adjoint, sums)
-        result = Loss(value, {n: totals[n] / self.counts[n] if self.counts[n] else float("nan") for n in LABELS})
+            value += self._block_loss(block, tables, by_element, smoothing or {}, totals, left, adjoint, sums)
+        errors = {n: totals[n] / self.counts[n] if self.counts[n] else float("nan") for n in LABELS}
+        result = Loss(value, errors, torch.cat(left))
         if gradient:
             torch.autograd.backward(exact, [a.double() for a in adjoint])  # type: ignore[union-attr]
             result.gradient = {}
@@ -134,6 +142,7 @@ class FitObjective:
         by_element: dict[str, Tensor],
         smoothing: dict[str, float],
         totals: dict[str, float],
+        left: list[Tensor],
         adjoint: list[Tensor] | None,
         sums: dict[str, Tensor],
     ) -> float:
@@ -157,6 +166,7 @@ class FitObjective:
         virial = torch.stack([along[:, s:e] @ scaled[:, s:e].T for s, e in zip(starts, block.ends)])
         predicted = {"energy": energies, "forces": forces.T, "stress": virial / block.volume[:, None, None]}
 
+        left.append(block.labels["energy"] - energies)
         value, pull = 0.0, {}
         for name in LABELS:
             if not self.counts[name] or not self.weights[name]:
