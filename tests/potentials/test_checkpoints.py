@@ -16,6 +16,7 @@ from mdl_physpre.potentials import checkpoints
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.checkpoints import build_backbone, load_potential, read_checkpoint, save_potential
+from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.structures.graph import build_graph
 
@@ -240,6 +241,22 @@ def test_the_archive_holds_no_code(tmp_path):
     path = save_potential(tmp_path / "model.pt", small_cgcnn(), training={"note": "x"})
     assert torch.load(io.BytesIO(path.read_bytes()), weights_only=True)["format_version"] == 1
     assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == []
+
+
+def test_the_embedded_atom_potential_comes_back_the_same(tmp_path):
+    potential = build_backbone("eam_interaction", elements=["Si", "O"], cutoff=5.0, n_basis=3)
+    assert isinstance(potential, EAMInteraction)
+    with torch.no_grad():
+        for k, parameter in enumerate(potential.parameters()):
+            parameter.add_(0.01 * (k + 1))
+    loaded = load_potential(save_potential(tmp_path / "eam.pt", potential))
+    assert read_checkpoint(tmp_path / "eam.pt")["backbone"] == "eam_interaction"
+    assert loaded.hyperparameters() == potential.hyperparameters()
+    dtype = next(potential.parameters()).dtype
+    graph = build_graph(bulk("Si"), cutoff=5.0, dtype=dtype)
+    before, after = evaluate(potential, graph), evaluate(loaded, graph)
+    assert torch.equal(before.energies, after.energies)
+    assert torch.equal(before.forces, after.forces)
 
 
 def _umask() -> int:
