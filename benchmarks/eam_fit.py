@@ -1,0 +1,150 @@
+"""Fit the embedded-atom potential by both routes: time, and validation and test loss.
+
+    PHYSPRE_DATA=/path/to/data python benchmarks/eam_fit.py --out eam_fit.json
+
+Sets: li-mn-o (471 structures, the training groups repeated to that count), silica (135 zeolites of at most 48 atoms,
+split by topology) and phosphorus (5 % of it: 205 structures). Each is fitted by
+
+    fast          L-BFGS on tabulated distances, the default
+    AdamW         the reference route as the paper's code starts it, with the paper's batch sizes, gradients in the
+                  parameters from derivatives written by hand
+    AdamW spread  the same from the start that the fast route has (with --spread)
+
+and the time of AdamW with forces, stress and their gradient by automatic differentiation is measured on a few batches
+and scaled to all epochs. Loss is 0.01·energy + 50·forces + 50·stress, mean absolute errors, over the labels that exist.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from common import environment, print_table, write_json
+
+from mdl_physpre.analysis.errors import prediction_errors
+from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.pretraining.eam_fit import fit_eam
+from mdl_physpre.pretraining.eam_routes import batch_loss
+from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.structures.read import read_structures
+
+WEIGHTS = (0.01, 50.0, 50.0)
+BATCH_SIZES = {"li-mn-o": 32, "silica": 4, "phosphorus": 16}  # those of the paper's EAM fits
+CUTOFF = 8.0
+Split = tuple[list[Atoms], list[Atoms], list[Atoms]]
+
+
+class ByAutograd(EAMInteraction):
+    """The potential with its derivatives left to automatic differentiation."""
+
+    predictions = None  # type: ignore[assignment]
+    differentiable_predictions = None  # type: ignore[assignment]
+
+
+def labelled_structures(name: str) -> list[Atoms]:
+    """Structures, with their labels, of a file in the folder that ``PHYSPRE_DATA`` names."""
+    path = Path(os.environ.get("PHYSPRE_DATA", "")) / name
+    if "PHYSPRE_DATA" not in os.environ or not path.exists():
+        sys.exit(f"set PHYSPRE_DATA to the folder that holds {name}")
+    return read_structures(path)
+
+
+def load(name: str, seed: int) -> Split:
+    """Training, validation and test structures."""
+    generator = np.random.default_rng(seed)
+    if name == "phosphorus":
+        structures = labelled_structures("phosphorus/p_gap_20.extxyz.gz")
+        order = generator.permutation(len(structures))
+        parts = np.split(order[:460], [205, 227])
+        return tuple([structures[k] for k in part] for part in parts)  # type: ignore[return-value]
+    if name == "silica":
+        structures = [a for a in labelled_structures("silica/si_zeo_22_sample.extxyz.gz") if len(a) <= 48]
+        key, counts = "config_type", (135, 15, 150)
+    else:
+        structures = labelled_structures("li-mn-o-p/li_mn_o.extxyz.gz")
+        key, counts = "group", (471, None, None)
+    groups = generator.permutation(sorted({a.info[key] for a in structures}))
+    tenth = max(1, len(groups) // 10)
+    parts = []
+    for part, count in zip((groups[2 * tenth :], groups[:tenth], groups[tenth : 2 * tenth]), counts):
+        found = [a for a in structures if a.info[key] in set(part)]
+        order = generator.permutation(len(found))
+        take = len(found) if count is None or (name == "silica" and count > len(found)) else count
+        parts.append([found[order[k % len(found)]] for k in range(take)])
+    return tuple(parts)  # type: ignore[return-value]
+
+
+def fit(data: Split, label: str, route: str, init: str, epochs: int, batch_size: int) -> dict[str, Any]:
+    """One fit and its figures."""
+    train, val, test = data
+    processor = time.process_time()
+    found = fit_eam(train, val, route=route, init=init, epochs=epochs, batch_size=batch_size, cutoff=CUTOFF)
+    return {
+        "route": label,
+        "wall s": found.seconds,
+        "processor s": time.process_time() - processor,
+        "epochs": found.history[-1]["epoch"],
+        "train loss": found.errors["train"]["total"],
+        "val loss": found.errors["val"]["total"],
+        "test loss": prediction_errors(found.potential, test)["total"],
+        "val forces eV/Å": found.errors["val"]["forces_mae"],
+        "walls that rise": f"{sum(row['rises'] for row in found.table)} of {len(found.table)}",
+    }
+
+
+def automatic(train: list[Atoms], epochs: int, batch_size: int, batches: int) -> dict[str, Any]:
+    """Time of the plain AdamW route, from some of its batches."""
+    potential = ByAutograd(sorted({int(z) for a in train for z in a.numbers}), CUTOFF, init="reference")
+    dataset = GraphDataset(train, CUTOFF)
+    optimiser = torch.optim.AdamW(potential.parameters(), lr=2e-3)
+    order = np.random.default_rng(0).permutation(len(train))
+    picked = np.array_split(order, max(1, len(train) // batch_size))[: batches + 1]
+    start, structures = (0.0, 0.0), 0
+    for k, indices in enumerate(picked):
+        if k == 1:  # the first warms up
+            start = (time.perf_counter(), time.process_time())
+        structures += len(indices) if k else 0
+        optimiser.zero_grad()
+        batch_loss(potential, dataset, indices, WEIGHTS).backward()
+        optimiser.step()
+    scale = epochs * len(train) / structures
+    wall, processor = ((now - then) * scale for now, then in zip((time.perf_counter(), time.process_time()), start))
+    label = f"AdamW by autograd, scaled from {len(picked) - 1} batches"
+    return {"route": label, "wall s": wall, "processor s": processor, "epochs": epochs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", help="write the figures to this JSON file")
+    parser.add_argument("--sets", nargs="+", choices=list(BATCH_SIZES), default=list(BATCH_SIZES))
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--spread", action="store_true", help="AdamW from the fast route's start as well")
+    parser.add_argument("--only", choices=("fast", "AdamW"), help="one route alone")
+    parser.add_argument("--batches", type=int, default=3, help="batches on which automatic differentiation is timed")
+    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    arguments = parser.parse_args()
+    figures: dict[str, Any] = {"environment": environment(), "epochs": arguments.epochs, "sets": {}}
+    for name in arguments.sets:
+        data, size = load(name, arguments.seed), BATCH_SIZES[name]
+        rows = []
+        if arguments.only != "AdamW":
+            rows.append(fit(data, "fast", "fast", "spread", arguments.epochs, size))
+        if arguments.only != "fast":
+            rows.append(fit(data, "AdamW", "reference", "reference", arguments.epochs, size))
+            if arguments.spread:
+                rows.append(fit(data, "AdamW spread", "reference", "spread", arguments.epochs, size))
+            rows.append(automatic(data[0], arguments.epochs, size, arguments.batches))
+        sizes = f"{len(data[0])} training structures, {len(data[1])} validation, {len(data[2])} test"
+        print_table(f"{name}: {sizes}", rows)
+        figures["sets"][name] = rows
+        write_json(arguments.out, figures)
+
+
+if __name__ == "__main__":
+    main()
