@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.io.extxyz import write_extxyz
-from torch import nn
 
+from mdl_physpre.errors import CheckpointError
+from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.graph import content_hash
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ FORMAT = 1
 STATE, VERDICTS, TRAJECTORIES = "state.npz", "verdicts.json", "trajectories"
 
 
-def run_key(potential: nn.Module, structures: Sequence[Atoms], settings: dict[str, Any], indices: Sequence[int]) -> str:
+def run_key(potential: Potential, structures: Sequence[Atoms], settings: dict[str, Any], indices: Sequence[int]) -> str:
     """A hash of all that the verdicts depend on: potential with its parameters, structures, settings, and places."""
     digest = hashlib.sha256(f"{type(potential).__module__}.{type(potential).__qualname__}".encode())
     for name, tensor in sorted(potential.state_dict().items()):
@@ -33,8 +34,8 @@ def run_key(potential: nn.Module, structures: Sequence[Atoms], settings: dict[st
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(repr((getattr(potential, "cutoff", None), getattr(potential, "elements", None))).encode())
-    with contextlib.suppress(NotImplementedError, AttributeError):
-        digest.update(repr(sorted(potential.hyperparameters().items())).encode())  # type: ignore[operator]
+    with contextlib.suppress(CheckpointError, NotImplementedError):  # a potential need not be one that can be saved
+        digest.update(repr(sorted(potential.hyperparameters().items())).encode())
     return content_hash(structures, FORMAT, digest.hexdigest(), sorted(settings.items()), list(indices))
 
 

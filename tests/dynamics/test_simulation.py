@@ -1,6 +1,8 @@
 """Whole simulations: verdicts, batches, breaking structures, and runs that are killed and continued."""
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import signal
@@ -163,7 +165,7 @@ def test_membership_of_a_batch_does_not_matter() -> None:
 @pytest.mark.parametrize("potential", [Morse(), Abrupt()])
 @pytest.mark.parametrize("distance", ["continuous", "minimum_image"])
 def test_verdicts_agree_with_the_stored_trajectory(tmp_path: Path, potential: Morse, distance: str) -> None:
-    settings = with_(temperature=1500, steps=200, trajectory_interval=1, distance=distance, lindemann_interval=1)
+    settings = with_(temperature=1500, steps=110, trajectory_interval=1, distance=distance, lindemann_interval=1)
     structures = crystals()
     verdicts = simulate(potential, structures, settings, tmp_path)
     for atoms, verdict in zip(structures, verdicts, strict=True):
@@ -191,7 +193,7 @@ def test_verdicts_agree_with_the_stored_trajectory(tmp_path: Path, potential: Mo
 
 def test_first_failing_step_of_the_lindemann_index() -> None:
     """The end of the shortest run, among those looked at, that would have been judged a failure."""
-    settings = with_(temperature=300, lindemann_local=0.035, lindemann_global=0.03, steps=400, lindemann_interval=1)
+    settings = with_(temperature=300, lindemann_local=0.035, lindemann_global=0.03, steps=240, lindemann_interval=1)
     verdicts = simulate(Morse(), crystals(), settings)
     failed = [v for v in verdicts if v["checks"]["lindemann_local"] == "failed"]
     assert failed
@@ -341,3 +343,29 @@ def test_the_potential_is_left_as_it_was() -> None:
     simulate(potential, crystals(1), with_(steps=2))
     assert potential.training
     assert potential.weight.requires_grad
+
+
+def test_real_structures_of_every_kind() -> None:
+    """One atom, two atoms in a large box, cells narrower than the cutoff: all get a verdict."""
+    folder = os.environ.get("PHYSPRE_DATA")
+    path = Path(folder or "") / "phosphorus" / "p_gap_20.extxyz.gz"
+    if not folder or not path.exists():
+        pytest.skip("PHYSPRE_DATA does not name a folder with phosphorus/p_gap_20.extxyz.gz")
+    small: list[Atoms] = []
+    others: list[Atoms] = []
+    with gzip.open(path, "rt") as file:
+        for number in range(1000):  # frame by frame: the whole file takes long
+            n = int(file.readline())
+            frame = [f"{n}\n", *(file.readline() for _ in range(n + 1))]
+            if n == 1 or (n == 2 and len(small) < 2) or (n < 40 and number % 100 == 0):
+                (small if n <= 2 else others).append(read(io.StringIO("".join(frame)), format="extxyz"))
+    structures = small + others
+    verdicts = simulate(Morse(r0=2.2), structures, with_(steps=40, lindemann_min_steps=20, temperature=600))
+    for atoms, verdict in zip(structures, verdicts, strict=True):
+        assert verdict["status"] in ("stable", "failed")
+        if len(atoms) == 1:
+            assert verdict["checks"]["overlap"] == "n/a"
+        else:
+            start = minimum_distance(atoms.positions, atoms.cell[:], atoms.pbc)
+            assert verdict["metrics"]["start_min_distance"] == pytest.approx(start)
+        json.dumps(verdict, allow_nan=False)

@@ -1,0 +1,246 @@
+"""Molecular dynamics: atom-steps per second of all structures at once, against ASE's Langevin one after another.
+
+    plain   ASE's Langevin; CGCNN from PyG's CGConv on concatenated vectors, forces by automatic differentiation, a new
+            neighbour list at every step (CGCNN only)
+    ase     ASE's Langevin with this package's PotentialCalculator
+    here    mdl_physpre.dynamics.simulation.simulate, with its observers
+
+Same structures, weights, precision and threads, in one process. The two ASE sides run ``--ase-structures`` of the
+structures, enough for a rate. Set-up (first neighbour lists, first forces) is left out of ``here`` by the difference of
+two runs. The second table says where a step's time goes.
+
+    python benchmarks/dynamics.py --threads 2 --out dynamics.json
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.build import make_supercell
+from ase.calculators.calculator import Calculator, all_changes
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.spacegroup import crystal
+from torch import Tensor, nn
+from torch.nn import functional
+from torch_geometric.nn import CGConv
+
+from mdl_physpre.dynamics import forces as forces_module
+from mdl_physpre.dynamics.observers import Observers
+from mdl_physpre.dynamics.simulation import DynamicsSettings, simulate
+from mdl_physpre.dynamics.skin_lists import SkinLists
+from mdl_physpre.potentials.base import Potential, edge_vectors
+from mdl_physpre.potentials.calculator import PotentialCalculator
+from mdl_physpre.potentials.cgcnn import CGCNN
+from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.structures.graph import build_graph
+
+CLOCK: Callable[[], float] = time.perf_counter
+
+
+def silica(n: int) -> list[Atoms]:
+    """Quartz and cristobalite supercells of 24 to 48 atoms, strained and rattled."""
+    quartz = crystal(
+        ["Si", "O"], [(0.470, 0, 0), (0.413, 0.267, 0.119)], spacegroup=152, cellpar=[4.916, 4.916, 5.405, 90, 90, 120]
+    )
+    cristobalite = crystal(
+        ["Si", "O"], [(0.3, 0.3, 0), (0.239, 0.104, 0.179)], spacegroup=92, cellpar=[4.972, 4.972, 6.922, 90, 90, 90]
+    )
+    cells = [
+        make_supercell(quartz, np.diag([1, 1, 3])),
+        make_supercell(quartz, np.diag([2, 2, 1])),
+        make_supercell(cristobalite, np.diag([2, 1, 1])),
+        make_supercell(cristobalite, np.diag([2, 2, 1])),
+        make_supercell(cristobalite, np.diag([1, 1, 3])),
+    ]
+    made = []
+    for k in range(n):
+        atoms = cells[k % len(cells)].copy()
+        rng = np.random.default_rng(k)
+        atoms.set_cell(atoms.cell[:] @ (np.eye(3) + rng.normal(0, 0.01, (3, 3))), scale_atoms=True)
+        atoms.rattle(0.03, seed=k)
+        made.append(atoms)
+    return made
+
+
+class PlainCalculator(Calculator):
+    """CGCNN as PyG's parts give it; no envelope."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self, potential: CGCNN) -> None:
+        super().__init__()
+        self.potential = potential
+        self.convolutions = nn.ModuleList(
+            CGConv(potential.dim1, potential.edge_dim, aggr="mean") for _ in potential.conv_list
+        )
+        self.convolutions.load_state_dict(potential.conv_list.state_dict())
+
+    def energy(self, graph: Any) -> Tensor:
+        distances = edge_vectors(graph).norm(dim=1)
+        h = self.potential.embed(graph.z)
+        for convolution in self.convolutions:
+            h = convolution(h, graph.edge_index, self.potential.distance_expansion(distances))
+        for linear in self.potential.post_lin_list:
+            h = functional.silu(linear(h))
+        return self.potential.lin_out(h).sum()
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        graph = build_graph(self.atoms, cutoff=self.potential.cutoff, dtype=torch.float32)
+        graph.pos.requires_grad_(True)
+        energy = self.energy(graph)
+        (gradient,) = torch.autograd.grad(energy, graph.pos)
+        self.results = {"energy": float(energy.detach()), "forces": -gradient.double().numpy()}
+
+
+def ase_rate(calculator: Calculator, structures: list[Atoms], steps: int, temperature: float) -> float:
+    """Atom-steps per second, one structure after another."""
+    spent = 0.0
+    for k, atoms in enumerate(structures):
+        mine, rng = atoms.copy(), np.random.default_rng(k)
+        mine.calc = calculator
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            MaxwellBoltzmannDistribution(mine, temperature_K=temperature, rng=rng)
+            dynamics = Langevin(
+                mine, 2 * units.fs, temperature_K=temperature, friction=0.01 / units.fs, fixcm=True, rng=rng
+            )
+        mine.get_forces()
+        start = CLOCK()
+        dynamics.run(steps)
+        spent += CLOCK() - start
+    return sum(len(a) for a in structures) * steps / spent
+
+
+@contextlib.contextmanager
+def timed(spent: dict[str, float]) -> Iterator[None]:
+    """Add the time spent in parts of a step to ``spent``."""
+    parts: list[tuple[Any, str, str]] = [
+        (Observers, name, "observers") for name in ("check_positions", "check_forces", "check_motion", "count")
+    ]
+    parts += [
+        (SkinLists, "minimum_distances", "observers"),
+        (SkinLists, "update", "neighbour lists"),
+        (SkinLists, "graph", "graphs"),
+        (forces_module, "evaluate", "potential"),
+    ]
+
+    def wrapped(function: Callable, label: str) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = CLOCK()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[label] = spent.get(label, 0.0) + CLOCK() - start
+
+        return call
+
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in parts]
+    for owner, name, label in parts:
+        setattr(owner, name, wrapped(getattr(owner, name), label))
+    try:
+        yield
+    finally:
+        for owner, name, function in originals:
+            setattr(owner, name, function)
+
+
+def our_rate(potential: Potential, structures: list[Atoms], steps: int, **changes: Any) -> tuple[float, dict]:
+    """Atom-steps per second of all structures at once, and the seconds of each part of a step."""
+
+    def run(n: int) -> tuple[float, dict[str, float], list[dict]]:
+        spent: dict[str, float] = {}
+        settings = DynamicsSettings(
+            timestep=2.0, steps=n, stop_on_overlap=False, max_temperature=1e12, lindemann_min_steps=10, **changes
+        )
+        start = CLOCK()
+        with timed(spent):
+            verdicts = simulate(potential, structures, settings, progress=False)
+        return CLOCK() - start, spent, verdicts
+
+    before, parts_before, _ = run(0)
+    after, parts_after, verdicts = run(steps)
+    done = sum(v["steps_run"] * v["n_atoms"] for v in verdicts)
+    whole = after - before
+    parts = {name: parts_after[name] - parts_before.get(name, 0.0) for name in parts_after}
+    parts["integration and the rest"] = whole - sum(parts.values())
+    return done / whole, {name: seconds / whole for name, seconds in parts.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--structures", type=int, default=100)
+    parser.add_argument("--ase-structures", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--ase-steps", type=int, default=10)
+    parser.add_argument("--temperature", type=float, default=1000.0)
+    parser.add_argument("--max-edges", type=int, default=DynamicsSettings.max_edges)
+    parser.add_argument("--skin", type=float, default=DynamicsSettings.skin)
+    parser.add_argument("--potentials", default="cgcnn,eam")
+    parser.add_argument("--out", type=Path)
+    clock_help = "cpu: process time, for one thread on a busy machine"
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=clock_help)
+    args = parser.parse_args()
+    global CLOCK
+    CLOCK = time.perf_counter if args.clock == "wall" else time.process_time
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    structures = silica(args.structures)
+    few = structures[: args.ase_structures]
+    potentials: dict[str, Potential] = {}
+    if "cgcnn" in args.potentials:
+        potentials["cgcnn"] = CGCNN(elements=["Si", "O"])
+    if "eam" in args.potentials:
+        potentials["eam"] = EAMInteraction(elements=["Si", "O"])
+    rows: list[dict[str, Any]] = []
+    for name, potential in potentials.items():
+        edges = np.mean([build_graph(a, potential.cutoff).edge_index.shape[1] / len(a) for a in structures[:5]])
+        changes = {"temperature": args.temperature, "skin": args.skin, "max_edges": args.max_edges}
+        rate, parts = our_rate(potential, structures, args.steps, **changes)
+        row = {"potential": name, "cutoff": potential.cutoff, "edges_per_atom": float(edges), "here": rate}
+        row["ase"] = ase_rate(PotentialCalculator(potential), few, args.ase_steps, args.temperature)
+        if isinstance(potential, CGCNN):
+            row["plain"] = ase_rate(PlainCalculator(potential), few, args.ase_steps, args.temperature)
+        rows.append(row | {"parts": parts})
+    sizes = sorted(len(a) for a in structures)
+    what = f"{len(structures)} silica structures of {sizes[0]} to {sizes[-1]} atoms"
+    print(f"{what}, {args.threads} threads, Langevin 2 fs, {args.clock} time")
+    titles = f"{'here':>10}{'here/plain':>12}{'here/ase':>10}"
+    print(f"{'potential':10}{'edges/atom':>12}{'atom-steps/s: plain':>22}{'ase':>10}" + titles)
+    for row in rows:
+        plain = f"{row['plain']:.0f}" if "plain" in row else "–"
+        gain = f"{row['here'] / row['plain']:.1f}" if "plain" in row else "–"
+        print(
+            f"{row['potential']:10}{row['edges_per_atom']:12.0f}{plain:>22}{row['ase']:10.0f}{row['here']:10.0f}"
+            f"{gain:>12}{row['here'] / row['ase']:10.1f}"
+        )
+    for row in rows:
+        print(f"{row['potential']}: " + ", ".join(f"{name} {share:.1%}" for name, share in row["parts"].items()))
+    if args.out:
+        machine = {"python": sys.version.split()[0], "torch": torch.__version__, "machine": platform.processor()}
+        machine |= {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
+        settings = {key: value for key, value in vars(args).items() if key != "out"}
+        args.out.write_text(json.dumps({"machine": machine, "settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
