@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
 from mdl_physpre.potentials.covalent_radii import covalent_radius
+from mdl_physpre.potentials.edge_sums import fixed_edge_vectors, last_edges, virial_sums
 from mdl_physpre.potentials.nuclear_repulsion import nuclear_repulsion
 from mdl_physpre.potentials.radial_functions import (
     PairParameters,
@@ -185,7 +186,8 @@ class EAMInteraction(Potential):
         dtype, (i, j) = graph.pos.dtype, graph.edge_index
         element = self.element_of.index_select(0, graph.z)
         pair = self._edge_pairs(graph, element)
-        vectors = edge_vectors(graph)
+        ends = last_edges(graph)
+        vectors = fixed_edge_vectors(graph, ends)
         r = torch.linalg.vector_norm(vectors, dim=1)
         derivatives = forces or stress
         if exact:
@@ -193,9 +195,8 @@ class EAMInteraction(Potential):
         else:
             table = self._radial_table(dtype)
             row, u = table.locate(r, pair)
-            phi, rho = table.values(table.phi, row, u), table.values(table.rho, row, u)
-            if derivatives:
-                dphi, drho = table.slopes(table.phi, row, u), table.slopes(table.rho, row, u)
+            phi, dphi = table.look_up(table.phi, row, u)
+            rho, drho = table.look_up(table.rho, row, u)
 
         def atomic_sum(values: Tensor) -> Tensor:
             out = torch.zeros((len(element), *values.shape[1:]), dtype=dtype, device=values.device)
@@ -213,7 +214,7 @@ class EAMInteraction(Potential):
             if forces:
                 result.forces = atomic_sum(along)
             if stress:
-                result.stress = _virial_sums(vectors, along, graph) / (2.0 * volumes(graph))[:, None, None]
+                result.stress = virial_sums(vectors, along, graph, ends) / (2.0 * volumes(graph))[:, None, None]
         return result
 
     def _radial_table(self, dtype: torch.dtype) -> RadialTable:
@@ -222,22 +223,6 @@ class EAMInteraction(Potential):
         if self._table is None or self._table[0] != key:
             self._table = (key, RadialTable(PairParameters(*parameters), self.cutoff, dtype))
         return self._table[1]
-
-
-def _virial_sums(vectors: Tensor, along: Tensor, graph: AtomGraph) -> Tensor:
-    """Σ r_ij ⊗ g_ij over the edges of each structure, (n_structures, 3, 3), eV."""
-    n_structures = graph.n_atoms.shape[0]
-    centre = graph.edge_index[0]
-    if vectors.device.type == "cpu":  # edges are sorted by centre, so that those of a structure stand together
-        ends = torch.searchsorted(centre, graph.n_atoms.cumsum(0)).tolist()
-        products, start = [], 0
-        for end in ends:
-            products.append(vectors[start:end].T @ along[start:end])
-            start = end
-        return torch.stack(products) if products else vectors.new_zeros((0, 3, 3))
-    outer = vectors[:, :, None] * along[:, None, :]
-    by_atom = vectors.new_zeros((graph.z.shape[0], 3, 3)).index_add(0, centre, outer)
-    return vectors.new_zeros((n_structures, 3, 3)).index_add(0, graph.batch, by_atom)
 
 
 def pair_curve(potential: EAMInteraction, zi: str | int, zj: str | int, r: Any) -> Tensor:

@@ -97,19 +97,12 @@ class RadialTable:
         interval = place.to(torch.int32).clamp_(max=TABLE_INTERVALS)
         return interval + pair * (TABLE_INTERVALS + 1), place - interval
 
-    def slopes(self, coefficients: tuple[Tensor, ...], row: Tensor, u: Tensor) -> Tensor:
-        """Derivative with respect to r, (n,)."""
-        _, c1, c2, c3 = coefficients
-        inner = torch.addcmul(2.0 * c2.index_select(0, row), c3.index_select(0, row), u, value=3.0)
-        return torch.addcmul(c1.index_select(0, row), inner, u).mul_(self.scale)
-
-    @staticmethod
-    def values(coefficients: tuple[Tensor, ...], row: Tensor, u: Tensor) -> Tensor:
-        """Value, (n,)."""
-        c0, c1, c2, c3 = coefficients
-        inner = torch.addcmul(c2.index_select(0, row), c3.index_select(0, row), u)
-        inner = torch.addcmul(c1.index_select(0, row), inner, u)
-        return torch.addcmul(c0.index_select(0, row), inner, u)
+    def look_up(self, coefficients: tuple[Tensor, ...], row: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and derivative with respect to r, each (n,), of the function with these coefficients."""
+        c0, c1, c2, c3 = (c.index_select(0, row) for c in coefficients)
+        upper = torch.addcmul(c2, c3, u)
+        slope = torch.addcmul(c1, torch.addcmul(upper + c2, c3, u, value=2.0), u)
+        return torch.addcmul(c0, torch.addcmul(c1, upper, u), u), slope.mul_(self.scale)
 
 
 def _cubics(values: Tensor, slopes: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:

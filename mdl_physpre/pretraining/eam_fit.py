@@ -88,7 +88,7 @@ def fit_eam(
 
     Parameters
     ----------
-    train, val : labelled structures; without ``val`` the training structures choose the best state.
+    train, val : labelled structures; without labels in ``val`` the training structures choose the best state.
     elements : symbols or atomic numbers, in the order of the parameters; those of the structures where None.
     cutoff : Å.
     n_basis, init, signed_embedding : as in :class:`~mdl_physpre.potentials.eam.EAMInteraction`.
@@ -127,7 +127,8 @@ def fit_eam(
             f"forces, stress: {weights}); look at the label counts of the data"
         )
     objective = FitObjective(train_set, potential, weights)
-    validation = FitObjective(val_set, potential, weights) if val_set is not None else objective
+    judged = val_set is not None and any(w and val_set.label_count(n) for n, w in zip(LABELS, weights))
+    validation = FitObjective(val_set, potential, weights) if judged and val_set is not None else objective
     if init == "spread":
         start_energies(potential, train_set)
     start, closest = parameters_of(potential), objective.closest()
@@ -157,7 +158,7 @@ def fit_eam(
     }
     table = pair_table(potential, closest)
     seconds = time.perf_counter() - started
-    warnings = _warnings(potential, table, train, val, weights, train_set)
+    warnings = _warnings(potential, table, train, weights, train_set, judged)
     for warning in warnings:
         logger.warning("%s", warning)
     chosen = min(best.history, key=lambda row: row["val_loss"] + row.get("wall", 0.0))
@@ -230,9 +231,9 @@ def _warnings(
     potential: EAMInteraction,
     table: Sequence[dict[str, Any]],
     train: Sequence[Atoms],
-    val: Sequence[Atoms] | None,
     weights: tuple[float, float, float],
     dataset: GraphDataset,
+    judged: bool,
 ) -> list[str]:
     found = {int(z) for a in train for z in a.numbers}
     lines = [
@@ -253,6 +254,6 @@ def _warnings(
         f"no training structure carries {name}: that part of the loss (weight {w:g}) counts for nothing"
         for name, w in zip(LABELS, weights) if w and not dataset.label_count(name)
     ]  # fmt: skip
-    if not val:
-        lines.append("there is no validation set: the training structures chose the best state")
+    if not judged:
+        lines.append("no validation structure carries a label that the loss weighs: the training set chose the best state")
     return lines

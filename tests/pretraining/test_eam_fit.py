@@ -332,6 +332,16 @@ def test_energies_alone_and_forces_alone(data):
         assert "stress" in fit.text.split("Take note:")[1]
 
 
+def test_validation_set_without_labels_does_not_choose_the_start(data):
+    bare = [a.copy() for a in data[20:]]
+    for a in bare:
+        a.calc = None
+    fit = fit_eam(data[:6], bare, cutoff=CUTOFF, n_basis=2, epochs=15, progress=False)
+    assert fit.errors["val"] is None
+    assert fit.errors["train"]["total"] < 0.5 * fit.history[0]["train_loss"]
+    assert "the training set chose the best state" in fit.text
+
+
 def test_divergence_names_epoch_and_parameter(data):
     with pytest.raises(FitError, match=r"epoch \d+.*(parameter|D|B|A)"):
         fit_eam(data[:4], cutoff=CUTOFF, route="reference", epochs=20, lr=1e6, progress=False)
