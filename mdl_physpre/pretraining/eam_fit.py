@@ -255,5 +255,5 @@ def _warnings(
         for name, w in zip(LABELS, weights) if w and not dataset.label_count(name)
     ]  # fmt: skip
     if not judged:
-        lines.append("no validation structure carries a label that the loss weighs: the training set chose the best state")
+        lines.append("no validation structure carries a label of the loss: the training set chose the best state")
     return lines
