@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.base import edge_vectors, evaluate
 from mdl_physpre.potentials.checkpoints import load_potential, save_potential
 from mdl_physpre.potentials.eam import EAMInteraction, pair_curve
+from mdl_physpre.potentials.edge_sums import fixed_edge_vectors, last_edges, virial_sums
 from mdl_physpre.structures.graph import build_graph
 
 SYMBOLS = ("Si", "O", "Li")
@@ -212,6 +213,17 @@ def test_one_atom_and_no_edges():
     assert float(evaluate(potential, single).energies) == pytest.approx(float(found.energies[0]))
 
 
+def test_sums_by_structure_and_by_edge_agree():
+    structures = [random_structure(k, n) for k, n in enumerate((3, 1, 5))] + [Atoms("Si")]
+    graph = build_graph(structures, 4.0)
+    ends = last_edges(graph)
+    assert ends[-1] == ends[-2] == graph.edge_index.shape[1]
+    vectors = edge_vectors(graph)
+    torch.testing.assert_close(fixed_edge_vectors(graph, ends), vectors)
+    along = torch.randn(vectors.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(virial_sums(vectors, along, graph, ends), virial_sums(vectors, along, graph, None))
+
+
 def test_own_images_press_and_pull_a_single_atom():
     atoms = Atoms("Si", cell=[[2.1, 0, 0], [0.4, 2.3, 0], [0.1, 0.2, 2.2]], pbc=True)
     potential = random_potential(6)
@@ -234,7 +246,7 @@ def test_start_of_the_reference():
     for name in ("A", "beta", "D", "alpha", "B", "rho0", "E0"):
         assert bool((getattr(potential, name) == 1.0).all())
     r_e = dict(zip(potential.pair_names(), potential.r_e.tolist()))
-    expected = {"Li-O": 1.96, "Mn-O": 1.82, "O-P": 1.74, "P-P": 2.22, "O-O": 1.26}  # paper-independent: Pyykkö's sums
+    expected = {"Li-O": 1.96, "Mn-O": 1.82, "O-P": 1.74, "P-P": 2.22, "O-O": 1.26}  # sums of Pyykkö's radii
     assert {name: r_e[name] for name in expected} == pytest.approx(expected)
 
 
