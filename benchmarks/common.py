@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ase import Atoms
-from ase.io import read
+
+from mdl_physpre.structures.read import read_structures
 
 
 def data_structures(name: str, count: int | None = None) -> list[Atoms]:
@@ -18,7 +19,7 @@ def data_structures(name: str, count: int | None = None) -> list[Atoms]:
     folder = os.environ.get("PHYSPRE_DATA")
     if not folder or not (Path(folder) / name).exists():
         sys.exit(f"set PHYSPRE_DATA to the folder that holds {name}")
-    structures = read(Path(folder) / name, ":")
+    structures = read_structures(Path(folder) / name)
     if count is not None:
         structures = [structures[k % len(structures)].copy() for k in range(count)]
     for k, atoms in enumerate(structures):

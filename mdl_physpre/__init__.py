@@ -2,6 +2,7 @@
 
 Public names resolve on first use, so that importing the package costs next to nothing.
 """
+
 from __future__ import annotations
 
 from importlib import import_module
@@ -22,10 +23,13 @@ _PUBLIC = {
     "PotentialCalculator": "potentials.calculator",
     "Predictions": "potentials.base",
     "build_graph": "structures.graph",
+    "check_structures": "structures.check",
+    "convert": "structures.convert",
     "evaluate": "potentials.base",
     "fit_eam": "pretraining.eam_fit",
     "fit_energy_reference": "potentials.reference",
     "get_labels": "structures.labels",
+    "inspect_structures": "structures.inspect",
     "label": "pretraining.teacher",
     "load_potential": "potentials.checkpoints",
     "make_pretraining_set": "pretraining.pretraining_set",

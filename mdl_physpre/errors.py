@@ -1,4 +1,5 @@
 """Errors that a user can act on. The command line prints their message alone, without a traceback."""
+
 from __future__ import annotations
 
 import difflib

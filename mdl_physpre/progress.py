@@ -1,4 +1,5 @@
 """Progress of long work: a bar on a terminal, a plain log line now and then elsewhere."""
+
 from __future__ import annotations
 
 import logging

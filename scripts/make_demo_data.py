@@ -19,6 +19,7 @@ stopped and started again. ``collect`` joins them into two files:
 
 Labels: total energy in eV (consistent with the forces), forces in eV/Å, stress in eV/Å³ (tension positive).
 """
+
 import argparse
 import gzip
 import io
@@ -50,20 +51,46 @@ COUNTS = {
 
 def phases():
     """Experimental or idealised cells of SiO2, primitive where that is smaller."""
-    sodalite = crystal(["Si", "O"], [(0.25, 0.5, 0.0), (0.352, 0.352, 0.0)], spacegroup=229,
-                       cellpar=[8.965] * 3 + [90] * 3, primitive_cell=True)
-    beta = crystal(["Si", "O"], [(0.0, 0.0, 0.0), (0.09, 0.25, 0.125)], spacegroup=122,
-                   cellpar=[5.05, 5.05, 7.14, 90, 90, 90], primitive_cell=True)
+    sodalite = crystal(
+        ["Si", "O"],
+        [(0.25, 0.5, 0.0), (0.352, 0.352, 0.0)],
+        spacegroup=229,
+        cellpar=[8.965] * 3 + [90] * 3,
+        primitive_cell=True,
+    )
+    beta = crystal(
+        ["Si", "O"],
+        [(0.0, 0.0, 0.0), (0.09, 0.25, 0.125)],
+        spacegroup=122,
+        cellpar=[5.05, 5.05, 7.14, 90, 90, 90],
+        primitive_cell=True,
+    )
     return {
-        "quartz": crystal(["Si", "O"], [(0.4697, 0.0, 2 / 3), (0.4133, 0.2672, 0.7855)],
-                          spacegroup=154, cellpar=[4.916, 4.916, 5.405, 90, 90, 120]),
-        "cristobalite": crystal(["Si", "O"], [(0.3003, 0.3003, 0.0), (0.2392, 0.1044, 0.1787)],
-                                spacegroup=92, cellpar=[4.972, 4.972, 6.922, 90, 90, 90]),
+        "quartz": crystal(
+            ["Si", "O"],
+            [(0.4697, 0.0, 2 / 3), (0.4133, 0.2672, 0.7855)],
+            spacegroup=154,
+            cellpar=[4.916, 4.916, 5.405, 90, 90, 120],
+        ),
+        "cristobalite": crystal(
+            ["Si", "O"],
+            [(0.3003, 0.3003, 0.0), (0.2392, 0.1044, 0.1787)],
+            spacegroup=92,
+            cellpar=[4.972, 4.972, 6.922, 90, 90, 90],
+        ),
         "beta_cristobalite": beta,
-        "tridymite": crystal(["Si", "O", "O"], [(1 / 3, 2 / 3, 0.062), (1 / 3, 2 / 3, 0.25), (0.5, 0.0, 0.0)],
-                             spacegroup=194, cellpar=[5.15, 5.15, 8.40, 90, 90, 120]),
-        "stishovite": crystal(["Si", "O"], [(0.0, 0.0, 0.0), (0.3062, 0.3062, 0.0)],
-                              spacegroup=136, cellpar=[4.180, 4.180, 2.667, 90, 90, 90]),
+        "tridymite": crystal(
+            ["Si", "O", "O"],
+            [(1 / 3, 2 / 3, 0.062), (1 / 3, 2 / 3, 0.25), (0.5, 0.0, 0.0)],
+            spacegroup=194,
+            cellpar=[5.15, 5.15, 8.40, 90, 90, 120],
+        ),
+        "stishovite": crystal(
+            ["Si", "O"],
+            [(0.0, 0.0, 0.0), (0.3062, 0.3062, 0.0)],
+            spacegroup=136,
+            cellpar=[4.180, 4.180, 2.667, 90, 90, 90],
+        ),
         "sodalite": sodalite,
     }
 
@@ -91,7 +118,9 @@ class BKS(Calculator):
         energy = qq * (erfc(a * r) / r - erfc(a * rc) / rc + slope * (r - rc))
         dEdr = qq * (-erfc(a * r) / r**2 - gauss * np.exp(-((a * r) ** 2)) / r + slope)
         for pair in self.WALL:
-            on = ((symbols[i] == pair[0]) & (symbols[j] == pair[1])) | ((symbols[i] == pair[1]) & (symbols[j] == pair[0]))
+            on = ((symbols[i] == pair[0]) & (symbols[j] == pair[1])) | (
+                (symbols[i] == pair[1]) & (symbols[j] == pair[0])
+            )
             x, wall = r[on], self.WALL[pair]
             e, d = np.zeros_like(x), np.zeros_like(x)
             if pair in self.A:
@@ -149,8 +178,9 @@ def compressed(base, kind, rng):
     shift = 0.5 * (1 - factor) * vector[k]
     atoms.positions[i[k]] += shift
     atoms.positions[j[k]] -= shift
-    atoms.info.update(origin="compressed", pair=kind, factor=round(float(factor), 4),
-                      distance=round(float(factor * r[k]), 4))
+    atoms.info.update(
+        origin="compressed", pair=kind, factor=round(float(factor), 4), distance=round(float(factor * r[k]), 4)
+    )
     return atoms
 
 
@@ -180,8 +210,16 @@ def label(atoms):
 
     atoms = atoms.copy()
     slope = ENERGY_SLOPE * atoms.get_chemical_symbols().count("Si")
-    atoms.calc = GPAW(mode=PW(400, dedecut=slope), xc="PBE", kpts={"density": 1.25}, txt=None, nbands=-4,
-                      occupations=FermiDirac(0.05), symmetry={"point_group": False}, maxiter=60)
+    atoms.calc = GPAW(
+        mode=PW(400, dedecut=slope),
+        xc="PBE",
+        kpts={"density": 1.25},
+        txt=None,
+        nbands=-4,
+        occupations=FermiDirac(0.05),
+        symmetry={"point_group": False},
+        maxiter=60,
+    )
     energy = atoms.get_potential_energy(force_consistent=True)
     forces, stress = atoms.get_forces(), atoms.get_stress(voigt=False)
     forces = forces - forces.mean(axis=0)  # the grid leaves a small net force
@@ -231,7 +269,9 @@ def collect(folder, out):
     for path in sorted(folder.glob("*.extxyz")):
         atoms = read(path)
         atoms.info = {k: v for k, v in atoms.info.items() if k in KEPT}
-        files["silica_compressed.extxyz.gz" if atoms.info["origin"] == "compressed" else "silica.extxyz.gz"].append(atoms)
+        files["silica_compressed.extxyz.gz" if atoms.info["origin"] == "compressed" else "silica.extxyz.gz"].append(
+            atoms
+        )
     for name, structures in files.items():
         text = io.StringIO()
         write(text, structures, format="extxyz")

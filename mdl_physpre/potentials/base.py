@@ -1,4 +1,5 @@
 """The contract of a potential, and the one place where forces and stress come from."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -128,14 +129,14 @@ def evaluate(
             wanted.append(strain)
         energies = sum_by_structure(potential.atomic_energies(strained), graph)
         if energies.requires_grad:
-            gradients = torch.autograd.grad(
-                energies.sum(), wanted, create_graph=create_graph, materialize_grads=True
-            )
+            gradients = torch.autograd.grad(energies.sum(), wanted, create_graph=create_graph, materialize_grads=True)
         else:  # no edges and no parameters: the energy depends on nothing
             gradients = tuple(torch.zeros_like(w) for w in wanted)
         result = Predictions(energies if create_graph else energies.detach())
         if forces:
             result.forces = -gradients[0]
         if stress:
-            result.stress = gradients[-1] / volumes(graph)[:, None, None]
+            volume = volumes(graph)[:, None, None]
+            # NaN where there is no cell, put in so that it does not spread to the gradients of the others
+            result.stress = torch.where(volume.isnan(), torch.nan, gradients[-1] / volume.nan_to_num(1.0))
     return result

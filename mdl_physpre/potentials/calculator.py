@@ -1,4 +1,5 @@
 """ASE calculator for any potential of this package."""
+
 from __future__ import annotations
 
 from typing import Any

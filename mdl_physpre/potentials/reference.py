@@ -1,4 +1,5 @@
 """Energy reference: what composition alone explains of a total energy."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
 """Figures of a run: energy of a pair against its distance, and how many structures survive."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,7 @@ def draw_pair_curves(potentials: Mapping[str, Potential], elements: Sequence[int
     columns = min(len(pairs), 5)
     rows = -(-len(pairs) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.3 * columns, 3.0 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(pairs):]:
+    for axis in axes.flat[len(pairs) :]:
         axis.set_visible(False)
     for axis, pair in zip(axes.flat, pairs):
         bond = covalent_radii[pair[0]] + covalent_radii[pair[1]]
@@ -78,7 +79,9 @@ def draw_pair_curves(potentials: Mapping[str, Potential], elements: Sequence[int
             axis.plot(distances, dimer_energies(potential, pair, distances), label=name, **STYLES.get(name, {}))
         axis.axvline(bond, color="0.75", linewidth=0.8, zorder=0)
         axis.axhline(0.0, color="0.85", linewidth=0.8, zorder=0)
-        axis.set(title="–".join(chemical_symbols[z] for z in pair), xlabel="distance (Å)", ylabel="energy of the pair (eV)")
+        axis.set(
+            title="–".join(chemical_symbols[z] for z in pair), xlabel="distance (Å)", ylabel="energy of the pair (eV)"
+        )
         axis.set_xlim(0.3, 5.0)
         axis.set_ylim(-20, 60)
     axes.flat[0].legend(frameon=False, fontsize=8)
@@ -92,7 +95,9 @@ def draw_survival(dynamics: Mapping[str, Mapping[str, Any]], path: Path) -> Path
     for arm, found in dynamics.items():
         n, settings = found["n"], found["settings"]
         end = settings["steps"] * settings["timestep"] / 1000
-        times = sorted(step * settings["timestep"] / 1000 for step, status in found["failing_steps"] if status == "failed")
+        times = sorted(
+            step * settings["timestep"] / 1000 for step, status in found["failing_steps"] if status == "failed"
+        )
         x = [0.0, *times, end]
         y = [1.0, *(1 - (k + 1) / n for k in range(len(times))), 1 - len(times) / n]
         axis.step(x, y, where="post", label=f"{arm}: {len(times)} of {n} broke", **STYLES.get(arm, {}))

@@ -1,4 +1,5 @@
 """Tables of a run, for the terminal and for ``report.md``."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +25,15 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows, the first of them headings, as aligned text."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = [
-        "  ".join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths))).rstrip() for row in rows
+        "  ".join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
     ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows, the first of them headings, as a Markdown table."""
-    head, *body = (["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows])
+    head, *body = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
     rule = "|---|" + "---:|" * (len(rows[0]) - 1)
     return "\n".join([head, rule, *body])
 
@@ -40,9 +42,13 @@ def error_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """Mean absolute errors: one row for each test set and potential."""
     rows = [["test set, potential", "structures", *(title for title, _, _ in ERROR_COLUMNS)]]
     for name, who, errors in _errors(summary):
-        rows.append([
-            f"{name}: {who}", str(errors["n_structures"]), *(shown(errors.get(key), form) for _, key, form in ERROR_COLUMNS)
-        ])
+        rows.append(
+            [
+                f"{name}: {who}",
+                str(errors["n_structures"]),
+                *(shown(errors.get(key), form) for _, key, form in ERROR_COLUMNS),
+            ]
+        )
     return rows
 
 
@@ -75,12 +81,21 @@ def dynamics_rows(summary: Mapping[str, Any]) -> list[list[str]]:
         found = summary[arm].get("dynamics")
         if found is None:
             continue
-        others = {r: c["count"] for r, c in found["by_reason"].items() if c["count"] and not r.startswith(("overlap", "lindemann"))}
-        rows.append([
-            arm, counted(found["failed"]), counted(found["overlap"]), counted(found["lindemann"]),
-            ", ".join(f"{r} {c}" for r, c in others.items()) or "none",
-            shown(found["median_failing_step"], "{:.0f}"),
-        ])
+        others = {
+            r: c["count"]
+            for r, c in found["by_reason"].items()
+            if c["count"] and not r.startswith(("overlap", "lindemann"))
+        }
+        rows.append(
+            [
+                arm,
+                counted(found["failed"]),
+                counted(found["overlap"]),
+                counted(found["lindemann"]),
+                ", ".join(f"{r} {c}" for r, c in others.items()) or "none",
+                shown(found["median_failing_step"], "{:.0f}"),
+            ]
+        )
     return rows
 
 
@@ -89,10 +104,15 @@ def budget_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = [["arm, stage", "epochs", "steps", "structures seen", "seconds"]]
     for arm in summary["arms"]:
         for stage, spent in summary[arm]["training"]["budget"].items():
-            rows.append([
-                f"{arm}, {stage}", f"{spent['epochs']:.0f}", f"{spent['steps']:.0f}", f"{spent['structures']:.0f}",
-                f"{spent['seconds']:.0f}",
-            ])
+            rows.append(
+                [
+                    f"{arm}, {stage}",
+                    f"{spent['epochs']:.0f}",
+                    f"{spent['steps']:.0f}",
+                    f"{spent['structures']:.0f}",
+                    f"{spent['seconds']:.0f}",
+                ]
+            )
     return rows
 
 
@@ -124,22 +144,45 @@ def report_markdown(name: str, summary: Mapping[str, Any]) -> str:
     data = [["set", "structures", "atoms", "energy", "forces", "stress"]]
     for part, found in summary["data"].items():
         labels = found["labels"]
-        data.append([part, str(found["structures"]), str(found["atoms"]), *(str(labels[k]) for k in ("energy", "forces", "stress"))])
+        data.append(
+            [
+                part,
+                str(found["structures"]),
+                str(found["atoms"]),
+                *(str(labels[k]) for k in ("energy", "forces", "stress")),
+            ]
+        )
     parts = [
-        f"# {name}", "", "## Errors", "",
+        f"# {name}",
+        "",
+        "## Errors",
+        "",
         "Mean absolute errors; total = 0.01 energy + 50 forces + 50 stress over the labels that exist (the paper's Table 2).",
-        "", markdown_table(error_rows(summary)), "",
-        "## Molecular dynamics", "", protocol(summary), "",
+        "",
+        markdown_table(error_rows(summary)),
+        "",
+        "## Molecular dynamics",
+        "",
+        protocol(summary),
+        "",
     ]
     rows = dynamics_rows(summary)
     if len(rows) > 1:
         parts += [markdown_table(rows), "", "In brackets: Wilson 95 % intervals.", "", "![survival](survival.png)", ""]
     if "eam" in summary:
-        parts += ["## The embedded-atom potential and what the networks made of it", "", "![pair curves](pair_curves.png)", ""]
+        parts += [
+            "## The embedded-atom potential and what the networks made of it",
+            "",
+            "![pair curves](pair_curves.png)",
+            "",
+        ]
         if summary["eam"]["table"]:
             keys = list(summary["eam"]["table"][0])
             table = [[k.replace("_", " ") for k in keys]]
-            table += [[f"{row[k]:.4g}" if isinstance(row[k], float) else str(row[k]) for k in keys] for row in summary["eam"]["table"]]
+            table += [
+                [f"{row[k]:.4g}" if isinstance(row[k], float) else str(row[k]) for k in keys]
+                for row in summary["eam"]["table"]
+            ]
             parts += [markdown_table(table), ""]
     parts += ["## Training", "", markdown_table(budget_rows(summary)), "", "## Data", "", markdown_table(data), ""]
     return "\n".join(parts)
@@ -149,10 +192,17 @@ def format_verdicts(verdicts: Sequence[Mapping[str, Any]], found: Mapping[str, A
     """A row for each structure, and the counts."""
     rows = [["structure", "atoms", "verdict", "first failing step", "reasons"]]
     for v in verdicts:
-        rows.append([
-            f"{v['structure_id']} {v['formula']}", str(v["n_atoms"]), v["status"], shown(v["first_failing_step"], "{:d}"),
-            ", ".join(v["reasons"]) or MISSING,
-        ])
-    counts = ", ".join(f"{what} {counted(found[key])}" for what, key in
-                       (("broken", "failed"), ("atom overlap", "overlap"), ("Lindemann", "lindemann")))
+        rows.append(
+            [
+                f"{v['structure_id']} {v['formula']}",
+                str(v["n_atoms"]),
+                v["status"],
+                shown(v["first_failing_step"], "{:d}"),
+                ", ".join(v["reasons"]) or MISSING,
+            ]
+        )
+    counts = ", ".join(
+        f"{what} {counted(found[key])}"
+        for what, key in (("broken", "failed"), ("atom overlap", "overlap"), ("Lindemann", "lindemann"))
+    )
     return text_table(rows) + "\n" + counts

@@ -1,4 +1,5 @@
 """Graphs: a structure with its neighbour list, batches of them, and whole data sets whose edges are built once."""
+
 from __future__ import annotations
 
 import hashlib

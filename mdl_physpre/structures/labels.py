@@ -1,4 +1,5 @@
 """Labels of a structure: energy, forces and stress, kept as calculator results on ``ase.Atoms``."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

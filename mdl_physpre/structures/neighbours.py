@@ -5,6 +5,7 @@ eight times as fast as matscipy (``benchmarks/neighbours.py``), and it is a depe
 images in any cell, but its work grows with the extent of the coordinates, so positions are wrapped into the cell first
 and the shifts are put back afterwards.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -13,7 +14,7 @@ from mdl_physpre.errors import DataError
 
 
 def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """``cell`` with missing (zero) vectors of non-periodic directions replaced by unit vectors normal to the others.
+    """``cell`` with missing vectors of non-periodic directions replaced by unit vectors normal to the others.
 
     Raises DataError where a periodic direction has no vector, or the cell has no volume.
     """
@@ -22,14 +23,16 @@ def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     missing = np.flatnonzero(np.linalg.norm(cell, axis=1) < 1e-10)
     if pbc[missing].any():
         raise DataError(f"cell {cell.tolist()} has no vector along a periodic direction (pbc {pbc.tolist()})")
-    if len(missing) == 3:
+    if len(missing) == 3 or not pbc.any():
         return np.eye(3)
     if len(missing):
         present = [k for k in range(3) if k not in missing]
         basis = np.linalg.svd(cell[present])[2]
         cell[missing] = basis[len(present) :]
     if abs(np.linalg.det(cell)) < 1e-8 * max(1.0, np.linalg.norm(cell, axis=1).prod()):
-        raise DataError(f"cell {cell.tolist()} has no volume, but pbc is {pbc.tolist()}; give three independent vectors")
+        raise DataError(
+            f"cell {cell.tolist()} has no volume, but pbc is {pbc.tolist()}; give three independent vectors"
+        )
     return cell
 
 

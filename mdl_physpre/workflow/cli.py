@@ -1,4 +1,5 @@
 """The command ``physpre``. Heavy modules are imported by the commands that need them, so that help is quick."""
+
 from __future__ import annotations
 
 import logging
@@ -9,11 +10,14 @@ from typing import Annotated
 import typer
 
 from mdl_physpre import __version__
-from mdl_physpre.errors import PhyspreError
+from mdl_physpre.errors import ConfigError, PhyspreError
 
 app = typer.Typer(
     help="Physics-informed pretraining of machine-learned interatomic potentials.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
@@ -43,7 +47,9 @@ def _version(wanted: bool) -> None:
 def common(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options before the command."""
     handler = logging.StreamHandler(sys.stderr)
@@ -56,7 +62,9 @@ def common(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).")], overrides: Overrides = None, out: Out = None
+    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).")],
+    overrides: Overrides = None,
+    out: Out = None,
 ) -> None:
     """Fit, perturb, label, pretrain, finetune, simulate, report. Goes on where it stopped."""
     from mdl_physpre.workflow.run import run as run_config
@@ -74,7 +82,9 @@ def demo(overrides: Overrides = None, out: Out = None) -> None:
 
 @app.command()
 def fit(
-    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).")], overrides: Overrides = None, out: Out = None
+    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).")],
+    overrides: Overrides = None,
+    out: Out = None,
 ) -> None:
     """Fit the embedded-atom potential of a configuration, as the first stage of its run, and say what it is."""
     from mdl_physpre.workflow.run import fit_only
@@ -94,7 +104,9 @@ def perturb(
         tuple[float, float], typer.Option("--perturb", help="Largest displacement (Å), first and end (excluded).")
     ] = (1.0, 0.0),
     pull_share: Annotated[float, typer.Option(help="Part of the pull that each atom moves.")] = 0.5,
-    teacher: Annotated[str | None, typer.Option(help="Label with this checkpoint or calculator and filter by force.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Label with this checkpoint or calculator and filter by force.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Perturb structures: close pairs pulled together, random sites displaced (Algorithm 1)."""
@@ -176,7 +188,11 @@ def md(
     from mdl_physpre.structures.read import read_structures
 
     settings = DynamicsSettings(
-        ensemble=ensemble, temperature=temperature, timestep=timestep, steps=steps, seed=seed,
+        ensemble=ensemble,
+        temperature=temperature,
+        timestep=timestep,
+        steps=steps,
+        seed=seed,
         trajectory_interval=trajectory_interval,
     )
     found = read_structures(structures)[:n_structures]
@@ -188,11 +204,24 @@ def md(
 def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help="Structures, or load-atoms:NAME.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=".extxyz[.gz], .db, or .json (MatDeepLearn).")],
+    key: Annotated[
+        list[str] | None, typer.Option(help="Where a label is: energy=my_energy, forces=…, stress=…; repeat for each.")
+    ] = None,
+    elements: Annotated[
+        str | None, typer.Option(help="Only structures of these elements, such as Li,Mn,O,P (MPtrj).")
+    ] = None,
+    energy: Annotated[str, typer.Option(help="corrected or uncorrected energies (MPtrj).")] = "corrected",
 ) -> None:
     """Convert structures with their labels between formats."""
     from mdl_physpre.structures.convert import convert as convert_structures
 
-    print(convert_structures(source, target))
+    keys = dict(k.split("=", 1) for k in key or () if "=" in k)
+    if len(keys) != len(key or ()):
+        raise ConfigError(f"--key takes energy=NAME, forces=NAME or stress=NAME; found {', '.join(key or ())}")
+    options = {"elements": elements.split(",")} if elements else {}
+    done = convert_structures(source, target, keys or None, energy=energy, **options)
+    labels = ", ".join(f"{name} on {done['labels'][name]}" for name in ("energy", "forces", "stress"))
+    print(f"{target}: {done['structures']} structures; {labels}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 Every key has a default but ``dataset.src`` and ``model.name``. An unknown key is an error that names the nearest one.
 Keys that only MatDeepLearn acts on are accepted, so that one file serves both.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -86,9 +87,7 @@ class Model(Section):
     """``name`` and the hyperparameters of the backbone, which it checks itself."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    HOST_KEYS = _names(
-        "model_ensemble edge_steps self_loop prediction_level gradient load_model"
-    )
+    HOST_KEYS = _names("model_ensemble edge_steps self_loop prediction_level gradient load_model")
     name: str
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -111,6 +110,11 @@ class Loss(Section):
         if self.loss_type == "ForceLoss":
             found["weight_stress"] = 0.0
         return found
+
+    def weights_by_label(self) -> dict[str, float]:
+        """The same by label: energy, forces, stress."""
+        found = self.weights()
+        return {"energy": found["weight_energy"], "forces": found["weight_force"], "stress": found["weight_stress"]}
 
 
 class OptimizerArgs(Section):
@@ -138,14 +142,25 @@ class Scheduler(Section):
 
 # What optim says once for both stages, in the host's words, is not repeated in the section of a stage.
 _SAID_BY_HOST_KEYS = (
-    "weight_energy", "weight_force", "weight_stress", "weight_decay", "scheduler_factor", "scheduler_patience",
-    "scheduler_threshold", "min_lr", "seed",
+    "weight_energy",
+    "weight_force",
+    "weight_stress",
+    "weight_decay",
+    "scheduler_factor",
+    "scheduler_patience",
+    "scheduler_threshold",
+    "min_lr",
+    "seed",
 )
 
 _OptimBase: Any = section_of(
-    TrainingSettings, "_OptimBase", leave_out=_SAID_BY_HOST_KEYS,
-    loss=(Loss, Loss()), loss_function=(str, "mae"),
-    optimizer=(Optimizer, Optimizer()), scheduler=(Scheduler, Scheduler()),
+    TrainingSettings,
+    "_OptimBase",
+    leave_out=_SAID_BY_HOST_KEYS,
+    loss=(Loss, Loss()),
+    loss_function=(str, "mae"),
+    optimizer=(Optimizer, Optimizer()),
+    scheduler=(Scheduler, Scheduler()),
 )
 
 
@@ -158,9 +173,15 @@ class Optim(_OptimBase):
         loss, scheduler = own.pop("loss"), own.pop("scheduler").scheduler_args
         decay = own.pop("optimizer").optimizer_args.weight_decay
         return TrainingSettings(
-            loss=own.pop("loss_function"), weight_decay=decay, seed=seed, **loss.weights(),
-            scheduler_factor=scheduler.factor, scheduler_patience=scheduler.patience,
-            scheduler_threshold=scheduler.threshold, min_lr=scheduler.min_lr, **own,
+            loss=own.pop("loss_function"),
+            weight_decay=decay,
+            seed=seed,
+            **loss.weights(),
+            scheduler_factor=scheduler.factor,
+            scheduler_patience=scheduler.patience,
+            scheduler_threshold=scheduler.threshold,
+            min_lr=scheduler.min_lr,
+            **own,
         )
 
 
@@ -364,7 +385,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected sections (task, model, optim, dataset, physpre), found {type(raw).__name__}")
+        raise ConfigError(
+            f"{path}: expected sections (task, model, optim, dataset, physpre), found {type(raw).__name__}"
+        )
     for text in overrides:
         _override(raw, text)
     task = raw.get("task")
@@ -375,7 +398,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     folder = path.resolve().parent
     src = config.dataset.src
     resolved: dict[str, Any] = {
-        "src": {k: resolve_path(v, folder) for k, v in src.items()} if isinstance(src, dict) else resolve_path(src, folder),
+        "src": {k: resolve_path(v, folder) for k, v in src.items()}
+        if isinstance(src, dict)
+        else resolve_path(src, folder),
         "extra_tests": {k: resolve_path(v, folder) for k, v in config.dataset.extra_tests.items()},
     }
     changes: dict[str, Any] = {"dataset": config.dataset.model_copy(update=resolved)}

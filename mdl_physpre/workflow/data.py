@@ -1,4 +1,5 @@
 """The data of a run: structures read, checked, split, and counted by label."""
+
 from __future__ import annotations
 
 import logging
@@ -11,6 +12,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mdl_physpre.errors import DataError
+from mdl_physpre.structures.check import require_labels
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.splits import format_label_counts, label_counts, split_structures
 from mdl_physpre.workflow.config import Config
@@ -73,13 +75,16 @@ def load_data(config: Config) -> RunData:
         sources = [dataset.src]
     extra = {name: read(path) for name, path in dataset.extra_tests.items()}
     sources += list(dataset.extra_tests.values())
-    key = hash_of({
-        "files": [hash_of_file(Path(s)) if Path(s).exists() else s for s in sources],
-        "dataset": dataset.model_dump(exclude={"src": True, "extra_tests": True, "preprocess_params": True}),
-        "extra": list(dataset.extra_tests),
-        "seed": config.task.seed,
-    })
+    key = hash_of(
+        {
+            "files": [hash_of_file(Path(s)) if Path(s).exists() else s for s in sources],
+            "dataset": dataset.model_dump(exclude={"src": True, "extra_tests": True, "preprocess_params": True}),
+            "extra": list(dataset.extra_tests),
+            "seed": config.task.seed,
+        }
+    )
     data = RunData(train, val, test, extra, key)
+    require_labels(data.train, config.optim.loss.weights_by_label(), "training set")
     for name, part in data.test_sets.items():
         strange = sorted({s for a in part for s in a.symbols} - set(data.elements))
         if strange:

@@ -3,6 +3,7 @@
 Each stage has a folder and is done once its ``done.json`` stands. Called again, a run goes on where it stopped, and
 redoes only what changed.
 """
+
 from __future__ import annotations
 
 import json
@@ -100,9 +101,16 @@ def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, An
     settings = config.physpre.eam
     source = hash_of_file(Path(settings.checkpoint)) if settings.checkpoint else ""
     weights = config.optim.loss.loss_args.model_dump()
-    stage = Stage(folder / "1-eam", {
-        "data": data.key, "eam": settings.model_dump(), "source": source, "seed": config.task.seed, "weights": weights,
-    })
+    stage = Stage(
+        folder / "1-eam",
+        {
+            "data": data.key,
+            "eam": settings.model_dump(),
+            "source": source,
+            "seed": config.task.seed,
+            "weights": weights,
+        },
+    )
     result = stage.result()
     if result is None:
         stage.begin()
@@ -113,9 +121,17 @@ def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, An
         else:
             stresses = summary["data"]["train"]["labels"]["stress"] > 0
             fit = fit_eam(
-                data.train, data.val, elements=data.elements, cutoff=settings.cutoff, n_basis=settings.n_basis,
-                init=settings.init, route=settings.route, epochs=settings.epochs, lr=settings.lr,
-                batch_size=settings.batch_size, seed=config.task.seed,
+                data.train,
+                data.val,
+                elements=data.elements,
+                cutoff=settings.cutoff,
+                n_basis=settings.n_basis,
+                init=settings.init,
+                route=settings.route,
+                epochs=settings.epochs,
+                lr=settings.lr,
+                batch_size=settings.batch_size,
+                seed=config.task.seed,
                 loss_weights=(weights["weight_energy"], weights["weight_force"], weights["weight_stress"] * stresses),
             )
             save_potential(stage.folder / "eam.pt", fit.potential)
@@ -126,18 +142,26 @@ def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, An
     logger.info("embedded-atom potential\n%s", result["text"])
     potential = load_potential(stage.folder / "eam.pt")
     tests = errors_of(folder / "1-eam-errors", potential, data, {"eam": stage.key, "data": data.key})
-    summary["eam"] = {"table": result["table"], "fit_errors": result["errors"], "errors": tests, "seconds": result["seconds"]}
+    summary["eam"] = {
+        "table": result["table"],
+        "fit_errors": result["errors"],
+        "errors": tests,
+        "seconds": result["seconds"],
+    }
     return potential
 
 
-def pretraining_set_stage(
-    folder: Path, config: Config, data: RunData, eam: Potential, summary: dict[str, Any]
-) -> str:
+def pretraining_set_stage(folder: Path, config: Config, data: RunData, eam: Potential, summary: dict[str, Any]) -> str:
     """2: training and validation structures perturbed and labelled by the EAM. Test structures never are."""
-    stage = Stage(folder / "2-pretraining-set", {
-        "eam": hash_of_file(folder / "1-eam" / "eam.pt"), "data": data.key, "seed": config.task.seed,
-        "settings": config.physpre.perturbation.model_dump(),
-    })
+    stage = Stage(
+        folder / "2-pretraining-set",
+        {
+            "eam": hash_of_file(folder / "1-eam" / "eam.pt"),
+            "data": data.key,
+            "seed": config.task.seed,
+            "settings": config.physpre.perturbation.model_dump(),
+        },
+    )
     result = stage.result()
     if result is None:
         stage.begin()
@@ -152,7 +176,9 @@ def pretraining_set_stage(
         logger.info("pretraining set\n%s", format_report(made.report))
         write_text(stage.folder / "report.txt", format_report(made.report) + "\n")
         write_json(stage.folder / "report.json", made.report)
-        result = stage.finish({"structures": len(made.structures), "validation": len(val), "rejected": made.report["rejected"]})
+        result = stage.finish(
+            {"structures": len(made.structures), "validation": len(val), "rejected": made.report["rejected"]}
+        )
     summary["pretraining_set"] = result
     return stage.key
 
@@ -171,12 +197,20 @@ def training_stage(
     finetune, pretrain = config.training_settings(), config.pretraining_settings()
     cutoff = config.dataset.preprocess_params.cutoff_radius
     hyperparameters = config.model.hyperparameters()
-    stage = Stage(folder / "3-train" / arm, {
-        "data": data.key, "model": config.model.name, "hyperparameters": hyperparameters, "cutoff": cutoff,
-        "finetune": asdict(finetune), "elements": data.elements,
-        "pretrain": {"settings": asdict(pretrain), "set": pretraining_key, "online": config.physpre.pretrain.online}
-        if arm == "pretrain" else None,
-    })
+    stage = Stage(
+        folder / "3-train" / arm,
+        {
+            "data": data.key,
+            "model": config.model.name,
+            "hyperparameters": hyperparameters,
+            "cutoff": cutoff,
+            "finetune": asdict(finetune),
+            "elements": data.elements,
+            "pretrain": {"settings": asdict(pretrain), "set": pretraining_key, "online": config.physpre.pretrain.online}
+            if arm == "pretrain"
+            else None,
+        },
+    )
     result = stage.result()
     if result is None:
         logger.info("training, arm %s", arm)
@@ -184,7 +218,8 @@ def training_stage(
         cache = config.physpre.cache_dir
         potential = initial_potential(
             lambda: build_backbone(config.model.name, elements=data.elements, cutoff=cutoff, **hyperparameters),
-            data.train, seed=config.task.seed,
+            data.train,
+            seed=config.task.seed,
         )
         train, val = (GraphDataset(s, cutoff, cache_dir=cache) for s in (data.train, data.val))
         if arm == "baseline":
@@ -202,11 +237,17 @@ def training_stage(
             trained = pretrain_then_finetune(
                 potential, (first_train, first_val), (train, val), pretrain, finetune, stage.folder, online=online
             )
-        losses = {name: {"best_loss": s.best_loss, "best_epoch": s.best_epoch, "stopped_by": s.stopped_by}
-                  for name, s in trained.stages.items()}
-        result = stage.finish({
-            "checkpoint": str(trained.checkpoint.relative_to(folder)), "stages": losses, "budget": trained.budget(),
-        })
+        losses = {
+            name: {"best_loss": s.best_loss, "best_epoch": s.best_epoch, "stopped_by": s.stopped_by}
+            for name, s in trained.stages.items()
+        }
+        result = stage.finish(
+            {
+                "checkpoint": str(trained.checkpoint.relative_to(folder)),
+                "stages": losses,
+                "budget": trained.budget(),
+            }
+        )
     return load_potential(folder / result["checkpoint"]), stage.key
 
 
@@ -216,9 +257,9 @@ def errors_of(folder: Path, potential: Potential, data: RunData, depends_on: dic
     result = stage.result()
     if result is None:
         stage.begin()
-        result = stage.finish({
-            name: prediction_errors(potential, structures) for name, structures in data.test_sets.items()
-        })
+        result = stage.finish(
+            {name: prediction_errors(potential, structures) for name, structures in data.test_sets.items()}
+        )
     return {name: result[name] for name in data.test_sets}
 
 
@@ -249,9 +290,15 @@ def dynamics_stage(
     if not structures:
         return None
     settings = config.dynamics_settings()
-    stage = Stage(folder / "4-dynamics" / arm, {
-        "arm": key, "settings": asdict(settings), "structures": len(structures), "seed": config.task.seed,
-    })
+    stage = Stage(
+        folder / "4-dynamics" / arm,
+        {
+            "arm": key,
+            "settings": asdict(settings),
+            "structures": len(structures),
+            "seed": config.task.seed,
+        },
+    )
     result = stage.result()
     if result is None:
         logger.info("molecular dynamics, arm %s: %d structures, %d steps", arm, len(structures), settings.steps)
@@ -259,8 +306,12 @@ def dynamics_stage(
         verdicts = simulate(potential, structures, settings, out=stage.folder)
         curve = [[v["first_failing_step"], v["status"]] for v in verdicts]
         result = stage.finish({"summary": summarise(verdicts), "failing_steps": curve, "settings": asdict(settings)})
-    return {**result["summary"], "failing_steps": result["failing_steps"], "settings": result["settings"],
-            "seconds": result["seconds"]}
+    return {
+        **result["summary"],
+        "failing_steps": result["failing_steps"],
+        "settings": result["settings"],
+        "seconds": result["seconds"],
+    }
 
 
 def dynamics_structures(config: Config, data: RunData) -> list[Atoms]:
@@ -287,7 +338,11 @@ def refuse_foreign_folder(folder: Path, config: Config) -> None:
         return
     try:
         stored = yaml.safe_load((folder / "config.yml").read_text())
-        was = {"identifier": stored["task"]["identifier"], "model": stored["model"]["name"], "src": stored["dataset"]["src"]}
+        was = {
+            "identifier": stored["task"]["identifier"],
+            "model": stored["model"]["name"],
+            "src": stored["dataset"]["src"],
+        }
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         raise ConfigError(f"{folder}: holds files that are not of a run; give an empty folder as --out") from None
     now = {"identifier": config.task.identifier, "model": config.model.name, "src": config.dataset.src}
@@ -306,12 +361,19 @@ def record_setup(folder: Path, config: Config) -> None:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = None
-    write_json(folder / "environment.json", {
-        "mdl_physpre": __version__, "python": platform.python_version(), "platform": platform.platform(),
-        "packages": packages, "threads": torch.get_num_threads(), "config": hash_of(dumped),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-    })
+    write_json(
+        folder / "environment.json",
+        {
+            "mdl_physpre": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": packages,
+            "threads": torch.get_num_threads(),
+            "config": hash_of(dumped),
+            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        },
+    )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 """Stages of a run: a folder each, done when its ``done.json`` stands, redone when what it depends on has changed."""
+
 from __future__ import annotations
 
 import hashlib
@@ -136,5 +137,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         except ImportError:  # no advisory locks on this system
             pass
         except OSError:
-            raise PhyspreError(f"{folder}: another process is running there; wait for it, or give another --out") from None
+            raise PhyspreError(
+                f"{folder}: another process is running there; wait for it, or give another --out"
+            ) from None
         yield

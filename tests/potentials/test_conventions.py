@@ -1,4 +1,5 @@
 """docs/conventions.md, checked by finite differences for every potential and for the ASE calculator."""
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +67,9 @@ def test_stress_is_the_strain_derivative_over_volume(potential, atoms):
         return energy(potential, other)
 
     numeric = [[central(lambda d, a=a, b=b: strained(a, b, d)) for b in range(3)] for a in range(3)]
-    np.testing.assert_allclose(stress, np.array(numeric) / atoms.get_volume(), rtol=1e-6, atol=1e-6 * np.abs(stress).max())
+    np.testing.assert_allclose(
+        stress, np.array(numeric) / atoms.get_volume(), rtol=1e-6, atol=1e-6 * np.abs(stress).max()
+    )
 
 
 def test_the_calculator_says_the_same(potential, atoms):

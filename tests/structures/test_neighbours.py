@@ -1,4 +1,5 @@
 """Neighbour lists and graphs against brute force over images."""
+
 import numpy as np
 import pytest
 import torch

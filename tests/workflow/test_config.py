@@ -1,4 +1,5 @@
 """The configuration: defaults, overrides, paths, and what a mistake is told."""
+
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,11 @@ def test_keys_that_only_the_host_acts_on_are_accepted():
     host = {
         "task": {"run_mode": "train", "parallel": False},
         "model": {"name": "CGCNN", "model_ensemble": 1, "edge_steps": 50, "dim1": 32},
-        "dataset": {"src": "x.json", "train_ratio": 0.9, "preprocess_params": {"n_neighbors": 250, "cutoff_radius": 6.0}},
+        "dataset": {
+            "src": "x.json",
+            "train_ratio": 0.9,
+            "preprocess_params": {"n_neighbors": 250, "cutoff_radius": 6.0},
+        },
     }
     config = parse_config(host)
     assert config.model.hyperparameters() == {"dim1": 32}

@@ -1,4 +1,5 @@
 """A whole small run: both arms, killed at several points and started again."""
+
 import json
 import os
 import re
@@ -101,8 +102,11 @@ def test_only_what_changed_is_done_again(finished, config):
 
 
 STOPS = (
-    "1-eam/stage.json", "2-pretraining-set/stage.json", "3-train/baseline/finetune/last.ckpt",
-    "3-train/pretrain/pretrain/last.ckpt", "4-dynamics/pretrain/stage.json",
+    "1-eam/stage.json",
+    "2-pretraining-set/stage.json",
+    "3-train/baseline/finetune/last.ckpt",
+    "3-train/pretrain/pretrain/last.ckpt",
+    "4-dynamics/pretrain/stage.json",
 )
 
 

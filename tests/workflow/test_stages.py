@@ -1,4 +1,5 @@
 """Stages: done only when done.json stands, redone when what they depend on changes."""
+
 import json
 from pathlib import Path
 
