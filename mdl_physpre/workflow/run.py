@@ -173,7 +173,6 @@ def pretraining_set_stage(folder: Path, config: Config, data: RunData, eam: Pote
         else:
             val = relabelled(data.val, eam)
         write_structures(stage.folder / "val.extxyz", val)
-        logger.info("pretraining set\n%s", format_report(made.report))
         write_text(stage.folder / "report.txt", format_report(made.report) + "\n")
         write_json(stage.folder / "report.json", made.report)
         result = stage.finish(

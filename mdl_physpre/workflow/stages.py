@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -39,8 +40,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=False, default=_plain, allow_nan=False) + "\n")
+    """Write JSON whole or not at all; numbers that are not finite become ``null``, which JSON has."""
+    text = json.dumps(_without_nan(json.loads(json.dumps(content, default=_plain))), indent=2, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:
@@ -105,7 +115,7 @@ class Stage:
         """Write ``done.json``, last of all, with the seconds this took since it was last started."""
         result = {**result, "seconds": round(time.monotonic() - self._start, 2)}
         write_json(self.folder / "done.json", {"key": self.key, "result": result})
-        return result
+        return json.loads((self.folder / "done.json").read_text())["result"]  # as a later start will find it
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
