@@ -2,8 +2,8 @@
 
     PHYSPRE_DATA=/path/to/data OMP_NUM_THREADS=1 python benchmarks/labelling.py --out labelling.json
 
-Both sides build the neighbour lists, and give energy, forces and stress. The one-by-one side is timed on a part and scaled.
-Speed does not depend on the parameters' values, so the EAM is taken as it starts, or from --checkpoint.
+Both sides build the neighbour lists, and give energy, forces and stress. The one-by-one side is timed on a part and
+scaled. Speed does not depend on the parameters' values, so the EAM is taken as it starts, or from --checkpoint.
 """
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     PHYSPRE_DATA=/path/to/data OMP_NUM_THREADS=1 python benchmarks/perturbation.py --out perturbation.json
 
-The reference does what a straightforward script does for every copy: the full minimum-image distance matrix by ASE, the
-pairs by sorting it, pulls and random displacements on a copy of the structure. It has no filter; ours checks every copy's
-distances as well. The reference is timed on a part and scaled.
+The reference does what a straightforward script does for every copy: the full minimum-image distance matrix by ASE,
+the pairs by sorting it, pulls and random displacements on a copy of the structure. It has no filter; ours checks every
+copy's distances as well. The reference is timed on a part and scaled.
 """
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from mdl_physpre.pretraining.pretraining_set import make_pretraining_set
 PARENTS, ROUNDS = 471, 25
 
 
-def plain_perturb(atoms: Atoms, n_pairs: int, pull: float, n_sites: int, size: float, rng: np.random.Generator) -> Atoms:
+def plain_perturb(
+    atoms: Atoms, n_pairs: int, pull: float, n_sites: int, size: float, rng: np.random.Generator
+) -> Atoms:
     """Algorithm 1 on one structure, written plainly with ASE."""
     copy = atoms.copy()
     d = copy.get_all_distances(mic=True)

@@ -124,8 +124,8 @@ def protocol(summary: Mapping[str, Any]) -> str:
     s = found["settings"]
     return (
         f"{found['n']} test structures, {s['ensemble'].upper()} at {s['temperature']:g} K, {s['steps']} steps of "
-        f"{s['timestep']:g} fs. Broken: the smallest distance falls to {s['overlap_ratio']:g} of its start (atom overlap), "
-        f"or a Lindemann index passes {s['lindemann_local']:g} (one atom) or {s['lindemann_global']:g} (mean)."
+        f"{s['timestep']:g} fs. Broken: the smallest distance falls to {s['overlap_ratio']:g} of its start "
+        f"(atom overlap), or a Lindemann index passes {s['lindemann_local']:g} (one atom) or {s['lindemann_global']:g} (mean)."
     )
 
 
@@ -157,7 +157,8 @@ def report_markdown(name: str, summary: Mapping[str, Any]) -> str:
         "",
         "## Errors",
         "",
-        "Mean absolute errors; total = 0.01 energy + 50 forces + 50 stress over the labels that exist (the paper's Table 2).",
+        "Mean absolute errors; total = 0.01 energy + 50 forces + 50 stress over the labels that exist, as in the "
+        "paper's Table 2.",
         "",
         markdown_table(error_rows(summary)),
         "",

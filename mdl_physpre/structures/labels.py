@@ -40,7 +40,7 @@ def as_stress_matrix(stress: Any) -> np.ndarray:
     if array.size == 9:
         return array.reshape(3, 3)
     raise DataError(
-        f"stress has shape {array.shape}; expected 6 numbers in Voigt order (xx, yy, zz, yz, xz, xy), (3, 3) or (1, 3, 3)"
+        f"stress has shape {array.shape}; expected (3, 3), (1, 3, 3) or 6 numbers in Voigt order xx, yy, zz, yz, xz, xy"
     )
 
 
