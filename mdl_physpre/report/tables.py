@@ -125,7 +125,8 @@ def protocol(summary: Mapping[str, Any]) -> str:
     return (
         f"{found['n']} test structures, {s['ensemble'].upper()} at {s['temperature']:g} K, {s['steps']} steps of "
         f"{s['timestep']:g} fs. Broken: the smallest distance falls to {s['overlap_ratio']:g} of its start "
-        f"(atom overlap), or a Lindemann index passes {s['lindemann_local']:g} (one atom) or {s['lindemann_global']:g} (mean)."
+        f"(atom overlap), or a Lindemann index passes {s['lindemann_local']:g} (one atom) or "
+        f"{s['lindemann_global']:g} (mean)."
     )
 
 
