@@ -10,11 +10,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from importlib.metadata import entry_points
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +20,15 @@ from ase import Atoms
 from ase.calculators.calculator import FileIOCalculator
 from ase.calculators.genericfileio import GenericFileIOCalculator
 
-from mdl_physpre.errors import ConfigError, DataError, PhyspreError, nearest
+from mdl_physpre.errors import ConfigError, DataError, PhyspreError
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.pretraining.perturbation import is_label
+from mdl_physpre.pretraining.teacher_names import CalculatorFactory, Teacher, resolve_teacher
 from mdl_physpre.progress import progress as show_progress
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import Labels, set_labels
 
 logger = logging.getLogger(__name__)
-
-ENTRY_POINTS = "mdl_physpre.teachers"
-CalculatorFactory: TypeAlias = Callable[[], Any]
-Teacher: TypeAlias = "Potential | CalculatorFactory | str"
 
 PARALLEL_FROM = 2_000  # atoms: below this a potential is done before a second process has started
 # Structures given by name in the log when they fail; the rest are counted.
@@ -142,63 +137,6 @@ def compute_labels(
     for part in results:
         found.extend(part)
     return found
-
-
-def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -> Potential | CalculatorFactory:
-    """A potential, or a callable without arguments that returns an ASE calculator; arguments as in :func:`label`.
-
-    Raises
-    ------
-    ConfigError : nothing of that name, or arguments that it does not take.
-    """
-    if isinstance(teacher, str):
-        teacher = _by_name(teacher)
-    if isinstance(teacher, Potential):
-        if kwargs:
-            raise ConfigError(f"teacher: a potential that is already built takes no arguments, found {sorted(kwargs)}")
-        return teacher
-    if not callable(teacher):
-        raise ConfigError(
-            f"teacher: found {type(teacher).__name__}, expected a potential, a callable that returns an ASE calculator "
-            "(not the calculator itself), or a name"
-        )
-    factory = partial(teacher, **kwargs) if kwargs else teacher
-    try:
-        built = factory()
-    except Exception as error:
-        name = getattr(teacher, "__name__", teacher)
-        raise ConfigError(f"teacher {name} cannot be built: {type(error).__name__}: {error}") from error
-    if isinstance(built, Potential):
-        return built
-    if not hasattr(built, "get_property"):
-        raise ConfigError(
-            f"teacher: {teacher!r} returned {type(built).__name__}, expected a potential or an ASE calculator"
-        )
-    return factory
-
-
-def _by_name(name: str) -> Any:
-    if Path(name).is_file():
-        from mdl_physpre.potentials.checkpoints import load_potential
-
-        return load_potential(name)
-    registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if name in registered:
-        return registered[name].load()
-    module, _, attribute = name.replace(":", ".").rpartition(".")
-    if not module:
-        hint = f"; {nearest(name, registered)}" if registered else ""
-        raise ConfigError(
-            f"teacher {name!r}: no such checkpoint file and no registered name; expected one of them or an import "
-            f"path such as 'ase.calculators.lj.LennardJones'{hint}"
-        )
-    try:
-        return getattr(import_module(module), attribute)
-    except ImportError as error:
-        raise ConfigError(f"teacher {name!r}: no such file, and it cannot be imported: {error}") from error
-    except AttributeError as error:
-        names = [n for n in vars(import_module(module)) if not n.startswith("_")]
-        raise ConfigError(f"teacher {name!r}: {module} has no {attribute!r}; {nearest(attribute, names)}") from error
 
 
 def available_workers() -> int:

@@ -12,13 +12,8 @@ from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.calculator import PotentialCalculator
 from mdl_physpre.pretraining import teacher as teacher_module
 from mdl_physpre.pretraining.perturbation import PerturbationSettings, PerturbedParent
-from mdl_physpre.pretraining.pretraining_set import (
-    OnlinePretrainingSet,
-    closest_by_elements,
-    format_report,
-    make_pretraining_set,
-    smallest_distances,
-)
+from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet, make_pretraining_set
+from mdl_physpre.pretraining.set_report import closest_by_elements, format_report, smallest_distances
 from mdl_physpre.pretraining.teacher import label
 from mdl_physpre.structures.labels import get_labels
 

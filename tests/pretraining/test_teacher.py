@@ -13,7 +13,9 @@ from pair_teachers import Fragile, SoftWall, soft_wall
 from mdl_physpre.errors import ConfigError, DataError, PhyspreError
 from mdl_physpre.potentials.calculator import PotentialCalculator
 from mdl_physpre.pretraining import teacher as teacher_module
-from mdl_physpre.pretraining.teacher import LabelFailure, compute_labels, estimated_edges, label, resolve_teacher
+from mdl_physpre.pretraining import teacher_names
+from mdl_physpre.pretraining.teacher import LabelFailure, compute_labels, estimated_edges, label
+from mdl_physpre.pretraining.teacher_names import resolve_teacher
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import get_labels
 
@@ -149,7 +151,7 @@ def test_teachers_by_name(monkeypatch):
         def load(self):
             return SoftWall
 
-    monkeypatch.setattr(teacher_module, "entry_points", lambda group: [Point()] if "physpre" in group else [])
+    monkeypatch.setattr(teacher_names, "entry_points", lambda group: [Point()] if "physpre" in group else [])
     assert isinstance(resolve_teacher("mine"), SoftWall)
     with pytest.raises(ConfigError, match="did you mean 'mine'"):
         resolve_teacher("mine2")

@@ -1,0 +1,96 @@
+"""Figures that describe a pretraining set: spread of its labels and smallest distances, in numbers and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from mdl_physpre.structures.labels import Labels, get_labels
+from mdl_physpre.structures.neighbours import neighbour_list
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+DISTANCE_EDGES = np.linspace(0.0, 4.0, 81)  # Å, bins of 0.05
+DISTANCE_SAMPLE = 2000  # structures whose distances enter the report
+
+
+def largest_force(labels: Labels) -> float:
+    """Largest norm of a force in a structure, eV/Å; 0 without forces."""
+    if labels.forces is None or not len(labels.forces):
+        return 0.0
+    return float(np.sqrt(np.einsum("ij,ij->i", labels.forces, labels.forces).max()))
+
+
+def label_quantiles(structures: Sequence[Atoms]) -> dict[str, dict[str, float]]:
+    """Quantiles of energy (eV/atom), largest force (eV/Å) and largest stress component (eV/Å³) over structures."""
+    values: dict[str, list[float]] = {"energy_per_atom": [], "largest_force": [], "largest_stress": []}
+    for atoms in structures:
+        labels = get_labels(atoms)
+        if labels.energy is not None:
+            values["energy_per_atom"].append(labels.energy / max(1, len(atoms)))
+        if labels.forces is not None:
+            values["largest_force"].append(largest_force(labels))
+        if labels.stress is not None:
+            values["largest_stress"].append(float(np.abs(labels.stress).max()))
+    return {
+        name: {f"{q:g}": float(v) for q, v in zip(QUANTILES, np.quantile(found, QUANTILES))}
+        for name, found in values.items()
+        if found
+    }
+
+
+def closest_by_elements(atoms: Atoms, cutoff: float) -> dict[tuple[int, int], float]:
+    """Smallest distance of each pair of elements (lower atomic number first) within a cutoff, in Å."""
+    i, j, shifts = neighbour_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+    if not len(i):
+        return {}
+    d = np.linalg.norm(atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array, axis=1)
+    z = atoms.numbers
+    code = np.minimum(z[i], z[j]) * 1000 + np.maximum(z[i], z[j])
+    least = np.full(int(code.max()) + 1, np.inf)
+    np.minimum.at(least, code, d)
+    return {(int(c) // 1000, int(c) % 1000): float(least[c]) for c in np.unique(code)}
+
+
+def smallest_distances(original: Sequence[Atoms], perturbed: Sequence[Atoms]) -> dict[str, Any]:
+    """Histograms, for each pair of elements, of a structure's smallest distance, before and after perturbation.
+
+    Returns
+    -------
+    ``edges`` of the bins in Å; ``pairs``: name → ``original`` and ``perturbed``, each with ``counts``, ``minimum`` and
+    ``median``; of at most 2,000 structures, evenly taken.
+    """
+    pairs: dict[str, dict[str, Any]] = {}
+    for name, structures in (("original", original), ("perturbed", perturbed)):
+        step = -(-len(structures) // DISTANCE_SAMPLE) if structures else 1
+        found: dict[tuple[int, int], list[float]] = {}
+        for atoms in structures[::step]:
+            for pair, d in closest_by_elements(atoms, float(DISTANCE_EDGES[-1])).items():
+                found.setdefault(pair, []).append(d)
+        for (a, b), values in sorted(found.items()):
+            pairs.setdefault(f"{chemical_symbols[a]}-{chemical_symbols[b]}", {})[name] = {
+                "counts": np.histogram(values, DISTANCE_EDGES)[0].tolist(),
+                "minimum": min(values),
+                "median": float(np.median(values)),
+            }
+    return {"edges": [round(float(e), 4) for e in DISTANCE_EDGES], "pairs": pairs}
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """The report in a few lines of text."""
+    rejected = ", ".join(f"{n} by {reason}" for reason, n in report["rejected"].items()) or "none"
+    lines = [
+        f"pretraining set: {report['structures']} of {report['wanted']} structures from {report['parents']} parents; "
+        f"{report['drawn']} draws, rejected {rejected}; {report['redrawn']} redrawn, {report['weakened']} with weaker "
+        f"strengths, {report['given_up']} given up"
+    ]
+    forces = report["labels"]["perturbed"].get("largest_force")
+    if forces:
+        lines.append(
+            "largest force of a structure, eV/Å: "
+            + ", ".join(f"{float(q):.0%} {value:.3g}" for q, value in forces.items())
+        )
+    return "\n".join(lines)
