@@ -104,6 +104,10 @@ def perturb(
         tuple[float, float], typer.Option("--perturb", help="Largest displacement (Å), first and end (excluded).")
     ] = (1.0, 0.0),
     pull_share: Annotated[float, typer.Option(help="Part of the pull that each atom moves.")] = 0.5,
+    min_distance: Annotated[
+        float, typer.Option(help="Closest that a pair may come, as a part of the sum of covalent radii.")
+    ] = 0.4,
+    max_force: Annotated[float, typer.Option(help="Largest force (eV/Å) of the teacher on any atom.")] = 200.0,
     teacher: Annotated[
         str | None, typer.Option(help="Label with this checkpoint or calculator and filter by force.")
     ] = None,
@@ -116,7 +120,14 @@ def perturb(
     from mdl_physpre.structures.write import write_structures
 
     settings = PerturbationSettings(
-        n_aug=n_aug, n_pairs=n_pairs, pull=pull, n_sites=n_sites, perturb=displace, pull_share=pull_share
+        n_aug=n_aug,
+        n_pairs=n_pairs,
+        pull=pull,
+        n_sites=n_sites,
+        perturb=displace,
+        pull_share=pull_share,
+        min_distance=min_distance,
+        max_force=max_force,
     )
     made = make_pretraining_set(read_structures(source), settings, _teacher(teacher) if teacher else None, seed)
     write_structures(target, made.structures)
