@@ -259,7 +259,8 @@ class Task(Section):
         "use_amp log_id max_epochs_per_job"
     )
     identifier: str | None = None
-    seed: int = 12345678
+    seed: int = Field(12345678, ge=0)
+    threads: int | None = Field(None, ge=1)
 
 
 class Config(Section):

@@ -65,7 +65,7 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
         config = load_config(config, overrides)
     folder = Path(out) if out is not None else Path("runs") / (config.task.identifier or "run")
     refuse_foreign_folder(folder, config)
-    with run_lock(folder), log_to(folder / "log.txt"):
+    with run_lock(folder), log_to(folder / "log.txt"), threads(config.task.threads):
         record_setup(folder, config)
         data = load_data(config)
         summary: dict[str, Any] = {"data": data.summary(), "arms": list(config.physpre.arms)}
@@ -87,7 +87,7 @@ def fit_only(config: str | Path, overrides: Sequence[str] = (), out: str | Path 
     loaded = load_config(config, overrides)
     folder = Path(out) if out is not None else Path("runs") / (loaded.task.identifier or "run")
     refuse_foreign_folder(folder, loaded)
-    with run_lock(folder), log_to(folder / "log.txt"):
+    with run_lock(folder), log_to(folder / "log.txt"), threads(loaded.task.threads):
         record_setup(folder, loaded)
         data = load_data(loaded)
         summary: dict[str, Any] = {"data": data.summary()}
@@ -373,6 +373,17 @@ def record_setup(folder: Path, config: Config) -> None:
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         },
     )
+
+
+@contextmanager
+def threads(number: int | None) -> Any:
+    """Compute with so many threads; as PyTorch decides where ``None``."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
