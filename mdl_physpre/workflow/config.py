@@ -82,6 +82,13 @@ class Dataset(Section):
     extra_tests: dict[str, str] = {}
     preprocess_params: PreprocessParams = PreprocessParams()
 
+    @model_validator(mode="after")
+    def _names_of_test_sets(self) -> Dataset:
+        taken = {"train", "val", "test", "seconds"} & set(self.extra_tests)
+        if taken:
+            raise ValueError(f"extra_tests: {', '.join(sorted(taken))} has a meaning already; give another name")
+        return self
+
 
 class Model(Section):
     """``name`` and the hyperparameters of the backbone, which it checks itself."""
@@ -216,6 +223,7 @@ class EAM(Section):
     cutoff: float = Field(8.0, gt=0)
     n_basis: int = Field(10, ge=1)
     init: Literal["spread", "reference"] = "spread"
+    signed_embedding: bool = False
     route: Literal["fast", "reference"] = "fast"
     epochs: int = Field(200, ge=1)
     lr: float = Field(2e-3, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunData:
-    """Training, validation and test structures, further test sets by name, and a hash of all."""
+    """Training, validation and test structures, further test sets by name, and a hash of each part."""
 
     train: list[Atoms]
     val: list[Atoms]
     test: list[Atoms]
     extra_tests: dict[str, list[Atoms]] = field(default_factory=dict)
     key: str = ""
+    extra_key: str = ""
 
     @property
     def elements(self) -> list[str]:
@@ -64,7 +66,7 @@ def load_data(config: Config) -> RunData:
 
     if isinstance(dataset.src, dict):
         train, val, test = _given_files(config, read)
-        sources = list(dataset.src.values())
+        sources: dict[str, str] = {str(role): path for role, path in dataset.src.items()}
     else:
         structures = read(dataset.src)
         size = dataset.split
@@ -72,19 +74,19 @@ def load_data(config: Config) -> RunData:
             structures, test=size.test, val=size.val, by=size.by, seed=config.task.seed, fraction=dataset.fraction
         )
         train, val, test = ([structures[k] for k in part] for part in (split.train, split.val, split.test))
-        sources = [dataset.src]
+        sources = {"all": dataset.src}
     extra = {name: read(path) for name, path in dataset.extra_tests.items()}
-    sources += list(dataset.extra_tests.values())
-    key = hash_of(
-        {
-            "files": [hash_of_file(Path(s)) if Path(s).exists() else s for s in sources],
-            "dataset": dataset.model_dump(exclude={"src": True, "extra_tests": True, "preprocess_params": True}),
-            "extra": list(dataset.extra_tests),
-            "seed": config.task.seed,
-        }
-    )
-    data = RunData(train, val, test, extra, key)
-    require_labels(data.train, config.optim.loss.weights_by_label(), "training set")
+    for name, part in (("training", train), ("validation", val), ("test", test)):
+        if not part:
+            raise DataError(
+                f"the {name} set is empty; give dataset.split sizes, or files, that leave structures for it"
+            )
+    how = dataset.model_dump(exclude={"src": True, "extra_tests": True, "preprocess_params": True})
+    key = hash_of({"files": _hashes(sources), "dataset": how, "seed": config.task.seed})
+    extra_key = hash_of({"files": _hashes(dataset.extra_tests), "keys": dataset.keys, "options": dataset.options})
+    data = RunData(train, val, test, extra, key, extra_key)
+    for name, part in (("training set", train), ("validation set", val)):
+        require_labels(part, config.optim.loss.weights_by_label(), name)
     for name, part in data.test_sets.items():
         strange = sorted({s for a in part for s in a.symbols} - set(data.elements))
         if strange:
@@ -95,6 +97,10 @@ def load_data(config: Config) -> RunData:
     sets = {"train": data.train, "val": data.val, **data.test_sets}
     logger.info("labels\n%s", format_label_counts({name: label_counts(s) for name, s in sets.items()}))
     return data
+
+
+def _hashes(files: Mapping[str, str]) -> dict[str, str]:
+    return {role: hash_of_file(Path(f)) if Path(f).exists() else f for role, f in files.items()}
 
 
 def _given_files(config: Config, read: Any) -> tuple[list[Atoms], list[Atoms], list[Atoms]]:

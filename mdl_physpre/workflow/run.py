@@ -27,7 +27,7 @@ from mdl_physpre.analysis.errors import prediction_errors
 from mdl_physpre.dynamics.simulation import simulate, summarise
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.checkpoints import build_backbone, load_potential, save_potential
+from mdl_physpre.potentials.checkpoints import backbone_class, build_backbone, load_potential, save_potential
 from mdl_physpre.pretraining.eam_fit import fit_eam
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet, format_report, make_pretraining_set
 from mdl_physpre.report.figures import draw_figures
@@ -65,9 +65,10 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
         config = load_config(config, overrides)
     folder = Path(out) if out is not None else Path("runs") / (config.task.identifier or "run")
     refuse_foreign_folder(folder, config)
+    backbone_class(config.model.name)  # a wrong name is better known now than after the fit
     with run_lock(folder), log_to(folder / "log.txt"), threads(config.task.threads):
-        record_setup(folder, config)
         data = load_data(config)
+        record_setup(folder, config)
         summary: dict[str, Any] = {"data": data.summary(), "arms": list(config.physpre.arms)}
         pretraining = "pretrain" in config.physpre.arms
         if pretraining:
@@ -88,8 +89,8 @@ def fit_only(config: str | Path, overrides: Sequence[str] = (), out: str | Path 
     folder = Path(out) if out is not None else Path("runs") / (loaded.task.identifier or "run")
     refuse_foreign_folder(folder, loaded)
     with run_lock(folder), log_to(folder / "log.txt"), threads(loaded.task.threads):
-        record_setup(folder, loaded)
         data = load_data(loaded)
+        record_setup(folder, loaded)
         summary: dict[str, Any] = {"data": data.summary()}
         fit_stage(folder, loaded, data, summary)
         logger.info("potential: %s", folder / "1-eam" / "eam.pt")
@@ -127,6 +128,7 @@ def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, An
                 cutoff=settings.cutoff,
                 n_basis=settings.n_basis,
                 init=settings.init,
+                signed_embedding=settings.signed_embedding,
                 route=settings.route,
                 epochs=settings.epochs,
                 lr=settings.lr,
@@ -252,7 +254,7 @@ def training_stage(
 
 def errors_of(folder: Path, potential: Potential, data: RunData, depends_on: dict[str, Any]) -> dict[str, Any]:
     """Errors on each test set, kept in a stage of their own."""
-    stage = Stage(folder, depends_on)
+    stage = Stage(folder, {**depends_on, "extra_tests": data.extra_key})
     result = stage.result()
     if result is None:
         stage.begin()
@@ -333,7 +335,7 @@ def refuse_foreign_folder(folder: Path, config: Config) -> None:
     """Raise ConfigError where ``folder`` holds something else than this run."""
     if folder.is_file():
         raise ConfigError(f"{folder}: is a file; give a folder as --out")
-    if not folder.exists() or not [p for p in folder.iterdir() if p.name not in (".lock", "log.txt")]:
+    if not folder.exists() or all(p.name == "log.txt" or p.name.startswith(".") for p in folder.iterdir()):
         return
     try:
         stored = yaml.safe_load((folder / "config.yml").read_text())

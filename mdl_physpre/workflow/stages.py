@@ -105,6 +105,7 @@ class Stage:
         started = _read_json(self.folder / "stage.json")
         if self.folder.exists() and (started is None or started.get("key") != self.key):
             logger.info("%s: its settings or inputs changed; it is done anew", self.folder)
+            (self.folder / "done.json").unlink(missing_ok=True)  # first, so that half a stage never counts as done
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "done.json").unlink(missing_ok=True)
