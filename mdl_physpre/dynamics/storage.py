@@ -34,7 +34,7 @@ def run_key(potential: Potential, structures: Sequence[Atoms], settings: dict[st
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(repr((getattr(potential, "cutoff", None), getattr(potential, "elements", None))).encode())
-    with contextlib.suppress(CheckpointError, NotImplementedError):  # a potential need not be one that can be saved
+    with contextlib.suppress(CheckpointError):  # a potential need not be one that can be saved
         digest.update(repr(sorted(potential.hyperparameters().items())).encode())
     return content_hash(structures, FORMAT, digest.hexdigest(), sorted(settings.items()), list(indices))
 

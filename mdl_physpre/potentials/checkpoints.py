@@ -93,7 +93,7 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
         "format_version": FORMAT_VERSION,
         "package_version": __version__,
         "backbone": backbone_name(potential),
-        "hyperparameters": _plain(_hyperparameters(potential), "hyperparameters"),
+        "hyperparameters": _plain(potential.hyperparameters(), "hyperparameters"),
         "elements": None if potential.elements is None else [int(z) for z in potential.elements],
         "cutoff": float(potential.cutoff),
         "energy_reference": reference.as_dict() if isinstance(reference, EnergyReference) else {},
@@ -235,13 +235,6 @@ def _build(cls: type[Potential], name: str, hyperparameters: Mapping[str, Any]) 
         return cls(**hyperparameters)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"backbone {name!r} cannot be built from {dict(hyperparameters)}: {error}") from error
-
-
-def _hyperparameters(potential: Potential) -> dict[str, Any]:
-    try:
-        return potential.hyperparameters()
-    except NotImplementedError as error:
-        raise CheckpointError(str(error)) from None
 
 
 def _plain(value: Any, where: str) -> Any:
