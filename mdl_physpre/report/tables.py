@@ -140,8 +140,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def report_markdown(name: str, summary: Mapping[str, Any]) -> str:
-    """``report.md``: data, errors, dynamics, EAM, budgets."""
+def report_markdown(name: str, summary: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
+    """``report.md``: data, errors, dynamics, EAM, budgets, and links to those ``figures`` that were drawn."""
     data = [["set", "structures", "atoms", "energy", "forces", "stress"]]
     for part, found in summary["data"].items():
         labels = found["labels"]
@@ -170,14 +170,12 @@ def report_markdown(name: str, summary: Mapping[str, Any]) -> str:
     ]
     rows = dynamics_rows(summary)
     if len(rows) > 1:
-        parts += [markdown_table(rows), "", "In brackets: Wilson 95 % intervals.", "", "![survival](survival.png)", ""]
+        parts += [markdown_table(rows), "", "In brackets: Wilson 95 % intervals.", ""]
+        parts += ["![fraction of structures not broken, against time](survival.png)", ""] * ("survival.png" in figures)
+    if "pair_curves.png" in figures:
+        parts += ["## Energy of two atoms", "", "![energy against distance](pair_curves.png)", ""]
     if "eam" in summary:
-        parts += [
-            "## The embedded-atom potential and what the networks made of it",
-            "",
-            "![pair curves](pair_curves.png)",
-            "",
-        ]
+        parts += ["## The embedded-atom potential", ""]
         if summary["eam"]["table"]:
             keys = list(summary["eam"]["table"][0])
             table = [[k.replace("_", " ") for k in keys]]

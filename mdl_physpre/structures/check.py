@@ -129,5 +129,7 @@ def require_labels(
         + (" (no label at all)" if not any(have.values()) else "")
         + "; expected calculator results, REF_<label>, or a key given in keys"
         + (f" (numeric entries found: {', '.join(other[:12])})" if other else "")
-        + f"; set the loss weight of {' and '.join(missing)} to 0, or give the key"
+        + f"; set the loss weight of {' and '.join(missing)} to 0"
+        + (" (or optim.loss.loss_type to ForceLoss)" if missing == ["stress"] else "")
+        + ", or give the key"
     )

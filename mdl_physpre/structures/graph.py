@@ -19,6 +19,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from mdl_physpre.errors import DataError
+from mdl_physpre.structures.files import replacing
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.structures.neighbours import neighbour_list
 
@@ -162,11 +163,11 @@ class GraphDataset:
         self._j = np.concatenate([e[1] for e in edges] or [np.zeros(0, np.int32)])
         self._shifts = np.concatenate([e[2].astype(wide, copy=False) for e in edges] or [np.zeros((0, 3), np.int8)])
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.stem}-{os.getpid()}.part")
-            with open(temporary, "wb") as file:
-                np.savez(file, counts=self._counts, neighbours=self._j, shifts=self._shifts)
-            os.replace(temporary, path)
+            try:
+                with replacing(path) as temporary, open(temporary, "wb") as file:
+                    np.savez(file, counts=self._counts, neighbours=self._j, shifts=self._shifts)
+            except DataError as error:  # the edges are here all the same
+                logger.warning("edges are not kept for another time: %s", error)
 
     def _read_labels(self, real: type) -> None:
         n = len(self.structures)

@@ -169,10 +169,3 @@ def format_label_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]).rstrip()
         for row in rows
     )
-
-
-def log_label_counts(**sets: Sequence[Atoms]) -> dict[str, dict[str, int]]:
-    """Log and return the label counts of each set, given by name: ``log_label_counts(train=…, val=…, test=…)``."""
-    counts = {name: label_counts(structures) for name, structures in sets.items()}
-    logger.info("labels\n%s", format_label_counts(counts))
-    return counts

@@ -18,12 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from ase import Atoms
 
-from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.reference import fit_energy_reference
 from mdl_physpre.structures.graph import GraphDataset
@@ -33,7 +31,7 @@ from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import TrainingResult, train_potential
 
 __all__ = [
-    "ArmResult", "TrainingResult", "TrainingSettings", "format_budgets", "initial_potential", "pretrain_then_finetune",
+    "ArmResult", "TrainingResult", "TrainingSettings", "initial_potential", "pretrain_then_finetune",
     "train_baseline", "train_potential",
 ]
 
@@ -123,24 +121,3 @@ def pretrain_then_finetune(
     # the learning rate, moments and clocks of the first stage end with it: only the weights go on
     second = train_potential(potential, *finetuning, finetune_settings, out / "finetune", resume)
     return ArmResult("pretrain", potential, second.best_checkpoint, {"pretrain": first, "finetune": second})
-
-
-def format_budgets(arms: Sequence[ArmResult]) -> str:
-    """What each arm spent, as a text table."""
-    if not arms:
-        raise ConfigError("no arm to report on")
-    rows: list[tuple[Any, ...]] = [("arm", "stage", "epochs", "steps", "structures", "seconds")]
-    for arm in arms:
-        budget = arm.budget()
-        for name, spent in budget.items():
-            if name == "total" and len(budget) == 2:
-                continue
-            rows.append((
-                arm.arm, name, f"{spent['epochs']:.0f}", f"{spent['steps']:.0f}", f"{spent['structures']:.0f}",
-                f"{spent['seconds']:.1f}",
-            ))
-    widths = [max(len(str(row[k])) for row in rows) for k in range(6)]
-    return "\n".join(
-        "  ".join(str(v).ljust(w) if k < 2 else str(v).rjust(w) for k, (v, w) in enumerate(zip(row, widths))).rstrip()
-        for row in rows
-    )

@@ -29,15 +29,16 @@ def main() -> None:
     """Entry point: errors that a user can act on are printed without a traceback."""
     try:
         app()
+    except SystemExit as end:
+        if end.code == 130:
+            print("stopped; physpre run, and physpre md --out, go on where they were", file=sys.stderr)
+        raise
     except PhyspreError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
 
 
 def _version(wanted: bool) -> None:

@@ -7,17 +7,13 @@ Keys that only MatDeepLearn acts on are accepted, so that one file serves both.
 from __future__ import annotations
 
 import dataclasses
-import os
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.errors import ConfigError, PhyspreError, nearest
 from mdl_physpre.pretraining.perturbation import PerturbationSettings
 from mdl_physpre.training.settings import TrainingSettings
 
@@ -293,146 +289,3 @@ class Config(Section):
     def dynamics_settings(self) -> DynamicsSettings:
         own = self.physpre.dynamics.model_dump(exclude={"n_structures"})
         return DynamicsSettings(seed=self.task.seed, **own)
-
-
-def _override(raw: dict[str, Any], text: str) -> None:
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise ConfigError(f"{text!r} is not of the form section.key=value")
-    *path, last = key.split(".")
-    here: Any = raw
-    for part in path:
-        if here.get(part) is None:
-            here[part] = {}
-        here = here[part]
-        if not isinstance(here, dict):
-            raise ConfigError(f"{key}: {part!r} is a value, not a section")
-    try:
-        here[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {value!r} is not YAML: {error}") from None
-
-
-def _without_bare_keys(raw: Any) -> Any:
-    """MatDeepLearn's sample files hold ``?`` lines, that is keys that are null, and empty sections."""
-    if isinstance(raw, dict):
-        return {k: _without_bare_keys(v) for k, v in raw.items() if k is not None}
-    return raw
-
-
-def _scientific(raw: Any) -> Any:
-    """YAML 1.1 reads ``5e-4`` as a word; people mean a number."""
-    if isinstance(raw, dict):
-        return {k: _scientific(v) for k, v in raw.items()}
-    if isinstance(raw, list):
-        return [_scientific(v) for v in raw]
-    if isinstance(raw, str) and raw[:1] in "+-.0123456789" and "e" in raw.lower():
-        try:
-            return float(raw)
-        except ValueError:
-            return raw
-    return raw
-
-
-def _known_keys(location: Sequence[Any]) -> list[str]:
-    model: Any = Config
-    for part in location:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        model = field.annotation if field else None
-    return list(model.model_fields) if hasattr(model, "model_fields") else []
-
-
-def _explain(error: ValidationError, source: str) -> ConfigError:
-    lines = []
-    for problem in error.errors():
-        location = [str(p) for p in problem["loc"]]
-        key = ".".join(location)
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key; {nearest(location[-1], _known_keys(location[:-1]))}")
-        elif problem["type"] == "missing":
-            lines.append(f"{key}: missing; it has no default")
-        else:
-            lines.append(f"{key}: found {problem.get('input')!r}; {problem['msg'].removeprefix('Value error, ')}")
-    return ConfigError(f"{source}: " + "\n  ".join(dict.fromkeys(lines)))
-
-
-def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Config:
-    """Check a configuration given as nested mappings.
-
-    Raises
-    ------
-    ConfigError : unknown, missing, mistyped or contradictory keys, each named.
-    """
-    values = {k: ({} if v is None and k in Config.model_fields else v) for k, v in raw.items()}
-    try:
-        config = Config.model_validate(_scientific(_without_bare_keys(values)))
-    except ValidationError as error:
-        raise _explain(error, source) from None
-    try:  # the settings classes check ranges
-        config.training_settings(), config.pretraining_settings()
-        config.perturbation_settings(), config.dynamics_settings()
-    except PhyspreError as error:
-        raise ConfigError(f"{source}: {error}") from None
-    return config
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration file and put ``section.key=value`` overrides in.
-
-    Paths of data become absolute: ``~`` and environment variables are expanded; a relative path is looked for from
-    the working directory first, then from the configuration's folder.
-
-    Raises
-    ------
-    ConfigError : a file that cannot be read or is not YAML, a variable that is not set, unknown or wrong keys.
-    """
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path}: expected sections (task, model, optim, dataset, physpre), found {type(raw).__name__}"
-        )
-    for text in overrides:
-        _override(raw, text)
-    task = raw.get("task")
-    raw["task"] = task = dict(task) if isinstance(task, dict) else {}
-    if not task.get("identifier"):
-        task["identifier"] = path.stem
-    config = parse_config(raw, str(path))
-    folder = path.resolve().parent
-    src = config.dataset.src
-    resolved: dict[str, Any] = {
-        "src": {k: resolve_path(v, folder) for k, v in src.items()}
-        if isinstance(src, dict)
-        else resolve_path(src, folder),
-        "extra_tests": {k: resolve_path(v, folder) for k, v in config.dataset.extra_tests.items()},
-    }
-    changes: dict[str, Any] = {"dataset": config.dataset.model_copy(update=resolved)}
-    if config.physpre.eam.checkpoint:
-        eam = config.physpre.eam.model_copy(update={"checkpoint": resolve_path(config.physpre.eam.checkpoint, folder)})
-        changes["physpre"] = config.physpre.model_copy(update={"eam": eam})
-    return config.model_copy(update=changes)
-
-
-def resolve_path(text: str, folder: Path) -> str:
-    """An absolute path; ``load-atoms:NAME`` stays as it is.
-
-    Raises
-    ------
-    ConfigError : an environment variable that is not set.
-    """
-    if text.startswith("load-atoms:"):
-        return text
-    expanded = os.path.expandvars(os.path.expanduser(text))
-    if "$" in expanded:
-        name = expanded.split("$", 1)[1].strip("{").split("}")[0].split("/")[0]
-        raise ConfigError(f"{text}: the environment variable {name} is not set; set it to the folder that is meant")
-    path = Path(expanded)
-    if not path.is_absolute() and not path.exists():
-        path = folder / path
-    return str(path.absolute())

@@ -8,37 +8,34 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
-import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
 from ase import Atoms
 
-from mdl_physpre import __version__
 from mdl_physpre.analysis.errors import prediction_errors
+from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.simulation import simulate, summarise
-from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import backbone_class, build_backbone, load_potential, save_potential
 from mdl_physpre.pretraining.eam_fit import fit_eam
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet, format_report, make_pretraining_set
+from mdl_physpre.pretraining.teacher import label
 from mdl_physpre.report.figures import draw_figures
 from mdl_physpre.report.tables import format_summary, report_markdown
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.write import write_structures
+from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune, train_baseline
-from mdl_physpre.workflow.config import Config, load_config
+from mdl_physpre.workflow.config import Config
+from mdl_physpre.workflow.config_file import load_config
 from mdl_physpre.workflow.data import RunData, load_data
-from mdl_physpre.workflow.stages import Stage, hash_of, hash_of_file, run_lock, write_json, write_text
+from mdl_physpre.workflow.setup import record_setup, working_in
+from mdl_physpre.workflow.stages import Stage, hash_of_file, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +60,8 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
     """
     if not isinstance(config, Config):
         config = load_config(config, overrides)
-    folder = Path(out) if out is not None else Path("runs") / (config.task.identifier or "run")
-    refuse_foreign_folder(folder, config)
     backbone_class(config.model.name)  # a wrong name is better known now than after the fit
-    with run_lock(folder), log_to(folder / "log.txt"), threads(config.task.threads):
+    with working_in(out, config) as folder:
         data = load_data(config)
         record_setup(folder, config)
         summary: dict[str, Any] = {"data": data.summary(), "arms": list(config.physpre.arms)}
@@ -86,9 +81,7 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
 def fit_only(config: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None) -> dict[str, Any]:
     """The first stage of a run alone: the embedded-atom potential. A later :func:`run` finds it done."""
     loaded = load_config(config, overrides)
-    folder = Path(out) if out is not None else Path("runs") / (loaded.task.identifier or "run")
-    refuse_foreign_folder(folder, loaded)
-    with run_lock(folder), log_to(folder / "log.txt"), threads(loaded.task.threads):
+    with working_in(out, loaded) as folder:
         data = load_data(loaded)
         record_setup(folder, loaded)
         summary: dict[str, Any] = {"data": data.summary()}
@@ -170,25 +163,25 @@ def pretraining_set_stage(folder: Path, config: Config, data: RunData, eam: Pote
         settings, seed = config.perturbation_settings(), config.task.seed
         made = make_pretraining_set(data.train, settings, eam, seed)
         write_structures(stage.folder / "train.extxyz", made.structures)
+        reports = {"training": made.report}
         if config.physpre.perturbation.validation:
-            val = make_pretraining_set(data.val, settings, eam, seed).structures
+            made_val = make_pretraining_set(data.val, settings, eam, seed)
+            val, reports["validation"] = made_val.structures, made_val.report
         else:
-            val = relabelled(data.val, eam)
+            val = label(data.val, eam)
         write_structures(stage.folder / "val.extxyz", val)
-        write_text(stage.folder / "report.txt", format_report(made.report) + "\n")
-        write_json(stage.folder / "report.json", made.report)
+        texts = [f"{name} set\n{format_report(found)}\n" for name, found in reports.items()]
+        write_text(stage.folder / "report.txt", "\n".join(texts))
+        write_json(stage.folder / "report.json", reports)
         result = stage.finish(
-            {"structures": len(made.structures), "validation": len(val), "rejected": made.report["rejected"]}
+            {
+                "structures": len(made.structures),
+                "validation": len(val),
+                "rejected": {name: found["rejected"] for name, found in reports.items()},
+            }
         )
     summary["pretraining_set"] = result
     return stage.key
-
-
-def relabelled(structures: Sequence[Atoms], teacher: Potential) -> list[Atoms]:
-    """Copies of structures as they are, with the labels of a teacher."""
-    from mdl_physpre.pretraining.teacher import label
-
-    return label(structures, teacher)
 
 
 def training_stage(
@@ -205,11 +198,9 @@ def training_stage(
             "model": config.model.name,
             "hyperparameters": hyperparameters,
             "cutoff": cutoff,
-            "finetune": asdict(finetune),
+            "finetune": decisive(finetune),
             "elements": data.elements,
-            "pretrain": {"settings": asdict(pretrain), "set": pretraining_key, "online": config.physpre.pretrain.online}
-            if arm == "pretrain"
-            else None,
+            "pretrain": [decisive(pretrain), pretraining_key, config.physpre.pretrain.online] * (arm == "pretrain"),
         },
     )
     result = stage.result()
@@ -295,7 +286,7 @@ def dynamics_stage(
         folder / "4-dynamics" / arm,
         {
             "arm": key,
-            "settings": asdict(settings),
+            "settings": decisive(settings),
             "structures": len(structures),
             "seed": config.task.seed,
         },
@@ -324,81 +315,15 @@ def dynamics_structures(config: Config, data: RunData) -> list[Atoms]:
 
 def report(folder: Path, config: Config, summary: dict[str, Any]) -> None:
     """Summary, tables and figures."""
+    drawn = [path.name for path in draw_figures(folder, summary)]
+    write_text(folder / "report.md", report_markdown(config.task.identifier or folder.name, summary, drawn))
     write_json(folder / "summary.json", summary)
-    draw_figures(folder, summary)
-    write_text(folder / "report.md", report_markdown(config.task.identifier or folder.name, summary))
     logger.info("%s", format_summary(summary))
     logger.info("report: %s", folder / "report.md")
 
 
-def refuse_foreign_folder(folder: Path, config: Config) -> None:
-    """Raise ConfigError where ``folder`` holds something else than this run."""
-    if folder.is_file():
-        raise ConfigError(f"{folder}: is a file; give a folder as --out")
-    if not folder.exists() or all(p.name == "log.txt" or p.name.startswith(".") for p in folder.iterdir()):
-        return
-    try:
-        stored = yaml.safe_load((folder / "config.yml").read_text())
-        was = {
-            "identifier": stored["task"]["identifier"],
-            "model": stored["model"]["name"],
-            "src": stored["dataset"]["src"],
-        }
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        raise ConfigError(f"{folder}: holds files that are not of a run; give an empty folder as --out") from None
-    now = {"identifier": config.task.identifier, "model": config.model.name, "src": config.dataset.src}
-    other = [f"{k} {was[k]!r} there, {now[k]!r} here" for k in now if was[k] != now[k]]
-    if other:
-        raise ConfigError(f"{folder}: holds another run ({'; '.join(other)}); give another folder as --out")
-
-
-def record_setup(folder: Path, config: Config) -> None:
-    """``config.yml``, resolved, and ``environment.json``."""
-    dumped = json.loads(config.model_dump_json())
-    write_text(folder / "config.yml", yaml.safe_dump(dumped, sort_keys=False))
-    packages: dict[str, str | None] = {}
-    for name in ("torch", "torch-geometric", "ase", "pymatgen", "numpy", "lightning"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = None
-    write_json(
-        folder / "environment.json",
-        {
-            "mdl_physpre": __version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "packages": packages,
-            "threads": torch.get_num_threads(),
-            "config": hash_of(dumped),
-            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        },
-    )
-
-
-@contextmanager
-def threads(number: int | None) -> Any:
-    """Compute with so many threads; as PyTorch decides where ``None``."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def log_to(path: Path) -> Any:
-    """Copy the package's log to a file."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root = logging.getLogger("mdl_physpre")
-    root.addHandler(handler)
-    if root.level == logging.NOTSET:
-        root.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()
+def decisive(settings: TrainingSettings | DynamicsSettings) -> dict[str, Any]:
+    """The settings that a result depends on: not how often it is stored, what logs it, or where it is computed."""
+    return {
+        k: v for k, v in asdict(settings).items() if k not in ("loggers", "device") and not k.startswith("checkpoint_")
+    }

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.workflow.config import load_config, parse_config
+from mdl_physpre.workflow.config_file import load_config, parse_config
 
 ROOT = Path(__file__).parents[2]
 LEAST = {"dataset": {"src": "x.extxyz"}, "model": {"name": "CGCNN"}}

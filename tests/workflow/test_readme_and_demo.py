@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mdl_physpre import get_labels, read_structures
-from mdl_physpre.workflow.config import load_config
+from mdl_physpre.workflow.config_file import load_config
 from mdl_physpre.workflow.run import run
 
 ROOT = Path(__file__).parents[2]

@@ -101,6 +101,54 @@ def test_only_what_changed_is_done_again(finished, config):
     run(config, out=folder)
 
 
+def test_what_does_not_change_a_result_is_not_done_again(finished, config):
+    folder, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}
+    run(config, ["optim.loggers=[]", "optim.device=cpu", "physpre.dynamics.checkpoint_steps=7"], out=folder)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")} == before
+    run(config, out=folder)
+
+
+def test_a_report_does_not_outlive_its_configuration(finished, config, monkeypatch):
+    folder, _ = finished
+    shown = {"summary.json", "report.md", "pair_curves.png", "survival.png"}
+    assert shown <= {p.name for p in folder.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr("mdl_physpre.workflow.run.load_data", lambda _: (_ for _ in ()).throw(DataError("unreadable")))
+        with pytest.raises(DataError):  # nothing is known yet of what the change means: all stays
+            run(config, ["physpre.dynamics.temperature=320"], out=folder)
+        assert shown <= {p.name for p in folder.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr("mdl_physpre.workflow.run.dynamics_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config, ["physpre.dynamics.temperature=320"], out=folder)
+        assert not shown & {p.name for p in folder.iterdir()}
+    run(config, out=folder)
+    assert shown <= {p.name for p in folder.iterdir()}
+
+
+def test_the_report_links_the_figures_that_exist(finished, config, tmp_path):
+    folder, _ = finished
+    linked = re.findall(r"\]\((.*?)\)", (folder / "report.md").read_text())
+    assert sorted(linked) == ["pair_curves.png", "survival.png"]
+    assert all((folder / name).stat().st_size > 0 for name in linked)
+    run(config, ["physpre.arms=[baseline]", "physpre.dynamics.n_structures=0"], out=tmp_path / "one")
+    assert re.findall(r"\]\((.*?)\)", (tmp_path / "one" / "report.md").read_text()) == ["pair_curves.png"]
+
+
+def test_the_pretrained_arm_alone_and_online(finished, config, tmp_path):
+    """Fresh perturbed structures in every epoch: another pretraining, the same configuration otherwise."""
+    _, both = finished
+    changes = ["physpre.arms=[pretrain]", "physpre.dynamics.n_structures=0"]
+    alone = run(config, changes, out=tmp_path / "alone")
+    assert alone["pretrain"]["errors"] == both["pretrain"]["errors"]
+    online = run(config, [*changes, "physpre.pretrain.online=true"], out=tmp_path / "online")
+    spent, offline = online["pretrain"]["training"]["budget"], alone["pretrain"]["training"]["budget"]
+    assert spent["pretrain"]["structures"] == offline["pretrain"]["structures"]
+    before = "errors_before_finetuning"
+    assert online["pretrain"][before]["test"]["forces_mae"] != alone["pretrain"][before]["test"]["forces_mae"]
+
+
 STOPS = (
     "1-eam/stage.json",
     "2-pretraining-set/stage.json",
@@ -174,6 +222,21 @@ def test_commands_end_to_end(finished, data, tmp_path):
         assert words in result.output
     errors = json.loads((tmp_path / "e.json").read_text())
     assert errors["forces_mae"] < 1e-4  # the potential's own labels
+
+
+def test_control_c_ends_with_a_word(config, tmp_path):
+    command = [sys.executable, "-m", "mdl_physpre.workflow.cli", "run", str(config), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [*command, "optim.max_epochs=100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    training = tmp_path / "run" / "3-train" / "baseline" / "finetune" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not training.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.rstrip().endswith("go on where they were") and "Traceback" not in errors
 
 
 def test_errors_are_one_line_without_a_traceback(tmp_path):

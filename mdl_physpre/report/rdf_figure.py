@@ -1,0 +1,102 @@
+"""Figure of radial distribution functions: those of potentials over that of a reference, a panel for each pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdl_physpre.analysis.rdf_errors import rdf_errors
+from mdl_physpre.errors import DataError
+from mdl_physpre.report.figures import STYLES, _pyplot
+
+# for names without a style of their own: Okabe and Ito's colours, each with a dash that tells it in grey
+OTHERS = (
+    {"color": "#009E73", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
+    {"color": "#CC79A7", "linestyle": (0, (1, 1))},
+    {"color": "#E69F00", "linestyle": (0, (8, 2))},
+    {"color": "#0072B2", "linestyle": "-"},
+    {"color": "#D55E00", "linestyle": "--"},
+    {"color": "#56B4E9", "linestyle": "-."},
+)
+
+
+def draw_rdfs(
+    results: Mapping[str, Mapping[str, Any]],
+    path: str | Path,
+    reference: Mapping[str, Any] | None = None,
+    reference_name: str = "reference",
+) -> list[Path]:
+    """g(r) against r, one panel for each pair of elements, with the errors against the reference in the panel.
+
+    Parameters
+    ----------
+    results : name of an arm or potential -> :meth:`~mdl_physpre.analysis.rdf.RDFAccumulator.result`, or an average.
+    path : of the figure; it is written as PNG and as SVG, whatever its ending.
+    reference : drawn as a grey area behind the others.
+    reference_name : its name in the legend.
+
+    Returns
+    -------
+    The two files.
+
+    Raises
+    ------
+    DataError : no pair to draw, or a result with other bins than the reference.
+    """
+    drawn = dict(results)
+    errors = {} if reference is None else {name: rdf_errors(result, reference) for name, result in drawn.items()}
+    every = [*([] if reference is None else [reference]), *drawn.values()]
+    pairs = list(dict.fromkeys(pair for result in every for pair in result["g"]))
+    if not pairs:
+        reasons = {str(result["not_applicable"]) for result in every} or {"no results"}
+        raise DataError(f"there is no radial distribution function to draw: {', '.join(sorted(reasons))}")
+    plt = _pyplot()
+    columns = min(len(pairs), 3)
+    rows = -(-len(pairs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.0 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(pairs) :]:
+        axis.set_visible(False)
+    styles = _styles(drawn)
+    for axis, pair in zip(axes.flat, pairs):
+        if reference is not None and pair in reference["g"]:
+            r, g = np.asarray(reference["r"]), np.asarray(reference["g"][pair])
+            axis.fill_between(r, g, color="0.85", linewidth=0, label=reference_name)
+            axis.plot(r, g, color="0.45", linewidth=0.7)
+        for name, result in drawn.items():
+            if pair in result["g"]:
+                label = name + _error_text(errors.get(name, {}).get(pair))
+                axis.plot(result["r"], result["g"][pair], label=label, linewidth=1.4, **styles[name])
+        axis.axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
+        axis.set(title=pair.replace("-", "–"), xlabel="distance r (Å)", ylabel="g(r)")
+        axis.set_xlim(0, float(np.asarray(every[0]["edges"])[-1]))
+        axis.set_ylim(0, None)
+        # errors differ from panel to panel, so each has a legend; most of the room is above the curves
+        axis.margins(y=0.05)
+        axis.legend(frameon=False, fontsize=7, loc="upper left" if errors else "best")
+    return _save_both(figure, Path(path))
+
+
+def _styles(names: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    taken = [STYLES[name]["color"] for name in names if name in STYLES]
+    free = cycle([style for style in OTHERS if style["color"] not in taken])
+    return {name: dict(STYLES[name] if name in STYLES else next(free)) for name in names}
+
+
+def _error_text(error: Mapping[str, float | None] | None) -> str:
+    if error is None or error["mae"] is None:
+        return ""
+    distance = error["wasserstein"]
+    return f": {error['mae']:.2f}" + ("" if distance is None else f", {distance:.3f} Å")
+
+
+def _save_both(figure: Any, path: Path) -> list[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    for file in files:
+        figure.savefig(file, dpi=160)
+    _pyplot().close(figure)
+    return files

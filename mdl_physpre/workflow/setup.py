@@ -1,0 +1,110 @@
+"""What surrounds the stages of a run: its folder, its lock and log, and a record of configuration and environment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import yaml
+
+from mdl_physpre import __version__
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.workflow.config import Config
+from mdl_physpre.workflow.stages import hash_of, run_lock, write_json, write_text
+
+REPORT_FILES = ("summary.json", "report.md", "pair_curves.png", "survival.png")
+
+
+@contextmanager
+def working_in(out: str | Path | None, config: Config) -> Iterator[Path]:
+    """The folder of a run (``runs/IDENTIFIER`` where ``out`` is ``None``), locked and logged to.
+
+    Raises
+    ------
+    ConfigError : the folder holds something else.
+    PhyspreError : another process works there, or it cannot be written.
+    """
+    folder = Path(out) if out is not None else Path("runs") / (config.task.identifier or "run")
+    refuse_foreign_folder(folder, config)
+    with run_lock(folder), log_to(folder / "log.txt"), threads(config.task.threads):
+        yield folder
+
+
+def refuse_foreign_folder(folder: Path, config: Config) -> None:
+    """Raise ConfigError where ``folder`` holds something else than this run; a run is known by its identifier."""
+    if folder.is_file():
+        raise ConfigError(f"{folder}: is a file; give a folder as --out")
+    if not folder.exists() or all(p.name == "log.txt" or p.name.startswith(".") for p in folder.iterdir()):
+        return
+    try:
+        was = yaml.safe_load((folder / "config.yml").read_text())["task"]["identifier"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        raise ConfigError(f"{folder}: holds files that are not of a run; give an empty folder as --out") from None
+    if was != config.task.identifier:
+        raise ConfigError(
+            f"{folder}: holds another run ({was!r} there, {config.task.identifier!r} here); give another --out"
+        )
+
+
+def record_setup(folder: Path, config: Config) -> None:
+    """``config.yml``, resolved, and ``environment.json``; a report of another configuration is taken away."""
+    dumped = json.loads(config.model_dump_json())
+    text = yaml.safe_dump(dumped, sort_keys=False)
+    written = folder / "config.yml"
+    if written.exists() and written.read_text() != text:
+        for name in REPORT_FILES:
+            (folder / name).unlink(missing_ok=True)
+    write_text(written, text)
+    packages: dict[str, str | None] = {}
+    for name in ("torch", "torch-geometric", "ase", "pymatgen", "numpy", "lightning"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    write_json(
+        folder / "environment.json",
+        {
+            "mdl_physpre": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": packages,
+            "threads": torch.get_num_threads(),
+            "config": hash_of(dumped),
+            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        },
+    )
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Compute with so many threads; as PyTorch decides where ``None``."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Copy the package's log to a file."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("mdl_physpre")
+    root.addHandler(handler)
+    if root.level == logging.NOTSET:
+        root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
