@@ -43,6 +43,17 @@ class Potential(nn.Module, ABC):
     def atomic_energies(self, graph: AtomGraph) -> Tensor:
         """Energy of each atom, (n_atoms,), eV; their sum is the total energy, reference energies included."""
 
+    def shift_reference(self, energies: Tensor) -> bool:
+        """Add ``energies`` (119,), eV by atomic number, to the reference energy of each element.
+
+        Returns whether that was done: not by a potential without reference energies.
+        """
+        reference = getattr(self, "reference", None)
+        if reference is None:
+            return False
+        reference.energies.add_(energies.to(reference.energies))
+        return True
+
     def hyperparameters(self) -> dict[str, Any]:
         """Plain values from which the class builds the same architecture again."""
         raise CheckpointError(f"{type(self).__name__} cannot be saved: it does not define hyperparameters()")

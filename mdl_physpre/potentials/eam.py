@@ -127,6 +127,12 @@ class EAMInteraction(Potential):
         """Curvature of the embedding energy, (n_elements,), eV."""
         return self.b if self.signed_embedding else self.b.abs()
 
+    def shift_reference(self, energies: Tensor) -> bool:
+        """Add ``energies`` (119,), eV by atomic number, to E0."""
+        with torch.no_grad():
+            self.E0.add_(energies.to(self.E0)[list(self.elements)])
+        return True
+
     def hyperparameters(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
         return {

@@ -25,22 +25,20 @@ def refit_reference(potential: Potential, train: GraphDataset, val: GraphDataset
 
     Returns
     -------
-    bool : whether E0 was changed; never for a potential without ``reference``.
+    bool : whether E0 was changed; never for a potential without reference energies.
     """
-    reference = getattr(potential, "reference", None)
-    if reference is None or not (train.label_count("energy") and val.label_count("energy")):
+    if not (train.label_count("energy") and val.label_count("energy")):
         return False
     left = []
     for atoms, error in zip(train.structures, energy_errors(potential, train)):
         if np.isfinite(error):
             left.append(set_labels(atoms.copy(), energy=error))
-    shift = fit_energy_reference(left).energies.to(reference.energies)
+    shift = fit_energy_reference(left).energies
     before = energy_errors(potential, val)
     after = before - np.array([float(shift[torch.as_tensor(a.numbers)].sum()) for a in val.structures])
     old, new = (float(np.nanmean(np.abs(e) / val.n_atoms)) for e in (before, after))
-    if not new < old:
+    if not new < old or not potential.shift_reference(shift):
         return False
-    reference.energies.add_(shift)
     logger.info("energy reference fitted again: validation error %.4g → %.4g meV/atom", 1000 * old, 1000 * new)
     return True
 

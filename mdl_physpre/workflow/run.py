@@ -29,6 +29,7 @@ from mdl_physpre.report.tables import format_summary, report_markdown
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.write import write_structures
+from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune, train_baseline
 from mdl_physpre.workflow.config import Config
@@ -110,6 +111,8 @@ def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, An
         stage.begin()
         if settings.checkpoint:
             potential: Potential = load_potential(settings.checkpoint)
+            # fitted to other data, it may have another zero of energy, which the network would have to unlearn
+            refit_reference(potential, *(GraphDataset(s, potential.cutoff) for s in (data.train, data.val)))
             save_potential(stage.folder / "eam.pt", potential)
             result = {"text": f"loaded from {settings.checkpoint}", "table": [], "errors": {}}
         else:

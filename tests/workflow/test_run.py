@@ -14,7 +14,7 @@ import torch
 from ase.build import bulk
 from typer.testing import CliRunner
 
-from mdl_physpre import EAMInteraction, label, write_structures
+from mdl_physpre import EAMInteraction, label, load_potential, save_potential, write_structures
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.workflow.cli import app
 from mdl_physpre.workflow.run import run
@@ -147,6 +147,22 @@ def test_the_pretrained_arm_alone_and_online(finished, config, tmp_path):
     assert spent["pretrain"]["structures"] == offline["pretrain"]["structures"]
     before = "errors_before_finetuning"
     assert online["pretrain"][before]["test"]["forces_mae"] != alone["pretrain"][before]["test"]["forces_mae"]
+
+
+def test_a_given_teacher_takes_the_zero_of_energy_of_the_data(finished, config, tmp_path):
+    folder, _ = finished
+    eam = load_potential(folder / "1-eam" / "eam.pt")
+    before = eam.E0.detach().clone()
+    with torch.no_grad():
+        eam.E0.add_(torch.tensor([300.0, -500.0]))
+    save_potential(tmp_path / "elsewhere.pt", eam)
+    changes = [f"physpre.eam.checkpoint={tmp_path / 'elsewhere.pt'}", "physpre.dynamics.n_structures=0"]
+    done = run(config, [*changes, "physpre.arms=[pretrain]"], out=tmp_path / "run")
+    assert done["eam"]["errors"]["test"]["energy_mae"] < 5.0
+    used = load_potential(tmp_path / "run" / "1-eam" / "eam.pt")
+    assert abs(float((used.E0.detach() - before).sum())) < 5.0  # one Mg for each O: only their sum is known
+    with pytest.raises(ConfigError, match="gone.pt: no such file"):
+        run(config, [f"physpre.eam.checkpoint={tmp_path / 'gone.pt'}"], out=tmp_path / "none")
 
 
 STOPS = (
