@@ -14,6 +14,9 @@ Two conventions of r_ij in a periodic cell:
     The image that is nearest in each frame, as in common analysis tools. r_ij has kinks where the nearest image
     changes, and it never exceeds half the cell, so diffusion across the cell hardly shows.
 
+In a cell that changes, distances are those in the cell of each frame: the image that is followed moves with the cell,
+r_ij = r_j + S·cell(t) − r_i with the S of the start.
+
 A pair whose mean distance is zero is left out of the sum. One atom has no index.
 """
 from __future__ import annotations
@@ -27,6 +30,7 @@ from ase import Atoms
 from torch import Tensor
 
 from mdl_physpre.analysis.minimum_image import MinimumImage
+from mdl_physpre.structures.neighbours import complete_cell
 
 
 class LindemannAccumulator:
@@ -73,11 +77,18 @@ class LindemannAccumulator:
     def _plain(self, positions: Tensor) -> Tensor:
         return positions.index_select(0, self.j).sub_(positions.index_select(0, self.i))
 
-    def add(self, positions: Tensor) -> None:
-        """Count one frame; ``positions`` (n, 3) must be unwrapped for the convention ``continuous``."""
+    def add(self, positions: Tensor, deformation: Tensor | None = None) -> None:
+        """Count one frame; ``positions`` (n, 3) must be unwrapped for the convention ``continuous``.
+
+        ``deformation`` (n_structures, 3, 3) takes the cells at the start to those of this frame: cell(0) · deformation
+        = cell(t); ``None`` where they are the same.
+        """
         vectors = self._plain(positions)
         if self.shift is None:
-            vectors = self.nearest(vectors, self.structure)
+            nearest = self.nearest if deformation is None else self.nearest.deformed(deformation)
+            vectors = nearest(vectors, self.structure)
+        elif deformation is not None:
+            vectors += torch.einsum("px,pxy->py", self.shift, deformation.index_select(0, self.structure))
         else:
             vectors += self.shift
         deviation = torch.linalg.vector_norm(vectors, dim=1).sub_(self.start)
@@ -121,6 +132,13 @@ class LindemannAccumulator:
         self.nearest.keep(torch.tensor(structures, dtype=torch.int64, device=device))
 
 
+def cell_change(start: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Tensor | None:
+    """The deformation (1, 3, 3) with start · deformation = cell; ``None`` where the two are the same."""
+    if np.array_equal(start, cell):
+        return None
+    return torch.from_numpy(np.linalg.solve(complete_cell(start, pbc), complete_cell(cell, pbc)))[None]
+
+
 @dataclass(frozen=True)
 class LindemannIndex:
     """q_i (n,), q_global and the number of frames they are averages over."""
@@ -135,7 +153,7 @@ def lindemann_index(frames: Iterable[Atoms], distance: str = "continuous") -> Li
 
     Parameters
     ----------
-    frames : the trajectory; positions unwrapped for ``continuous``. The cell is that of the first frame.
+    frames : the trajectory; positions unwrapped for ``continuous``.
     distance : ``continuous`` or ``minimum_image``.
 
     Returns
@@ -143,11 +161,13 @@ def lindemann_index(frames: Iterable[Atoms], distance: str = "continuous") -> Li
     LindemannIndex; NaN for one atom.
     """
     sums: LindemannAccumulator | None = None
+    start = np.eye(3)
     for atoms in frames:
         positions = torch.from_numpy(np.array(atoms.positions, dtype=np.float64))
         if sums is None:
             sums = LindemannAccumulator(positions, [len(atoms)], [atoms.cell[:]], [atoms.pbc], distance)
-        sums.add(positions)
+            start = np.array(atoms.cell[:])
+        sums.add(positions, cell_change(start, atoms.cell[:], atoms.pbc))
     if sums is None:
         return LindemannIndex(np.zeros(0), float("nan"), 0)
     local, mean = sums.indices()

@@ -1,6 +1,7 @@
 """Shortest periodic image of a vector, in any cell, for vectors of many structures at once."""
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import product
 
@@ -47,6 +48,19 @@ class MinimumImage:
         """Go on with the structures of these indices, renumbered in this order."""
         for name in ("cells", "inverse", "periodic", "safe_squared"):
             setattr(self, name, getattr(self, name).index_select(0, structures))
+
+    def deformed(self, deformation: Tensor) -> MinimumImage:
+        """The same for the cells cell · deformation, (n_structures, 3, 3).
+
+        A scaled cell stays reduced. One that is sheared strongly does not, and needs an object of its own.
+        """
+        other = copy.copy(self)
+        other.cells = self.cells @ deformation
+        other.inverse = torch.linalg.inv(other.cells)
+        lengths = torch.linalg.vector_norm(other.cells, dim=2)
+        lengths = torch.where(self.periodic > 0, lengths, torch.inf)
+        other.safe_squared = (0.5 * lengths.amin(dim=1)).square()
+        return other
 
     def __call__(self, vectors: Tensor, structure: Tensor) -> Tensor:
         """Minimum images of ``vectors`` (n, 3), Å, that belong to the structures ``structure`` (n,)."""

@@ -2,8 +2,9 @@
 
     overlap  <=>  min_{i≠j, images} r_ij(t)  <=  ratio · min_{i≠j, images} r_ij(0),   ratio = 0.5.
 
-All periodic images count, but an atom and its own images are no pair: in a fixed cell their distance never changes. A
-structure of fewer than two atoms has no pairs, and no verdict.
+All periodic images count, in the cell of each frame, but an atom and its own images are no pair: in a fixed cell their
+distance never changes, and a cell that shrinks is judged by its volume. A structure of fewer than two atoms has no
+pairs, and no verdict.
 """
 from __future__ import annotations
 

@@ -36,6 +36,25 @@ def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     return cell
 
 
+def _close_gaps(positions: np.ndarray, lattice: np.ndarray, pbc: np.ndarray, cutoff: float) -> np.ndarray:
+    """Positions with gaps along non-periodic directions narrowed to twice the cutoff.
+
+    The pairs within the cutoff and their vectors stay as they are, and the work and memory of the search no longer
+    grow with the cube of the distance of an atom that has flown off.
+    """
+    # the directions at right angles to every periodic one
+    directions = np.linalg.svd(lattice[pbc])[2][int(pbc.sum()) :] if pbc.any() else np.eye(3)
+    for direction in directions:
+        along = positions @ direction
+        order = np.argsort(along, kind="stable")
+        excess = np.diff(along[order]) - 2 * cutoff
+        if (excess > 0).any():
+            moved = np.zeros(len(positions))
+            moved[order[1:]] = np.cumsum(excess.clip(min=0))
+            positions = positions - moved[:, None] * direction
+    return positions
+
+
 def neighbour_list(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,6 +85,8 @@ def neighbour_list(
     if len(positions) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32)
     lattice = complete_cell(cell, pbc)
+    if not pbc.all():
+        positions = _close_gaps(positions, lattice, pbc, cutoff)
     wrapped, whole = positions, None
     if pbc.any():
         cells = np.floor(positions @ np.linalg.inv(lattice))

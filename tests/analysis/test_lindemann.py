@@ -11,20 +11,23 @@ from mdl_physpre.analysis.lindemann import LindemannAccumulator, lindemann_index
 from mdl_physpre.analysis.minimum_image import MinimumImage
 
 
-def random_walk(atoms: Atoms, frames: int, step: float, seed: int) -> list[Atoms]:
+def random_walk(atoms: Atoms, frames: int, step: float, seed: int, breathing: float = 0.0) -> list[Atoms]:
+    """Atoms that diffuse, in a cell that may be scaled at random in each frame, and they with it."""
     rng = np.random.default_rng(seed)
     trajectory = [atoms.copy()]
     for _ in range(frames):
         following = trajectory[-1].copy()
         following.positions += rng.normal(0, step, following.positions.shape)
+        if breathing:
+            following.set_cell(following.cell[:] * rng.uniform(1 - breathing, 1 + breathing), scale_atoms=True)
         trajectory.append(following)
     return trajectory
 
 
 def shortest_image(vector: np.ndarray, atoms: Atoms) -> np.ndarray:
+    """Which lattice translation makes the vector shortest, in whole lattice vectors."""
     grid = np.stack(np.meshgrid(*[range(-4, 5) if p else (0,) for p in atoms.pbc], indexing="ij"), -1).reshape(-1, 3)
-    shifts = grid @ atoms.cell[:]
-    return shifts[np.argmin(np.linalg.norm(vector + shifts, axis=1))]
+    return grid[np.argmin(np.linalg.norm(vector + grid @ atoms.cell[:], axis=1))]
 
 
 def direct(trajectory: list[Atoms], distance: str) -> np.ndarray:
@@ -36,10 +39,10 @@ def direct(trajectory: list[Atoms], distance: str) -> np.ndarray:
             if i == j:
                 continue
             vectors = np.array([f.positions[j] - f.positions[i] for f in trajectory])
+            images = np.array([shortest_image(v, f) for v, f in zip(vectors, trajectory)])
             if distance == "continuous":
-                vectors = vectors + shortest_image(vectors[0], first)
-            else:
-                vectors = np.array([v + shortest_image(v, first) for v in vectors])
+                images[:] = images[0]
+            vectors = vectors + np.array([s @ f.cell[:] for s, f in zip(images, trajectory)])
             r = np.linalg.norm(vectors, axis=1)
             q[i] += np.sqrt(max((r**2).mean() - r.mean() ** 2, 0)) / r.mean() / (n - 1)
     return q
@@ -57,9 +60,10 @@ def cases() -> list[Atoms]:
 
 
 @pytest.mark.parametrize("distance", ["continuous", "minimum_image"])
+@pytest.mark.parametrize("breathing", [0.0, 0.04])
 @pytest.mark.parametrize("which", range(4))
-def test_index_is_the_formula(which: int, distance: str) -> None:
-    trajectory = random_walk(cases()[which], 30, 0.3, which)
+def test_index_is_the_formula(which: int, distance: str, breathing: float) -> None:
+    trajectory = random_walk(cases()[which], 30, 0.3, which, breathing if cases()[which].pbc.all() else 0.0)
     found = lindemann_index(trajectory, distance)
     want = direct(trajectory, distance)
     np.testing.assert_allclose(found.local, want, rtol=1e-9)

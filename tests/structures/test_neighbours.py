@@ -43,6 +43,25 @@ def random_cell(rng):
             return cell
 
 
+@pytest.mark.parametrize("pbc", [(0, 0, 0), (1, 0, 0), (1, 0, 1)])
+def test_an_atom_that_has_flown_off_costs_neither_pairs_nor_memory(pbc):
+    rng = np.random.default_rng(1)
+    cell = np.array([[4.0, 0.5, 0], [1, 5, 1], [0, 1, 4]])
+    near = rng.random((9, 3)) @ cell
+    positions = np.concatenate([near[:4], [[3e6, -2e6, 1e6], [3e6, -2e6, 1e6 + 1.5]], near[4:]])
+    free = np.linalg.svd(cell[np.array(pbc, bool)])[2][sum(pbc) :] if any(pbc) else np.eye(3)
+    positions[4:6] = positions[4:6] @ free.T @ free  # far along what is not periodic
+    positions[5] += [0, 0, 0.7]
+
+    def pairs(some, names):
+        i, j, shifts = neighbour_list(some, cell, np.array(pbc, bool), 3.5)
+        return {(names[a], names[b], *map(int, s)) for a, b, s in zip(i, j, shifts)}
+
+    apart = pairs(near, [0, 1, 2, 3, 6, 7, 8, 9, 10]) | pairs(positions[4:6], [4, 5])
+    assert pairs(positions, range(11)) == apart
+    assert (4, 5) in {pair[:2] for pair in apart}
+
+
 @pytest.mark.parametrize("part", range(10))
 def test_complete_on_random_cells(part):
     rng = np.random.default_rng(part)
