@@ -1,0 +1,49 @@
+"""Commands on configurations: ``physpre run``, ``demo``, ``fit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Configuration keys to change.")]
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).")],
+    overrides: Overrides = None,
+    out: Out = None,
+) -> None:
+    """Fit, perturb, label, pretrain, finetune, simulate, report.
+
+    Goes on where it stopped, and redoes only what changed.
+    """
+    from mdl_physpre.workflow.run import run as run_config
+
+    run_config(config, overrides or (), out)
+
+
+def demo(overrides: Overrides = None, out: Out = None) -> None:
+    """Run the whole method on silica data in the package.
+
+    Takes minutes on two cores.
+    """
+    from mdl_physpre.workflow.run import run as run_config
+
+    run_config(Path(__file__).parent.parent / "demo" / "demo.yml", overrides or (), out)
+
+
+def fit(
+    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).")],
+    overrides: Overrides = None,
+    out: Out = None,
+) -> None:
+    """Fit the embedded-atom potential of a configuration.
+
+    This is the first stage of its run: physpre run finds it done.
+    """
+    from mdl_physpre.workflow.run import fit_only
+
+    fit_only(config, overrides or (), out)

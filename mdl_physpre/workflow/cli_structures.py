@@ -1,0 +1,114 @@
+"""Commands on structures: ``physpre convert``, ``inspect``, ``perturb``, ``label``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mdl_physpre.errors import ConfigError
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Structures, or load-atoms:NAME.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help=".extxyz[.gz], .db, or .json (MatDeepLearn).")],
+    key: Annotated[
+        list[str] | None, typer.Option(help="Where a label is: energy=my_energy, forces=…, stress=…; repeat for each.")
+    ] = None,
+    elements: Annotated[
+        str | None, typer.Option(help="Only structures of these elements, such as Li,Mn,O,P (MPtrj).")
+    ] = None,
+    energy: Annotated[str, typer.Option(help="corrected or uncorrected energies (MPtrj).")] = "corrected",
+) -> None:
+    """Convert structures and labels between formats."""
+    from mdl_physpre.structures.convert import convert as convert_structures
+
+    keys = dict(k.split("=", 1) for k in key or () if "=" in k)
+    if len(keys) != len(key or ()):
+        raise ConfigError(f"--key takes energy=NAME, forces=NAME or stress=NAME; found {', '.join(key or ())}")
+    options = {"elements": elements.split(",")} if elements else {}
+    done = convert_structures(source, target, keys or None, energy=energy, **options)
+    labels = ", ".join(f"{name} on {done['labels'][name]}" for name in ("energy", "forces", "stress"))
+    print(f"{target}: {done['structures']} structures; {labels}")
+
+
+def inspect(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Structures; several files are compared.")],
+) -> None:
+    """Describe structures and find suspected duplicates.
+
+    Counts, elements, ranges of labels, closest pairs, and structures that several files share.
+    """
+    from mdl_physpre.structures.inspect import format_inspection, inspect_structures
+    from mdl_physpre.structures.read import read_structures
+
+    print(format_inspection(inspect_structures({f: read_structures(f) for f in files})))
+
+
+def perturb(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Structures.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Perturbed structures.")],
+    n_aug: Annotated[int, typer.Option(help="Perturbed copies of each structure.")] = 5,
+    n_pairs: Annotated[int, typer.Option(help="Close pairs pulled together.")] = 2,
+    pull: Annotated[tuple[float, float], typer.Option(help="Largest pull (Å), first and end (excluded).")] = (1.0, 0.0),
+    n_sites: Annotated[int, typer.Option(help="Sites displaced at random.")] = 5,
+    displace: Annotated[
+        tuple[float, float], typer.Option("--perturb", help="Largest displacement (Å), first and end (excluded).")
+    ] = (1.0, 0.0),
+    pull_share: Annotated[float, typer.Option(help="Part of the pull that each atom moves.")] = 0.5,
+    min_distance: Annotated[
+        float, typer.Option(help="Closest that a pair may come, as a part of the sum of covalent radii.")
+    ] = 0.4,
+    max_force: Annotated[float, typer.Option(help="Largest force (eV/Å) of the teacher on any atom.")] = 200.0,
+    teacher: Annotated[
+        str | None, typer.Option(help="Label with this checkpoint or calculator and filter by force.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+) -> None:
+    """Pull close pairs together and displace random sites.
+
+    This is the paper's Algorithm 1.
+    """
+    from mdl_physpre.pretraining.perturbation import PerturbationSettings
+    from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
+    from mdl_physpre.structures.read import read_structures
+    from mdl_physpre.structures.write import write_structures
+
+    settings = PerturbationSettings(
+        n_aug=n_aug,
+        n_pairs=n_pairs,
+        pull=pull,
+        n_sites=n_sites,
+        perturb=displace,
+        pull_share=pull_share,
+        min_distance=min_distance,
+        max_force=max_force,
+    )
+    made = make_pretraining_set(read_structures(source), settings, _teacher(teacher) if teacher else None, seed)
+    write_structures(target, made.structures)
+    print(format_report(made.report))
+    print(f"{target}: {len(made.structures)} structures")
+
+
+def label(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Structures.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Labelled structures.")],
+    teacher: Annotated[str, typer.Option(help="A checkpoint, or the import path of an ASE calculator.")],
+) -> None:
+    """Label structures by a potential or ASE calculator."""
+    from mdl_physpre.pretraining.teacher import label as label_structures
+    from mdl_physpre.structures.read import read_structures
+    from mdl_physpre.structures.write import write_structures
+
+    labelled = label_structures(read_structures(source), _teacher(teacher))
+    write_structures(target, labelled)
+    print(f"{target}: {len(labelled)} structures")
+
+
+def _teacher(name: str):
+    from mdl_physpre.potentials.checkpoints import load_potential
+
+    if Path(name).exists() or name.endswith((".pt", ".pth", ".ckpt")):
+        return load_potential(name)
+    return name
