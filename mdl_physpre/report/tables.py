@@ -74,6 +74,17 @@ def counted(part: Mapping[str, Any]) -> str:
     return f"{part['count']} of {part['n']} ({100 * low:.0f}–{100 * high:.0f} %)"
 
 
+def paired_sentence(pair: Mapping[str, Any]) -> str:
+    """One sentence on a pair of simulations."""
+    if not pair["shared"]:
+        return f"{pair['first']} and {pair['second']} share no structure."
+    return (
+        f"Of {pair['shared']} structures simulated by both, {pair['first_only']} broke with {pair['first']} alone, "
+        f"{pair['second_only']} with {pair['second']} alone, {pair['both']} with both "
+        f"(exact McNemar test: p = {pair['p_value']:.2g})."
+    )
+
+
 def dynamics_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """Broken trajectories of each arm, by criterion."""
     rows = [["arm", "broken", "atom overlap", "Lindemann", "other", "median failing step"]]
@@ -135,7 +146,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     parts = ["Mean absolute errors on test structures", text_table(error_rows(summary)), ""]
     rows = dynamics_rows(summary)
     if len(rows) > 1:
-        parts += ["Molecular dynamics. " + protocol(summary), text_table(rows), ""]
+        parts += ["Molecular dynamics. " + protocol(summary), text_table(rows)]
+        parts += [*map(paired_sentence, summary.get("pairs", ())), ""]
     parts += ["Training", text_table(budget_rows(summary))]
     return "\n".join(parts)
 
@@ -171,6 +183,7 @@ def report_markdown(name: str, summary: Mapping[str, Any], figures: Sequence[str
     rows = dynamics_rows(summary)
     if len(rows) > 1:
         parts += [markdown_table(rows), "", "In brackets: Wilson 95 % intervals.", ""]
+        parts += [line for pair in summary.get("pairs", ()) for line in (paired_sentence(pair), "")]
         parts += ["![fraction of structures not broken, against time](survival.png)", ""] * ("survival.png" in figures)
     if "pair_curves.png" in figures:
         parts += ["## Energy of two atoms", "", "![energy against distance](pair_curves.png)", ""]

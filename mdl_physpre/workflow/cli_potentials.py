@@ -1,4 +1,4 @@
-"""Commands on potentials: ``physpre evaluate``, ``md``."""
+"""Commands on potentials: ``physpre evaluate``, ``md``, ``compare``."""
 
 from __future__ import annotations
 
@@ -59,3 +59,21 @@ def md(
     found = read_structures(structures)[:n_structures]
     verdicts = simulate(load_potential(model), found, settings, out=out)
     print(format_verdicts(verdicts, summarise(verdicts)))
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of physpre run or physpre md --out.")],
+    json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
+) -> None:
+    """Put the verdicts of several simulations side by side.
+
+    Counts with intervals, and which of the structures that they share broke in one alone.
+    """
+    from mdl_physpre.report.comparison import compare as compare_runs
+    from mdl_physpre.report.comparison import format_comparison
+    from mdl_physpre.workflow.stages import write_json
+
+    found = compare_runs(runs)
+    print(format_comparison(found))
+    if json:
+        write_json(json, found)

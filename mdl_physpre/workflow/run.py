@@ -24,6 +24,7 @@ from mdl_physpre.potentials.checkpoints import backbone_class, build_backbone, l
 from mdl_physpre.pretraining.eam_fit import fit_eam
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet, format_report, make_pretraining_set
 from mdl_physpre.pretraining.teacher import label
+from mdl_physpre.report.comparison import paired_with_first, read_simulation
 from mdl_physpre.report.figures import draw_figures
 from mdl_physpre.report.tables import format_summary, report_markdown
 from mdl_physpre.structures.graph import GraphDataset
@@ -318,6 +319,9 @@ def dynamics_structures(config: Config, data: RunData) -> list[Atoms]:
 
 def report(folder: Path, config: Config, summary: dict[str, Any]) -> None:
     """Summary, tables and figures."""
+    simulated = [arm for arm in summary["arms"] if summary[arm].get("dynamics")]
+    verdicts = [read_simulation(folder / "4-dynamics" / arm / "verdicts.json", arm) for arm in simulated]
+    summary["pairs"] = paired_with_first(verdicts) if verdicts else []
     drawn = [path.name for path in draw_figures(folder, summary)]
     write_text(folder / "report.md", report_markdown(config.task.identifier or folder.name, summary, drawn))
     write_json(folder / "summary.json", summary)
