@@ -42,7 +42,7 @@ def prediction_errors(
     Parameters
     ----------
     potential : evaluated in its own precision, in evaluation mode.
-    data : a :class:`GraphDataset`, or structures.
+    data : a :class:`GraphDataset`, or structures. Stress labels are left out where the potential has no stress.
     weights : of energy, forces and stress in ``total``.
     by : an ``info`` key; the errors of each of its values are added under ``groups``.
     max_edges : of a batch; a limit on memory.
@@ -65,6 +65,8 @@ def prediction_errors(
     counts = {label: dataset.label_count(label) for label in LABELS}
     if not any(counts.values()):
         raise DataError(f"none of the {len(dataset)} structures carries an energy, forces or stress to compare with")
+    if not potential.gives_stress:
+        counts["stress"] = 0
     table = _sums_by_structure(potential, dataset, counts, max_edges, device)
     result = _summary(table, np.arange(len(dataset)), weights)
     if by is not None:

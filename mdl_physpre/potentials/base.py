@@ -30,6 +30,7 @@ class Potential(nn.Module, ABC):
     ----------
     cutoff : Å; the graph must hold every edge within it.
     elements : atomic numbers that the potential knows, or ``None`` for any.
+    gives_stress : False for a potential that has no stress; asking it for one is then a DataError.
 
     A subclass may also define ``predictions(graph, forces, stress) -> Predictions`` (derivatives by hand, no graph for
     training) and ``differentiable_predictions(graph, forces, stress) -> Predictions`` (derivatives by hand that
@@ -38,6 +39,7 @@ class Potential(nn.Module, ABC):
 
     cutoff: float
     elements: tuple[int, ...] | None = None
+    gives_stress: bool = True
 
     @abstractmethod
     def atomic_energies(self, graph: AtomGraph) -> Tensor:

@@ -25,7 +25,6 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from torch import Tensor
 from mdl_physpre import __version__
 from mdl_physpre.errors import CheckpointError, ConfigError, nearest
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.import_paths import import_object
 from mdl_physpre.potentials.reference import EnergyReference
 
 FORMAT = "mdl_physpre potential"
@@ -55,6 +55,14 @@ def build_backbone(name: str, **hyperparameters: Any) -> Potential:
 
     ``name`` is a built-in name (``CGCNN``, ``eam_interaction``), a name registered by an installed package in the
     entry-point group ``mdl_physpre.backbones``, or an import path (``package.module:Class``).
+
+    A backbone is a class derived from :class:`~mdl_physpre.Potential`. It is called with keyword arguments alone:
+    ``elements`` (symbols or atomic numbers, those of the training set), ``cutoff`` (Å), and the keys of the
+    configuration's ``model`` section. It keeps ``elements`` (atomic numbers) and ``cutoff`` as attributes, defines
+    ``atomic_energies(graph)``, (n_atoms,) eV, differentiable in ``graph.pos`` and ``graph.cell``, and
+    ``hyperparameters()``, plain values from which the same call builds it again, so that it can be saved. An attribute
+    ``reference`` (:class:`~mdl_physpre.EnergyReference`), where it has one, is set to the energies of the elements
+    before training and must be added to the atomic energies.
 
     Raises ConfigError for an unknown name or hyperparameter, naming the nearest known one.
     """
@@ -124,8 +132,8 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
 def load_potential(path: str | Path, map_location: str | torch.device = "cpu") -> Potential:
     """The potential that :func:`save_potential` wrote, in evaluation mode, with the precision it was saved in.
 
-    A backbone of a third party must be registered as an entry point, or its module be imported beforehand: a file
-    alone may not name a module to import.
+    A backbone of a third party must be registered as an entry point, or its module be imported beforehand (which
+    ``open_potential(path, modules=["package.module"])`` does): a file alone may not name a module to import.
 
     Raises CheckpointError for a missing, truncated or foreign file, one of another version, one that would execute
     code, and one whose backbone is unknown or does not fit its parameters.
@@ -137,7 +145,8 @@ def load_potential(path: str | Path, map_location: str | torch.device = "cpu") -
         if ":" not in name or module not in sys.modules:
             raise CheckpointError(
                 f"{path}: holds the backbone {name!r}, which is not registered here; install the package that "
-                f"registers it in the entry-point group {ENTRY_POINT_GROUP}, or import its module first"
+                f"registers it in the entry-point group {ENTRY_POINT_GROUP}, or import its module first "
+                "(--import MODULE on the command line, open_potential(…, modules=[MODULE]) in Python)"
             )
     try:
         potential = _build(backbone_class(name), name, content["hyperparameters"])
@@ -213,13 +222,7 @@ def _import_path(cls: type) -> str:
 
 
 def _import_class(path: str, name: str) -> type[Potential]:
-    module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
-    try:
-        found: Any = import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"backbone {name!r}: {path!r} cannot be imported: {error}") from error
+    found = import_object(path, f"backbone {name!r}")
     if not (inspect.isclass(found) and issubclass(found, Potential)):
         raise ConfigError(f"backbone {name!r}: {path!r} is not a class derived from mdl_physpre.Potential")
     return found

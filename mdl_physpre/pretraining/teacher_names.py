@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.from_calculator import CalculatorPotential
+from mdl_physpre.potentials.import_paths import import_object
+from mdl_physpre.potentials.open_potential import is_scheme, open_potential
 
 ENTRY_POINTS = "mdl_physpre.teachers"
 CalculatorFactory: TypeAlias = Callable[[], Any]
@@ -26,11 +28,15 @@ def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -
     ConfigError : nothing of that name, or arguments that it does not take.
     """
     if isinstance(teacher, str):
-        teacher = _by_name(teacher)
+        if Path(teacher).is_file() or is_scheme(teacher):
+            teacher, kwargs = open_potential(teacher, kwargs), None
+        else:
+            teacher = _by_name(teacher)
     if isinstance(teacher, Potential):
         if kwargs:
             raise ConfigError(f"teacher: a potential that is already built takes no arguments, found {sorted(kwargs)}")
-        return teacher
+        # calculators are asked one structure after another, each process with its own
+        return teacher.factory if isinstance(teacher, CalculatorPotential) else teacher
     if not callable(teacher):
         raise ConfigError(
             f"teacher: found {type(teacher).__name__}, expected a potential, a callable that returns an ASE calculator "
@@ -52,24 +58,13 @@ def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -
 
 
 def _by_name(name: str) -> Any:
-    if Path(name).is_file():
-        from mdl_physpre.potentials.checkpoints import load_potential
-
-        return load_potential(name)
     registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name in registered:
         return registered[name].load()
-    module, _, attribute = name.replace(":", ".").rpartition(".")
-    if not module:
+    if "." not in name and ":" not in name:
         hint = f"; {nearest(name, registered)}" if registered else ""
         raise ConfigError(
             f"teacher {name!r}: no such checkpoint file and no registered name; expected one of them or an import "
             f"path such as 'ase.calculators.lj.LennardJones'{hint}"
         )
-    try:
-        return getattr(import_module(module), attribute)
-    except ImportError as error:
-        raise ConfigError(f"teacher {name!r}: no such file, and it cannot be imported: {error}") from error
-    except AttributeError as error:
-        names = [n for n in vars(import_module(module)) if not n.startswith("_")]
-        raise ConfigError(f"teacher {name!r}: {module} has no {attribute!r}; {nearest(attribute, names)}") from error
+    return import_object(name, f"teacher {name!r}: no such file")
