@@ -7,7 +7,7 @@ TorchSim keeps cell vectors in columns, and states have one periodicity for all 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, Predictions, evaluate
 from mdl_physpre.potentials.from_calculator import fingerprint, name_as_tensor
-from mdl_physpre.structures.graph import AtomGraph, build_graph
+from mdl_physpre.structures.graph import AtomGraph, batch_by_edges, build_graph
 
 try:
     import torch_sim
@@ -115,12 +115,13 @@ class TorchSimPotential(Potential):
     """A TorchSim ``ModelInterface`` as a potential: its ``forward`` on a ``SimState`` of the graph's structures.
 
     The model finds its own neighbours (``cutoff`` is 0, graphs have no edges), computes in its own precision, and has
-    no parameters here. Structures with and without periodicity go to it in two calls. It is not asked for structures
+    no parameters here. Structures with and without periodicity go to it in different calls. It is not asked for structures
     that are periodic in some directions only, because a TorchSim state before 0.4 cannot hold them.
 
     Parameters
     ----------
     model : a ``ModelInterface``, or a callable without arguments that returns one.
+    max_atoms : atoms in one call, a limit on memory; a larger structure is alone.
     name : what identifies the model with its weights, as for
         :class:`~mdl_physpre.potentials.from_calculator.CalculatorPotential`.
 
@@ -132,7 +133,7 @@ class TorchSimPotential(Potential):
     cutoff = 0.0
     elements = None
 
-    def __init__(self, model: Any | Callable[[], Any], name: str | None = None) -> None:
+    def __init__(self, model: Any | Callable[[], Any], name: str | None = None, max_atoms: int = 4000) -> None:
         super().__init__()
         built = model
         if not isinstance(model, ModelInterface):
@@ -145,6 +146,7 @@ class TorchSimPotential(Potential):
             raise ConfigError(f"found {type(built).__name__}, expected a torch_sim ModelInterface")
         # in a tuple: the model's parameters are not this potential's, to be converted to another precision
         self._model = (built.eval(),)
+        self.max_atoms = max_atoms
         cls = type(built)
         self.name = name if name is not None else f"{cls.__module__}.{cls.__qualname__} {fingerprint(built)}"
         if not built.compute_stress:
@@ -197,10 +199,7 @@ class TorchSimPotential(Potential):
         found = Predictions(energies)
         found.forces = torch.zeros_like(graph.pos) if forces else None
         found.stress = graph.pos.new_full((n, 3, 3), torch.nan) if stress else None
-        for pbc in (True, False):
-            members = (periodic == pbc).nonzero().flatten()
-            if not len(members):
-                continue
+        for pbc, members in self._parts(graph, periodic):
             atoms = torch.isin(graph.batch, members)
             output = self.model(self._state(graph, members, atoms, pbc))
             energies[members] = output["energy"].detach().reshape(-1).to(energies)
@@ -209,6 +208,13 @@ class TorchSimPotential(Potential):
             if found.stress is not None and pbc:
                 found.stress[members] = output["stress"].detach().to(graph.pos)
         return found
+
+    def _parts(self, graph: AtomGraph, periodic: Tensor) -> Iterator[tuple[bool, Tensor]]:
+        """Periodicity and numbers of the structures of each call."""
+        for pbc in (True, False):
+            members = (periodic == pbc).nonzero().flatten()
+            for part in batch_by_edges(graph.n_atoms[members].cpu().numpy(), self.max_atoms):
+                yield pbc, members[part]
 
     def _state(self, graph: AtomGraph, members: Tensor, atoms: Tensor, pbc: bool) -> Any:
         device, dtype = self.model.device, self.model.dtype
