@@ -46,6 +46,9 @@ ENTRY_POINT_GROUP = "mdl_physpre.backbones"
 BUILT_IN = {
     "CGCNN": "mdl_physpre.potentials.cgcnn:CGCNN",
     "eam_interaction": "mdl_physpre.potentials.eam:EAMInteraction",
+    "torchmd_etEarly": "mdl_physpre.potentials.torchmd_et:TorchMDET",
+    "torchmd_et": "mdl_physpre.potentials.torchmd_et:TorchMDET",
+    "M3GNet": "mdl_physpre.potentials.m3gnet:M3GNet",
 }
 """Names of the backbones that come with the package."""
 

@@ -1,0 +1,298 @@
+"""TorchMD-NET's equivariant transformer in the form that MatDeepLearn gives it.
+
+Parameter names and shapes are those of MatDeepLearn's ``torchmd_etEarly``, so that a state dictionary passes from one
+to the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.potentials.base import Potential, edge_vectors
+from mdl_physpre.potentials.reference import EnergyReference
+from mdl_physpre.potentials.torchmd_et_messages import (
+    Edges,
+    HeadLayout,
+    LayerWeights,
+    MessageSums,
+    Sums,
+    add_messages,
+    edge_messages,
+    edges_within,
+    layer_weights,
+    radial_functions,
+)
+from mdl_physpre.potentials.torchmd_et_radial import ExponentialNormalBasis, cosine_cutoff
+from mdl_physpre.structures.graph import AtomGraph
+
+
+class AttentionLayer(nn.Module):
+    """The linear maps of one layer. Rows of q, k, v and of their radial factors belong to heads, one after another."""
+
+    def __init__(self, channels: int, num_rbf: int) -> None:
+        super().__init__()
+        self.layernorm = nn.LayerNorm(channels)
+        self.q_proj = _linear(channels, channels)
+        self.k_proj = _linear(channels, channels)
+        self.v_proj = _linear(channels, 3 * channels)
+        self.o_proj = nn.Linear(channels, 3 * channels)
+        self.vec_proj = _linear(channels, 3 * channels, bias=False)
+        self.dk_proj = _linear(num_rbf, channels)
+        self.dv_proj = _linear(num_rbf, 3 * channels)
+
+
+class NeighbourEmbedding(nn.Module):
+    """The maps that start a node vector from the elements around it."""
+
+    def __init__(self, channels: int, num_rbf: int, max_z: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(max_z, channels)
+        self.distance_proj = _linear(num_rbf, channels)
+        self.combine = _linear(2 * channels, channels)
+
+
+class LayerList(nn.ModuleList):
+    """A list of attention layers."""
+
+    def __iter__(self) -> Iterator[AttentionLayer]:
+        return super().__iter__()  # type: ignore[return-value]
+
+
+class TorchMDET(Potential):
+    r"""Equivariant transformer, Thölke and De Fabritiis, International Conference on Learning Representations (2022).
+
+    With C the cosine cutoff, e(r) the exponential-normal basis, LN layer normalisation and ⊙ the product by channels:
+
+        x_i  = W_c [emb(z_i), Σ_j C(r_ij) (W_n e(r_ij) + b_n) ⊙ emb'(z_j)] + b_c,    vec_i = 0        (N, 3, F)
+
+    then in each layer, with q, k, (v⁰, v¹, v²) linear in LN(x), R = silu(W_R e(r) + b_R) for k and each part of v, and
+    the sum in the attention a over the channels of one head:
+
+        a_ij  = silu(Σ q_i ⊙ k_j ⊙ Rᵏ) C(r_ij)
+        m_i   = Σ_j a_ij v⁰_j ⊙ R⁰,    M_i = Σ_j C'(r_ij) (v¹_j ⊙ R¹ ⊙ vec_j + v²_j ⊙ R² ⊙ r̂_ij)
+        x_i   ← x_i + o³_i + o²_i ⊙ (U¹vec_i · U²vec_i),    vec_i ← vec_i + M_i + o¹_i ⊙ U³vec_i,    o = W_o m + b_o
+        E     = Σ_i (E0_{z_i} + energy_scale · out(LN(x_i)))
+
+    with ``out`` of ``num_post_layers`` layers with silu and a linear one.
+
+    ``envelope=True``: C' = C, and own periodic images count in the sum of x_i's start: energy and forces are continuous
+    where an edge enters, and the energy is extensive in cells narrower than the cutoff.
+
+    ``envelope=False``: C' = 1 and own images do not count there, which reproduces MatDeepLearn; energy and forces jump
+    at the cutoff as soon as b_R is not zero.
+
+    Parameters
+    ----------
+    elements: atomic numbers or symbols that the potential knows; None accepts 1 to ``max_z`` − 1.
+    cutoff: Å.
+    hidden_channels, num_layers, num_heads, num_rbf: F, number of layers, of heads, of radial functions.
+    num_post_layers, post_hidden_channels: layers with an activation in ``out``, and their width.
+    max_z: rows of the element embeddings.
+    envelope: see above.
+    energy_scale: eV for each unit of the network's output.
+    reference: energies of the elements (eV); zero if not given.
+    rbf_type, trainable_rbf, activation, attn_activation, neighbor_embedding, distance_influence, pool, pool_order, aggr,
+    max_num_neighbors: MatDeepLearn's keys; only the default values are supported, the last is without effect.
+
+    Raises ConfigError for a value that is not supported, DataError for an atomic number outside the embedding.
+    """
+
+    def __init__(
+        self,
+        elements: Iterable[int | str] | None = None,
+        cutoff: float = 8.0,
+        hidden_channels: int = 128,
+        num_layers: int = 8,
+        num_rbf: int = 50,
+        num_heads: int = 8,
+        num_post_layers: int = 2,
+        post_hidden_channels: int = 128,
+        max_z: int = 100,
+        envelope: bool = True,
+        energy_scale: float = 1.0,
+        reference: EnergyReference | None = None,
+        rbf_type: str = "expnorm",
+        trainable_rbf: bool = True,
+        activation: str = "silu",
+        attn_activation: str = "silu",
+        neighbor_embedding: bool = True,
+        distance_influence: str = "both",
+        pool: str = "global_add_pool",
+        pool_order: str = "late",
+        aggr: str = "add",
+        max_num_neighbors: int = 32,
+    ) -> None:
+        super().__init__()
+        _refuse_unsupported(
+            rbf_type=rbf_type, trainable_rbf=trainable_rbf, activation=activation, attn_activation=attn_activation,
+            neighbor_embedding=neighbor_embedding, distance_influence=distance_influence, pool=pool,
+            pool_order=pool_order, aggr=aggr,
+        )  # fmt: skip
+        _require_positive(cutoff=cutoff, hidden_channels=hidden_channels, num_layers=num_layers, num_heads=num_heads)
+        _require_positive(num_rbf=num_rbf - 1, num_post_layers=num_post_layers + 1, energy_scale=energy_scale)
+        _require_positive(post_hidden_channels=post_hidden_channels, max_z=max_z - 1)
+        if hidden_channels % num_heads:
+            raise ConfigError(
+                f"torchmd_et: hidden_channels is {hidden_channels}, which {num_heads} heads (num_heads) do not divide"
+            )
+        self.max_z = int(max_z)
+        self.elements = element_numbers(elements, self.max_z)
+        self.cutoff = float(cutoff)
+        self.hidden_channels, self.num_layers = int(hidden_channels), int(num_layers)
+        self.num_rbf, self.num_heads = int(num_rbf), int(num_heads)
+        self.num_post_layers, self.post_hidden_channels = int(num_post_layers), int(post_hidden_channels)
+        self.envelope, self.energy_scale = bool(envelope), float(energy_scale)
+
+        width = self.hidden_channels
+        post = [width, *[self.post_hidden_channels] * self.num_post_layers, 1]
+        self.embedding = nn.Embedding(self.max_z, width)
+        self.distance_expansion = ExponentialNormalBasis(self.cutoff, self.num_rbf)
+        self.neighbor_embedding = NeighbourEmbedding(width, self.num_rbf, self.max_z)
+        self.attention_layers = LayerList(AttentionLayer(width, self.num_rbf) for _ in range(self.num_layers))
+        self.out_norm = nn.LayerNorm(width)
+        self.post_lin_list = nn.ModuleList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
+        self.reference = EnergyReference() if reference is None else reference
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What ``TorchMDET(**…)`` needs to be built again, as plain values; weights and reference not included."""
+        names = (
+            "cutoff", "hidden_channels", "num_layers", "num_rbf", "num_heads", "num_post_layers",
+            "post_hidden_channels", "max_z", "envelope", "energy_scale",
+        )  # fmt: skip
+        elements = None if self.elements is None else list(self.elements)
+        return {"elements": elements, **{name: getattr(self, name) for name in names}}
+
+    def atomic_energies(self, graph: AtomGraph) -> Tensor:
+        """Energy of each atom (N,) in eV, differentiable in positions, cell and parameters to any order."""
+        self.check_atomic_numbers(graph.z)
+        edges = edges_within(self.cutoff, edge_vectors(graph), graph.edge_index)
+        layout = self.layout()
+        basis = self.distance_expansion(edges.distances)
+        envelope = cosine_cutoff(edges.distances, self.cutoff)
+
+        def sums(weights: LayerWeights, q: Tensor, k: Tensor, v: Tensor, vec: Tensor | None, last: bool) -> Sums:
+            radial = radial_functions(basis, envelope, weights.radial, weights.radial_bias, self.envelope)
+            vec_j = None if vec is None else vec[edges.neighbour]
+            directions = None if last else edges.vectors / edges.distances[:, None]
+            return add_messages(
+                len(q), edges.centre,
+                *edge_messages(radial, q[edges.centre], k[edges.neighbour], v[edges.neighbour], vec_j, directions,
+                               layout.padded_heads),
+            )  # fmt: skip
+
+        return self.reference(graph.z) + self.energy_scale * self.network(graph.z, edges, layout, sums)
+
+    def layout(self) -> HeadLayout:
+        """The arrangement of channels without padding."""
+        depth = self.hidden_channels // self.num_heads
+        return HeadLayout(self.num_heads, depth, self.num_heads, depth)
+
+    def network(self, z: Tensor, edges: Edges, layout: HeadLayout, sums: MessageSums) -> Tensor:
+        """Output (N,) of the network; ``sums`` adds the messages of a layer."""
+        x = self.embed(z, edges)
+        vec: Tensor | None = None
+        sizes = [layout.channels, self.hidden_channels, self.hidden_channels]
+        for number, layer in enumerate(self.attention_layers):
+            last = number == self.num_layers - 1  # what it adds to the vectors, nothing reads
+            weights = layer_weights(layer, layout)
+            qkv = functional.linear(layer.layernorm(x), weights.qkv, weights.qkv_bias)
+            q, k, v = qkv.split([layout.channels, layout.channels, 3 * layout.channels], dim=1)
+            message, vec_message = sums(weights, q, k, v, vec, last)
+            o1, o2, o3 = functional.linear(message, weights.out, weights.out_bias).split(sizes, dim=1)
+            x = x + o3
+            if vec is not None:
+                u1, u2, u3 = functional.linear(vec, weights.vectors).split([*sizes[1:], sizes[0]], dim=2)
+                x = x + (u1 * u2).sum(1) * o2
+                if vec_message is not None:
+                    vec_message = vec + u3 * o1[:, None] + vec_message
+            vec = vec_message
+        x = self.out_norm(x)
+        for linear in self.post_lin_list[:-1]:
+            x = functional.silu(linear(x))
+        return self.post_lin_list[-1](x)[:, 0]
+
+    def embed(self, z: Tensor, edges: Edges) -> Tensor:
+        """Node vectors (N, F) before the first layer.
+
+        The sum over neighbours is linear in emb'(z_j), so that it is taken over the radial functions, element by
+        element, and the matrix product is one for each element around an atom and not for each edge.
+        """
+        start = self.neighbor_embedding
+        centre, neighbour, distances = edges.centre, edges.neighbour, edges.distances
+        if not self.envelope:
+            others = centre != neighbour
+            centre, neighbour, distances = centre[others], neighbour[others], distances[others]
+        keys, pair = torch.unique(centre * self.max_z + z[neighbour], return_inverse=True)
+        weight = cosine_cutoff(distances, self.cutoff)[:, None]
+        functions = weight * torch.cat([self.distance_expansion(distances), torch.ones_like(weight)], dim=1)
+        by_pair = functions.new_zeros(len(keys), functions.shape[1]).index_add(0, pair, functions)
+        matrix = torch.cat([start.distance_proj.weight, start.distance_proj.bias[:, None]], dim=1)
+        values = functional.linear(by_pair, matrix) * start.embedding(keys % self.max_z)
+        around = values.new_zeros(len(z), self.hidden_channels).index_add(0, keys // self.max_z, values)
+        return start.combine(torch.cat([self.embedding(z), around], dim=1))
+
+    def check_atomic_numbers(self, z: Tensor) -> None:
+        """Raises DataError where an atomic number has no row in the element embedding."""
+        bad = z[(z < 1) | (z >= self.max_z)]
+        if len(bad):
+            number = int(bad[0])
+            name = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else "no element"
+            raise DataError(f"torchmd_et knows atomic numbers 1 to {self.max_z - 1}; found {number} ({name})")
+
+
+def element_numbers(elements: Iterable[int | str] | None, max_z: int) -> tuple[int, ...] | None:
+    """Atomic numbers, ascending, of elements given by number or by symbol. Raises ConfigError for an unknown one."""
+    if elements is None:
+        return None
+    numbers = set()
+    for element in elements:
+        number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
+        if number is None or not 1 <= number < min(max_z, len(chemical_symbols)):
+            raise ConfigError(
+                f"torchmd_et: elements contains {element!r}, expected symbols or numbers from 1 to {max_z - 1} (max_z)"
+            )
+        numbers.add(number)
+    if not numbers:
+        raise ConfigError("torchmd_et: elements is empty; name at least one, or give None to accept all")
+    return tuple(sorted(numbers))
+
+
+def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """A linear map that starts as the published network does: weights by Glorot and Bengio, biases zero."""
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_uniform_(linear.weight)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _refuse_unsupported(**given: Any) -> None:
+    supported = {
+        "rbf_type": ("expnorm", "other radial functions are not built in"),
+        "trainable_rbf": (True, "the radial functions are always trained"),
+        "activation": ("silu", "a potential needs a smooth activation"),
+        "attn_activation": ("silu", "a potential needs a smooth activation"),
+        "neighbor_embedding": (True, "node vectors start from it"),
+        "distance_influence": ("both", "keys and values both depend on the distance"),
+        "pool": ("global_add_pool", "the energy must be a sum over atoms"),
+        "pool_order": ("late", "the energy must be a sum over atoms"),
+        "aggr": ("add", "a mean of messages is not smooth where an edge enters"),
+    }
+    for name, value in given.items():
+        only, reason = supported[name]
+        if value != only:
+            raise ConfigError(f"torchmd_et: {name} is {value!r}; only {only!r} is supported ({reason})")
+
+
+def _require_positive(**given: float) -> None:
+    for name, value in given.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"torchmd_et: {name} is too small: {value}")
