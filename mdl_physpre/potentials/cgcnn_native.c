@@ -6,53 +6,11 @@
    centre: those of atom i are start[i] <= e < start[i + 1]. Sums over neighbours go to arrays that belong to one thread.
 */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "native_vectors.h"
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
-#define BYTES 64
-#define W ((int64_t)(BYTES / sizeof(REAL)))
 #define GROUP 4 /* edges worked on together, so that a coefficient once loaded serves all of them */
-#define INLINE static inline __attribute__((always_inline))
-
-typedef REAL vec __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
-
-INLINE vec load(const REAL *p) { return *(const vec *)p; }
-INLINE void store(REAL *p, vec x) { *(vec *)p = x; }
-INLINE vec all(REAL x) { vec v = {0}; return v + x; }
-INLINE REAL sum(vec x) {
-  REAL s = 0;
-  for (int k = 0; k < (int)(BYTES / sizeof(REAL)); k++) s += x[k];
-  return s;
-}
 
 #ifdef SINGLE
-typedef int32_t ivec __attribute__((vector_size(BYTES), may_alias));
-
-INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask)); }
-
-/* exp(x) for -87 <= x <= 0 to rounding: 2^n times a polynomial on |r| <= ln(2)/2 */
-INLINE vec exponential(vec x) {
-  const vec magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer, which is left in the low bits */
-  vec shifted = x * 1.44269504f + magic;
-  vec n = shifted - magic;
-  vec r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  vec p = all(1.394858085e-3f);
-  p = p * r + 8.375128890e-3f;
-  p = p * r + 4.166621826e-2f;
-  p = p * r + 1.666641548e-1f;
-  p = p * r + 5.000000108e-1f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  ivec scale = ((ivec)shifted << 23) + (127 << 23);
-  return p * (vec)scale;
-}
-
 /* log(1 + z) for 0 <= z <= 1, relative error 5e-9 before rounding */
 INLINE vec log_one_plus(vec z) {
   vec p = all(-3.256378473e-3f);
@@ -66,15 +24,6 @@ INLINE vec log_one_plus(vec z) {
   p = p * z - 4.999990399e-1f;
   p = p * z + 9.999999954e-1f;
   return p * z;
-}
-
-INLINE vec reciprocal(vec x) {
-#ifdef __AVX512F__
-  vec r = (vec)_mm512_rcp14_ps((__m512)x);
-  return r * (2.0f - x * r);
-#else
-  return 1.0f / x;
-#endif
 }
 
 /* q = sigmoid(a), u = sigmoid(b), g = q softplus(-b) */

@@ -9,15 +9,8 @@ the processor, the tensor operations are used; both give the same to rounding.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,14 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-logger = logging.getLogger(__name__)
+from mdl_physpre.potentials.native import VECTOR_BYTES, compiled, ranges_of_atoms, thread_pool
 
 SOURCE = Path(__file__).with_name("cgcnn_native.c")
-VECTOR_BYTES = 64
 DTYPES = {torch.float32: "float"}
 """Precisions that run in C; double precision gains little, because its exponentials are not vectorised."""
 
-COMMON_FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC"]
 FUNCTIONS = ("energies", "adjoints", "tangents", "gradients")
 
 
@@ -47,65 +38,7 @@ class _Layer(ctypes.Structure):
 @lru_cache(maxsize=4)
 def library(real: str) -> ctypes.CDLL | None:
     """The compiled sweeps in precision ``real`` (``float`` or ``double``), or None where they cannot be had."""
-    if os.environ.get("MDL_PHYSPRE_NATIVE", "1") == "0":
-        return None
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler or not SOURCE.exists():
-        logger.info("no C compiler was found: the CGCNN runs on tensor operations, at about half the speed")
-        return None
-    try:
-        path = _compile(compiler, real)
-        loaded = ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.info("the CGCNN's C sweeps are not available (%s): it runs on tensor operations", error)
-        return None
-    for name in FUNCTIONS:
-        getattr(loaded, name).restype = None
-    return loaded
-
-
-def _compile(compiler: str, real: str) -> Path:
-    """Path of the shared library, made if the cache does not have it for this source, compiler and processor."""
-    source = SOURCE.read_bytes()
-    version = subprocess.run([*compiler.split(), "--version"], capture_output=True, timeout=60, check=True).stdout
-    key = hashlib.sha256(source + version + f"{_processor()} {real} {COMMON_FLAGS}".encode())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdl_physpre"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(folder)
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="mdl_physpre-"))
-    path = folder / f"cgcnn-{real}-{key.hexdigest()[:20]}.so"
-    if path.exists():
-        return path
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        output = Path(scratch) / "library.so"
-        command = [*compiler.split(), *COMMON_FLAGS, f"-DREAL={real}", *(["-DSINGLE"] if real == "float" else [])]
-        errors = ""
-        for tuning in (["-march=native"], ["-mcpu=native"], []):
-            done = subprocess.run(
-                [*command, *tuning, str(SOURCE), "-o", str(output), "-lm"], capture_output=True, text=True, timeout=300
-            )
-            if done.returncode == 0:
-                os.replace(output, path)  # another process may do the same at the same time
-                return path
-            errors = done.stderr.strip().splitlines()[0] if done.stderr.strip() else f"exit status {done.returncode}"
-    raise OSError(f"{compiler}: {errors}")
-
-
-def _processor() -> str:
-    """What tells one kind of processor from another: a cache folder may be shared between machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "|".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-    except OSError:
-        return f"{platform.machine()} {platform.processor()} {platform.node()}"
-
-
-@lru_cache(maxsize=2)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="cgcnn")
+    return compiled(SOURCE, real, FUNCTIONS, "the CGCNN")
 
 
 class NativeSweeps:
@@ -123,11 +56,7 @@ class NativeSweeps:
         self.n_atoms, self.n_basis = len(counts), basis.shape[1]
         self.most = int(counts.max()) if len(counts) else 0
         self.lanes = VECTOR_BYTES // basis.element_size()
-        threads = min(torch.get_num_threads(), max(1, len(neighbour) // 1000))
-        goals = torch.arange(1, threads) * len(neighbour) / threads
-        cuts = torch.searchsorted(self.start.double(), goals.double()).tolist()
-        bounds = [0, *sorted(min(c, self.n_atoms) for c in cuts), self.n_atoms]
-        self.ranges = list(zip(bounds, bounds[1:]))
+        self.ranges = ranges_of_atoms(self.start)
 
     def _padded(self, tensor: Tensor) -> Tensor:
         return functional.pad(tensor, (0, -tensor.shape[-1] % self.lanes)).contiguous()
@@ -150,7 +79,7 @@ class NativeSweeps:
         if len(self.ranges) == 1:
             work(0)
         else:
-            list(_pool(os.getpid(), len(self.ranges)).map(work, range(len(self.ranges))))
+            list(thread_pool(os.getpid(), len(self.ranges)).map(work, range(len(self.ranges))))
 
     def energies(self, layer: Any) -> Tensor:
         native, _held = self._layer(layer)

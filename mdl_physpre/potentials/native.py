@@ -1,0 +1,105 @@
+"""C code of the package, compiled on first use with the system's compiler and kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+HEADER = Path(__file__).with_name("native_vectors.h")
+VECTOR_BYTES = 64
+COMMON_FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC"]
+
+
+def compiled(source: Path, real: str, functions: Sequence[str], what: str) -> ctypes.CDLL | None:
+    """``source`` in precision ``real`` (``float`` or ``double``), or None where it cannot be had.
+
+    The compiler is ``CC``, ``cc``, ``gcc`` or ``clang``. None where there is none, where it fails, or where the
+    environment says ``MDL_PHYSPRE_NATIVE=0``; ``what`` then says in the log what runs on tensor operations.
+    """
+    if os.environ.get("MDL_PHYSPRE_NATIVE", "1") == "0":
+        return None
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler or not source.exists():
+        logger.info("no C compiler was found: %s runs on tensor operations, which are slower", what)
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_compile(compiler, source, real)))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("C code is not available (%s): %s runs on tensor operations", error, what)
+        return None
+    for name in functions:
+        getattr(loaded, name).restype = None
+    return loaded
+
+
+def _compile(compiler: str, source: Path, real: str) -> Path:
+    """Path of the shared library, made if the cache does not have it for this source, compiler and processor."""
+    text = source.read_bytes() + HEADER.read_bytes()
+    version = subprocess.run([*compiler.split(), "--version"], capture_output=True, timeout=60, check=True).stdout
+    key = hashlib.sha256(text + version + f"{_processor()} {real} {COMMON_FLAGS}".encode())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdl_physpre"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(folder)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="mdl_physpre-"))
+    path = folder / f"{source.stem.removesuffix('_native')}-{real}-{key.hexdigest()[:20]}.so"
+    if path.exists():
+        return path
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        output = Path(scratch) / "library.so"
+        command = [*compiler.split(), *COMMON_FLAGS, f"-DREAL={real}", *(["-DSINGLE"] if real == "float" else [])]
+        errors = ""
+        for tuning in (["-march=native"], ["-mcpu=native"], []):
+            done = subprocess.run(
+                [*command, *tuning, str(source), "-o", str(output), "-lm"], capture_output=True, text=True, timeout=300
+            )
+            if done.returncode == 0:
+                os.replace(output, path)  # another process may do the same at the same time
+                return path
+            errors = done.stderr.strip().splitlines()[0] if done.stderr.strip() else f"exit status {done.returncode}"
+    raise OSError(f"{compiler}: {errors}")
+
+
+def _processor() -> str:
+    """What tells one kind of processor from another: a cache folder may be shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "|".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+
+
+def ranges_of_atoms(start: Tensor) -> list[tuple[int, int]]:
+    """A range of atoms for each thread (``torch.get_num_threads()``), with about the same number of edges.
+
+    ``start`` (N + 1,) holds the first edge of each atom, and the number of edges at its end.
+    """
+    n_atoms, n_edges = len(start) - 1, int(start[-1])
+    threads = min(torch.get_num_threads(), max(1, n_edges // 1000))
+    goals = torch.arange(1, threads) * n_edges / threads
+    cuts = torch.searchsorted(start.double(), goals.double()).tolist()
+    bounds = [0, *sorted(min(c, n_atoms) for c in cuts), n_atoms]
+    return list(zip(bounds, bounds[1:]))
+
+
+@lru_cache(maxsize=2)
+def thread_pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads for the calls of C functions, which give Python's lock free; one pool for each process."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="mdl_physpre")
