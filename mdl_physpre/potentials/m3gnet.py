@@ -1,0 +1,259 @@
+"""M3GNet, the materials graph network with three-body terms, in the form that MatterSim gives it.
+
+Parameter names and shapes are MatterSim's, so that a state dictionary passes from one to the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.potentials.base import Potential, edge_vectors
+from mdl_physpre.potentials.m3gnet_basis import Basis, Features, smooth_bessel_constants
+from mdl_physpre.potentials.reference import EnergyReference
+from mdl_physpre.structures.graph import AtomGraph
+
+
+class Layer(nn.Module):
+    """One linear map."""
+
+    def __init__(self, size_in: int, size_out: int, bias: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size_in, size_out, bias=bias)
+        nn.init.xavier_uniform_(self.linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+class Encoder(nn.Module):
+    """One linear map without a bias, under MatterSim's name for it."""
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(Layer(size_in, size_out, bias=False))
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix (size_out, size_in)."""
+        return self.get_parameter("mlp.0.linear.weight")
+
+
+class GatedMLP(nn.Module):
+    """g(x) ⊙ σ(x): two perceptrons, silu after each layer but σ's last, which has a sigmoid.
+
+    ``linear_end``: no activation after the last layer of g.
+    """
+
+    def __init__(self, sizes: list[int], bias: bool = True, linear_end: bool = False) -> None:
+        super().__init__()
+        self.g = nn.ModuleList(Layer(a, b, bias) for a, b in zip(sizes, sizes[1:]))
+        self.sigma = nn.ModuleList(Layer(a, b, bias) for a, b in zip(sizes, sizes[1:]))
+        self.linear_end = linear_end
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = x, x
+        for g, sigma in zip(self.g[:-1], self.sigma[:-1]):
+            value, gate = functional.silu(g(value)), functional.silu(sigma(gate))
+        value, gate = self.g[-1](value), torch.sigmoid(self.sigma[-1](gate))
+        return (value if self.linear_end else functional.silu(value)) * gate
+
+
+class ThreeBody(nn.Module):
+    """Adds the three-body sums of an edge, weighted by its centre, to the edge's vector."""
+
+    def __init__(self, units: int, size: int) -> None:
+        super().__init__()
+        self.atom_mlp = Layer(units, size)
+        self.edge_gate_mlp = GatedMLP([size, units], bias=False)
+
+
+class Block(nn.Module):
+    """One block of the network; see :class:`M3GNet`."""
+
+    def __init__(self, units: int, max_n: int, max_l: int) -> None:
+        super().__init__()
+        self.gated_mlp_atom = GatedMLP([3 * units, units, units])
+        self.edge_layer_atom = Layer(max_n, units, bias=False)
+        self.gated_mlp_edge = GatedMLP([3 * units, units, units])
+        self.edge_layer_edge = Layer(max_n, units, bias=False)
+        self.three_body = ThreeBody(units, max_n * max_l)
+
+    def forward(self, v: Tensor, e: Tensor, features: Features, edges: tuple[Tensor, Tensor, Tensor]) -> Any:
+        """Vectors of atoms (n_atoms, units) and edges (n_edges, units) after the block."""
+        centre, neighbour, near = edges
+        weights = torch.sigmoid(self.three_body.atom_mlp(v)).index_select(0, centre.index_select(0, near))
+        e = e.index_add(0, near, self.three_body.edge_gate_mlp(weights * features.three_body))
+        ends = torch.cat([v.index_select(0, centre), v.index_select(0, neighbour)], dim=1)
+        e = e + self.gated_mlp_edge(torch.cat([ends, e], dim=1)) * self.edge_layer_edge(features.radial)
+        messages = self.gated_mlp_atom(torch.cat([ends, e], dim=1))
+        messages = messages * functional.silu(self.edge_layer_atom(features.radial))
+        return v.index_add(0, centre, messages), e
+
+
+class Constants(nn.Module):
+    """Numbers that a MatterSim state dictionary holds and that follow from the sizes of the network."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, value in values.items():
+            self.register_buffer(name, value)
+
+
+class AtomScaling(nn.Module):
+    """Scale and reference energy of each element: eV by atomic number, (max_z + 1,)."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, max_z: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.full((max_z + 1,), float(scale)))
+        self.register_buffer("shift", torch.zeros(max_z + 1, dtype=torch.float64))
+
+
+class M3GNet(Potential):
+    """Materials graph network with three-body terms, Chen and Ong, Nat. Comput. Sci. 2, 718 (2022), in the variant of
+    MatterSim, Yang et al., arXiv:2405.04967 (2024); the default sizes are those of MatterSim-v1.0.0-1M.
+
+        v_i⁰  = W_z[z_i],    e_ij⁰ = silu(W_e g(r_ij))
+        e_ij ← e_ij + G_3(σ(W_m v_i + b_m) ⊙ c_ij)
+        e_ij ← e_ij + G_e([v_i, v_j, e_ij]) ⊙ W_d g(r_ij)
+        v_i  ← v_i + Σ_j G_v([v_i, v_j, e_ij]) ⊙ silu(W_a g(r_ij))
+        ε_i   = G_out(v_i)
+        E     = Σ_i (scale_{z_i} ε_i + shift_{z_i})
+
+    with ``num_blocks`` repetitions of the three middle lines; g are ``max_n`` smooth Bessel functions, c_ij the sums of
+    spherical Bessel functions and Legendre polynomials over the other neighbours of i within ``threebody_cutoff``
+    (:mod:`mdl_physpre.potentials.m3gnet_basis`), G gated perceptrons of ``units`` channels. A three-body term is
+    weighted by its central atom, as in MatterSim (by the third atom in the paper of 2022), so that the sums c_ij depend
+    on positions alone and are computed once. The energy is twice continuously differentiable at both cutoffs.
+
+    Parameters
+    ----------
+    elements: atomic numbers or symbols that the potential knows; None accepts 1 to ``max_z``.
+    num_blocks, units: number of blocks and of channels.
+    max_l, max_n: numbers of angular and radial functions, at most 4 each.
+    cutoff, threebody_cutoff: Å.
+    max_z: largest atomic number.
+    energy_scale: eV for each unit of the network's output, the same for every element at first.
+    reference: energies of the elements (eV), the first value of ``shift``; zero if not given.
+
+    Raises ConfigError for a value that is not supported, DataError for an atomic number outside 1 to ``max_z``.
+    """
+
+    def __init__(
+        self,
+        elements: Iterable[int | str] | None = None,
+        num_blocks: int = 3,
+        units: int = 128,
+        max_l: int = 4,
+        max_n: int = 4,
+        cutoff: float = 5.0,
+        threebody_cutoff: float = 4.0,
+        max_z: int = 94,
+        energy_scale: float = 1.0,
+        reference: EnergyReference | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"num_blocks": num_blocks, "units": units, "cutoff": cutoff, "energy_scale": energy_scale}
+        for name, value in sizes.items():
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"M3GNet: {name} is {value}, expected more than 0")
+        if not 1 <= max_z < len(chemical_symbols):
+            raise ConfigError(f"M3GNet: max_z is {max_z}, expected an atomic number, 1 to {len(chemical_symbols) - 1}")
+        self.num_blocks, self.units, self.max_z = int(num_blocks), int(units), int(max_z)
+        self.max_l, self.max_n = int(max_l), int(max_n)
+        self.cutoff, self.threebody_cutoff = float(cutoff), float(threebody_cutoff)
+        self.energy_scale = float(energy_scale)
+        self.elements = _element_numbers(elements, self.max_z)
+        self.basis = Basis(self.max_n, self.max_l, self.cutoff, self.threebody_cutoff)
+
+        self.rbf = Constants(smooth_bessel_constants(self.max_n, self.cutoff))
+        self.sbf = Constants({"factor": torch.tensor(2.0 / self.cutoff**3).sqrt()})
+        self.edge_encoder = Encoder(self.max_n, self.units)
+        self.graph_conv = nn.ModuleList(Block(self.units, self.max_n, self.max_l) for _ in range(self.num_blocks))
+        self.final = GatedMLP([self.units, self.units, self.units, 1], linear_end=True)
+        self.atom_embedding = Encoder(self.max_z + 1, self.units)
+        nn.init.uniform_(self.atom_embedding.weight, -0.05, 0.05)
+        self.normalizer = AtomScaling(self.max_z, self.energy_scale)
+        if reference is not None:
+            self.shift_reference(reference.energies)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What ``M3GNet(**…)`` needs to be built again, as plain values; weights and energy reference not included."""
+        names = (
+            "num_blocks", "units", "max_l", "max_n", "cutoff", "threebody_cutoff", "max_z", "energy_scale",
+        )  # fmt: skip
+        elements = None if self.elements is None else list(self.elements)
+        return {"elements": elements, **{name: getattr(self, name) for name in names}}
+
+    def shift_reference(self, energies: Tensor) -> bool:
+        """Add ``energies`` (119,), eV by atomic number, to the reference energies. Returns that it was done."""
+        shift = self.normalizer.shift
+        with torch.no_grad():
+            shift.add_(energies[: len(shift)].to(shift))
+        return True
+
+    def atomic_energies(self, graph: AtomGraph) -> Tensor:
+        """Energy of each atom (N,) in eV, differentiable in positions, cell and parameters."""
+        self.check_atomic_numbers(graph.z)
+        vectors, distances, index, near = self.within_cutoff(graph)
+        features = self.basis.features(vectors, distances, index[0], near, len(graph.z))
+        v, e = self.embed(graph.z), functional.silu(functional.linear(features.radial, self.edge_encoder.weight))
+        for block in self.graph_conv:
+            v, e = block(v, e, features, (index[0], index[1], near))
+        return self.scaled(self.final(v)[:, 0], graph.z)
+
+    def embed(self, z: Tensor) -> Tensor:
+        """Vectors of the atoms (N, units) before the first block."""
+        return functional.embedding(z, self.atom_embedding.weight.T)
+
+    def scaled(self, outputs: Tensor, z: Tensor) -> Tensor:
+        """Energies (N,) in eV from the network's outputs (N,)."""
+        normalizer = self.normalizer
+        return normalizer.scale.index_select(0, z) * outputs + normalizer.shift.index_select(0, z)
+
+    def within_cutoff(self, graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Vectors, distances and index of the edges that count, and which of them lie within the three-body cutoff.
+
+        A list with a skin holds others.
+        """
+        vectors, index = edge_vectors(graph), graph.edge_index
+        distances = vectors.norm(dim=1)
+        inside = distances < self.cutoff
+        if not bool(inside.all()):
+            vectors, distances, index = vectors[inside], distances[inside], index[:, inside]
+        return vectors, distances, index, torch.nonzero(distances < self.threebody_cutoff)[:, 0]
+
+    def check_atomic_numbers(self, z: Tensor) -> None:
+        """Raises DataError where the network has no vector for an atomic number."""
+        bad = z[(z < 1) | (z > self.max_z)]
+        if len(bad):
+            number = int(bad[0])
+            name = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else "no element"
+            raise DataError(f"this M3GNet knows atomic numbers 1 to {self.max_z}; found {number} ({name})")
+
+
+def _element_numbers(elements: Iterable[int | str] | None, max_z: int) -> tuple[int, ...] | None:
+    """Atomic numbers, ascending, of elements given by number or by symbol."""
+    if elements is None:
+        return None
+    numbers = set()
+    for element in elements:
+        number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
+        if number is None or not 1 <= number <= max_z:
+            raise ConfigError(
+                f"M3GNet: elements contains {element!r}, expected symbols or numbers of H to {chemical_symbols[max_z]}"
+            )
+        numbers.add(number)
+    if not numbers:
+        raise ConfigError("M3GNet: elements is empty; name at least one, or give None to accept all")
+    return tuple(sorted(numbers))
