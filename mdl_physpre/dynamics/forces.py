@@ -1,4 +1,5 @@
 """A potential as dynamics uses it: in evaluation mode, chunk by chunk, and one by one where it raises."""
+
 from __future__ import annotations
 
 import logging
@@ -8,14 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mdl_physpre.dynamics.skin_lists import SkinLists
-from mdl_physpre.errors import DataError
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.dynamics.skin_lists import Chunk, SkinLists
+from mdl_physpre.potentials.base import Potential, Predictions, evaluate
 
 logger = logging.getLogger(__name__)
-
-# errors that say nothing about one structure
-GENERAL = (DataError, MemoryError, torch.OutOfMemoryError)
 
 
 @contextmanager
@@ -43,57 +40,61 @@ def floating(potential: Potential) -> tuple[torch.dtype, torch.device]:
 
 
 def evaluate_chunks(
-    potential: Potential, lists: SkinLists, positions: Tensor, one_by_one: bool = True
-) -> tuple[Tensor, Tensor, dict[int, str]]:
-    """Forces (n, 3) and energies (n_structures,) in float64, and the structures for which the potential raised.
+    potential: Potential, lists: SkinLists, positions: Tensor, stress: bool = False
+) -> tuple[Predictions, dict[int, Exception]]:
+    """Energies, forces and stress in float64, and the structures for which the potential raised an error.
 
-    A chunk for which the potential raises is evaluated again structure by structure, so that one structure does not
-    lose the others; without ``one_by_one`` the error goes on to the caller. Errors that are not one structure's
-    (unknown elements, memory) always do. Structures whose forces are not finite are evaluated again alone, too: in a
+    Without ``stress``, and where a structure has none, stress is NaN. A chunk for which the potential raises is
+    evaluated again structure by structure, so that one structure does not lose the others. Where it raises for want of
+    memory, chunks are halved from then on. Structures whose forces are not finite are evaluated again alone, too: in a
     batch, the derivative of one structure's NaN can reach the others (0 · NaN).
     """
-    forces = torch.zeros_like(positions)
-    energies = torch.zeros(len(lists.numbers), dtype=torch.float64, device=positions.device)
-    raised: dict[int, str] = {}
-    for chunk in lists.chunks:
-        try:
-            found = evaluate(potential, lists.graph(chunk, positions), stress=False)
-        except GENERAL:
-            raise
-        except Exception as error:
-            if not one_by_one:
-                raise
-            logger.debug("the potential raised %r; its structures are evaluated one by one", error)
-            for k in range(chunk.first, chunk.last):
-                _evaluate_one(potential, lists, positions, k, forces, energies, raised)
-            continue
-        assert found.forces is not None
-        forces[chunk.atoms] = found.forces.to(torch.float64)
-        energies[chunk.first : chunk.last] = found.energies.to(torch.float64)
-        bad = lists.batch[chunk.atoms][~forces[chunk.atoms].isfinite().all(1)]
-        if len(bad) and chunk.last - chunk.first > 1:
-            for k in torch.unique(bad).tolist():
-                _evaluate_one(potential, lists, positions, k, forces, energies, raised)
-    return forces, energies, raised
-
-
-def _evaluate_one(
-    potential: Potential,
-    lists: SkinLists,
-    positions: Tensor,
-    k: int,
-    forces: Tensor,
-    energies: Tensor,
-    raised: dict[int, str],
-) -> None:
-    alone = lists.alone(k)
-    try:
-        found = evaluate(potential, lists.graph(alone, positions), stress=False)
-    except GENERAL:
-        raise
-    except Exception as error:
-        raised[k] = f"the potential raised {type(error).__name__}: {error}"
-        return
+    n = len(lists.numbers)
+    found = Predictions(
+        energies=torch.zeros(n, dtype=torch.float64, device=positions.device),
+        forces=torch.zeros_like(positions),
+        stress=torch.full((n, 3, 3), torch.nan, dtype=torch.float64, device=positions.device),
+    )
     assert found.forces is not None
-    forces[alone.atoms] = found.forces.to(torch.float64)
-    energies[k] = found.energies[0].to(torch.float64)
+    raised: dict[int, Exception] = {}
+    too_large = 0
+    for chunk in lists.chunks:
+        several = chunk.last - chunk.first > 1
+        try:
+            _evaluate(potential, lists, positions, chunk, stress, found)
+        except Exception as error:
+            if not several:
+                raised[chunk.first] = error
+                continue
+            if _lacks_memory(error):
+                too_large = max(too_large, sum(chunk.pairs.counts) if chunk.pairs else 0)
+            logger.debug("the potential raised %r; its structures are evaluated one by one", error)
+            again = list(range(chunk.first, chunk.last))
+        else:
+            bad = lists.batch[chunk.atoms][~found.forces[chunk.atoms].isfinite().all(1)]
+            again = torch.unique(bad).tolist() if several and len(bad) else []
+        for k in again:
+            try:
+                _evaluate(potential, lists, positions, lists.alone(k), stress, found)
+            except Exception as error:
+                raised[k] = error
+    if too_large:
+        lists.max_edges = max(1, min(lists.max_edges, too_large) // 2)
+        logger.warning("%d edges in one batch do not fit into memory; from now on %d", too_large, lists.max_edges)
+        lists.cut()
+    return found, raised
+
+
+def _evaluate(
+    potential: Potential, lists: SkinLists, positions: Tensor, chunk: Chunk, stress: bool, into: Predictions
+) -> None:
+    one = evaluate(potential, lists.graph(chunk, positions), stress=stress)
+    assert one.forces is not None and into.forces is not None and into.stress is not None
+    into.forces[chunk.atoms] = one.forces.to(torch.float64)
+    into.energies[chunk.first : chunk.last] = one.energies.to(torch.float64)
+    if stress and one.stress is not None:
+        into.stress[chunk.first : chunk.last] = one.stress.to(torch.float64)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error)

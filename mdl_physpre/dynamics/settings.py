@@ -1,13 +1,17 @@
 """What a molecular dynamics run is asked to do, and the thresholds by which it is judged."""
+
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mdl_physpre.errors import ConfigError, nearest
 
-ENSEMBLES = ("nvt", "nve")
+ENSEMBLES = ("nvt", "nvt_bussi", "nvt_nose_hoover", "npt", "nve")
 DISTANCES = ("continuous", "minimum_image")
+PER_STRUCTURE = ("temperature", "pressure", "timestep", "steps")
 
 
 @dataclass(frozen=True)
@@ -16,12 +20,17 @@ class DynamicsSettings:
 
     Run
     ---
-    ensemble : ``nvt`` (Langevin) or ``nve`` (velocity Verlet).
-    temperature : K; of the thermostat, and of the Maxwell–Boltzmann velocities at the start in both ensembles.
+    ensemble : ``nvt`` (Langevin), ``nvt_bussi`` (stochastic velocity rescaling), ``nvt_nose_hoover`` (chain of three),
+        ``npt`` (Berendsen) or ``nve`` (velocity Verlet).
+    temperature : K; of the thermostat, and of the Maxwell–Boltzmann velocities at the start in every ensemble.
+    pressure : bar; ``npt`` only.
     timestep : fs.
     steps : time steps of every structure.
-    friction : 1/fs, Langevin only.
-    fixcm : Langevin noise that leaves the centre of mass alone, as ASE's default.
+    friction : 1/fs; ``nvt`` only.
+    taut : fs; time constant of the thermostat of ``npt``, ``nvt_bussi`` and ``nvt_nose_hoover``.
+    taup : fs; time constant of the barostat.
+    compressibility : 1/bar; of the barostat.
+    fixcm : ``nvt``: noise that leaves the centre of mass alone; ``npt``: its motion is taken out. As ASE's default.
     seed : random numbers of structure k come from (seed, k) alone.
 
     Failure
@@ -38,11 +47,21 @@ class DynamicsSettings:
         1 + 3 sqrt(2/(3 N)) for N atoms, because the temperature of few atoms fluctuates.
     max_displacement : Å; an atom farther from its start, beyond the mean displacement of its structure, has escaped.
     max_neighbours : more neighbours of one atom than this mean that the structure has collapsed.
+    min_volume_ratio, max_volume_ratio : bounds of the volume over the volume at the start.
+
+    Observation
+    -----------
+    pressure_interval : steps between two samples of the pressure where the potential has a stress; 0 takes none.
+        ``npt`` has it at every step.
+    rdf_interval, rdf_start : steps between two samples of the radial distribution functions (0 takes none), and the
+        first step that is sampled.
+    rdf_r_max, rdf_bins, rdf_smoothing : Å, number, Å; see :mod:`mdl_physpre.analysis.rdf`.
 
     Work
     ----
     skin : Å; neighbour lists reach this much beyond the cutoff.
-    max_edges : edges in one evaluation of the potential; a larger structure is evaluated alone.
+    max_edges : edges in one evaluation of the potential, which bounds its memory; a larger structure is evaluated
+        alone.
     checkpoint_steps, checkpoint_seconds : the state is stored at whichever comes first.
     trajectory_interval : steps between stored frames; 0 stores none.
     """
@@ -71,25 +90,81 @@ class DynamicsSettings:
     checkpoint_steps: int = 250
     checkpoint_seconds: float = 30.0
     trajectory_interval: int = 0
+    pressure: float = 1.01325
+    taut: float = 100.0
+    taup: float = 1000.0
+    compressibility: float = 4.57e-5
+    min_volume_ratio: float = 0.1
+    max_volume_ratio: float = 10.0
+    pressure_interval: int = 25
+    rdf_interval: int = 0
+    rdf_start: int = 0
+    rdf_r_max: float = 6.0
+    rdf_bins: int = 120
+    rdf_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         for name, known in (("ensemble", ENSEMBLES), ("distance", DISTANCES)):
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"dynamics.{name} is {value!r}; {nearest(value, known)}")
-        positive = ("timestep", "skin", "overlap_ratio", "lindemann_local", "lindemann_global", "max_displacement")
-        whole = ("lindemann_interval", "lindemann_check_interval", "max_neighbours", "max_edges", "checkpoint_steps")
-        not_negative = ("temperature", "friction", "steps", "seed", "trajectory_interval", "lindemann_min_steps")
+        positive = (
+            "timestep", "skin", "overlap_ratio", "lindemann_local", "lindemann_global", "max_displacement", "taut",
+            "taup", "compressibility", "min_volume_ratio", "max_volume_ratio", "rdf_r_max",
+        )  # fmt: skip
+        whole = (
+            "lindemann_interval", "lindemann_check_interval", "max_neighbours", "max_edges", "checkpoint_steps",
+            "rdf_bins",
+        )  # fmt: skip
+        not_negative = (
+            "temperature", "friction", "steps", "seed", "trajectory_interval", "lindemann_min_steps",
+            "pressure_interval", "rdf_interval", "rdf_start", "rdf_smoothing",
+        )  # fmt: skip
         limits = ((positive, 0.0, "above 0"), (whole, 1, "at least 1"), (not_negative, 0, "0 or more"))
         for names, least, words in limits:
             for name in names:
                 value = getattr(self, name)
                 if not math.isfinite(value) or value < least or (names is positive and value <= 0):
                     raise ConfigError(f"dynamics.{name} is {value}; it must be {words}")
+        if not math.isfinite(self.pressure):
+            raise ConfigError(f"dynamics.pressure is {self.pressure}; it must be a number, in bar")
         if self.max_temperature is not None and not self.max_temperature > 0:
             raise ConfigError(f"dynamics.max_temperature is {self.max_temperature}; it must be above 0, or null")
+        if not self.min_volume_ratio < 1 < self.max_volume_ratio:
+            found = f"{self.min_volume_ratio:g} and {self.max_volume_ratio:g}"
+            raise ConfigError(f"dynamics.min_volume_ratio and max_volume_ratio are {found}; 1 must lie between them")
+        if self.ensemble == "nvt_nose_hoover" and not self.temperature > 0:
+            raise ConfigError("dynamics.temperature is 0; the Nosé–Hoover thermostat needs a temperature above 0")
 
     def temperature_bound(self, n_atoms: int) -> float:
         """Temperature, K, above which a structure of ``n_atoms`` atoms counts as broken."""
         bound = max(10 * self.temperature, 10_000.0) if self.max_temperature is None else self.max_temperature
         return bound * (1 + 3 * math.sqrt(2 / (3 * max(n_atoms, 1))))
+
+
+def settings_of_each(
+    settings: DynamicsSettings, n: int, per_structure: Mapping[str, Sequence[Any]] | None
+) -> list[DynamicsSettings]:
+    """The settings of each of ``n`` structures.
+
+    Parameters
+    ----------
+    per_structure : values of ``temperature``, ``pressure``, ``timestep`` or ``steps``, one for each structure.
+
+    Raises
+    ------
+    ConfigError : another name, not ``n`` values, or a value that cannot be used, with its place.
+    """
+    each = [settings] * n
+    for name, values in (per_structure or {}).items():
+        if name not in PER_STRUCTURE:
+            raise ConfigError(f"per_structure names {name!r}; {nearest(name, PER_STRUCTURE)}")
+        if len(values) != n:
+            raise ConfigError(f"per_structure gives {len(values)} values of {name} for {n} structures; give one each")
+        for k, value in enumerate(values):
+            try:
+                own: dict[str, Any] = {name: int(value) if name == "steps" else float(value)}
+                each[k] = replace(each[k], **own)
+            except (ConfigError, TypeError, ValueError) as error:
+                raise ConfigError(f"per_structure[{name!r}][{k}] is {value!r}: {error}") from None
+    return each

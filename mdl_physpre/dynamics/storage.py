@@ -1,7 +1,9 @@
 """Files of a simulation: the state it can go on from, stored trajectories, and the verdicts. Written, then renamed."""
+
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -16,17 +18,25 @@ import torch
 from ase import Atoms
 from ase.io.extxyz import write_extxyz
 
+from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings
+from mdl_physpre.dynamics.verdicts import summarise, survival_curve
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.graph import content_hash
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-STATE, VERDICTS, TRAJECTORIES = "state.npz", "verdicts.json", "trajectories"
+FORMAT = 2
+STATE, VERDICTS, SPEED, TRAJECTORIES = "state.npz", "verdicts.json", "speed.json", "trajectories"
 
 
-def run_key(potential: Potential, structures: Sequence[Atoms], settings: dict[str, Any], indices: Sequence[int]) -> str:
+def run_key(
+    potential: Potential,
+    structures: Sequence[Atoms],
+    ids: Sequence[str],
+    each: Sequence[DynamicsSettings],
+    indices: Sequence[int],
+) -> str:
     """A hash of all that the verdicts depend on: potential with its parameters, structures, settings, and places."""
     digest = hashlib.sha256(f"{type(potential).__module__}.{type(potential).__qualname__}".encode())
     for name, tensor in sorted(potential.state_dict().items()):
@@ -36,7 +46,14 @@ def run_key(potential: Potential, structures: Sequence[Atoms], settings: dict[st
     digest.update(repr((getattr(potential, "cutoff", None), getattr(potential, "elements", None))).encode())
     with contextlib.suppress(CheckpointError):  # a potential need not be one that can be saved
         digest.update(repr(sorted(potential.hyperparameters().items())).encode())
-    return content_hash(structures, FORMAT, digest.hexdigest(), sorted(settings.items()), list(indices))
+    for atoms in structures:
+        digest.update(atoms.get_masses().tobytes())
+    for shared in dict.fromkeys(each):
+        physics = {k: v for k, v in dataclasses.asdict(shared).items() if not k.startswith("checkpoint_")}
+        digest.update(repr(sorted(physics.items())).encode())
+    numbered = {shared: number for number, shared in enumerate(dict.fromkeys(each))}
+    which = [numbered[s] for s in each]
+    return content_hash(structures, FORMAT, digest.hexdigest(), which, list(ids), list(indices))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -52,10 +69,35 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_verdicts(out: Path, key: str, settings: dict[str, Any], summary: dict, verdicts: list[dict]) -> None:
-    """``verdicts.json``: settings with all thresholds, summary and verdicts."""
-    content = {"format": FORMAT, "key": key, "settings": settings, "summary": summary, "verdicts": verdicts}
+def write_verdicts(
+    out: Path, key: str, settings: DynamicsSettings, each: Sequence[DynamicsSettings], verdicts: list[dict]
+) -> None:
+    """``verdicts.json``: settings with all thresholds, values of single structures, summary and verdicts."""
+    own = {name: [getattr(s, name) for s in each] for name in PER_STRUCTURE}
+    shared = dataclasses.asdict(settings)
+    content = {
+        "format": FORMAT,
+        "key": key,
+        "settings": shared,
+        "per_structure": {name: values for name, values in own.items() if set(values) != {shared[name]}},
+        "summary": summarise(verdicts),
+        "survival": survival_curve(verdicts),
+        "verdicts": verdicts,
+    }
     write_atomically(out / VERDICTS, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_speed(out: Path, steps: int, atom_steps: int, seconds: float, rebuilds: int) -> None:
+    """``speed.json``: what this process has simulated since it began or went on, and how fast."""
+    content = {
+        "steps": steps,
+        "atom_steps": atom_steps,
+        "seconds": seconds,
+        "steps_per_second": steps / seconds if seconds > 0 else None,
+        "atom_steps_per_second": atom_steps / seconds if seconds > 0 else None,
+        "neighbour_lists_built": rebuilds,
+    }
+    write_atomically(out / SPEED, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_verdicts(out: Path, key: str) -> list[dict] | None:
@@ -99,7 +141,7 @@ def read_state(out: Path, key: str) -> tuple[dict[str, np.ndarray], dict[str, An
 
 
 class TrajectoryFiles:
-    """One extended XYZ file for each structure, unwrapped positions and momenta, every n-th frame.
+    """One extended XYZ file for each structure: cell, unwrapped positions, momenta and forces of every n-th frame.
 
     Frames wait in memory until :meth:`flush`, which is called when the state is stored; sizes of the files go into the
     state. After a kill, :meth:`restore` cuts the files back to what the state knows.
@@ -117,7 +159,7 @@ class TrajectoryFiles:
     def add(self, index: int, atoms: Atoms) -> None:
         """Take one frame."""
         text = io.StringIO()
-        write_extxyz(text, [atoms], columns=["symbols", "positions", "momenta"])
+        write_extxyz(text, [atoms], columns=["symbols", "positions", "momenta", "forces"])
         self.waiting.setdefault(index, []).append(text.getvalue())
 
     def flush(self) -> dict[str, int]:

@@ -1,4 +1,5 @@
 """Lets the tests here import ``pair_potentials``, which lies beside them."""
+
 import sys
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """Small potentials, good and bad, for tests of molecular dynamics."""
+
 from __future__ import annotations
 
 import torch

@@ -1,0 +1,196 @@
+"""The steps of all structures together: move, evaluate, watch, and let go of those that break or finish."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from mdl_physpre.dynamics.forces import evaluate_chunks, floating
+from mdl_physpre.dynamics.integrators import VelocityVerlet
+from mdl_physpre.dynamics.judging import verdicts_of
+from mdl_physpre.dynamics.moving_atoms import MovingAtoms
+from mdl_physpre.dynamics.observers import Broken, Observers, add_reason
+from mdl_physpre.dynamics.random_numbers import NoiseStreams
+from mdl_physpre.dynamics.rdf_sampling import RDFSampler
+from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.dynamics.skin_lists import SkinLists
+from mdl_physpre.dynamics.storage import TRAJECTORIES, TrajectoryFiles
+from mdl_physpre.dynamics.thermostats import INTEGRATORS
+from mdl_physpre.dynamics.trajectory_frames import make_frame
+from mdl_physpre.potentials.base import Potential
+
+logger = logging.getLogger(__name__)
+
+
+class BatchRun:
+    """The structures that are still being simulated. They are numbered 0, 1, … anew whenever one leaves.
+
+    Made by :func:`mdl_physpre.dynamics.run_state.begin_or_resume`. ``active`` holds the place of each in the list of
+    all structures, ``places`` the place of each of all structures in the caller's list.
+    """
+
+    active: list[int]
+    step: int
+    atoms: MovingAtoms
+    integrator: VelocityVerlet
+    observers: Observers
+    lists: SkinLists
+    noise: NoiseStreams | None
+
+    def __init__(
+        self,
+        potential: Potential,
+        structures: Sequence[Atoms],
+        ids: Sequence[str],
+        places: Sequence[int],
+        settings: DynamicsSettings,
+        each: Sequence[DynamicsSettings],
+        folder: Path | None,
+        key: str,
+    ) -> None:
+        self.potential, self.settings, self.each = potential, settings, list(each)
+        self.folder, self.key = folder, key
+        self.dtype, self.device = floating(potential)
+        self.structures, self.ids, self.places = list(structures), list(ids), list(places)
+        self.verdicts: dict[int, dict] = {}
+        self.files = TrajectoryFiles(folder / TRAJECTORIES) if folder and settings.trajectory_interval else None
+        self.rdfs = RDFSampler(settings, structures) if settings.rdf_interval else None
+        self.changing = INTEGRATORS[settings.ensemble].changes_cells
+        self.left_at: dict[int, tuple[Tensor, Tensor]] = {}  # where structures were whose step could not be finished
+
+    def advance(self) -> None:
+        """One step of all structures."""
+        atoms, integrator, broken = self.atoms, self.integrator, Broken()
+        noise = None if self.noise is None else self.noise.next()
+        self.step += 1
+        if self.changing:
+            integrator.rescale(atoms)
+            self.moved(broken)
+            self.evaluate(broken, stress=False)
+        integrator.first_half(atoms, noise)
+        deformation = self.moved(broken)
+        stress = self.wants_stress()
+        self.evaluate(broken, stress)
+        self.observers.check_forces(atoms, broken, stress=self.changing)
+        integrator.second_half(atoms)
+        self.settle(broken, deformation, stress)
+
+    def wants_stress(self) -> bool:
+        """Whether the stress is computed at this step."""
+        interval = self.settings.pressure_interval
+        return self.changing or bool(interval and self.potential.gives_stress and self.step % interval == 0)
+
+    def moved(self, broken: Broken) -> Tensor | None:
+        """Check where the atoms have come to, and bring the neighbour lists up to date; returns the deformations."""
+        atoms, deformation = self.atoms, None
+        if self.changing:
+            self.observers.check_cells(atoms.cells, broken)
+            deformation = self.observers.deformation(atoms.cells)
+        self.observers.check_positions(atoms.positions, broken, deformation)
+        if broken:
+            # they leave at the end of the step; until then they stay where their lists are right
+            for k in broken:
+                self.left_at.setdefault(self.active[k], (atoms.positions[atoms.batch == k], atoms.cells[k]))
+            lost = torch.zeros(len(self.active), dtype=torch.bool, device=self.device)
+            lost[list(broken)] = True
+            atoms.positions = torch.where(atoms.per_atom(lost)[:, None], self.lists.reference, atoms.positions)
+            atoms.cells = torch.where(lost[:, None, None], self.lists.reference_cells, atoms.cells)
+        for k, text in self.lists.update(atoms.positions, atoms.cells).items():
+            add_reason(broken, k, "cell_collapsed", text)
+        return deformation
+
+    def evaluate(self, broken: Broken, stress: bool) -> dict[int, Exception]:
+        """Forces, energies and stress at the present positions; returns the errors that the potential raised."""
+        found, raised = evaluate_chunks(self.potential, self.lists, self.atoms.positions, stress)
+        assert found.forces is not None and found.stress is not None
+        self.atoms.forces, self.atoms.energies, self.atoms.stress = found.forces, found.energies, found.stress
+        for k, error in raised.items():
+            add_reason(broken, k, "potential_error", f"the potential raised {type(error).__name__}: {error}")
+        return raised
+
+    def settle(self, broken: Broken, deformation: Tensor | None, stress: bool) -> None:
+        """Judge the step, let the broken structures go, count it for the others, and let the finished ones go."""
+        atoms = self.atoms
+        temperature = atoms.temperatures()
+        self.observers.check_motion(self.step, temperature, self.lists.minimum_distances(atoms.positions), broken)
+        if broken:
+            self.finish(sorted(broken), broken)
+            kept = self.let_go(broken)
+            temperature = temperature.index_select(0, kept)
+            deformation = None if deformation is None else deformation.index_select(0, kept)
+        if not self.active:
+            return
+        conserved = atoms.energies + atoms.kinetic - self.integrator.heat
+        self.observers.count(self.step, atoms, temperature, conserved, deformation)
+        if stress and self.step:
+            self.observers.count_pressure(atoms.pressures())
+        ended = [k for k, place in enumerate(self.active) if self.each[place].steps <= self.step]
+        if self.files is not None and self.step % self.settings.trajectory_interval == 0:
+            self.write_frames(range(len(self.active)), {})
+        if self.rdfs is not None and self.rdfs.due(self.step):
+            positions, cells = atoms.positions.cpu().numpy(), atoms.cells.cpu().numpy()
+            ends = np.cumsum(atoms.counts.cpu().numpy())[:-1]
+            for k, mine in enumerate(np.split(positions, ends)):
+                self.rdfs.add(self.active[k], mine, cells[k])
+        if ended:
+            self.finish(ended, {})
+            self.let_go(ended)
+
+    def finish(self, structures: list[int], broken: Broken) -> None:
+        """Final verdicts of these structures."""
+        if self.files is not None and broken:
+            self.write_frames(structures, broken)
+        found = verdicts_of(self.observers, structures, self.step, broken)
+        for k, verdict in zip(structures, found, strict=True):
+            self.verdicts[self.active[k]] = verdict
+            if broken:
+                first = verdict["failures"][0]
+                logger.debug("structure %s breaks at step %d: %s", verdict["structure_id"], self.step, first["text"])
+
+    def let_go(self, leaving: Any) -> Tensor:
+        """Go on without these structures; returns the numbers of the others."""
+        gone = set(leaving)
+        kept = [k for k in range(len(self.active)) if k not in gone]
+        where = torch.tensor(kept, dtype=torch.int64, device=self.device)
+        self.active = [self.active[k] for k in kept]
+        atoms = self.atoms.keep(where)
+        fields = {name: getattr(self.integrator, name) for name in self.integrator.FIELDS}
+        self.integrator = type(self.integrator)(self.atoms, [self.each[k] for k in self.active])
+        for name, values in fields.items():
+            setattr(self.integrator, name, values.index_select(0, where))
+        if self.noise is not None:
+            self.noise.keep(kept, atoms)
+        self.observers.keep(kept, atoms)
+        self.lists.keep(kept, atoms)
+        return where
+
+    def write_frames(self, structures: Sequence[int], broken: Broken) -> None:
+        """Hand the frames of these structures to the trajectory files."""
+        assert self.files is not None
+        atoms = self.atoms
+        positions, momenta = atoms.positions.cpu().numpy(), (atoms.velocities * atoms.masses).cpu().numpy()
+        forces, cells, stress = atoms.forces.cpu().numpy(), atoms.cells.cpu().numpy(), atoms.stress.cpu().numpy()
+        energies = atoms.energies.tolist()
+        conserved = (atoms.energies + atoms.kinetic - self.integrator.heat).tolist()
+        ends = np.concatenate([[0], np.cumsum(atoms.counts.cpu().numpy())])
+        for k in structures:
+            place, mine = self.active[k], slice(ends[k], ends[k + 1])
+            where, cell = positions[mine], cells[k]
+            if place in self.left_at:
+                where, cell = (part.cpu().numpy() for part in self.left_at[place])
+            frame = make_frame(self.structures[place], where, cell, momenta[mine], forces[mine], energies[k], stress[k])
+            frame.info = {"structure_id": self.ids[place], "step": self.step}
+            frame.info["time_fs"] = self.step * self.each[place].timestep
+            frame.info["conserved_energy"] = conserved[k]
+            # what only the run knows
+            said = {r: t for r, t in broken.get(k, {}).items() if r in ("potential_error", "cell_collapsed")}
+            for reason, text in said.items():
+                frame.info[reason] = " ".join(text.split())
+            self.files.add(self.places[place], frame)

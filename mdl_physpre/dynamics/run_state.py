@@ -1,0 +1,188 @@
+"""How a run of many structures begins, how its state is stored, and how it goes on from there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from mdl_physpre.analysis.overlap import minimum_distance
+from mdl_physpre.dynamics.batch_run import BatchRun
+from mdl_physpre.dynamics.judging import unusable
+from mdl_physpre.dynamics.moving_atoms import MovingAtoms
+from mdl_physpre.dynamics.observers import Broken, Observers, add_reason
+from mdl_physpre.dynamics.random_numbers import NoiseStreams, maxwell_boltzmann_velocities, structure_generator
+from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.dynamics.skin_lists import SkinLists
+from mdl_physpre.dynamics.storage import read_state, write_state
+from mdl_physpre.dynamics.thermostats import DRAWS, INTEGRATORS
+from mdl_physpre.errors import DataError
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.structures.neighbours import complete_cell
+
+logger = logging.getLogger(__name__)
+
+
+def begin_or_resume(
+    potential: Potential,
+    structures: Sequence[Atoms],
+    ids: Sequence[str],
+    places: Sequence[int],
+    settings: DynamicsSettings,
+    each: Sequence[DynamicsSettings],
+    folder: Path | None = None,
+    key: str = "",
+) -> BatchRun:
+    """A run at its start, or where its stored state was written; parameters as :class:`BatchRun`.
+
+    Raises
+    ------
+    Exception : whatever the potential raises at the start, if it does so for every structure.
+    """
+    run = BatchRun(potential, structures, ids, places, settings, each, folder, key)
+    stored = None if folder is None else read_state(folder, key)
+    if stored is None:
+        _begin(run)
+    else:
+        _resume(run, *stored)
+    return run
+
+
+def _set_up(run: BatchRun, active: list[int], generators: list[np.random.Generator]) -> None:
+    """Atoms at their start, integrator and noise of the active structures."""
+    run.active = active
+    run.atoms = MovingAtoms.of([run.structures[k] for k in active], run.device)
+    ensemble = run.settings.ensemble
+    run.integrator = INTEGRATORS[ensemble](run.atoms, [run.each[k] for k in active])
+    sizes = [len(run.structures[k]) for k in active]
+    draw = DRAWS.get(ensemble)
+    run.noise = None if draw is None else NoiseStreams(generators, sizes, run.device, draw)
+
+
+def _watch(run: BatchRun, start: Tensor, smallest: Tensor) -> None:
+    """Observers and neighbour lists of the active structures."""
+    structures, s = [run.structures[k] for k in run.active], run.settings
+    names, places = [run.ids[k] for k in run.active], [run.places[k] for k in run.active]
+    run.observers = Observers(s, [run.each[k] for k in run.active], structures, names, places, start, smallest)
+    run.lists = SkinLists(
+        [a.numbers for a in structures],
+        run.atoms.cells,
+        [np.array(a.pbc) for a in structures],
+        # a list that always holds the pair that was closest at the start
+        [max(run.potential.cutoff, float(d)) if d > 0 else run.potential.cutoff for d in smallest],
+        cutoff=run.potential.cutoff,
+        skin=s.skin,
+        dtype=run.dtype,
+        device=run.device,
+        max_edges=s.max_edges,
+        max_neighbours=s.max_neighbours,
+        changing=run.changing,
+    )
+
+
+def _smallest_distance(atoms: Atoms) -> tuple[float, tuple[str, str] | None]:
+    """Smallest distance at the start, or the reason and sentence why no step can be taken."""
+    if not np.isfinite(atoms.positions).all() or not np.isfinite(atoms.cell[:]).all():
+        return np.nan, ("not_finite", "a position or a cell vector is not finite at the start")
+    try:
+        complete_cell(atoms.cell[:], atoms.pbc)
+        return minimum_distance(atoms.positions, atoms.cell[:], atoms.pbc), None
+    except DataError as error:
+        return np.nan, ("cell_collapsed", str(error))
+
+
+def _begin(run: BatchRun) -> None:
+    run.step = 0
+    smallest: list[float] = []
+    active: list[int] = []
+    for k, atoms in enumerate(run.structures):
+        distance, problem = _smallest_distance(atoms)
+        if problem is None:
+            active.append(k)
+            smallest.append(distance)
+        else:
+            run.verdicts[k] = unusable(run.each[k], atoms, run.ids[k], run.places[k], *problem)
+            logger.warning("structure %s: %s", run.ids[k], problem[1])
+    if run.files is not None:
+        run.files.restore({}, run.places)
+    generators = [structure_generator(run.settings.seed, run.places[k]) for k in active]
+    velocities = [
+        maxwell_boltzmann_velocities(run.structures[k].get_masses(), run.each[k].temperature, g)
+        for k, g in zip(active, generators, strict=True)
+    ]
+    _set_up(run, active, generators)
+    if not active:
+        return
+    run.atoms.velocities = torch.from_numpy(np.concatenate(velocities)).to(run.device)
+    run.atoms.kinetic = run.atoms.kinetic_energies()
+    _watch(run, run.atoms.positions, torch.tensor(smallest, dtype=torch.float64, device=run.device))
+    broken: Broken = {}
+    for k, text in run.lists.build_all(run.atoms.positions).items():
+        add_reason(broken, k, "cell_collapsed", text)
+    stress = run.wants_stress()
+    raised = run.evaluate(broken, stress)
+    if len(raised) == len(active):
+        raise next(iter(raised.values()))
+    run.observers.check_forces(run.atoms, broken, stress=run.changing)
+    run.settle(broken, None, stress)
+
+
+def store(run: BatchRun) -> None:
+    """Write the state of a run to its folder, if it has one."""
+    if run.folder is None:
+        return
+    sizes = {} if run.files is None else run.files.flush()
+    arrays = {name: getattr(run.atoms, name) for name in (*MovingAtoms.PER_ATOM, *MovingAtoms.PER_STRUCTURE)}
+    arrays |= {f"integrator_{name}": getattr(run.integrator, name) for name in run.integrator.FIELDS}
+    arrays |= {"reference": run.lists.reference, "reference_cells": run.lists.reference_cells}
+    stored = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+    stored |= {f"observed_{name}": value for name, value in run.observers.state().items()}
+    if run.rdfs is not None:
+        stored |= {f"rdf_{name}": value for name, value in run.rdfs.state().items()}
+    plain = {
+        "step": run.step,
+        "active": run.active,
+        "boundaries": run.lists.boundaries,
+        "max_edges": run.lists.max_edges,
+        "noise": None if run.noise is None else run.noise.state(),
+        "trajectory_sizes": sizes,
+        "verdicts": {str(k): verdict for k, verdict in run.verdicts.items()},
+    }
+    write_state(run.folder, run.key, stored, plain)
+
+
+def _resume(run: BatchRun, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(arrays[name].copy()).to(run.device)
+
+    def named(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+    run.step = plain["step"]
+    run.verdicts = {int(k): verdict for k, verdict in plain["verdicts"].items()}
+    _set_up(run, plain["active"], [structure_generator(0, 0) for _ in plain["active"]])
+    if run.noise is not None:
+        run.noise.restore(plain["noise"])
+    for name in run.integrator.FIELDS:
+        setattr(run.integrator, name, tensor(f"integrator_{name}"))
+    # lists are built where they were built before: their order decides the rounding of sums over neighbours
+    run.atoms.cells = tensor("reference_cells")
+    observed = named("observed_")
+    _watch(run, tensor("observed_start"), tensor("observed_overlap_start"))
+    run.observers.restore(observed)
+    run.lists.max_edges = plain["max_edges"]
+    run.lists.build_all(tensor("reference"), plain["boundaries"])
+    for name in (*MovingAtoms.PER_ATOM, *MovingAtoms.PER_STRUCTURE):
+        setattr(run.atoms, name, tensor(name))
+    run.lists.cells = run.atoms.cells
+    if run.rdfs is not None:
+        run.rdfs.restore(named("rdf_"))
+    if run.files is not None:
+        run.files.restore(plain["trajectory_sizes"], run.places)
+    logger.info("%s continues at step %d", run.folder, run.step)
