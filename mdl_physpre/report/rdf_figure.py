@@ -77,8 +77,7 @@ def draw_rdfs(
         lines = len(axis.get_legend_handles_labels()[1]) + bool(errors)
         axis.set_ylim(0, axis.get_ylim()[1] / (1 - 0.085 * min(lines, 7)))
         title = "mean absolute error, Wasserstein-1 distance" if errors else None
-        legend = axis.legend(frameon=False, fontsize=7.5, loc="upper left", title=title, title_fontsize=7.5)
-        legend._legend_box.align = "left"
+        axis.legend(frameon=False, fontsize=7.5, loc="upper left", title=title, title_fontsize=7.5, alignment="left")
     return _save_both(figure, Path(path))
 
 
