@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.base import Potential, edge_vectors
+from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
 from mdl_physpre.potentials.m3gnet_basis import Basis, Features, smooth_bessel_constants
+from mdl_physpre.potentials.m3gnet_sweeps import Edges, EnergiesAndSlopes, Pull, energies_and_slopes
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.structures.graph import AtomGraph
 
@@ -211,6 +212,76 @@ class M3GNet(Potential):
         for block in self.graph_conv:
             v, e = block(v, e, features, (index[0], index[1], near))
         return self.scaled(self.final(v)[:, 0], graph.z)
+
+    def predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
+        """Energies, forces and stress with derivatives by hand, not differentiable."""
+        with torch.no_grad():
+            return self._by_hand(graph, forces, stress, training=False)
+
+    def differentiable_predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
+        """As :meth:`predictions`, and one backward pass gives the gradient in the parameters (not in positions)."""
+        return self._by_hand(graph, forces, stress, training=True)
+
+    def _by_hand(self, graph: AtomGraph, forces: bool, stress: bool, training: bool) -> Predictions:
+        """F_i = Σ_j (γ_ij − γ_ji) and σ = (1/V) Σ_ij r_ij γ_ijᵀ with γ = dE/dr_ij."""
+        self.check_atomic_numbers(graph.z)
+        with torch.no_grad():
+            vectors, _, index, near = self.within_cutoff(graph)
+        n_atoms, derivatives = len(graph.z), forces or stress
+        with torch.set_grad_enabled(derivatives):
+            vectors.requires_grad_(derivatives)
+            features = self.basis.features(vectors, vectors.norm(dim=1), index[0], near, n_atoms)
+        values = Features(*(f.detach() for f in features))
+        edges = Edges(index[0], index[1], near, n_atoms)
+        scale = self.normalizer.scale.index_select(0, graph.z)
+        h, parameters, slopes = self.embed(graph.z), self._packed_parameters(), None
+        if training:
+            energies, *slopes = EnergiesAndSlopes.apply(edges, values, scale, self.num_blocks, h, *parameters)
+        else:
+            energies, slopes, *_ = energies_and_slopes(
+                edges, values, scale, self.num_blocks, h, parameters, derivatives
+            )
+        shift = self.normalizer.shift.index_select(0, graph.z)
+        found = Predictions(sum_by_structure(energies + shift, graph))
+        if not derivatives:
+            return found
+        pull = Pull.apply(vectors, features, *slopes)
+        if forces:
+            found.forces = torch.zeros_like(graph.pos).index_add(0, index[0], pull).index_add(0, index[1], -pull)
+        if stress:
+            outer = vectors.detach()[:, :, None] * pull[:, None, :]
+            by_atom = pull.new_zeros(n_atoms, 3, 3).index_add(0, index[0], outer)
+            virial = torch.zeros_like(graph.cell).index_add(0, graph.batch, by_atom)
+            volume = volumes(graph)[:, None, None]
+            # divided where there is a volume: backpropagation through a division by NaN would spoil the gradient
+            known = torch.isfinite(volume)
+            symmetric = 0.5 * (virial + virial.transpose(1, 2))
+            found.stress = torch.where(known, symmetric / torch.where(known, volume, 1.0), torch.nan)
+        return found
+
+    def _packed_parameters(self) -> list[Tensor]:
+        """Parameters as the sweeps take them (:mod:`mdl_physpre.potentials.m3gnet_sweeps`)."""
+        packed, u = [self.edge_encoder.weight], self.units
+        for block in self.graph_conv:
+            three_body = block.three_body
+            mask, gate = three_body.atom_mlp.linear, three_body.edge_gate_mlp
+            node_weights, node_biases, perceptrons = [], [], []
+            for mlp, layer in (
+                (block.gated_mlp_edge, block.edge_layer_edge),
+                (block.gated_mlp_atom, block.edge_layer_atom),
+            ):
+                (g1, g2), (s1, s2) = ([k.linear for k in part] for part in (mlp.g, mlp.sigma))
+                first = torch.cat([g1.weight, s1.weight])
+                bias = torch.cat([g1.bias, s1.bias])
+                node_weights += [first[:, :u], first[:, u : 2 * u]]
+                node_biases += [bias, torch.zeros_like(bias)]
+                second = torch.stack([g2.weight, s2.weight])
+                perceptrons += [first[:, 2 * u :], second, torch.cat([g2.bias, s2.bias]), layer.linear.weight]
+            packed += [torch.cat(node_weights), torch.cat(node_biases), mask.weight, mask.bias]
+            packed += [torch.cat([gate.g[0].linear.weight, gate.sigma[0].linear.weight]), *perceptrons]
+        for part in (self.final.g, self.final.sigma):
+            packed += [p for layer in part for p in (layer.linear.weight, layer.linear.bias)]
+        return packed
 
     def embed(self, z: Tensor) -> Tensor:
         """Vectors of the atoms (N, units) before the first block."""
