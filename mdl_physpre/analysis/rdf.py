@@ -36,7 +36,7 @@ from mdl_physpre.structures.neighbours import neighbour_list
 
 R_MAX, BINS = 6.0, 120
 REACH = 5.0  # standard deviations that a smoothed pair reaches
-MAX_PAIRS = 20_000_000  # pairs in one frame; more is a collapsed cell
+MAX_DENSITY = 10.0  # atoms/Å³, a hundred times that of solids: a cell beyond it has collapsed, and has too many pairs
 
 
 class RDFAccumulator:
@@ -100,8 +100,10 @@ class RDFAccumulator:
         cell, pbc = np.asarray(cell, dtype=float), np.asarray(pbc, dtype=bool)
         reach = (self.bins + self.beyond) * self.width
         volume = abs(np.linalg.det(cell)) if pbc.all() else None
-        if volume is not None and 4.2 * reach**3 * len(positions) ** 2 > MAX_PAIRS * volume:
-            raise DataError(f"cell {cell.tolist()} of {volume:.4g} Å³ has collapsed; no distances are counted")
+        if volume is not None and len(positions) > MAX_DENSITY * volume:
+            raise DataError(
+                f"cell {cell.tolist()} of {volume:.4g} Å³ has collapsed: more than {MAX_DENSITY:g} atoms per Å³"
+            )
         i, j, shifts = neighbour_list(positions, cell, pbc, reach)
         vectors = positions.take(j, axis=0)
         vectors -= positions.take(i, axis=0)
