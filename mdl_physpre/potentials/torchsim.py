@@ -115,8 +115,8 @@ class TorchSimPotential(Potential):
     """A TorchSim ``ModelInterface`` as a potential: its ``forward`` on a ``SimState`` of the graph's structures.
 
     The model finds its own neighbours (``cutoff`` is 0, graphs have no edges), computes in its own precision, and has
-    no parameters here. Structures with and without periodicity go to it in different calls. It is not asked for structures
-    that are periodic in some directions only, because a TorchSim state before 0.4 cannot hold them.
+    no parameters here. Structures with and without periodicity go to it in different calls. It is not asked for
+    structures that are periodic in some directions only, because a TorchSim state before 0.4 cannot hold them.
 
     Parameters
     ----------
