@@ -79,7 +79,7 @@ DOUBLE = Bounds(
     drop=1e-3,
     step=1e-4,
     strain=1e-5,
-    gap=1e-3,
+    gap=1e-4,
 )
 SINGLE = Bounds(
     energy=1e-4,
@@ -93,7 +93,7 @@ SINGLE = Bounds(
     drop=1e-2,
     step=1e-2,
     strain=2e-3,
-    gap=1e-2,
+    gap=5e-3,
 )
 
 

@@ -6,7 +6,8 @@
     torchsim:package.module:Class?key=value             a TorchSim ModelInterface
 
 Values after ``?`` are read as Python writes them (``rc=4.0``, ``1e-3``, ``[1, 2]``, ``None``), with ``true``, ``false``
-and ``null`` as in YAML; anything else is text. ``%26`` and ``%3D`` stand for ``&`` and ``=`` in a value.
+and ``null`` as in YAML, and ``torch.float32`` or ``torch.float64``; anything else is text. ``%26`` and ``%3D`` stand
+for ``&`` and ``=`` in a value.
 """
 
 from __future__ import annotations
@@ -132,6 +133,7 @@ def _arguments(query: str, text: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     constants = {"true": True, "false": False, "null": None}
+    constants |= {f"torch.{name}": getattr(torch, name) for name in ("float32", "float64")}
     if text.lower() in constants:
         return constants[text.lower()]
     try:

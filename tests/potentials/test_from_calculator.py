@@ -183,7 +183,7 @@ def test_a_calculator_that_raises_loses_its_structure_alone():
 
 def test_different_calculators_have_different_run_keys(structures):
     def key(potential):
-        return run_key(potential, structures, {}, [0])
+        return run_key(potential, structures[:1], ["0"], [DynamicsSettings()], [0])
 
     keys = {key(CalculatorPotential(c)) for c in (argon(), argon(rc=6.0), argon(sigma=3.3), Fragile(), EMT())}
     assert len(keys) == 5

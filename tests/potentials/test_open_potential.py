@@ -9,7 +9,7 @@ import torch
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
 
-from mdl_physpre import EAMInteraction, build_graph, evaluate, label, save_potential
+from mdl_physpre import DynamicsSettings, EAMInteraction, build_graph, evaluate, label, save_potential
 from mdl_physpre.dynamics.storage import run_key
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials import open_potential as module
@@ -112,6 +112,7 @@ def test_arguments_in_the_name_and_beside_it():
     [
         ("1e-3", 1e-3), ("5", 5), ("true", True), ("False", False), ("null", None), ("[1, 2]", [1, 2]),
         ("small", "small"), ("a%26b%3Dc", "a&b=c"), ("x=y", "x=y"), ("", ""), ("a/b.pt", "a/b.pt"), ("'5'", "5"),
+        ("torch.float64", torch.float64),
     ],
 )  # fmt: skip
 def test_values(text, value):
@@ -120,7 +121,7 @@ def test_values(text, value):
 
 def test_the_identity_has_the_arguments_and_the_files_in_it(somebody_elses):
     def key(name, kwargs=None):
-        return run_key(open_potential(name, kwargs), [bulk("Si")], {}, [0])
+        return run_key(open_potential(name, kwargs), [bulk("Si")], ["0"], [DynamicsSettings()], [0])
 
     lj = "calculator:ase.calculators.lj.LennardJones"
     keys = [key(lj), key(f"{lj}?rc=4.0"), key(f"{lj}?rc=5.0"), key("calculator:ase.calculators.emt.EMT")]
