@@ -81,6 +81,7 @@ def reference_rdf(
     *,
     skip: int = 0,
     every: int = 1,
+    first_step: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Radial distribution functions of stored trajectories, one for each structure.
 
@@ -91,6 +92,7 @@ def reference_rdf(
     r_max, bins, smoothing, volume : see :class:`~mdl_physpre.analysis.rdf.RDFAccumulator`.
     skip : frames left out at the start of each structure.
     every : of the others, each ``every``-th is taken.
+    first_step : frames that say that they are of an earlier step (``info["step"]``) are left out, too.
 
     Returns
     -------
@@ -116,7 +118,8 @@ def reference_rdf(
                         f"{atoms.symbols} are not the atoms of the first frame of {name!r}, in their order; give "
                         "frames of different structures an info['structure_id'], or files of their own"
                     )
-                if seen[name] >= skip and (seen[name] - skip) % every == 0:
+                early = int(atoms.info.get("step", first_step)) < first_step
+                if not early and seen[name] >= skip and (seen[name] - skip) % every == 0:
                     sums[name].add(atoms.positions, atoms.cell[:], atoms.pbc)
             except DataError as error:
                 raise DataError(f"{path}, frame {k}: {error}") from None

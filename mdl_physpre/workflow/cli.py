@@ -10,7 +10,7 @@ import typer
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import PhyspreError
-from mdl_physpre.workflow.cli_potentials import compare, evaluate, md
+from mdl_physpre.workflow.cli_potentials import compare, doctor, evaluate, judge, md
 from mdl_physpre.workflow.cli_runs import demo, fit, run
 from mdl_physpre.workflow.cli_structures import convert, inspect, label, perturb
 
@@ -61,7 +61,7 @@ def common(
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
 
 
-for function in (run, demo, fit, perturb, label, evaluate, md, compare, convert, inspect):
+for function in (run, demo, fit, perturb, label, evaluate, doctor, md, judge, compare, convert, inspect):
     app.command()(function)
 
 

@@ -1,69 +1,153 @@
-"""Commands on potentials: ``physpre evaluate``, ``md``, ``compare``."""
+"""Commands on potentials: ``physpre evaluate``, ``doctor``, ``md``, ``judge``, ``compare``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A checkpoint, calculator:package.module.Class?key=value, or torchsim:…"),
+]
+Modules = Annotated[
+    list[str] | None, typer.Option("--import", metavar="MODULE", help="Import first: it defines the backbone. Repeat.")
+]
+Json = Annotated[Path | None, typer.Option(help="Write all figures to this file.")]
+
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Checkpoint of a potential.")],
-    data: Annotated[Path, typer.Argument(help="Labelled structures.")],
+    model: Model,
+    data: Annotated[str, typer.Argument(help="Labelled structures.")],
     by: Annotated[str | None, typer.Option(help="Also by the values of this info key.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
+    json: Json = None,
+    modules: Modules = None,
 ) -> None:
     """Errors of a potential on labelled structures.
 
     Energy, forces and stress, in the paper's units and per atom.
     """
     from mdl_physpre.analysis.errors import format_errors, prediction_errors
-    from mdl_physpre.potentials.checkpoints import load_potential
+    from mdl_physpre.potentials.open_potential import open_potential
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.workflow.stages import write_json
 
-    errors = prediction_errors(load_potential(model), read_structures(data), by=by)
-    print(format_errors({model.name: errors}))
+    errors = prediction_errors(open_potential(model, modules=modules or ()), read_structures(data), by=by)
+    print(format_errors({Path(model).name: errors}))
     if json:
         write_json(json, errors)
 
 
+def doctor(
+    model: Model,
+    structures: Annotated[str | None, typer.Argument(help="Structures; crystals of its elements if not given.")] = None,
+    cutoff: Annotated[float | None, typer.Option(help="Å; of a calculator, which does not say.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of rotations and displacements.")] = 0,
+    json: Json = None,
+    modules: Modules = None,
+) -> None:
+    """Check a potential before molecular dynamics.
+
+    Invariances, forces and stress against finite differences, smoothness at the cutoff, extensivity, smallest systems,
+    two-atom curves, determinism. Ends with status 1 if a check fails.
+    """
+    from mdl_physpre.analysis.doctor import any_failed, checks_as_dict, examine, format_checks
+    from mdl_physpre.potentials.open_potential import open_potential
+    from mdl_physpre.structures.read import read_structures
+    from mdl_physpre.workflow.stages import write_json
+
+    potential = open_potential(model, modules=modules or ())
+    checks = examine(potential, read_structures(structures) if structures else None, cutoff=cutoff, seed=seed)
+    print(format_checks(checks))
+    if json:
+        write_json(json, checks_as_dict(checks))
+    if any_failed(checks):
+        raise typer.Exit(1)
+
+
 def md(
-    model: Annotated[Path, typer.Argument(help="Checkpoint of a potential.")],
-    structures: Annotated[Path, typer.Argument(help="Start structures.")],
-    ensemble: Annotated[str, typer.Option(help="nvt (Langevin) or nve.")] = "nvt",
+    model: Model,
+    structures: Annotated[str, typer.Argument(help="Start structures.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any other setting of physpre.dynamics.")
+    ] = None,
+    ensemble: Annotated[
+        str, typer.Option(help="nvt (Langevin), nvt_bussi, nvt_nose_hoover, npt (Berendsen) or nve.")
+    ] = "nvt",
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    pressure: Annotated[float, typer.Option(help="bar; npt only.")] = 1.01325,
     timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Steps of each structure.")] = 5000,
     n_structures: Annotated[int | None, typer.Option(help="The first so many structures; all if not given.")] = None,
     trajectory_interval: Annotated[int, typer.Option(help="Steps between stored frames; 0 stores none.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Compare radial distribution functions with a trajectory, a folder of them, or a MODEL."),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Share the structures among so many processes.")] = 1,
+    device: Annotated[list[str] | None, typer.Option(help="cpu, cuda:0, …; repeat to share among several.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of velocities and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for verdicts, and the state to go on from.")] = None,
+    modules: Modules = None,
 ) -> None:
-    """Simulate structures and judge each while it runs."""
-    from mdl_physpre.dynamics.settings import DynamicsSettings
-    from mdl_physpre.dynamics.simulation import simulate, summarise
-    from mdl_physpre.potentials.checkpoints import load_potential
+    """Simulate structures and judge each while it runs.
+
+    All structures take their steps together. With --out the same command goes on where it stopped.
+    """
+    from mdl_physpre.dynamics.reference import compare_with_reference, format_rdf_errors
+    from mdl_physpre.dynamics.splitting import simulate_parallel
+    from mdl_physpre.dynamics.verdicts import summarise
+    from mdl_physpre.potentials.open_potential import open_potential
     from mdl_physpre.report.tables import format_verdicts
     from mdl_physpre.structures.read import read_structures
+    from mdl_physpre.workflow.config_file import dynamics_settings
 
-    settings = DynamicsSettings(
-        ensemble=ensemble,
-        temperature=temperature,
-        timestep=timestep,
-        steps=steps,
-        seed=seed,
-        trajectory_interval=trajectory_interval,
-    )
+    named: dict[str, Any] = {
+        "ensemble": ensemble,
+        "temperature": temperature,
+        "pressure": pressure,
+        "timestep": timestep,
+        "steps": steps,
+        "trajectory_interval": trajectory_interval,
+        "seed": seed,
+    }
+    chosen = dynamics_settings(named, settings or ())
+    potential = open_potential(model, modules=modules or (), map_location=(device or ["cpu"])[0])
     found = read_structures(structures)[:n_structures]
-    verdicts = simulate(load_potential(model), found, settings, out=out)
+    workers: dict[str, Any] = {"processes": max(processes, len(device or ())), "devices": device}
+    if reference is None:
+        verdicts = simulate_parallel(potential, found, chosen, out, **workers)
+        print(format_verdicts(verdicts, summarise(verdicts)))
+        return
+    compared = compare_with_reference(potential, found, reference, chosen, out, modules=modules or (), **workers)
+    print(format_verdicts(compared["verdicts"], summarise(compared["verdicts"])))
+    print(format_rdf_errors(compared))
+    if out:
+        from mdl_physpre.report.rdf_figure import draw_rdfs
+
+        draw_rdfs({Path(model).name: compared["rdf"]}, out / "rdf.png", reference=compared["reference_rdf"])
+        print(f"figure: {out / 'rdf.png'}")
+
+
+def judge(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of physpre md --out with trajectories.")],
+) -> None:
+    """Judge stored trajectories again.
+
+    Trajectories of every step give the verdicts that the simulation gave.
+    """
+    from mdl_physpre.dynamics.reanalysis import judge_run
+    from mdl_physpre.dynamics.verdicts import summarise
+    from mdl_physpre.report.tables import format_verdicts
+
+    verdicts = judge_run(folder)
     print(format_verdicts(verdicts, summarise(verdicts)))
 
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of physpre run or physpre md --out.")],
-    json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
+    json: Json = None,
 ) -> None:
     """Put the verdicts of several simulations side by side.
 

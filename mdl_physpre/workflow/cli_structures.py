@@ -9,6 +9,10 @@ import typer
 
 from mdl_physpre.errors import ConfigError
 
+Modules = Annotated[
+    list[str] | None, typer.Option("--import", metavar="MODULE", help="Import first: it defines the backbone. Repeat.")
+]
+
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help="Structures, or load-atoms:NAME.")],
@@ -64,6 +68,7 @@ def perturb(
     teacher: Annotated[
         str | None, typer.Option(help="Label with this checkpoint or calculator and filter by force.")
     ] = None,
+    modules: Modules = None,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
 ) -> None:
     """Pull close pairs together and displace random sites.
@@ -85,7 +90,7 @@ def perturb(
         min_distance=min_distance,
         max_force=max_force,
     )
-    made = make_pretraining_set(read_structures(source), settings, _teacher(teacher) if teacher else None, seed)
+    made = make_pretraining_set(read_structures(source), settings, _named(teacher, modules) if teacher else None, seed)
     write_structures(target, made.structures)
     print(format_report(made.report))
     print(f"{target}: {len(made.structures)} structures")
@@ -94,21 +99,25 @@ def perturb(
 def label(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Structures.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Labelled structures.")],
-    teacher: Annotated[str, typer.Option(help="A checkpoint, or the import path of an ASE calculator.")],
+    teacher: Annotated[
+        str, typer.Option(help="A checkpoint, calculator:package.module.Class?key=value, or an import path.")
+    ],
+    modules: Modules = None,
 ) -> None:
     """Label structures by a potential or ASE calculator."""
     from mdl_physpre.pretraining.teacher import label as label_structures
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.structures.write import write_structures
 
-    labelled = label_structures(read_structures(source), _teacher(teacher))
+    labelled = label_structures(read_structures(source), _named(teacher, modules))
     write_structures(target, labelled)
     print(f"{target}: {len(labelled)} structures")
 
 
-def _teacher(name: str):
-    from mdl_physpre.potentials.checkpoints import load_potential
+def _named(teacher: str, modules: list[str] | None) -> str:
+    """The teacher's name, once the modules that define it have been imported."""
+    from mdl_physpre.potentials.import_paths import import_named_module
 
-    if Path(name).exists() or name.endswith((".pt", ".pth", ".ckpt")):
-        return load_potential(name)
-    return name
+    for module in modules or ():
+        import_named_module(module)
+    return teacher

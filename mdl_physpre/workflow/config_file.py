@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import ConfigError, PhyspreError, nearest
 from mdl_physpre.workflow.config import Config
 
@@ -93,6 +95,26 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Confi
     except PhyspreError as error:
         raise ConfigError(f"{source}: {error}") from None
     return config
+
+
+def dynamics_settings(named: Mapping[str, Any], overrides: Sequence[str] = ()) -> DynamicsSettings:
+    """Settings of molecular dynamics by name, with ``key=value`` put in.
+
+    Raises
+    ------
+    ConfigError : unknown keys, with the nearest known one; values that cannot be used.
+    """
+    raw = dict(named)
+    for text in overrides:
+        _override(raw, text)
+    known = [field.name for field in fields(DynamicsSettings)]
+    for key in raw:
+        if key not in known:
+            raise ConfigError(f"{key}: unknown setting of molecular dynamics; {nearest(key, known)}")
+    try:
+        return TypeAdapter(DynamicsSettings).validate_python(_scientific(raw))
+    except ValidationError as error:
+        raise _explain(error, "settings of molecular dynamics") from None
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -1,0 +1,72 @@
+"""Radial distribution functions of a simulation against those of a reference."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+
+from mdl_physpre import DynamicsSettings, EAMInteraction, simulate
+from mdl_physpre.dynamics.reference import compare_with_reference, format_rdf_errors
+from mdl_physpre.errors import DataError
+
+SETTINGS = DynamicsSettings(temperature=600, timestep=1.0, steps=60, rdf_r_max=4.0, rdf_bins=40, trajectory_interval=10)
+
+
+@pytest.fixture(scope="module")
+def eam():
+    torch.manual_seed(0)
+    return EAMInteraction(elements=["Mg", "O"], cutoff=5.0, n_basis=2)
+
+
+@pytest.fixture(scope="module")
+def structures():
+    rng = np.random.default_rng(0)
+    made = []
+    for k in range(3):
+        atoms = bulk("MgO", "rocksalt", 4.3, cubic=True)
+        atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
+        atoms.info["structure_id"] = f"rock salt {k}"
+        made.append(atoms)
+    return made
+
+
+def test_against_its_own_trajectory_and_itself_there_is_no_error(eam, structures, tmp_path):
+    simulate(eam, structures, SETTINGS, tmp_path / "own", progress=False)
+    for reference in (tmp_path / "own" / "trajectories", eam):
+        found = compare_with_reference(eam, structures, reference, SETTINGS, tmp_path / "again", progress=False)
+        assert found["structures"] == 3 and len(found["verdicts"]) == 3
+        assert set(found["errors"]) == {"Mg-Mg", "O-Mg", "O-O"}
+        for error in found["errors"].values():  # the stored positions have eight decimals
+            assert error["mae"] < 0.02 and error["wasserstein"] < 1e-3
+    assert (tmp_path / "again" / "reference" / "verdicts.json").exists()
+    text = format_rdf_errors(found)
+    assert "3 structures" in text and "O-Mg: mean absolute error 0.000" in text
+
+
+def test_a_calculator_from_the_same_start(eam, structures):
+    found = compare_with_reference(
+        eam, structures[:1], "calculator:ase.calculators.lj.LennardJones?sigma=1.8&epsilon=0.05&rc=4.0", SETTINGS,
+        progress=False,
+    )  # fmt: skip
+    assert len(found["reference_verdicts"]) == 1
+    assert found["errors"]["O-Mg"]["mae"] > 0.05
+    assert found["structure_errors"].keys() == {"rock salt 0"}
+
+
+def test_late_frames_only(eam, structures, tmp_path):
+    late = DynamicsSettings(**{**vars(SETTINGS), "rdf_start": 30})
+    simulate(eam, structures[:1], late, tmp_path / "own", progress=False)
+    found = compare_with_reference(eam, structures[:1], tmp_path / "own" / "trajectories", late, progress=False)
+    assert found["rdf"]["frames"] == found["reference_rdf"]["frames"] == 4  # 30, 40, 50, 60
+    assert found["errors"]["O-Mg"]["mae"] < 0.02
+
+
+def test_other_structures(eam, structures, tmp_path):
+    simulate(eam, structures[:2], SETTINGS, tmp_path / "own", progress=False)
+    renamed = [a.copy() for a in structures]
+    for atoms in renamed:
+        atoms.info["structure_id"] += " renamed"
+    with pytest.raises(DataError, match="none is in both"):
+        compare_with_reference(eam, renamed, tmp_path / "own" / "trajectories", SETTINGS, progress=False)
+    with pytest.raises(DataError, match="no reference trajectory"):
+        compare_with_reference(eam, renamed, tmp_path / "nothing", SETTINGS, progress=False)
