@@ -72,7 +72,7 @@ class BatchRun:
         self.step += 1
         if self.changing:
             integrator.rescale(atoms)
-            self.moved(broken)
+            self.moved(broken, step_done=False)
             self.evaluate(broken, stress=False)
         integrator.first_half(atoms, noise)
         deformation = self.moved(broken)
@@ -87,13 +87,13 @@ class BatchRun:
         interval = self.settings.pressure_interval
         return self.changing or bool(interval and self.potential.gives_stress and self.step % interval == 0)
 
-    def moved(self, broken: Broken) -> Tensor | None:
+    def moved(self, broken: Broken, step_done: bool = True) -> Tensor | None:
         """Check where the atoms have come to, and bring the neighbour lists up to date; returns the deformations."""
         atoms, deformation = self.atoms, None
         if self.changing:
             self.observers.check_cells(atoms.cells, broken)
             deformation = self.observers.deformation(atoms.cells)
-        self.observers.check_positions(atoms.positions, broken, deformation)
+        self.observers.check_positions(atoms.positions, broken, deformation, step_done)
         if broken:
             # they leave at the end of the step; until then they stay where their lists are right
             for k in broken:

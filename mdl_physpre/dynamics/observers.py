@@ -134,7 +134,9 @@ class Observers:
                 bounds = f"{s.min_volume_ratio:g} to {s.max_volume_ratio:g} allowed"
                 add_reason(broken, k, "cell_collapsed", f"{found}, {bounds}")
 
-    def check_positions(self, positions: Tensor, broken: Broken, deformation: Tensor | None = None) -> None:
+    def check_positions(
+        self, positions: Tensor, broken: Broken, deformation: Tensor | None = None, step_done: bool = True
+    ) -> None:
         """Structures with a position that is not finite or an atom that has escaped; broken ones are passed by."""
         start = self.start
         if deformation is not None:
@@ -143,7 +145,12 @@ class Observers:
         drift = (self._sum(moved) / self.sizes[:, None]).index_select(0, self.batch)
         squared = (moved - drift).square().sum(1)
         sound = squared <= self.settings.max_displacement**2  # false for NaN, too
-        self.displacement_max = torch.fmax(self.displacement_max, squared)
+        if step_done:
+            counted = squared
+            if broken:
+                gone = torch.isin(self.batch, torch.tensor(list(broken), device=self.batch.device))
+                counted = squared.masked_fill(gone, 0.0)
+            self.displacement_max = torch.fmax(self.displacement_max, counted)
         if bool(sound.all()):
             return
         for k in torch.unique(self.batch[~sound]).tolist():

@@ -66,6 +66,18 @@ def write_rdfs(out: Path, key: str, names: Sequence[str], results: Sequence[Mapp
     content = {
         "key": key,
         "average": plain_rdf(average_rdfs(results)),
-        "structures": [{"structure_id": n, **plain_rdf(r)} for n, r in zip(names, results, strict=True)],
+        "structures": [{**plain_rdf(r), "structure_id": n} for n, r in zip(names, results, strict=True)],
     }
     write_atomically(out / RDFS, (json.dumps(content) + "\n").encode())
+
+
+def read_rdfs(out: Path) -> dict[str, Any]:
+    """What :func:`write_rdfs` wrote; results hold lists in place of arrays.
+
+    Raises DataError where there is none, or it is damaged.
+    """
+    try:
+        return json.loads((out / RDFS).read_text())
+    except (OSError, ValueError) as error:
+        hint = "a run writes it where rdf_interval is set"
+        raise DataError(f"{out / RDFS} holds no radial distribution functions ({error}); {hint}") from None

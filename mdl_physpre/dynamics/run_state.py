@@ -19,7 +19,7 @@ from mdl_physpre.dynamics.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.observers import Broken, Observers, add_reason
 from mdl_physpre.dynamics.random_numbers import NoiseStreams, maxwell_boltzmann_velocities, structure_generator
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.skin_lists import SkinLists
+from mdl_physpre.dynamics.skin_lists import SkinLists, expected_neighbours
 from mdl_physpre.dynamics.storage import read_state, write_state
 from mdl_physpre.dynamics.thermostats import DRAWS, INTEGRATORS
 from mdl_physpre.errors import DataError
@@ -27,6 +27,7 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.neighbours import complete_cell
 
 logger = logging.getLogger(__name__)
+SEARCH_RADIUS = 3.0  # Å; where the search for the smallest distance begins
 
 
 def begin_or_resume(
@@ -38,17 +39,18 @@ def begin_or_resume(
     each: Sequence[DynamicsSettings],
     folder: Path | None = None,
     key: str = "",
+    raise_at_start: bool = True,
 ) -> BatchRun:
     """A run at its start, or where its stored state was written; parameters as :class:`BatchRun`.
 
     Raises
     ------
-    Exception : whatever the potential raises at the start, if it does so for every structure.
+    Exception : with ``raise_at_start`` whatever the potential raises at the start, if it does so for every structure.
     """
     run = BatchRun(potential, structures, ids, places, settings, each, folder, key)
     stored = None if folder is None else read_state(folder, key)
     if stored is None:
-        _begin(run)
+        _begin(run, raise_at_start)
     else:
         _resume(run, *stored)
     return run
@@ -86,23 +88,28 @@ def _watch(run: BatchRun, start: Tensor, smallest: Tensor) -> None:
     )
 
 
-def _smallest_distance(atoms: Atoms) -> tuple[float, tuple[str, str] | None]:
+def smallest_distance(atoms: Atoms, max_neighbours: int) -> tuple[float, tuple[str, str] | None]:
     """Smallest distance at the start, or the reason and sentence why no step can be taken."""
     if not np.isfinite(atoms.positions).all() or not np.isfinite(atoms.cell[:]).all():
         return np.nan, ("not_finite", "a position or a cell vector is not finite at the start")
     try:
         complete_cell(atoms.cell[:], atoms.pbc)
-        return minimum_distance(atoms.positions, atoms.cell[:], atoms.pbc), None
+        # before the search: its pairs might not fit into memory
+        mean = expected_neighbours(len(atoms), atoms.cell[:], atoms.pbc, SEARCH_RADIUS)
+        if mean > max_neighbours:
+            text = f"about {mean:.3g} neighbours within {SEARCH_RADIUS:g} Å, at most {max_neighbours} allowed"
+            return np.nan, ("cell_collapsed", text)
+        return minimum_distance(atoms.positions, atoms.cell[:], atoms.pbc, SEARCH_RADIUS), None
     except DataError as error:
         return np.nan, ("cell_collapsed", str(error))
 
 
-def _begin(run: BatchRun) -> None:
+def _begin(run: BatchRun, raise_at_start: bool) -> None:
     run.step = 0
     smallest: list[float] = []
     active: list[int] = []
     for k, atoms in enumerate(run.structures):
-        distance, problem = _smallest_distance(atoms)
+        distance, problem = smallest_distance(atoms, run.settings.max_neighbours)
         if problem is None:
             active.append(k)
             smallest.append(distance)
@@ -127,7 +134,7 @@ def _begin(run: BatchRun) -> None:
         add_reason(broken, k, "cell_collapsed", text)
     stress = run.wants_stress()
     raised = run.evaluate(broken, stress)
-    if len(raised) == len(active):
+    if raise_at_start and len(raised) == len(active):
         raise next(iter(raised.values()))
     run.observers.check_forces(run.atoms, broken, stress=run.changing)
     run.settle(broken, None, stress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from mdl_physpre.errors import ConfigError, nearest
@@ -104,6 +104,10 @@ class DynamicsSettings:
     rdf_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            # 300 and 300.0 are the same settings
+            if isinstance(field.default, float) and type(getattr(self, field.name)) is int:
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         for name, known in (("ensemble", ENSEMBLES), ("distance", DISTANCES)):
             value = getattr(self, name)
             if value not in known:

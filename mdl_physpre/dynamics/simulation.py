@@ -41,6 +41,7 @@ def simulate(
     *,
     per_structure: Mapping[str, Sequence[Any]] | None = None,
     indices: Sequence[int] | None = None,
+    raise_at_start: bool = True,
 ) -> list[dict[str, Any]]:
     """Simulate all structures at once and judge each.
 
@@ -56,6 +57,8 @@ def simulate(
     per_structure : ``temperature``, ``pressure``, ``timestep`` or ``steps``, one value for each structure, in place of
         that of ``settings``. A structure with fewer steps leaves the batch when it has finished.
     indices : place of each structure in a longer list, from which its random numbers come; 0, 1, … where ``None``.
+    raise_at_start : whether an error that the potential raises at the start for every structure is raised; otherwise
+        each gets a verdict with that reason.
 
     Returns
     -------
@@ -83,7 +86,7 @@ def simulate(
         if finished is not None:
             return finished
     with inference(potential):
-        run = begin_or_resume(potential, structures, ids, places, settings, each, folder, key)
+        run = begin_or_resume(potential, structures, ids, places, settings, each, folder, key, raise_at_start)
         verdicts = run_to_the_end(run, progress)
     if folder is not None:
         if run.rdfs is not None:

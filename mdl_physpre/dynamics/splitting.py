@@ -1,0 +1,206 @@
+"""One run over several processes: the structures are divided, each process simulates its part, the results are merged.
+
+Random numbers depend on the seed and a structure's place in the whole list, so that a structure takes the same path
+whatever process it is in, up to the rounding of sums over other batches.
+
+The processes are spawned, so that they work with a GPU, too. Each has a folder of its own, ``parts/K-of-N`` in the
+folder of the run, and stores its state there. If one dies, the others finish, and the same call goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+
+from mdl_physpre.dynamics.rdf_sampling import RDFS, read_rdfs, write_rdfs
+from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings, settings_of_each
+from mdl_physpre.dynamics.simulation import check_input, simulate
+from mdl_physpre.dynamics.storage import TRAJECTORIES, read_verdicts, run_key, write_verdicts
+from mdl_physpre.errors import ConfigError, PhyspreError
+from mdl_physpre.potentials.base import Potential
+
+logger = logging.getLogger(__name__)
+PARTS = "parts"
+
+
+def divide(work: Sequence[float], n: int) -> list[list[int]]:
+    """Divide pieces of work among ``n`` processes: the largest first, each to whoever has least. None is left empty."""
+    parts: list[list[int]] = [[] for _ in range(max(1, min(n, len(work))))]
+    loads = [0.0] * len(parts)
+    for k in sorted(range(len(work)), key=lambda k: (-work[k], k)):
+        least = min(range(len(parts)), key=lambda p: (loads[p], len(parts[p]), p))
+        parts[least].append(k)
+        loads[least] += work[k]
+    return [sorted(part) for part in parts]
+
+
+def simulate_parallel(
+    potential: Potential,
+    structures: Sequence[Atoms],
+    settings: DynamicsSettings | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    *,
+    processes: int = 2,
+    devices: Sequence[str] | None = None,
+    threads: int | None = None,
+    per_structure: Mapping[str, Sequence[Any]] | None = None,
+    indices: Sequence[int] | None = None,
+) -> list[dict[str, Any]]:
+    """:func:`mdl_physpre.dynamics.simulation.simulate` in several processes.
+
+    In a script it must be called under ``if __name__ == "__main__":``, because the processes import the script.
+
+    Parameters
+    ----------
+    processes : their number; never more than structures.
+    devices : where the processes compute ("cuda:0", "cuda:1", …), taken in turn; that of the potential where ``None``.
+    threads : of each process; the cores divided by the number of processes where ``None``.
+
+    Other parameters and what is returned are as in ``simulate``.
+
+    Raises
+    ------
+    ConfigError : a potential that cannot be sent to another process; and as in ``simulate``.
+    DataError : as in ``simulate``.
+    PhyspreError : a process died or raised an error; the others have finished and their results are kept, so that the
+        same call takes up what is left.
+    """
+    settings, structures = settings or DynamicsSettings(), list(structures)
+    if processes < 1 or (threads is not None and threads < 1) or (devices is not None and not devices):
+        raise ConfigError(f"processes is {processes}, threads is {threads}, devices is {devices}; give at least one")
+    each = settings_of_each(settings, len(structures), per_structure)
+    places, ids = check_input(potential, structures, settings, out, indices)
+    options: dict[str, Any] = {"per_structure": per_structure, "indices": indices}
+    if min(processes, len(structures)) <= 1 and not devices:
+        return simulate(potential, structures, settings, out, progress, **options)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(out or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        key = run_key(potential, structures, ids, each, places)
+        finished = read_verdicts(folder, key)
+        if finished is not None:
+            return finished
+        parts = divide([len(a) * s.steps for a, s in zip(structures, each, strict=True)], processes)
+        tasks: list[dict[str, Any]] = []
+        for number, part in enumerate(parts):
+            own = {name: [getattr(each[k], name) for k in part] for name in PER_STRUCTURE}
+            task = {
+                "structures": [_bare(structures[k]) for k in part], "settings": settings, "per_structure": own,
+                "out": folder / PARTS / f"{number}-of-{len(parts)}", "indices": [places[k] for k in part],
+                "device": devices[number % len(devices)] if devices else None, "progress": progress and number == 0,
+                "threads": threads or max(1, cores() // len(parts)), "raise_at_start": False,
+            }  # fmt: skip
+            tasks.append(task)
+        verdicts: list[dict] = [{}] * len(structures)
+        for part, found in zip(parts, _run(potential, tasks), strict=True):
+            for k, verdict in zip(part, found, strict=True):
+                verdicts[k] = verdict
+        if all(v["reasons"][:1] == ["potential_error"] and not v["steps_run"] for v in verdicts):
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
+            raise PhyspreError(f"for every structure {verdicts[0]['failures'][0]['text']}")
+        if out is not None:
+            _merge(folder, key, [task["out"] for task in tasks], parts, ids)
+            write_verdicts(folder, key, settings, each, verdicts)
+        shutil.rmtree(folder / PARTS, ignore_errors=True)
+    return verdicts
+
+
+def _bare(atoms: Atoms) -> Atoms:
+    """A copy without calculator and without ``info`` but the name: what a process needs, and can be sent."""
+    copy = atoms.copy()
+    copy.info = {key: value for key, value in atoms.info.items() if key == "structure_id"}
+    return copy
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run(potential: Potential, tasks: list[dict[str, Any]]) -> list[list[dict]]:
+    """The verdicts of all tasks, each in a process of its own."""
+    try:
+        sent = [pickle.dumps((potential, task)) for task in tasks]
+    except Exception as error:
+        raise ConfigError(
+            f"the potential cannot be sent to another process ({type(error).__name__}: {error}); define its class in a "
+            "module, give a calculator as a function that builds it, or simulate in one process"
+        ) from error
+    context, running = get_context("spawn"), []
+    try:
+        for content in sent:
+            mine, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(theirs, content))
+            process.start()
+            theirs.close()
+            running.append((process, mine))
+        answers = [_answer(connection) for _, connection in running]
+        for process, _ in running:
+            process.join()
+    except BaseException:
+        for process, _ in running:
+            process.terminate()
+        raise
+    wrong = []
+    for number, ((process, _), task, (kind, value)) in enumerate(zip(running, tasks, answers, strict=True)):
+        if kind != "verdicts":
+            said = value if kind == "error" else f"died (exit code {process.exitcode}; −9 is often a lack of memory)"
+            wrong.append(f"process {number + 1} of {len(tasks)}, with structures {_few(task['indices'])}, {said}")
+    if wrong:
+        advice = "The others have finished; with a folder for results the same call goes on from there"
+        raise PhyspreError("; ".join(wrong) + ". " + advice)
+    return [value for _, value in answers]
+
+
+def _answer(connection: Connection) -> tuple[str, Any]:
+    try:
+        return connection.recv()
+    except EOFError:
+        return "died", None
+
+
+def _few(indices: Sequence[int]) -> str:
+    return ", ".join(map(str, indices[:5])) + (", …" if len(indices) > 5 else "")
+
+
+def _work(connection: Connection, sent: bytes) -> None:
+    """What a process does."""
+    try:
+        potential, task = pickle.loads(sent)
+        torch.set_num_threads(task.pop("threads"))
+        device = task.pop("device")
+        if device is not None:
+            potential = potential.to(device)
+        connection.send(("verdicts", simulate(potential, **task)))
+    except Exception as error:
+        logger.debug("the process ends", exc_info=True)
+        connection.send(("error", f"raised {type(error).__name__}: {error}"))
+    finally:
+        connection.close()
+
+
+def _merge(folder: Path, key: str, outs: list[Path], parts: list[list[int]], ids: list[str]) -> None:
+    """Trajectories and radial distribution functions of the parts, in the folder of the run."""
+    results: list[Any] = [None] * len(ids)
+    for out, part in zip(outs, parts, strict=True):
+        if (out / TRAJECTORIES).exists():
+            (folder / TRAJECTORIES).mkdir(exist_ok=True)
+            for path in sorted((out / TRAJECTORIES).iterdir()):
+                os.replace(path, folder / TRAJECTORIES / path.name)
+        if (out / RDFS).exists():
+            for k, result in zip(part, read_rdfs(out)["structures"], strict=True):
+                results[k] = result
+    if all(result is not None for result in results):
+        write_rdfs(folder, key, ids, results)
