@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.base import Potential, edge_vectors
+from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.potentials.torchmd_et_messages import (
     Edges,
@@ -24,13 +24,13 @@ from mdl_physpre.potentials.torchmd_et_messages import (
     LayerWeights,
     MessageSums,
     Sums,
-    add_messages,
-    edge_messages,
     edges_within,
     layer_weights,
+    message_sums,
     radial_functions,
 )
-from mdl_physpre.potentials.torchmd_et_radial import ExponentialNormalBasis, cosine_cutoff
+from mdl_physpre.potentials.torchmd_et_native import NativeEdges, NativeSums, native_layout
+from mdl_physpre.potentials.torchmd_et_radial import ExponentialNormalBasis, RadialGrid, cosine_cutoff
 from mdl_physpre.structures.graph import AtomGraph
 
 
@@ -99,8 +99,8 @@ class TorchMDET(Potential):
     envelope: see above.
     energy_scale: eV for each unit of the network's output.
     reference: energies of the elements (eV); zero if not given.
-    rbf_type, trainable_rbf, activation, attn_activation, neighbor_embedding, distance_influence, pool, pool_order, aggr,
-    max_num_neighbors: MatDeepLearn's keys; only the default values are supported, the last is without effect.
+    rbf_type, trainable_rbf, activation, attn_activation, neighbor_embedding, distance_influence, pool, pool_order,
+    aggr, max_num_neighbors: MatDeepLearn's keys; only the default values are supported, the last is without effect.
 
     Raises ConfigError for a value that is not supported, DataError for an atomic number outside the embedding.
     """
@@ -150,6 +150,7 @@ class TorchMDET(Potential):
         self.num_rbf, self.num_heads = int(num_rbf), int(num_heads)
         self.num_post_layers, self.post_hidden_channels = int(num_post_layers), int(post_hidden_channels)
         self.envelope, self.energy_scale = bool(envelope), float(energy_scale)
+        self.layout = HeadLayout.of(self.num_heads, self.hidden_channels // self.num_heads)
 
         width = self.hidden_channels
         post = [width, *[self.post_hidden_channels] * self.num_post_layers, 1]
@@ -174,26 +175,71 @@ class TorchMDET(Potential):
         """Energy of each atom (N,) in eV, differentiable in positions, cell and parameters to any order."""
         self.check_atomic_numbers(graph.z)
         edges = edges_within(self.cutoff, edge_vectors(graph), graph.edge_index)
-        layout = self.layout()
-        basis = self.distance_expansion(edges.distances)
+        return self._scaled(graph, self.network(graph.z, edges, self.layout, self._plain_sums(edges)))
+
+    def predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
+        """Energies, forces and stress, not differentiable."""
+        return self._predictions(graph, forces, stress, differentiable=False)
+
+    def differentiable_predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
+        """As :meth:`predictions`, and one backward pass gives the gradient in the parameters (not in positions)."""
+        return self._predictions(graph, forces, stress, differentiable=True)
+
+    def _predictions(self, graph: AtomGraph, forces: bool, stress: bool, differentiable: bool) -> Predictions:
+        """F_i = Σ_j (g_ij − g_ji) and σ = (1/V) Σ_ij r_ij g_ijᵀ with g_ij = dE/dr_ij."""
+        self.check_atomic_numbers(graph.z)
+        with torch.no_grad():
+            vectors, index, _distances = edges_within(self.cutoff, edge_vectors(graph), graph.edge_index)
+        wanted = forces or stress
+        with torch.set_grad_enabled(wanted or differentiable):
+            edges = Edges(vectors.requires_grad_(wanted), index, vectors.norm(dim=1))
+            layout = native_layout(self.layout, self.embedding.weight)
+            if layout is None:
+                native = None
+                network = self.network(graph.z, edges, self.layout, self._plain_sums(edges))
+            else:
+                grid = self.distance_expansion.grid()
+                native = NativeEdges(edges, len(graph.z), layout, grid)
+                network = self.network(graph.z, edges, layout, self._native_sums(edges, native, grid))
+            found = Predictions(sum_by_structure(self._scaled(graph, network), graph))
+            if wanted:
+                (pull,) = torch.autograd.grad(
+                    self.energy_scale * network.sum(), vectors, create_graph=differentiable, materialize_grads=True
+                )
+                if native is not None:
+                    native.geometry = False  # from here on it is the parameters' gradient that is wanted
+                vectors = vectors.detach()
+                if forces:
+                    zero = torch.zeros_like(graph.pos)
+                    found.forces = zero.index_add(0, index[0], pull).index_add(0, index[1], -pull)
+                if stress:
+                    found.stress = stress_of(graph, index[0], vectors, pull)
+        if not differentiable:
+            found.energies = found.energies.detach()
+        return found
+
+    def _scaled(self, graph: AtomGraph, network: Tensor) -> Tensor:
+        return self.reference(graph.z) + self.energy_scale * network
+
+    def _plain_sums(self, edges: Edges) -> MessageSums:
         envelope = cosine_cutoff(edges.distances, self.cutoff)
+        basis, directions = self.distance_expansion(edges.distances, envelope), edges.vectors / edges.distances[:, None]
 
-        def sums(weights: LayerWeights, q: Tensor, k: Tensor, v: Tensor, vec: Tensor | None, last: bool) -> Sums:
-            radial = radial_functions(basis, envelope, weights.radial, weights.radial_bias, self.envelope)
-            vec_j = None if vec is None else vec[edges.neighbour]
-            directions = None if last else edges.vectors / edges.distances[:, None]
-            return add_messages(
-                len(q), edges.centre,
-                *edge_messages(radial, q[edges.centre], k[edges.neighbour], v[edges.neighbour], vec_j, directions,
-                               layout.padded_heads),
-            )  # fmt: skip
+        def sums(weights: LayerWeights, qkv: Tensor, vec: Tensor | None, last: bool) -> Sums:
+            radial = radial_functions(basis, envelope, weights, self.envelope)
+            return message_sums(edges.index, radial, qkv, vec, None if last else directions, self.num_heads)
 
-        return self.reference(graph.z) + self.energy_scale * self.network(graph.z, edges, layout, sums)
+        return sums
 
-    def layout(self) -> HeadLayout:
-        """The arrangement of channels without padding."""
-        depth = self.hidden_channels // self.num_heads
-        return HeadLayout(self.num_heads, depth, self.num_heads, depth)
+    def _native_sums(self, edges: Edges, native: NativeEdges, grid: RadialGrid) -> MessageSums:
+        basis = self.distance_expansion(grid.distances, grid.cutoff_values)
+        directions = edges.vectors / edges.distances[:, None]
+
+        def sums(weights: LayerWeights, qkv: Tensor, vec: Tensor | None, last: bool) -> Sums:
+            values = radial_functions(basis, grid.cutoff_values, weights, self.envelope).flatten(1)
+            return NativeSums.apply(native, last, qkv, vec, grid.table(values), edges.distances, directions)
+
+        return sums
 
     def network(self, z: Tensor, edges: Edges, layout: HeadLayout, sums: MessageSums) -> Tensor:
         """Output (N,) of the network; ``sums`` adds the messages of a layer."""
@@ -204,8 +250,7 @@ class TorchMDET(Potential):
             last = number == self.num_layers - 1  # what it adds to the vectors, nothing reads
             weights = layer_weights(layer, layout)
             qkv = functional.linear(layer.layernorm(x), weights.qkv, weights.qkv_bias)
-            q, k, v = qkv.split([layout.channels, layout.channels, 3 * layout.channels], dim=1)
-            message, vec_message = sums(weights, q, k, v, vec, last)
+            message, vec_message = sums(weights, qkv, vec, last)
             o1, o2, o3 = functional.linear(message, weights.out, weights.out_bias).split(sizes, dim=1)
             x = x + o3
             if vec is not None:
@@ -226,13 +271,14 @@ class TorchMDET(Potential):
         element, and the matrix product is one for each element around an atom and not for each edge.
         """
         start = self.neighbor_embedding
-        centre, neighbour, distances = edges.centre, edges.neighbour, edges.distances
+        (centre, neighbour), distances = edges.index, edges.distances
         if not self.envelope:
             others = centre != neighbour
             centre, neighbour, distances = centre[others], neighbour[others], distances[others]
         keys, pair = torch.unique(centre * self.max_z + z[neighbour], return_inverse=True)
-        weight = cosine_cutoff(distances, self.cutoff)[:, None]
-        functions = weight * torch.cat([self.distance_expansion(distances), torch.ones_like(weight)], dim=1)
+        weight = cosine_cutoff(distances, self.cutoff)
+        functions = torch.cat([self.distance_expansion(distances, weight), torch.ones_like(weight)[:, None]], dim=1)
+        functions = weight[:, None] * functions
         by_pair = functions.new_zeros(len(keys), functions.shape[1]).index_add(0, pair, functions)
         matrix = torch.cat([start.distance_proj.weight, start.distance_proj.bias[:, None]], dim=1)
         values = functional.linear(by_pair, matrix) * start.embedding(keys % self.max_z)
@@ -246,6 +292,16 @@ class TorchMDET(Potential):
             number = int(bad[0])
             name = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else "no element"
             raise DataError(f"torchmd_et knows atomic numbers 1 to {self.max_z - 1}; found {number} ({name})")
+
+
+def stress_of(graph: AtomGraph, centre: Tensor, vectors: Tensor, pull: Tensor) -> Tensor:
+    """(1/V) Σ r_ij g_ijᵀ of each structure (B, 3, 3), eV/Å³, from g_ij = dE/dr_ij; NaN where there is no cell."""
+    by_atom = pull.new_zeros(len(graph.z), 3, 3).index_add(0, centre, vectors[:, :, None] * pull[:, None, :])
+    virial = torch.zeros_like(graph.cell).index_add(0, graph.batch, by_atom)
+    volume = volumes(graph)[:, None, None]
+    # divided where there is a volume: backpropagation through a division by NaN would spoil the gradient
+    known = torch.isfinite(volume)
+    return torch.where(known, 0.5 * (virial + virial.transpose(1, 2)) / torch.where(known, volume, 1.0), torch.nan)
 
 
 def element_numbers(elements: Iterable[int | str] | None, max_z: int) -> tuple[int, ...] | None:

@@ -3,8 +3,8 @@
 Channels are kept with the head as the fastest index, so that the sum over the channels of each head is a sum of whole
 rows; see :class:`HeadLayout`. Node vectors of a layer, with F channels:
 
-    q, k (N, F);  v (N, 3 F): scalar part, then the factors of the neighbour's vectors and of the direction
-    vectors (N, 3, F), or None where they are still zero
+    qkv (N, 5 F): q, k and the parts of v: scalar, factor of the neighbour's vectors, factor of the direction
+    vec (N, 3, F), or None where it is still zero
 
 and the radial functions of an edge, (E, 4, F): those of k, then those of the three parts of v.
 """
@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from mdl_physpre.potentials.torchmd_et import AttentionLayer
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class HeadLayout:
     depth: int
     padded_heads: int
     padded_depth: int
+
+    @classmethod
+    def of(cls, heads: int, depth: int) -> HeadLayout:
+        """Without padding."""
+        return cls(heads, depth, heads, depth)
 
     @property
     def channels(self) -> int:
@@ -51,9 +59,8 @@ class HeadLayout:
 class Edges(NamedTuple):
     """The edges within the cutoff, sorted by centre."""
 
-    centre: Tensor  # (E,)
-    neighbour: Tensor  # (E,)
     vectors: Tensor  # (E, 3) Å
+    index: Tensor  # (2, E) centre and neighbour
     distances: Tensor  # (E,) Å
 
 
@@ -72,8 +79,8 @@ class LayerWeights(NamedTuple):
 Sums = tuple[Tensor, Tensor | None]
 """Sums of messages over the neighbours: (N, F), and (N, 3, F) where they are wanted."""
 
-MessageSums = Callable[[LayerWeights, Tensor, Tensor, Tensor, Tensor | None, bool], Sums]
-"""From weights, q, k, v, vectors, and whether it is the last layer, whose sums of vectors nobody reads."""
+MessageSums = Callable[[LayerWeights, Tensor, Tensor | None, bool], Sums]
+"""From weights, qkv, vectors, and whether it is the last layer, whose sums of vectors nobody reads."""
 
 
 def edges_within(cutoff: float, vectors: Tensor, index: Tensor) -> Edges:
@@ -82,16 +89,10 @@ def edges_within(cutoff: float, vectors: Tensor, index: Tensor) -> Edges:
     near = distances < cutoff
     if not bool(near.all()):
         vectors, distances, index = vectors[near], distances[near], index[:, near]
-    return Edges(index[0], index[1], vectors, distances)
+    return Edges(vectors, index, distances)
 
 
-def add_messages(n_atoms: int, centre: Tensor, x: Tensor, vec: Tensor | None) -> Sums:
-    """Sums over the edges of each centre."""
-    total = x.new_zeros(n_atoms, *x.shape[1:]).index_add(0, centre, x)
-    return total, None if vec is None else vec.new_zeros(n_atoms, *vec.shape[1:]).index_add(0, centre, vec)
-
-
-def layer_weights(layer: torch.nn.Module, layout: HeadLayout) -> LayerWeights:
+def layer_weights(layer: AttentionLayer, layout: HeadLayout) -> LayerWeights:
     """The weights of an attention layer, arranged."""
     rows, columns = layout.rows, layout.columns
     width = layer.o_proj.bias.shape[0] // 3
@@ -108,33 +109,35 @@ def layer_weights(layer: torch.nn.Module, layout: HeadLayout) -> LayerWeights:
     )
 
 
-def radial_functions(basis: Tensor, cutoff_values: Tensor, weight: Tensor, bias: Tensor, envelope: bool) -> Tensor:
+def radial_functions(basis: Tensor, cutoff_values: Tensor, weights: LayerWeights, envelope: bool) -> Tensor:
     """(E, 4, F): silu(W e(r) + b), times C(r) for the scalar part of v, and with ``envelope`` for its other two.
 
     ``basis`` (E, num_rbf) are the basis functions and ``cutoff_values`` (E,) are C(r).
     """
-    values = functional.silu(functional.linear(basis, weight, bias)).view(len(basis), 4, -1)
+    values = functional.silu(functional.linear(basis, weights.radial, weights.radial_bias)).view(len(basis), 4, -1)
     ones = torch.ones_like(cutoff_values)
     vector = cutoff_values if envelope else ones
     return values * torch.stack([ones, cutoff_values, vector, vector], dim=1)[:, :, None]
 
 
-def edge_messages(
-    radial: Tensor, q_i: Tensor, k_j: Tensor, v_j: Tensor, vec_j: Tensor | None, directions: Tensor | None, heads: int
-) -> tuple[Tensor, Tensor | None]:
-    """Message of each edge: (E, F), and (E, 3, F) where ``directions`` (E, 3) are given.
+def message_sums(
+    index: Tensor, radial: Tensor, qkv: Tensor, vec: Tensor | None, directions: Tensor | None, heads: int
+) -> Sums:
+    """Sums over the neighbours j of each atom i, of vectors only where ``directions`` (E, 3) are given.
 
-        a_h = silu(Σ_{c in h} q_i k_j R^k),    x = a_h v⁰_j R⁰,    vec = v¹_j R¹ vec_j + v²_j R² r̂_ij
+        a_h = silu(Σ_{c in h} q_i k_j R^k),    m_i = Σ_j a_h v⁰_j R⁰,    M_i = Σ_j v¹_j R¹ vec_j + v²_j R² r̂_ij
     """
-    n = radial.shape[0]
+    n, (centre, neighbour) = len(radial), index
     key, scalar, along, across = radial.unbind(1)
-    v0, v1, v2 = v_j.view(n, 3, -1).unbind(1)
-    attention = functional.silu((q_i * k_j * key).view(n, -1, heads).sum(1))
-    x = ((v0 * scalar).view(n, -1, heads) * attention[:, None]).view(n, -1)
+    q, *kv = qkv.view(len(qkv), 5, -1).unbind(1)
+    k_j, v0, v1, v2 = (part.index_select(0, neighbour) for part in kv)
+    attention = functional.silu((q.index_select(0, centre) * k_j * key).view(n, -1, heads).sum(1))
+    message = ((v0 * scalar).view(n, -1, heads) * attention[:, None]).view(n, -1)
+    total = torch.zeros_like(q).index_add(0, centre, message)
     if directions is None:
-        return x, None
-    vec = (v2 * across)[:, None] * directions[:, :, None]
-    if vec_j is not None:
-        vec = vec + (v1 * along)[:, None] * vec_j
-    return x, vec
-
+        return total, None
+    vector_message = (v2 * across)[:, None] * directions[:, :, None]
+    if vec is not None:
+        vector_message = vector_message + (v1 * along)[:, None] * vec.index_select(0, neighbour)
+    zero = qkv.new_zeros(len(qkv), 3, vector_message.shape[2])
+    return total, zero.index_add(0, centre, vector_message)
