@@ -231,7 +231,7 @@ class M3GNet(Potential):
         with torch.set_grad_enabled(derivatives):
             vectors.requires_grad_(derivatives)
             features = self.basis.features(vectors, vectors.norm(dim=1), index[0], near, n_atoms)
-        values = Features(*(f.detach() for f in features))
+        values = Features(*(f.detach().contiguous() for f in features))
         edges = Edges(index[0], index[1], near, n_atoms)
         scale = self.normalizer.scale.index_select(0, graph.z)
         h, parameters, slopes = self.embed(graph.z), self._packed_parameters(), None
@@ -276,12 +276,12 @@ class M3GNet(Potential):
                 node_weights += [first[:, :u], first[:, u : 2 * u]]
                 node_biases += [bias, torch.zeros_like(bias)]
                 second = torch.stack([g2.weight, s2.weight])
-                perceptrons += [first[:, 2 * u :], second, torch.cat([g2.bias, s2.bias]), layer.linear.weight]
+                perceptrons += [first[:, 2 * u :], second, torch.cat([g2.bias, s2.bias]), layer.linear.weight.T]
             packed += [torch.cat(node_weights), torch.cat(node_biases), mask.weight, mask.bias]
             packed += [torch.cat([gate.g[0].linear.weight, gate.sigma[0].linear.weight]), *perceptrons]
         for part in (self.final.g, self.final.sigma):
             packed += [p for layer in part for p in (layer.linear.weight, layer.linear.bias)]
-        return packed
+        return [p.contiguous() for p in packed]
 
     def embed(self, z: Tensor) -> Tensor:
         """Vectors of the atoms (N, units) before the first block."""

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 
 class Factor(NamedTuple):
-    """d of each row: radial functions (rows, max_n), their tangent, W (units, max_n), and whether d = silu(p)."""
+    """d of each row: radial functions (rows, max_n), their tangent, W (max_n, units), and whether d = silu(p)."""
 
     radial: Tensor
     tangent: Tensor | None
@@ -28,12 +28,12 @@ class Factor(NamedTuple):
     silu: bool
 
     def value(self) -> Tensor:
-        p = self.radial @ self.weight.T
+        p = self.radial @ self.weight
         return functional.silu(p) if self.silu else p
 
     def derivatives(self) -> tuple[Tensor, Tensor]:
         """dd/dp and d²d/dp²."""
-        p = self.radial @ self.weight.T
+        p = self.radial @ self.weight
         return silu_derivatives(p) if self.silu else (torch.ones_like(p), torch.zeros_like(p))
 
 
@@ -113,7 +113,7 @@ def gate_adjoint(y: Tensor, factor: Factor | None, at: Tensor, target_bar: Tenso
     o_bar = t_bar
     if factor is not None and radial_bar is not None:
         o_bar = t_bar * factor.value()
-        radial_bar += (t_bar * (g.G * g.S) * factor.derivatives()[0]) @ factor.weight
+        radial_bar += (t_bar * (g.G * g.S) * factor.derivatives()[0]) @ factor.weight.T
     return torch.cat([o_bar * g.G1 * g.S, o_bar * g.G * g.S1], dim=1)
 
 
@@ -122,7 +122,7 @@ def gate_tangent(y: Tensor, y_dot: Tensor, factor: Factor | None, at: Tensor, ta
     g = _Gate(y)
     o_dot = g.tangent(y_dot)
     if factor is not None and factor.tangent is not None:
-        d_dot = factor.derivatives()[0] * (factor.tangent @ factor.weight.T)
+        d_dot = factor.derivatives()[0] * (factor.tangent @ factor.weight)
         o_dot = o_dot * factor.value() + g.G * g.S * d_dot
     target_dot.index_add_(0, at, o_dot)
 
@@ -143,12 +143,12 @@ def gate_second(
     o_bar, o_bar_dot = t_bar, t_bar_dot
     if factor is not None and factor.tangent is not None and weight_bar_dot is not None:
         d, (slope, curvature) = factor.value(), factor.derivatives()
-        p_dot = factor.tangent @ factor.weight.T
+        p_dot = factor.tangent @ factor.weight
         o, o_dot = g.G * g.S, g.tangent(y_dot)
         o_bar, o_bar_dot = t_bar * d, t_bar_dot * d + t_bar * slope * p_dot
         p_bar = t_bar * o * slope
         p_bar_dot = (t_bar_dot * o + t_bar * o_dot) * slope + t_bar * o * curvature * p_dot
-        weight_bar_dot += p_bar_dot.T @ factor.radial + p_bar.T @ factor.tangent
+        weight_bar_dot += factor.radial.T @ p_bar_dot + factor.tangent.T @ p_bar
     y_bar = torch.cat([o_bar * g.G1 * g.S, o_bar * g.G * g.S1], dim=1)
     first = o_bar_dot * g.G1 * g.S + o_bar * (g.G2 * g.S * yg + g.G1 * g.S1 * ys)
     second = o_bar_dot * g.G * g.S1 + o_bar * (g.G1 * g.S1 * yg + g.G * g.S2 * ys)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from mdl_physpre.potentials import m3gnet_edges as tensor_operations
 from mdl_physpre.potentials.m3gnet_basis import Features
 from mdl_physpre.potentials.m3gnet_edges import Factor, silu_derivatives
+from mdl_physpre.potentials.m3gnet_native import native_operations
 
 PIECE = 1024
 """Edges worked on together on a processor."""
@@ -29,7 +30,7 @@ class Perceptron(NamedTuple):
     first: Tensor  # (2 units, units): the part of the first layer that acts on e_ij
     second: Tensor  # (2, units, units)
     bias: Tensor  # (2 units,), of the second layer
-    radial: Tensor  # (units, max_n)
+    radial: Tensor  # (max_n, units)
 
 
 class BlockParameters(NamedTuple):
@@ -83,7 +84,8 @@ class Sweeps:
         self.edges, self.features, self.encoder, self.blocks = edges, features, encoder, blocks
         self.states: list[SimpleNamespace] = []
         self.units = len(encoder)
-        self.operations: Any = tensor_operations
+        native = native_operations(features.radial, self.units, features.radial.shape[1])
+        self.operations: Any = native or tensor_operations
 
     def _rows(self, width: int, like: Tensor) -> Tensor:
         return like.new_empty(len(like), width * self.units)
@@ -213,9 +215,7 @@ class Sweeps:
                         gp.second[k].addmm_(y_bar_dot[:, half].T, h[:, half]).addmm_(y_bar[:, half].T, h_dot[:, half])
                     gp.first.addmm_(a_bar_dot.T, e_in[r]).addmm_(a_bar.T, e_in_dot[r])
                     _plus_product(above, r, a_bar_dot, p.first, below)
-                t_bar, t_bar_dot = ops.gate_second(
-                    s.t[n], s.t_dot[n], None, edges.near[n], s.e1_bar, e1_bar_dot, None
-                )
+                t_bar, t_bar_dot = ops.gate_second(s.t[n], s.t_dot[n], None, edges.near[n], s.e1_bar, e1_bar_dot, None)
                 g.gate.addmm_(t_bar_dot.T, s.q[n]).addmm_(t_bar.T, s.q_dot[n])
                 torch.mm(t_bar_dot, w.gate, out=q_bar_dot[n])
             sums = dot.three_body * s.q_bar + features.three_body * q_bar_dot
@@ -263,7 +263,13 @@ def read_out(v: Tensor, parameters: Sequence[Tensor], scale: Tensor) -> Tensor:
 
 
 def energies_and_slopes(
-    edges: Edges, features: Features, scale: Tensor, n_blocks: int, v: Tensor, parameters: Sequence[Tensor], slopes: bool
+    edges: Edges,
+    features: Features,
+    scale: Tensor,
+    n_blocks: int,
+    v: Tensor,
+    parameters: Sequence[Tensor],
+    slopes: bool,
 ) -> tuple[Tensor, Features | None, Sweeps, Tensor]:
     """Energies (n_atoms,), dE/d(features) if wanted, the sweeps, and the last vectors of the atoms.
 
