@@ -167,10 +167,10 @@ def test_a_drift_shows() -> None:
         assert drifts["Creeping", ensemble] > 10 * drifts["Morse", ensemble]
 
 
-@pytest.mark.parametrize("ensemble", ["nvt_bussi", "nvt_nose_hoover", "npt", "nvt"])
+@pytest.mark.parametrize("ensemble", ["nvt_bussi", "npt"])
 def test_distributions_have_their_temperature_and_pressure(ensemble: str) -> None:
     """Mean temperature, its spread where it is canonical, and the pressure, within five standard errors."""
-    atoms = [bulk("Cu", "fcc", a=3.55, cubic=True) for _ in range(20)]
+    atoms = [bulk("Cu", "fcc", a=3.55, cubic=True) for _ in range(16)]
     settings = DynamicsSettings(
         ensemble=ensemble, temperature=300, timestep=4.0, steps=501, seed=4, taut=60, taup=300, compressibility=1e-5,
         pressure=2e4, friction=0.02, pressure_interval=1, skin=1.5,
@@ -182,7 +182,7 @@ def test_distributions_have_their_temperature_and_pressure(ensemble: str) -> Non
         if step >= 200:
             temperatures.append(run.atoms.temperatures().numpy())
             pressures.append(run.atoms.pressures().numpy() / units.bar)
-    each = np.mean(temperatures, axis=0)  # 20 independent means
+    each = np.mean(temperatures, axis=0)  # 16 independent means
     error = each.std(ddof=1) / np.sqrt(len(each))
     assert abs(each.mean() - 300) < max(5 * error, 3)
     if ensemble != "npt":

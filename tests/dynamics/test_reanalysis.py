@@ -33,8 +33,10 @@ def same_verdicts(found: list[dict], want: list[dict]) -> None:
             assert one["metrics"][name] == close, (other["index"], name)
 
 
-@pytest.mark.parametrize("distance", ["continuous", "minimum_image"])
-@pytest.mark.parametrize("ensemble", ["nvt", "npt", "nvt_nose_hoover"])
+@pytest.mark.parametrize(
+    ("ensemble", "distance"),
+    [("nvt", "minimum_image"), ("npt", "continuous"), ("npt", "minimum_image"), ("nvt_nose_hoover", "continuous")],
+)
 def test_a_whole_trajectory_gives_the_verdicts_of_the_run(tmp_path: Path, ensemble: str, distance: str) -> None:
     settings = with_(
         ensemble=ensemble, trajectory_interval=1, distance=distance, lindemann_local=0.07, lindemann_global=0.06,

@@ -36,7 +36,13 @@ def close(found: list[dict], want: list[dict]) -> None:
             assert one["metrics"][name] == (value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), name
 
 
-def test_several_processes_give_what_one_gives_and_outlive_the_death_of_one(tmp_path: Path) -> None:
+def in_this_process(potential, tasks):
+    return [simulate(potential, **{k: v for k, v in t.items() if k not in ("device", "threads")}) for t in tasks]
+
+
+def test_several_processes_give_what_one_gives_and_outlive_the_death_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     structures = crystals(5)
     structures[3].numbers[0] = 79
     settings = with_(
@@ -48,14 +54,18 @@ def test_several_processes_give_what_one_gives_and_outlive_the_death_of_one(tmp_
     marker = tmp_path / "died"
     potential = Dying(str(marker))
     out = tmp_path / "many"
-    with pytest.raises(PhyspreError, match=r"process . of 2, with structures .*0.* died .exit code 9.*same call goes on"):
+    with pytest.raises(
+        PhyspreError, match=r"process . of 2, with structures .*0.* died .exit code 9.*same call goes on"
+    ):
         simulate_parallel(potential, structures, settings, out, False, processes=2, **options)
     finished = [p for p in (out / "parts").iterdir() if (p / "verdicts.json").exists()]
     assert len(finished) == 1
     assert marker.exists()
     unfinished = next(p for p in (out / "parts").iterdir() if p not in finished)
     assert (unfinished / "state.npz").exists()
+    monkeypatch.setattr(splitting, "_run", in_this_process)
     verdicts = simulate_parallel(potential, structures, settings, out, False, processes=2, **options)
+    assert potential.calls <= 72, "the part that died went on from its stored state"
     assert not (out / "parts").exists()
     single = simulate(potential, structures, settings, tmp_path / "one", False, **options)
     close(verdicts, single)
@@ -74,9 +84,6 @@ def test_several_processes_give_what_one_gives_and_outlive_the_death_of_one(tmp_
 
 
 def test_errors_say_whose_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def in_this_process(potential, tasks):
-        return [simulate(potential, **{k: v for k, v in t.items() if k not in ("device", "threads")}) for t in tasks]
-
     structures = crystals(4)
     with monkeypatch.context() as patch:
         patch.setattr(splitting, "_run", in_this_process)
