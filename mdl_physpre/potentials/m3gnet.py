@@ -6,8 +6,8 @@ Parameter names and shapes are MatterSim's, so that a state dictionary passes fr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from ase.data import atomic_numbers, chemical_symbols
@@ -17,107 +17,11 @@ from torch.nn import functional
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
 from mdl_physpre.potentials.m3gnet_basis import Basis, Features, smooth_bessel_constants
-from mdl_physpre.potentials.m3gnet_sweeps import Edges, EnergiesAndSlopes, Pull, energies_and_slopes
+from mdl_physpre.potentials.m3gnet_derivatives import EnergiesAndSlopes, Pull, energies_and_slopes
+from mdl_physpre.potentials.m3gnet_layers import AtomScaling, Block, Constants, Encoder, GatedMLP
+from mdl_physpre.potentials.m3gnet_sweeps import Edges
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.structures.graph import AtomGraph
-
-
-class Layer(nn.Module):
-    """One linear map."""
-
-    def __init__(self, size_in: int, size_out: int, bias: bool = True) -> None:
-        super().__init__()
-        self.linear = nn.Linear(size_in, size_out, bias=bias)
-        nn.init.xavier_uniform_(self.linear.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x)
-
-
-class Encoder(nn.Module):
-    """One linear map without a bias, under MatterSim's name for it."""
-
-    def __init__(self, size_in: int, size_out: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(Layer(size_in, size_out, bias=False))
-
-    @property
-    def weight(self) -> Tensor:
-        """The matrix (size_out, size_in)."""
-        return self.get_parameter("mlp.0.linear.weight")
-
-
-class GatedMLP(nn.Module):
-    """g(x) ⊙ σ(x): two perceptrons, silu after each layer but σ's last, which has a sigmoid.
-
-    ``linear_end``: no activation after the last layer of g.
-    """
-
-    def __init__(self, sizes: list[int], bias: bool = True, linear_end: bool = False) -> None:
-        super().__init__()
-        self.g = nn.ModuleList(Layer(a, b, bias) for a, b in zip(sizes, sizes[1:]))
-        self.sigma = nn.ModuleList(Layer(a, b, bias) for a, b in zip(sizes, sizes[1:]))
-        self.linear_end = linear_end
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = x, x
-        for g, sigma in zip(self.g[:-1], self.sigma[:-1]):
-            value, gate = functional.silu(g(value)), functional.silu(sigma(gate))
-        value, gate = self.g[-1](value), torch.sigmoid(self.sigma[-1](gate))
-        return (value if self.linear_end else functional.silu(value)) * gate
-
-
-class ThreeBody(nn.Module):
-    """Adds the three-body sums of an edge, weighted by its centre, to the edge's vector."""
-
-    def __init__(self, units: int, size: int) -> None:
-        super().__init__()
-        self.atom_mlp = Layer(units, size)
-        self.edge_gate_mlp = GatedMLP([size, units], bias=False)
-
-
-class Block(nn.Module):
-    """One block of the network; see :class:`M3GNet`."""
-
-    def __init__(self, units: int, max_n: int, max_l: int) -> None:
-        super().__init__()
-        self.gated_mlp_atom = GatedMLP([3 * units, units, units])
-        self.edge_layer_atom = Layer(max_n, units, bias=False)
-        self.gated_mlp_edge = GatedMLP([3 * units, units, units])
-        self.edge_layer_edge = Layer(max_n, units, bias=False)
-        self.three_body = ThreeBody(units, max_n * max_l)
-
-    def forward(self, v: Tensor, e: Tensor, features: Features, edges: tuple[Tensor, Tensor, Tensor]) -> Any:
-        """Vectors of atoms (n_atoms, units) and edges (n_edges, units) after the block."""
-        centre, neighbour, near = edges
-        weights = torch.sigmoid(self.three_body.atom_mlp(v)).index_select(0, centre.index_select(0, near))
-        e = e.index_add(0, near, self.three_body.edge_gate_mlp(weights * features.three_body))
-        ends = torch.cat([v.index_select(0, centre), v.index_select(0, neighbour)], dim=1)
-        e = e + self.gated_mlp_edge(torch.cat([ends, e], dim=1)) * self.edge_layer_edge(features.radial)
-        messages = self.gated_mlp_atom(torch.cat([ends, e], dim=1))
-        messages = messages * functional.silu(self.edge_layer_atom(features.radial))
-        return v.index_add(0, centre, messages), e
-
-
-class Constants(nn.Module):
-    """Numbers that a MatterSim state dictionary holds and that follow from the sizes of the network."""
-
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        for name, value in values.items():
-            self.register_buffer(name, value)
-
-
-class AtomScaling(nn.Module):
-    """Scale and reference energy of each element: eV by atomic number, (max_z + 1,)."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, max_z: int, scale: float) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.full((max_z + 1,), float(scale)))
-        self.register_buffer("shift", torch.zeros(max_z + 1, dtype=torch.float64))
 
 
 class M3GNet(Potential):
@@ -234,16 +138,15 @@ class M3GNet(Potential):
         values = Features(*(f.detach().contiguous() for f in features))
         edges = Edges(index[0], index[1], near, n_atoms)
         scale = self.normalizer.scale.index_select(0, graph.z)
-        h, parameters, slopes = self.embed(graph.z), self._packed_parameters(), None
+        h, parameters = self.embed(graph.z), self._packed_parameters()
+        slopes: Sequence[Tensor] | None
         if training:
             energies, *slopes = EnergiesAndSlopes.apply(edges, values, scale, self.num_blocks, h, *parameters)
         else:
-            energies, slopes, *_ = energies_and_slopes(
-                edges, values, scale, self.num_blocks, h, parameters, derivatives
-            )
+            energies, slopes = energies_and_slopes(edges, values, scale, self.num_blocks, h, parameters, derivatives)
         shift = self.normalizer.shift.index_select(0, graph.z)
         found = Predictions(sum_by_structure(energies + shift, graph))
-        if not derivatives:
+        if slopes is None or not derivatives:
             return found
         pull = Pull.apply(vectors, features, *slopes)
         if forces:
@@ -261,27 +164,8 @@ class M3GNet(Potential):
 
     def _packed_parameters(self) -> list[Tensor]:
         """Parameters as the sweeps take them (:mod:`mdl_physpre.potentials.m3gnet_sweeps`)."""
-        packed, u = [self.edge_encoder.weight], self.units
-        for block in self.graph_conv:
-            three_body = block.three_body
-            mask, gate = three_body.atom_mlp.linear, three_body.edge_gate_mlp
-            node_weights, node_biases, perceptrons = [], [], []
-            for mlp, layer in (
-                (block.gated_mlp_edge, block.edge_layer_edge),
-                (block.gated_mlp_atom, block.edge_layer_atom),
-            ):
-                (g1, g2), (s1, s2) = ([k.linear for k in part] for part in (mlp.g, mlp.sigma))
-                first = torch.cat([g1.weight, s1.weight])
-                bias = torch.cat([g1.bias, s1.bias])
-                node_weights += [first[:, :u], first[:, u : 2 * u]]
-                node_biases += [bias, torch.zeros_like(bias)]
-                second = torch.stack([g2.weight, s2.weight])
-                perceptrons += [first[:, 2 * u :], second, torch.cat([g2.bias, s2.bias]), layer.linear.weight.T]
-            packed += [torch.cat(node_weights), torch.cat(node_biases), mask.weight, mask.bias]
-            packed += [torch.cat([gate.g[0].linear.weight, gate.sigma[0].linear.weight]), *perceptrons]
-        for part in (self.final.g, self.final.sigma):
-            packed += [p for layer in part for p in (layer.linear.weight, layer.linear.bias)]
-        return [p.contiguous() for p in packed]
+        blocks = [tensor for block in self.graph_conv for tensor in cast(Block, block).packed()]
+        return [p.contiguous() for p in (self.edge_encoder.weight, *blocks, *self.final.packed())]
 
     def embed(self, z: Tensor) -> Tensor:
         """Vectors of the atoms (N, units) before the first block."""

@@ -63,7 +63,11 @@ class NativeOperations:
         if threads == 1:
             function(ctypes.c_int64(0), ctypes.c_int64(rows), *fixed, *pointers)
             return
+        target = None if shared is None else tensors[shared]
         copies: list[Tensor] = []
+        if target is not None:
+            for _ in range(threads - 1):
+                copies.append(torch.empty_strided(target.shape, target.stride(), dtype=target.dtype).zero_())
 
         def work(k: int) -> None:
             own = list(pointers)
@@ -72,15 +76,10 @@ class NativeOperations:
             first, last = (ctypes.c_int64(rows * (k + n) // threads) for n in (0, 1))
             function(first, last, *fixed, *own)
 
-        target = None if shared is None else tensors[shared]
-        if target is not None:
-            copies = [
-                torch.empty_strided(target.shape, target.stride(), dtype=target.dtype).zero_()
-                for _ in range(threads - 1)
-            ]
         list(thread_pool(os.getpid(), threads).map(work, range(threads)))
-        for copy in copies:
-            target += copy
+        if target is not None:
+            for copy in copies:
+                target.add_(copy)
 
     def _hidden(self, name: str, node: Tensor, *tensors: Tensor, shared: int | None = None) -> None:
         self._run(name, len(tensors[0]), [self.units, node.stride(0)], list(tensors), shared)
