@@ -7,7 +7,8 @@ to the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,53 +18,28 @@ from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
+from mdl_physpre.potentials.edge_sums import last_edges, virial_sums
 from mdl_physpre.potentials.reference import EnergyReference
+from mdl_physpre.potentials.torchmd_et_layers import (
+    AttentionLayer,
+    HeadLayout,
+    LayerList,
+    LayerWeights,
+    NeighbourEmbedding,
+    layer_weights,
+)
 from mdl_physpre.potentials.torchmd_et_messages import (
     Edges,
-    HeadLayout,
-    LayerWeights,
     MessageSums,
     Sums,
     edges_within,
-    layer_weights,
     message_sums,
     radial_functions,
 )
 from mdl_physpre.potentials.torchmd_et_native import NativeEdges, NativeSums, native_layout
+from mdl_physpre.potentials.torchmd_et_parts import parts_of, recomputed
 from mdl_physpre.potentials.torchmd_et_radial import ExponentialNormalBasis, RadialGrid, cosine_cutoff
 from mdl_physpre.structures.graph import AtomGraph
-
-
-class AttentionLayer(nn.Module):
-    """The linear maps of one layer. Rows of q, k, v and of their radial factors belong to heads, one after another."""
-
-    def __init__(self, channels: int, num_rbf: int) -> None:
-        super().__init__()
-        self.layernorm = nn.LayerNorm(channels)
-        self.q_proj = _linear(channels, channels)
-        self.k_proj = _linear(channels, channels)
-        self.v_proj = _linear(channels, 3 * channels)
-        self.o_proj = nn.Linear(channels, 3 * channels)
-        self.vec_proj = _linear(channels, 3 * channels, bias=False)
-        self.dk_proj = _linear(num_rbf, channels)
-        self.dv_proj = _linear(num_rbf, 3 * channels)
-
-
-class NeighbourEmbedding(nn.Module):
-    """The maps that start a node vector from the elements around it."""
-
-    def __init__(self, channels: int, num_rbf: int, max_z: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(max_z, channels)
-        self.distance_proj = _linear(num_rbf, channels)
-        self.combine = _linear(2 * channels, channels)
-
-
-class LayerList(nn.ModuleList):
-    """A list of attention layers."""
-
-    def __iter__(self) -> Iterator[AttentionLayer]:
-        return super().__iter__()  # type: ignore[return-value]
 
 
 class TorchMDET(Potential):
@@ -189,34 +165,57 @@ class TorchMDET(Potential):
         """F_i = Σ_j (g_ij − g_ji) and σ = (1/V) Σ_ij r_ij g_ijᵀ with g_ij = dE/dr_ij."""
         self.check_atomic_numbers(graph.z)
         with torch.no_grad():
-            vectors, index, _distances = edges_within(self.cutoff, edge_vectors(graph), graph.edge_index)
-        wanted = forces or stress
-        with torch.set_grad_enabled(wanted or differentiable):
-            edges = Edges(vectors.requires_grad_(wanted), index, vectors.norm(dim=1))
-            layout = native_layout(self.layout, self.embedding.weight)
-            if layout is None:
-                native = None
-                network = self.network(graph.z, edges, self.layout, self._plain_sums(edges))
-            else:
-                grid = self.distance_expansion.grid()
-                native = NativeEdges(edges, len(graph.z), layout, grid)
-                network = self.network(graph.z, edges, layout, self._native_sums(edges, native, grid))
+            vectors, index, _ = edges_within(self.cutoff, edge_vectors(graph), graph.edge_index)
+        with torch.set_grad_enabled(differentiable):
+            if not (forces or stress):
+                network = self._outputs(graph.z, Edges(vectors, index, vectors.norm(dim=1)))[0]
+                return Predictions(sum_by_structure(self._scaled(graph, network), graph))
+            network, pull = self._outputs_and_slopes(graph, vectors, index, differentiable)
+            pull = self.energy_scale * pull
             found = Predictions(sum_by_structure(self._scaled(graph, network), graph))
-            if wanted:
-                (pull,) = torch.autograd.grad(
-                    self.energy_scale * network.sum(), vectors, create_graph=differentiable, materialize_grads=True
-                )
-                if native is not None:
-                    native.geometry = False  # from here on it is the parameters' gradient that is wanted
-                vectors = vectors.detach()
-                if forces:
-                    zero = torch.zeros_like(graph.pos)
-                    found.forces = zero.index_add(0, index[0], pull).index_add(0, index[1], -pull)
-                if stress:
-                    found.stress = stress_of(graph, index[0], vectors, pull)
-        if not differentiable:
-            found.energies = found.energies.detach()
+            if forces:
+                zero = torch.zeros_like(graph.pos)
+                found.forces = zero.index_add(0, index[0], pull).index_add(0, index[1], -pull)
+            if stress:
+                found.stress = stress_of(graph, index, vectors, pull)
         return found
+
+    def _outputs_and_slopes(
+        self, graph: AtomGraph, vectors: Tensor, index: Tensor, differentiable: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs (N,) and their sum's derivative in the edge vectors (E, 3), in C, or part by part of the batch."""
+        if native_layout(self.layout, vectors) is not None:
+            return self._slopes_at_once(graph.z, vectors, index, differentiable)
+        outputs, slopes = [], []
+        for atoms, edges in parts_of(graph, index[0]):
+            part = (graph.z[atoms], vectors[edges], index[:, edges] - atoms.start)
+            compute = partial(self._slopes_at_once, *part)
+            found = recomputed(compute, list(self.parameters())) if differentiable else compute(False)
+            outputs.append(found[0])
+            slopes.append(found[1])
+        return torch.cat(outputs), torch.cat(slopes)
+
+    def _slopes_at_once(
+        self, z: Tensor, vectors: Tensor, index: Tensor, differentiable: bool
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            vectors = vectors.detach().requires_grad_(True)
+            network, native = self._outputs(z, Edges(vectors, index, vectors.norm(dim=1)))
+            if native is not None:
+                native.geometry = True
+            (slopes,) = torch.autograd.grad(network.sum(), vectors, create_graph=differentiable, materialize_grads=True)
+            if native is not None:
+                native.geometry = False
+        return network if differentiable else network.detach(), slopes
+
+    def _outputs(self, z: Tensor, edges: Edges) -> tuple[Tensor, NativeEdges | None]:
+        """Outputs (N,), by way of C where that can be had, and then the edges as it has them."""
+        layout = native_layout(self.layout, edges.vectors)
+        if layout is None:
+            return self.network(z, edges, self.layout, self._plain_sums(edges)), None
+        grid = self.distance_expansion.grid()
+        native = NativeEdges(edges, len(z), layout, grid)
+        return self.network(z, edges, layout, self._native_sums(edges, native, grid)), native
 
     def _scaled(self, graph: AtomGraph, network: Tensor) -> Tensor:
         return self.reference(graph.z) + self.energy_scale * network
@@ -227,7 +226,7 @@ class TorchMDET(Potential):
 
         def sums(weights: LayerWeights, qkv: Tensor, vec: Tensor | None, last: bool) -> Sums:
             radial = radial_functions(basis, envelope, weights, self.envelope)
-            return message_sums(edges.index, radial, qkv, vec, None if last else directions, self.num_heads)
+            return message_sums(edges.ends, radial, qkv, vec, None if last else directions, self.num_heads)
 
         return sums
 
@@ -271,7 +270,7 @@ class TorchMDET(Potential):
         element, and the matrix product is one for each element around an atom and not for each edge.
         """
         start = self.neighbor_embedding
-        (centre, neighbour), distances = edges.index, edges.distances
+        (centre, neighbour), distances = edges.ends, edges.distances
         if not self.envelope:
             others = centre != neighbour
             centre, neighbour, distances = centre[others], neighbour[others], distances[others]
@@ -294,10 +293,10 @@ class TorchMDET(Potential):
             raise DataError(f"torchmd_et knows atomic numbers 1 to {self.max_z - 1}; found {number} ({name})")
 
 
-def stress_of(graph: AtomGraph, centre: Tensor, vectors: Tensor, pull: Tensor) -> Tensor:
+def stress_of(graph: AtomGraph, index: Tensor, vectors: Tensor, pull: Tensor) -> Tensor:
     """(1/V) Σ r_ij g_ijᵀ of each structure (B, 3, 3), eV/Å³, from g_ij = dE/dr_ij; NaN where there is no cell."""
-    by_atom = pull.new_zeros(len(graph.z), 3, 3).index_add(0, centre, vectors[:, :, None] * pull[:, None, :])
-    virial = torch.zeros_like(graph.cell).index_add(0, graph.batch, by_atom)
+    near = AtomGraph.from_tensors(graph, edge_index=index)
+    virial = virial_sums(vectors, pull, near, last_edges(near))
     volume = volumes(graph)[:, None, None]
     # divided where there is a volume: backpropagation through a division by NaN would spoil the gradient
     known = torch.isfinite(volume)
@@ -319,15 +318,6 @@ def element_numbers(elements: Iterable[int | str] | None, max_z: int) -> tuple[i
     if not numbers:
         raise ConfigError("torchmd_et: elements is empty; name at least one, or give None to accept all")
     return tuple(sorted(numbers))
-
-
-def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """A linear map that starts as the published network does: weights by Glorot and Bengio, biases zero."""
-    linear = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.xavier_uniform_(linear.weight)
-    if bias:
-        nn.init.zeros_(linear.bias)
-    return linear
 
 
 def _refuse_unsupported(**given: Any) -> None:

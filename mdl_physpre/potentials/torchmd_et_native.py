@@ -8,8 +8,8 @@ With L = Σ_i (g_i · m_i + G_i · M_i) for adjoints g, G of the sums m, M of a 
                the rate of L in q, k, v, vec and the table
 
 ``second`` is what backpropagation through ``gradient`` asks for when a loss depends on forces. Nothing that belongs to
-an edge is stored but its place in the table and its direction. Radial functions come from a table of splines that is made
-once for each layer and step (:class:`mdl_physpre.potentials.torchmd_et_radial.RadialGrid`).
+an edge is stored but its place in the table and its direction. Radial functions come from a table of splines that is
+made once for each layer and step (:class:`mdl_physpre.potentials.torchmd_et_radial.RadialGrid`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mdl_physpre.potentials.native import VECTOR_BYTES, compiled, ranges_of_atoms, thread_pool
-from mdl_physpre.potentials.torchmd_et_messages import Edges, HeadLayout
+from mdl_physpre.potentials.torchmd_et_layers import HeadLayout
+from mdl_physpre.potentials.torchmd_et_messages import Edges
 from mdl_physpre.potentials.torchmd_et_radial import RadialGrid
 
 SOURCE = Path(__file__).with_name("torchmd_et_native.c")
@@ -71,13 +72,13 @@ class NativeEdges:
         real = DTYPES[edges.distances.dtype]
         self.library = library(real)
         self.layout, self.n_atoms = layout, n_atoms
-        self.start = functional.pad(torch.bincount(edges.index[0], minlength=n_atoms).cumsum(0), (1, 0))
+        self.start = functional.pad(torch.bincount(edges.ends[0], minlength=n_atoms).cumsum(0), (1, 0))
         self.ranges = ranges_of_atoms(self.start)
-        self.neighbour = edges.index[1].contiguous()
+        self.neighbour = edges.ends[1].contiguous()
         with torch.no_grad():
             self.row, *placed = grid.place(edges.distances)
             self.weight, self.slope = (t.contiguous() for t in placed)
-        self.geometry = True
+        self.geometry = False
 
     def run(
         self, name: str, values: Values, last: bool, arguments: Callable[[int], Sequence[Tensor | None]]
@@ -100,9 +101,9 @@ class NativeEdges:
         else:
             list(thread_pool(os.getpid(), len(self.ranges)).map(work, range(len(self.ranges))))
 
-    def zeros(self, like: Tensor | None) -> Tensor | None:
+    def zeros(self, like: Tensor) -> Tensor:
         """Zeros like a tensor, once for each thread."""
-        return None if like is None else like.new_zeros(len(self.ranges), *like.shape)
+        return like.new_zeros(len(self.ranges), *like.shape)
 
 
 class Values:
@@ -117,9 +118,7 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _total(by_thread: Tensor | None) -> Tensor | None:
-    if by_thread is None:
-        return None
+def _total(by_thread: Tensor) -> Tensor:
     return by_thread[0] if len(by_thread) == 1 else by_thread.sum(0)
 
 
@@ -153,18 +152,20 @@ class _Gradient(torch.autograd.Function):
         ctx.save_for_backward(qkv, vec, table, distances, directions, gx, gout)
         values = Values(qkv, vec, table, directions)
         gx, gout = gx.contiguous(), None if last or gout is None else gout.contiguous()
-        gqkv, gvec = edges.zeros(values.qkv), edges.zeros(None if last else values.vec)
-        by_qkv, by_vec = lambda k: gqkv[k], lambda k: None if gvec is None else gvec[k]
+        gqkv, gvec = edges.zeros(values.qkv), None if last or vec is None else edges.zeros(vec)
+        def nodes(k: int) -> list[Tensor | None]:
+            return [gx, gout, gqkv[k], None if gvec is None else gvec[k]]
+        gtable = gdistances = gdirections = None
         if edges.geometry:
-            gdistances, gdirections = torch.empty_like(distances), torch.empty_like(values.directions)
-            edges.run("by_geometry", values, last, lambda k: [gx, gout, by_qkv(k), by_vec(k), gdistances, gdirections])
-            gtable = None
+            geometry = [torch.empty_like(distances), torch.empty_like(values.directions)]
+            edges.run("by_geometry", values, last, lambda k: [*nodes(k), *geometry])
+            gdistances, gdirections = geometry
         else:
-            gtable = edges.zeros(values.table)
-            edges.run("by_table", values, last, lambda k: [gx, gout, by_qkv(k), by_vec(k), gtable[k]])
-            gdistances = gdirections = None
+            tables = edges.zeros(values.table)
+            edges.run("by_table", values, last, lambda k: [*nodes(k), tables[k]])
+            gtable = _total(tables)
         by_vectors = None if vec is None else torch.zeros_like(vec) if gvec is None else _total(gvec)
-        return _total(gqkv), by_vectors, _total(gtable), gdistances, gdirections
+        return _total(gqkv), by_vectors, gtable, gdistances, gdirections
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -180,7 +181,8 @@ class _Gradient(torch.autograd.Function):
         gx, gout = gx.contiguous(), None if last or gout is None else gout.contiguous()
         rates = [None if t is None else t.contiguous() for t in (tqkv, tvec, tdistances, tdirections)]
         tx, tout = torch.empty_like(gx), None if last else gx.new_empty(len(gx), 3, gx.shape[1])
-        gqkv, gvec, gtable = edges.zeros(values.qkv), edges.zeros(None if last else values.vec), edges.zeros(table)
+        gqkv, gtable = edges.zeros(values.qkv), edges.zeros(table)
+        gvec = None if last or vec is None else edges.zeros(vec)
         edges.run(
             "second", values, last,
             lambda k: [gx, gout, *rates, tx, tout, gqkv[k], None if gvec is None else gvec[k], gtable[k]],

@@ -38,9 +38,10 @@ class ExponentialNormalBasis(nn.Module):
         """The functions, with C(r) (E,) as :func:`cosine_cutoff` gives it."""
         t = torch.exp(-self.alpha * distances)
         exponents = -self.betas * (t[:, None] - self.means) ** 2
-        # zero where it cannot matter: products with numbers near the smallest a processor knows are slow
-        near = exponents > (-64.0 if exponents.dtype == torch.float64 else -32.0)
-        return cutoff_values[:, None] * torch.where(near, torch.exp(exponents), torch.zeros_like(exponents))
+        # zero where it cannot matter: numbers near the smallest that a processor knows are slow
+        least = -64.0 if exponents.dtype == torch.float64 else -32.0
+        values = torch.exp(exponents.clamp_min(least))
+        return cutoff_values[:, None] * torch.where(exponents > least, values, torch.zeros_like(values))
 
     def grid(self) -> RadialGrid:
         """A grid fine enough for the sharpest function, in the precision and on the device of the parameters."""

@@ -1,0 +1,505 @@
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.potentials import torchmd_et_native, torchmd_et_parts, torchmd_et_radial
+from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.checkpoints import load_potential, save_potential
+from mdl_physpre.potentials.reference import EnergyReference
+from mdl_physpre.potentials.torchmd_et import TorchMDET
+from mdl_physpre.potentials.torchmd_et_radial import ExponentialNormalBasis, cosine_cutoff
+from mdl_physpre.structures.graph import build_graph
+
+CUTOFF = 4.0
+DATA = os.environ.get("PHYSPRE_DATA")
+
+
+@pytest.fixture(autouse=True, params=["tensor operations", "C"])
+def sums(request, monkeypatch):
+    """Every test runs with both implementations of the sums over the edges."""
+    names = {torch.float32: "float", torch.float64: "double"} if request.param == "C" else {}
+    if any(torchmd_et_native.library(real) is None for real in names.values()):
+        pytest.skip("there is no C compiler here")
+    monkeypatch.setattr(torchmd_et_native, "DTYPES", names)
+    monkeypatch.setattr(torchmd_et_parts, "EDGES_AT_A_TIME", {"cpu": 100})
+    return request.param
+
+
+@pytest.fixture
+def fine_table(monkeypatch):
+    """Radial functions on a finer table, so that the table's error drowns in that of the comparison."""
+    monkeypatch.setattr(torchmd_et_radial, "NODES_PER_WIDTH", 12.0)
+
+
+def small(envelope: bool = True, seed: int = 0, **other) -> TorchMDET:
+    """A small network in float64, with biases, and weights large enough for forces that round-off does not drown."""
+    torch.manual_seed(seed)
+    sizes = dict(hidden_channels=12, num_layers=3, num_heads=3, num_rbf=11, num_post_layers=1, post_hidden_channels=9)
+    reference = EnergyReference({8: -3.0, 14: -5.0})
+    potential = TorchMDET(cutoff=CUTOFF, envelope=envelope, reference=reference, **{**sizes, **other}).double()
+    with torch.no_grad():
+        for name, parameter in potential.named_parameters():
+            if name != "distance_expansion.betas":
+                parameter.mul_(1.3).add_(0.2 * torch.randn_like(parameter))
+    return potential
+
+
+def crystal(seed: int = 0) -> Atoms:
+    """A triclinic Si-O cell, narrower than the cutoff, unwrapped, out of equilibrium."""
+    rng = np.random.default_rng(seed)
+    cell = np.diag([3.1, 3.6, 4.4]) + 0.7 * rng.uniform(-1, 1, (3, 3))
+    fractions = np.array([[0, 0, 0], [0.5, 0.4, 0.1], [0.3, 0.7, 0.6], [1.6, -0.9, 0.35]]) + 0.05 * rng.random((4, 3))
+    return Atoms("SiOSiO", positions=fractions @ cell, cell=cell, pbc=True)
+
+
+def left_handed() -> Atoms:
+    atoms = crystal(3)
+    return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell[[1, 0, 2]], pbc=True)
+
+
+def slab() -> Atoms:
+    atoms = crystal(4)
+    atoms.pbc = [True, True, False]
+    return atoms
+
+
+STRUCTURES = {"crystal": crystal, "left-handed": left_handed, "slab": slab}
+ALL = ["fast", "training", "autograd"]
+
+
+class WithoutShortcuts(torch.nn.Module):
+    """The same potential with nothing but its atomic energies, so that evaluate differentiates them by autograd."""
+
+    def __init__(self, potential: TorchMDET) -> None:
+        super().__init__()
+        self.cutoff, self.elements = potential.cutoff, potential.elements
+        self.atomic_energies = potential.atomic_energies
+
+
+def predict(potential: TorchMDET, atoms, route: str, forces: bool = True, stress: bool = True):
+    graph = build_graph(atoms, cutoff=potential.cutoff, dtype=potential.embedding.weight.dtype)
+    wrapped = WithoutShortcuts(potential) if "autograd" in route else potential
+    return evaluate(wrapped, graph, forces=forces, stress=stress, create_graph="training" in route)
+
+
+def energy(potential: TorchMDET, atoms) -> float:
+    return predict(potential, atoms, "fast", False, False).energies.item()
+
+
+def replace(graph, **fields):
+    return type(graph).from_tensors(graph, **fields)
+
+
+@pytest.mark.parametrize("route", ALL)
+@pytest.mark.parametrize("envelope", [True, False])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_forces_and_stress_are_derivatives_of_the_energy(structure, envelope, route):
+    """Finite differences of the same route's energy, which on a table is not quite that of the others."""
+    potential, atoms, step = small(envelope), STRUCTURES[structure](), 1e-3
+    found = predict(potential, atoms, route)
+    # the neighbour list is kept, because without an envelope the energy jumps where an edge enters
+    graph = build_graph(atoms, cutoff=CUTOFF)
+    wrapped = WithoutShortcuts(potential) if route == "autograd" else potential
+
+    def at(positions, cell):
+        moved = replace(graph, pos=torch.tensor(positions), cell=torch.tensor(cell)[None])
+        return evaluate(wrapped, moved, forces=False, stress=False).energies.item()
+
+    def derivative(move):
+        a, b, c, d = (at(*move(k * step)) for k in (-2, -1, 1, 2))
+        return (a - 8 * b + 8 * c - d) / (12 * step)
+
+    positions, cell = atoms.positions, np.array(atoms.cell)
+    forces = np.zeros_like(positions)
+    for i in range(len(atoms)):
+        for k in range(3):
+            shift = np.zeros_like(positions)
+            shift[i, k] = 1.0
+            forces[i, k] = -derivative(lambda h, shift=shift: (positions + h * shift, cell))
+    stress = np.zeros((3, 3))
+    for a in range(3):
+        for b in range(3):
+            strain = np.zeros((3, 3))
+            strain[a, b] += 0.5
+            strain[b, a] += 0.5
+            stress[a, b] = derivative(lambda h, e=strain: (positions @ (np.eye(3) + h * e), cell @ (np.eye(3) + h * e)))
+    stress /= atoms.get_volume()
+    assert np.abs(forces).max() > 0.05  # the test sees something
+    assert np.abs(stress).max() > 1e-3
+    np.testing.assert_allclose(found.forces.detach().numpy(), forces, rtol=1e-6, atol=1e-6 * np.abs(forces).max())
+    np.testing.assert_allclose(found.stress[0].detach().numpy(), stress, rtol=1e-6, atol=1e-6 * np.abs(stress).max())
+
+
+BATCHES = {
+    "mixed": lambda: [crystal(0), Atoms("Si", cell=[9, 9, 9], pbc=True), molecule("H2O"), slab(), left_handed()],
+    "one": lambda: [crystal(1)],
+    "no edges": lambda: [Atoms("O", cell=[9, 9, 9], pbc=True), Atoms("Si")],
+    "own images only": lambda: [bulk("Si", "sc", a=2.6)],
+}
+SIZES = [
+    {},
+    dict(num_layers=1, num_post_layers=0),
+    dict(num_layers=2, num_heads=8, hidden_channels=16, num_post_layers=2),
+    dict(num_layers=4, num_heads=1, hidden_channels=5),
+]
+
+
+@pytest.mark.parametrize("envelope", [True, False])
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_all_routes_agree_in_predictions_and_parameter_gradients(batch, envelope, sizes, fine_table):
+    """The fast routes against autograd's double backward, for a loss on energies, forces and stress at once."""
+    potential, structures = small(envelope, **sizes), BATCHES[batch]()
+    reference = predict(potential, structures, "autograd")
+    for route in ("fast", "training"):
+        found = predict(potential, structures, route)
+        torch.testing.assert_close(found.energies, reference.energies, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(found.forces, reference.forces, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(found.stress, reference.stress, rtol=1e-7, atol=1e-9, equal_nan=True)
+
+    def loss(found):
+        target = torch.linspace(-1, 1, found.forces.shape[1]).double()
+        value = found.energies.square().sum() + (found.forces - target).pow(2).sum()
+        if found.stress is None:
+            return value
+        return value + (found.stress - 0.3)[torch.isfinite(found.stress)].pow(2).sum()
+
+    def gradients(total):
+        potential.zero_grad()
+        total.backward()
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in potential.parameters()]
+
+    one_by_one = [predict(potential, a, "autograd training", True, a.cell.rank == 3) for a in structures]
+    expected = gradients(sum(loss(found) for found in one_by_one))
+    found = gradients(loss(predict(potential, structures, "training")))
+    for (name, _), one, other in zip(potential.named_parameters(), found, expected, strict=True):
+        size = max(1e-6, other.abs().max().item())
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * size, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_nothing(threads, sums):
+    if sums != "C":
+        pytest.skip("it is the C code that divides the atoms among threads")
+    potential, structures = small(), [crystal(k) * (4, 3, 2) for k in range(2)]
+
+    def gradient():
+        potential.zero_grad()
+        found = predict(potential, structures, "training")
+        (found.energies.square().sum() + found.forces.square().sum() + found.stress.square().sum()).backward()
+        return torch.cat([p.grad.flatten() for p in potential.parameters() if p.grad is not None]), found
+
+    one, before = gradient()
+    used = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        other, after = gradient()
+    finally:
+        torch.set_num_threads(used)
+    torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9 * one.abs().max().item())
+    torch.testing.assert_close(after.forces, before.forces, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
+def test_only_what_is_asked_for(wanted):
+    potential, structures = small(), [crystal(0), crystal(1)]
+    everything = predict(potential, structures, "fast")
+    for route in ALL:
+        found = predict(potential, structures, route, *wanted)
+        torch.testing.assert_close(found.energies, everything.energies, rtol=1e-6, atol=1e-7)
+        assert (found.forces is not None, found.stress is not None) == wanted
+        if route == "training":
+            potential.zero_grad()
+            sum(v.square().sum() for v in (found.energies, found.forces, found.stress) if v is not None).backward()
+            assert potential.attention_layers[0].dk_proj.weight.grad.abs().max() > 0
+
+
+def test_second_derivatives_in_positions_come_from_the_atomic_energies():
+    """Hessians are exact there; the fast routes, which have none, refuse rather than give wrong ones."""
+    potential, graph = small(num_layers=2), build_graph(crystal(), cutoff=CUTOFF)
+
+    def forces(positions):
+        return evaluate(WithoutShortcuts(potential), replace(graph, pos=positions), stress=False).forces
+
+    positions = graph.pos.clone().requires_grad_(True)
+    total = potential.atomic_energies(replace(graph, pos=positions)).sum()
+    (slope,) = torch.autograd.grad(total, positions, create_graph=True)
+    (row,) = torch.autograd.grad(slope[1, 0], positions)
+    shift = torch.zeros_like(graph.pos)
+    shift[1, 0] = 1e-4
+    numeric = -(forces(graph.pos + shift) - forces(graph.pos - shift)) / 2e-4
+    torch.testing.assert_close(row, numeric, rtol=1e-5, atol=1e-6 * numeric.abs().max().item())
+    loss = predict(potential, crystal(), "training").forces.square().sum()
+    with pytest.raises(RuntimeError):
+        (slope,) = torch.autograd.grad(loss, [potential.embedding.weight], create_graph=True)
+        torch.autograd.grad(slope.sum(), [potential.embedding.weight])
+
+
+def test_frozen_parameters_get_no_gradient():
+    potential = small()
+    for parameter in potential.attention_layers[0].parameters():
+        parameter.requires_grad_(False)
+    predict(potential, crystal(), "training").forces.square().sum().backward()
+    assert potential.attention_layers[0].q_proj.weight.grad is None
+    assert potential.attention_layers[1].q_proj.weight.grad.abs().max() > 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_invariances(seed):
+    """Rotation and mirror, translation, order of atoms, another image of an atom, another choice of cell."""
+    potential, atoms, rng = small(), crystal(seed), np.random.default_rng(seed)
+    before = predict(potential, atoms, "fast")
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    turned = Atoms(atoms.numbers, positions=atoms.positions @ rotation, cell=atoms.cell[:] @ rotation, pbc=True)
+    after = predict(potential, turned, "fast")
+    turn = torch.tensor(rotation)
+    torch.testing.assert_close(after.energies, before.energies, rtol=0, atol=1e-10)
+    torch.testing.assert_close(after.forces, before.forces @ turn, rtol=0, atol=1e-9)
+    torch.testing.assert_close(after.stress[0], turn.T @ before.stress[0] @ turn, rtol=0, atol=1e-9)
+    order = rng.permutation(len(atoms))
+    changed = atoms[order]
+    changed.positions += rng.normal(size=3) + rng.integers(-2, 3, (len(atoms), 3)) @ atoms.cell[:]
+    changed.set_cell(np.array([[1, 0, 0], [1, 1, 0], [0, -1, 1]]) @ atoms.cell[:])
+    after = predict(potential, changed, "fast")
+    torch.testing.assert_close(after.energies, before.energies, rtol=0, atol=1e-10)
+    torch.testing.assert_close(after.forces, before.forces[order], rtol=0, atol=1e-9)
+    torch.testing.assert_close(after.stress, before.stress, rtol=0, atol=1e-9)
+    assert before.forces.sum(0).abs().max() < 1e-10
+
+
+def test_extensive_in_cells_narrower_than_the_cutoff():
+    potential, atoms = small(), crystal(2)
+    one, many = predict(potential, atoms, "fast"), predict(potential, atoms * (2, 1, 3), "fast")
+    assert many.energies.item() == pytest.approx(6 * one.energies.item(), rel=1e-12)
+    torch.testing.assert_close(many.forces, one.forces.repeat(6, 1), rtol=0, atol=1e-10)
+    torch.testing.assert_close(many.stress, one.stress, rtol=0, atol=1e-10)
+
+
+def test_without_the_envelope_own_images_are_missing_as_in_the_host():
+    potential, atoms = small(envelope=False), bulk("Si", "sc", a=2.6)
+    assert abs(energy(potential, atoms * (2, 2, 2)) - 8 * energy(potential, atoms)) > 1e-4
+
+
+def test_a_batch_equals_its_structures_one_by_one():
+    potential, structures = small(), [crystal(0), slab(), crystal(5) * (2, 1, 1), Atoms("O", cell=[9, 9, 9], pbc=True)]
+    together = predict(potential, structures, "fast")
+    alone = [predict(potential, a, "fast") for a in structures]
+    torch.testing.assert_close(together.energies, torch.cat([p.energies for p in alone]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(together.forces, torch.cat([p.forces for p in alone]), rtol=0, atol=1e-11)
+    torch.testing.assert_close(together.stress, torch.cat([p.stress for p in alone]), rtol=0, atol=1e-11)
+
+
+def test_an_isolated_atom_has_no_force_and_the_energy_of_its_element():
+    potential = small()
+    found = predict(potential, [Atoms("Si"), Atoms("O", cell=[9, 9, 9], pbc=True)], "fast")
+    assert found.forces.abs().max() == 0
+    assert found.stress[0].isnan().all()
+    assert found.stress[1].abs().max() == 0
+    other = predict(potential, [Atoms("O"), Atoms("Si")], "autograd")
+    torch.testing.assert_close(found.energies, other.energies.flip(0))
+
+
+def dimer(distance: float) -> Atoms:
+    """Two atoms at ``distance`` beside a third that is always a neighbour of the first."""
+    return Atoms("SiOO", positions=[[0, 0, 0], [distance, 0, 0], [0, 1.5, 0]])
+
+
+@pytest.mark.parametrize("route", ["fast", "autograd"])
+def test_smooth_where_an_edge_enters(route):
+    """The energy and its slope are continuous at the cutoff: towards it the edge's share falls with the square."""
+    potential = small(envelope=True)
+    far = predict(potential, dimer(CUTOFF + 1.0), route)
+    inside, outside = (predict(potential, dimer(CUTOFF + shift), route) for shift in (-1e-5, 1e-5))
+    assert abs(inside.energies.item() - far.energies.item()) < 1e-9
+    assert (inside.forces - outside.forces).abs().max() < 1e-4 * inside.forces.abs().max()
+    assert abs(predict(potential, dimer(CUTOFF - 0.4), route).energies.item() - far.energies.item()) > 1e-4
+    gaps = [
+        predict(potential, dimer(CUTOFF - k * 0.002), route).energies.item() - far.energies.item() for k in (1, 2)
+    ]
+    assert abs(gaps[1] / gaps[0]) == pytest.approx(4, rel=0.02)
+
+
+def test_without_the_envelope_the_energy_jumps_as_the_host_s_does():
+    potential = small(envelope=False)
+    jump = energy(potential, dimer(CUTOFF - 1e-6)) - energy(potential, dimer(CUTOFF + 1e-6))
+    assert abs(jump) > 1e-4
+
+
+def test_the_cosine_cutoff():
+    r = torch.tensor([0.0, 1.0, 2.0, 4.0, 4.1], dtype=torch.float64)
+    expected = torch.tensor([1, 0.5 + 0.5 * 2**-0.5, 0.5, 0, 0], dtype=torch.float64)
+    torch.testing.assert_close(cosine_cutoff(r, 4.0), expected)
+
+
+@pytest.mark.parametrize("cutoff", [3.0, 5.0, 8.0])
+def test_the_table_interpolates_the_radial_functions_and_their_slopes(cutoff):
+    basis = ExponentialNormalBasis(cutoff, 50).double()
+    grid = basis.grid()
+    r = torch.linspace(0.0, cutoff - 1e-9, 4001, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        table = grid.table(basis(grid.distances, grid.cutoff_values))
+    row, weights, slopes = grid.place(r.detach())
+    rows = table[row[:, None] + torch.arange(6)]
+    exact = basis(r, cosine_cutoff(r, cutoff))
+    assert ((weights[:, :, None] * rows).sum(1) - exact).abs().max() < 2e-6
+    along = torch.stack([torch.autograd.grad(exact[:, k].sum(), r, retain_graph=True)[0] for k in range(50)], dim=1)
+    assert ((slopes[:, :, None] * rows).sum(1) - along).abs().max() < 2e-5 * along.abs().max()
+    step = 1e-6  # and the slopes are those of the interpolating functions
+    after, before = (grid.place((r.detach() + h).clamp(0, cutoff)) for h in (step, -step))
+    moved = [(w[:, :, None] * table[k[:, None] + torch.arange(6)]).sum(1) for k, w, _ in (after, before)]
+    numeric = (moved[0] - moved[1])[1:-1] / (2 * step)
+    assert (numeric - (slopes[:, :, None] * rows).sum(1)[1:-1]).abs().max() < 1e-6 * along.abs().max()
+
+
+def test_the_table_follows_functions_that_become_sharper():
+    potential, structures = small(), [crystal(0)]
+    rows = potential.distance_expansion.grid().n_rows
+    with torch.no_grad():
+        potential.distance_expansion.betas.mul_(30.0)
+    assert potential.distance_expansion.grid().n_rows > 2 * rows
+    exact, found = predict(potential, structures, "autograd"), predict(potential, structures, "fast")
+    torch.testing.assert_close(found.forces, exact.forces, rtol=1e-4, atol=1e-5)
+
+
+def test_parameter_names_and_shapes_are_the_host_s():
+    shapes = {name: tuple(p.shape) for name, p in TorchMDET().named_parameters()}
+    expected = {"embedding.weight": (100, 128), "distance_expansion.means": (50,), "distance_expansion.betas": (50,)}
+    expected |= {"neighbor_embedding.embedding.weight": (100, 128)}
+    linear = {"neighbor_embedding.distance_proj": (128, 50), "neighbor_embedding.combine": (128, 256)}
+    for k in range(8):
+        layer = f"attention_layers.{k}"
+        expected |= {f"{layer}.layernorm.weight": (128,), f"{layer}.layernorm.bias": (128,)}
+        linear |= {f"{layer}.q_proj": (128, 128), f"{layer}.k_proj": (128, 128), f"{layer}.v_proj": (384, 128)}
+        linear |= {f"{layer}.o_proj": (384, 128), f"{layer}.dk_proj": (128, 50), f"{layer}.dv_proj": (384, 50)}
+        expected[f"{layer}.vec_proj.weight"] = (384, 128)
+    expected |= {"out_norm.weight": (128,), "out_norm.bias": (128,)}
+    linear |= {"post_lin_list.0": (128, 128), "post_lin_list.1": (128, 128), "post_lin_list.2": (1, 128)}
+    for name, shape in linear.items():
+        expected |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    assert shapes == expected
+
+
+@pytest.mark.parametrize("envelope", [True, False])
+def test_float32_against_float64(envelope):
+    torch.manual_seed(1)
+    reference = EnergyReference({8: -430.0, 14: -160.0})
+    single = TorchMDET(cutoff=5.0, num_layers=3, envelope=envelope, reference=reference)
+    structures = [crystal(1) * (2, 1, 1), bulk("Si", cubic=True)]
+    structures[1].rattle(0.2, seed=1)
+    low, low_training = predict(single, structures, "fast"), predict(single, structures, "training")
+    high = predict(single.double(), structures, "autograd")
+    for found in (low, low_training):
+        assert (found.energies - high.energies).abs().max() < 2e-5
+        assert (found.forces - high.forces).abs().max() < 2e-5 * max(1, high.forces.abs().max())
+        assert (found.stress - high.stress).abs().max() < 2e-6 * max(1, high.stress.abs().max())
+
+
+def test_scale_and_reference():
+    potential = small()
+    before = predict(potential, crystal(), "fast")
+    network = before.energies.item() - 2 * (-3.0 - 5.0)
+    potential.energy_scale = 3.0
+    after = predict(potential, crystal(), "fast")
+    assert after.energies.item() == pytest.approx(3 * network - 16.0, rel=1e-12)
+    torch.testing.assert_close(after.forces, 3 * before.forces)
+    torch.testing.assert_close(after.stress, 3 * before.stress)
+
+
+def test_saved_and_loaded(tmp_path):
+    potential = small(envelope=False, elements=["Si", "O"]).float()
+    save_potential(tmp_path / "et.pt", potential)
+    loaded = load_potential(tmp_path / "et.pt")
+    assert isinstance(loaded, TorchMDET)
+    assert loaded.hyperparameters() == potential.hyperparameters()
+    one, other = (predict(p, crystal(), "fast") for p in (potential, loaded))
+    torch.testing.assert_close(one.energies, other.energies, rtol=0, atol=0)
+    torch.testing.assert_close(one.forces, other.forces, rtol=0, atol=0)
+
+
+def test_one_optimiser_step_lowers_the_loss():
+    potential, structures = small().float(), [crystal(k) for k in range(4)]
+    optimiser = torch.optim.AdamW(potential.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(12):
+        found = predict(potential, structures, "training")
+        loss = found.forces.square().mean() + 10 * found.stress.square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rbf_type", "gauss"), ("activation", "relu"), ("attn_activation", "tanh"), ("pool", "global_mean_pool"),
+     ("pool_order", "early"), ("aggr", "mean"), ("neighbor_embedding", False), ("distance_influence", "keys"),
+     ("trainable_rbf", False), ("cutoff", 0.0), ("cutoff", float("nan")), ("num_layers", 0), ("num_rbf", 1),
+     ("num_heads", 7), ("num_post_layers", -1), ("energy_scale", 0.0), ("elements", ["Xx"]), ("elements", [100]),
+     ("elements", [])],
+)  # fmt: skip
+def test_unsupported_values_are_refused(key, value):
+    with pytest.raises(ConfigError, match=key):
+        TorchMDET(**{key: value})
+
+
+def test_elements_by_symbol_and_number():
+    assert TorchMDET(elements=["Si", 8], num_layers=1).elements == (8, 14)
+    with pytest.raises(DataError, match="Si"):
+        evaluate(TorchMDET(elements=["O"], cutoff=3.0, num_layers=1), build_graph(bulk("Si"), 3.0, torch.float32))
+    with pytest.raises(DataError, match=r"100 \(Fm\)"):
+        evaluate(TorchMDET(cutoff=3.0, num_layers=1), build_graph(Atoms("Fm"), 3.0, torch.float32))
+
+
+def test_torchmd_net_gives_the_same_energy_and_forces():
+    """TorchMD-NET's own network, with and without its cutoff of vectors, in a cell wide enough for its neighbours."""
+    pytest.importorskip("torchmdnet", reason="torchmd-net is not installed")
+    from torchmdnet.models.torchmd_et import TorchMD_ET
+
+    sizes = dict(hidden_channels=24, num_layers=3, num_heads=4, num_rbf=12)
+    atoms = bulk("NaCl", "rocksalt", 5.6, cubic=True) * (2, 2, 2)
+    atoms.rattle(0.1, seed=0)
+    for envelope in (True, False):
+        potential = small(envelope=envelope, num_post_layers=1, post_hidden_channels=8, **sizes)
+        host = TorchMD_ET(
+            cutoff_upper=CUTOFF, vector_cutoff=envelope, max_num_neighbors=64, dtype=torch.float64,
+            box_vecs=torch.tensor(atoms.cell[:]), **sizes,
+        )  # fmt: skip
+        own = {name: p for name, p in potential.state_dict().items() if not name.startswith(("post", "reference"))}
+        missing = host.load_state_dict(own, strict=False)
+        assert not missing.unexpected_keys, missing
+        positions = torch.tensor(atoms.positions, requires_grad=True)
+        z, batch = torch.tensor(atoms.numbers).long(), torch.zeros(len(atoms), dtype=torch.long)
+        x = host(z, positions, batch)[0]
+        outputs = potential.post_lin_list[1](torch.nn.functional.silu(potential.post_lin_list[0](x)))
+        forces = -torch.autograd.grad(outputs.sum(), positions)[0]
+        found = predict(potential, atoms, "autograd")
+        torch.testing.assert_close(found.energies[0], outputs.sum().detach(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.forces, forces, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.skipif(DATA is None, reason="PHYSPRE_DATA does not name the folder with the real data")
+def test_real_structures_on_all_routes():
+    from ase.io import read
+
+    potential = small()
+    with gzip.open(Path(DATA) / "phosphorus" / "p_gap_20.extxyz.gz", "rt") as file:
+        structures = [a for a in read(file, index="0:400:40", format="extxyz") if len(a) < 60]
+    with gzip.open(Path(DATA) / "li-mn-o-p" / "li_mn_o.extxyz.gz", "rt") as file:
+        structures += [a for a in read(file, index="0:100:25", format="extxyz") if len(a) < 40]
+    found, expected = predict(potential, structures, "fast"), predict(potential, structures, "autograd")
+    torch.testing.assert_close(found.energies, expected.energies, rtol=1e-7, atol=1e-6)
+    torch.testing.assert_close(found.forces, expected.forces, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.stress, expected.stress, rtol=1e-5, atol=1e-6, equal_nan=True)
