@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials import torchmd_et_native, torchmd_et_parts, torchmd_et_radial
-from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.base import edge_vectors, evaluate
 from mdl_physpre.potentials.checkpoints import load_potential, save_potential
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.potentials.torchmd_et import TorchMDET
@@ -463,31 +463,40 @@ def test_elements_by_symbol_and_number():
         evaluate(TorchMDET(cutoff=3.0, num_layers=1), build_graph(Atoms("Fm"), 3.0, torch.float32))
 
 
-def test_torchmd_net_gives_the_same_energy_and_forces():
-    """TorchMD-NET's own network, with and without its cutoff of vectors, in a cell wide enough for its neighbours."""
+class GivenEdges(torch.nn.Module):
+    """The edges of a graph in place of TorchMD-NET's neighbour list, which has no small cells and adds self-loops."""
+
+    def __init__(self, graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, positions, *_):
+        vectors = edge_vectors(replace(self.graph, pos=positions))
+        return self.graph.edge_index, vectors.norm(dim=1), vectors.clone()  # which it scales in place
+
+
+@pytest.mark.parametrize("envelope", [True, False])
+def test_torchmd_net_gives_the_same_energy_and_forces(envelope):
+    """TorchMD-NET's own network on the same edges, with and without its cutoff of vectors."""
     pytest.importorskip("torchmdnet", reason="torchmd-net is not installed")
     from torchmdnet.models.torchmd_et import TorchMD_ET
 
     sizes = dict(hidden_channels=24, num_layers=3, num_heads=4, num_rbf=12)
-    atoms = bulk("NaCl", "rocksalt", 5.6, cubic=True) * (2, 2, 2)
+    potential = small(envelope=envelope, num_post_layers=1, post_hidden_channels=8, **sizes)
+    host = TorchMD_ET(cutoff_upper=CUTOFF, vector_cutoff=envelope, dtype=torch.float64, **sizes)
+    own = {name: p for name, p in potential.state_dict().items() if not name.startswith(("post", "reference"))}
+    assert not host.load_state_dict(own, strict=False).unexpected_keys
+    atoms = bulk("NaCl", "rocksalt", 5.6, cubic=True)  # wide enough that no atom meets an image of its own
     atoms.rattle(0.1, seed=0)
-    for envelope in (True, False):
-        potential = small(envelope=envelope, num_post_layers=1, post_hidden_channels=8, **sizes)
-        host = TorchMD_ET(
-            cutoff_upper=CUTOFF, vector_cutoff=envelope, max_num_neighbors=64, dtype=torch.float64,
-            box_vecs=torch.tensor(atoms.cell[:]), **sizes,
-        )  # fmt: skip
-        own = {name: p for name, p in potential.state_dict().items() if not name.startswith(("post", "reference"))}
-        missing = host.load_state_dict(own, strict=False)
-        assert not missing.unexpected_keys, missing
-        positions = torch.tensor(atoms.positions, requires_grad=True)
-        z, batch = torch.tensor(atoms.numbers).long(), torch.zeros(len(atoms), dtype=torch.long)
-        x = host(z, positions, batch)[0]
-        outputs = potential.post_lin_list[1](torch.nn.functional.silu(potential.post_lin_list[0](x)))
-        forces = -torch.autograd.grad(outputs.sum(), positions)[0]
-        found = predict(potential, atoms, "autograd")
-        torch.testing.assert_close(found.energies[0], outputs.sum().detach(), rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(found.forces, forces, rtol=1e-7, atol=1e-9)
+    graph = build_graph(atoms, cutoff=CUTOFF)
+    host.distance = GivenEdges(graph)
+    positions = graph.pos.clone().requires_grad_(True)
+    x = host(graph.z, positions, graph.batch)[0]
+    outputs = potential.post_lin_list[1](torch.nn.functional.silu(potential.post_lin_list[0](x)))
+    forces = -torch.autograd.grad(outputs.sum(), positions)[0]
+    found = predict(potential, atoms, "autograd")
+    torch.testing.assert_close(found.energies[0], outputs.sum().detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.forces, forces, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.skipif(DATA is None, reason="PHYSPRE_DATA does not name the folder with the real data")
