@@ -100,6 +100,9 @@ def judge_run(out: str | Path) -> list[dict]:
     files, judged = TrajectoryFiles(Path(out) / TRAJECTORIES), []
     for k, verdict in enumerate(verdicts):
         trajectory = files.path(verdict["index"])
+        if not trajectory.exists() and not verdict["steps_run"]:
+            judged.append(verdict)  # no step could be taken, and there is no frame
+            continue
         if not trajectory.exists():
             raise DataError(f"{trajectory} does not exist; a run stores trajectories where trajectory_interval is set")
         own = replace(settings, **{name: values[k] for name, values in per_structure.items()})
@@ -110,7 +113,7 @@ def judge_run(out: str | Path) -> list[dict]:
 def _read(path: Path) -> Iterator[Atoms]:
     """Frames of an extended XYZ file; one that was cut short at the end is left out."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             yield from read_xyz(file, slice(None))
     except (XYZError, ValueError, KeyError, IndexError) as error:
         logger.warning("%s: what follows the last whole frame is left out (%s)", path, error)

@@ -18,7 +18,7 @@ from ase.data import chemical_symbols
 
 from mdl_physpre.dynamics.batch_run import BatchRun
 from mdl_physpre.dynamics.forces import inference
-from mdl_physpre.dynamics.rdf_sampling import write_rdfs
+from mdl_physpre.dynamics.rdf_sampling import RDFS, write_rdfs
 from mdl_physpre.dynamics.run_state import begin_or_resume, store
 from mdl_physpre.dynamics.settings import DynamicsSettings, settings_of_each
 from mdl_physpre.dynamics.storage import STATE, read_verdicts, run_key, write_speed, write_verdicts
@@ -89,7 +89,9 @@ def simulate(
         run = begin_or_resume(potential, structures, ids, places, settings, each, folder, key, raise_at_start)
         verdicts = run_to_the_end(run, progress)
     if folder is not None:
-        if run.rdfs is not None:
+        if run.rdfs is None:
+            (folder / RDFS).unlink(missing_ok=True)  # of an earlier run
+        else:
             write_rdfs(folder, key, ids, run.rdfs.results())
         write_verdicts(folder, key, settings, each, verdicts)
         (folder / STATE).unlink(missing_ok=True)

@@ -58,6 +58,7 @@ def test_what_breaks_is_stored_as_it_broke(tmp_path: Path) -> None:
         "hot": (Morse(), crystals(2), with_(temperature=500, max_temperature=100)),
         "gone": (Attraction(), clusters(2), with_(temperature=20_000, max_displacement=0.8, overlap_ratio=0.01)),
         "squeezed": (Frozen(), crystals(2), with_(squeezed, min_volume_ratio=0.5)),
+        "flat": (Morse(), [*crystals(2), Atoms("Cu2", cell=np.ones((3, 3)), pbc=True)], with_(steps=10)),
         "neighbours": (Frozen(), crystals(2), with_(squeezed, min_volume_ratio=1e-6, max_neighbours=300)),
     }
     seen = set()

@@ -1,0 +1,40 @@
+"""The example in the documentation runs, and names what there is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from mdl_physpre.dynamics.judging import METRICS
+from mdl_physpre.dynamics.settings import ENSEMBLES, DynamicsSettings
+from mdl_physpre.dynamics.verdicts import REASONS
+
+TEXT = (Path(__file__).parents[2] / "docs" / "dynamics.md").read_text()
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = re.search(r"```python\n(.*?)```", TEXT, re.S)
+    assert example is not None
+    exec(example.group(1), {})
+    assert capsys.readouterr().out.startswith("stable []")
+    assert sorted(p.name for p in (tmp_path / "runs/argon").iterdir()) == [
+        "speed.json",
+        "trajectories",
+        "verdicts.json",
+    ]
+
+
+def test_names_are_those_of_the_code() -> None:
+    for name in (*ENSEMBLES, *REASONS):
+        assert f"`{name}`" in TEXT, name
+    explained = set(re.findall(r"`([a-z_]+)`", TEXT))
+    for name in METRICS:
+        assert name in explained or name.endswith(("_exceeded_step", "_bound")), name
+    thresholds = ("max_temperature", "max_displacement", "min_volume_ratio", "max_volume_ratio", "max_neighbours")
+    for name in (*thresholds, "overlap_ratio", "taut", "taup", "compressibility", "rdf_start", "pressure_interval"):
+        assert name in {field.name for field in fields(DynamicsSettings)}
+        assert name in explained, name
