@@ -165,7 +165,7 @@ class M3GNet(Potential):
     def _packed_parameters(self) -> list[Tensor]:
         """Parameters as the sweeps take them (:mod:`mdl_physpre.potentials.m3gnet_sweeps`)."""
         blocks = [tensor for block in self.graph_conv for tensor in cast(Block, block).packed()]
-        return [p.contiguous() for p in (self.edge_encoder.weight, *blocks, *self.final.packed())]
+        return [p.contiguous() for p in (self.edge_encoder.weight.T, *blocks, *self.final.packed())]
 
     def embed(self, z: Tensor) -> Tensor:
         """Vectors of the atoms (N, units) before the first block."""

@@ -6,8 +6,9 @@ derivative of a value along a change of positions and cell) and the tangent of i
     hidden   a_ij ← a_ij + P_i + Q_j,  h = silu(a)              the first layer of a gated perceptron
     gate     o = silu(y_g) σ(y_s),  t ← t + o ⊙ d               the second layer; t belongs to an edge or to its centre
 
-with d = p, silu(p) or 1 and p = W g(r_ij). Arrays are (rows, 2 units), the value's half before the gate's, one row an
-edge. In single precision the same is done in C (:mod:`mdl_physpre.potentials.m3gnet_native`), in one pass over memory.
+with d = p, silu(p) or 1 and p = W g(r_ij); where there is no y, o = 1. Arrays are (rows, 2 units), the value's half
+before the gate's, one row an edge. In single precision the same is done in C, in one pass over memory
+(:mod:`mdl_physpre.potentials.m3gnet_native`).
 """
 
 from __future__ import annotations
@@ -84,63 +85,94 @@ def _add_to_nodes(i: Tensor, j: Tensor, values: Tensor, node: Tensor) -> None:
 
 
 class _Gate:
-    """The two halves of y and their derivatives: G = silu(y_g), S = σ(y_s)."""
+    """The two halves of y and their derivatives: G = silu(y_g), S = σ(y_s), o = G S; o = 1 where there is no y."""
 
-    def __init__(self, y: Tensor) -> None:
+    def __init__(self, y: Tensor | None, like: Tensor) -> None:
+        if y is None:
+            self.G, self.S, self.G1 = torch.ones_like(like), torch.ones_like(like), torch.zeros_like(like)
+            self.G2 = self.S1 = self.S2 = self.G1
+            return
         yg, ys = y.chunk(2, dim=1)
         self.G, self.S = functional.silu(yg), torch.sigmoid(ys)
         self.G1, self.G2 = silu_derivatives(yg)
         self.S1 = self.S * (1.0 - self.S)
         self.S2 = self.S1 * (1.0 - 2.0 * self.S)
 
-    def tangent(self, y_dot: Tensor) -> Tensor:
+    def tangent(self, y_dot: Tensor | None) -> Tensor:
+        if y_dot is None:
+            return torch.zeros_like(self.G)
         yg, ys = y_dot.chunk(2, dim=1)
         return self.G1 * self.S * yg + self.G * self.S1 * ys
 
 
-def gate(y: Tensor, bias: Tensor | None, factor: Factor | None, at: Tensor, target: Tensor) -> None:
-    """Adds o ⊙ d to row ``at`` of the target, and the bias to ``y``, both in place."""
-    if bias is not None:
+def gate(
+    y: Tensor | None,
+    bias: Tensor | None,
+    factor: Factor | None,
+    at: Tensor,
+    target: Tensor,
+    source: Tensor | None = None,
+) -> None:
+    """Row ``at`` of the target is that of the source (of itself where None) plus o ⊙ d; ``y`` gets the bias added."""
+    if bias is not None and y is not None:
         y += bias
-    yg, ys = y.chunk(2, dim=1)
-    o = functional.silu(yg) * torch.sigmoid(ys)
-    target.index_add_(0, at, o if factor is None else o * factor.value())
+    terms = []
+    if y is not None:
+        yg, ys = y.chunk(2, dim=1)
+        terms.append(functional.silu(yg) * torch.sigmoid(ys))
+    if factor is not None:
+        terms.append(factor.value())
+    _add_to_rows(at, terms[0] * terms[1] if len(terms) == 2 else terms[0], target, source)
 
 
-def gate_adjoint(y: Tensor, factor: Factor | None, at: Tensor, target_bar: Tensor, radial_bar: Tensor | None) -> Tensor:
+def _add_to_rows(at: Tensor, values: Tensor, target: Tensor, source: Tensor | None) -> None:
+    if source is None:
+        target.index_add_(0, at, values)
+    else:
+        target.index_copy_(0, at, source.index_select(0, at) + values)
+
+
+def gate_adjoint(
+    y: Tensor | None, factor: Factor | None, at: Tensor, target_bar: Tensor, radial_bar: Tensor | None
+) -> Tensor | None:
     """ȳ; adds the adjoint of the radial functions to ``radial_bar``."""
-    g, t_bar = _Gate(y), target_bar.index_select(0, at)
-    o_bar = t_bar
+    t_bar = target_bar.index_select(0, at)
+    g, o_bar = _Gate(y, t_bar), t_bar
     if factor is not None and radial_bar is not None:
         o_bar = t_bar * factor.value()
         radial_bar += (t_bar * (g.G * g.S) * factor.derivatives()[0]) @ factor.weight.T
-    return torch.cat([o_bar * g.G1 * g.S, o_bar * g.G * g.S1], dim=1)
+    return None if y is None else torch.cat([o_bar * g.G1 * g.S, o_bar * g.G * g.S1], dim=1)
 
 
-def gate_tangent(y: Tensor, y_dot: Tensor, factor: Factor | None, at: Tensor, target_dot: Tensor) -> None:
-    """Adds the tangent of o ⊙ d to row ``at`` of ``target_dot``."""
-    g = _Gate(y)
+def gate_tangent(
+    y: Tensor | None,
+    y_dot: Tensor | None,
+    factor: Factor | None,
+    at: Tensor,
+    target_dot: Tensor,
+    source: Tensor | None = None,
+) -> None:
+    """Row ``at`` of ``target_dot`` is that of the source (of itself where None) plus the tangent of o ⊙ d."""
+    g = _Gate(y, target_dot[: len(at)])
     o_dot = g.tangent(y_dot)
     if factor is not None and factor.tangent is not None:
         d_dot = factor.derivatives()[0] * (factor.tangent @ factor.weight)
         o_dot = o_dot * factor.value() + g.G * g.S * d_dot
-    target_dot.index_add_(0, at, o_dot)
+    _add_to_rows(at, o_dot, target_dot, source)
 
 
 def gate_second(
-    y: Tensor,
-    y_dot: Tensor,
+    y: Tensor | None,
+    y_dot: Tensor | None,
     factor: Factor | None,
     at: Tensor,
     target_bar: Tensor,
     target_bar_dot: Tensor,
     weight_bar_dot: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor] | None:
     """ȳ and its tangent; adds the gradient of W to ``weight_bar_dot``."""
-    g = _Gate(y)
-    yg, ys = y_dot.chunk(2, dim=1)
     t_bar, t_bar_dot = target_bar.index_select(0, at), target_bar_dot.index_select(0, at)
-    o_bar, o_bar_dot = t_bar, t_bar_dot
+    g, o_bar, o_bar_dot = _Gate(y, t_bar), t_bar, t_bar_dot
     if factor is not None and factor.tangent is not None and weight_bar_dot is not None:
         d, (slope, curvature) = factor.value(), factor.derivatives()
         p_dot = factor.tangent @ factor.weight
@@ -149,6 +181,9 @@ def gate_second(
         p_bar = t_bar * o * slope
         p_bar_dot = (t_bar_dot * o + t_bar * o_dot) * slope + t_bar * o * curvature * p_dot
         weight_bar_dot += factor.radial.T @ p_bar_dot + factor.tangent.T @ p_bar
+    if y_dot is None:
+        return None
+    yg, ys = y_dot.chunk(2, dim=1)
     y_bar = torch.cat([o_bar * g.G1 * g.S, o_bar * g.G * g.S1], dim=1)
     first = o_bar_dot * g.G1 * g.S + o_bar * (g.G2 * g.S * yg + g.G1 * g.S1 * ys)
     second = o_bar_dot * g.G * g.S1 + o_bar * (g.G1 * g.S1 * yg + g.G * g.S2 * ys)

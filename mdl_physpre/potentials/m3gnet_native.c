@@ -84,7 +84,8 @@ void hidden_second(int64_t first, int64_t last, int64_t units, int64_t stride, c
   }
 }
 
-/* ---- the second layer: o = silu(y_g) sigmoid(y_s), target[at] += o d with d = p (kind 1), silu(p) (2) or 1 (0) ---- */
+/* ---- the second layer: o = silu(y_g) sigmoid(y_s), target[at] = source[at] + o d with d = p (kind 1), silu(p) (2) or 1
+   (0). Without a y, o is 1, and the adjoints of y are left out. Without a source, the target itself is the source. ---- */
 
 /* Rows with the same target stay with one thread */
 INLINE void own_rows(const int64_t *at, int64_t rows, int64_t *first, int64_t *last) {
@@ -108,21 +109,35 @@ INLINE void factor(int kind, vec p, vec *d, vec *slope, vec *curvature) {
   }
 }
 
+INLINE void opened(const REAL *y, int64_t units, vec *g, vec *g1, vec *g2, vec *s) {
+  *g = *s = all(1);
+  *g1 = *g2 = all(0);
+  if (y) {
+    silu(load(y), g, g1, g2);
+    *s = sigmoid(load(y + units));
+  }
+}
+
 void gate(int64_t first, int64_t last, int64_t rows, int64_t units, int64_t kind, int64_t n, const REAL *radial,
-          const REAL *weight, const int64_t *at, const REAL *bias, REAL *y, REAL *target) {
+          const REAL *weight, const int64_t *at, const REAL *bias, REAL *y, const REAL *source, REAL *target) {
   own_rows(at, rows, &first, &last);
   for (int64_t r = first; r < last; r++) {
-    REAL *t = target + at[r] * units, *yg = y + r * 2 * units, *ys = yg + units;
+    REAL *t = target + at[r] * units, *yg = y ? y + r * 2 * units : y;
+    const REAL *before = source ? source + at[r] * units : t;
     for (int64_t c = 0; c < units; c += W) {
-      vec g = load(yg + c), s = load(ys + c), d, slope, curvature;
-      if (bias) {
-        g += load(bias + c);
-        s += load(bias + units + c);
-        store(yg + c, g);
-        store(ys + c, s);
+      vec o = all(1), d, slope, curvature;
+      if (y) {
+        vec g = load(yg + c), s = load(yg + units + c);
+        if (bias) {
+          g += load(bias + c);
+          s += load(bias + units + c);
+          store(yg + c, g);
+          store(yg + units + c, s);
+        }
+        o = g * sigmoid(g) * sigmoid(s);
       }
       factor(kind, weighted(radial + r * n, weight, n, units, c), &d, &slope, &curvature);
-      store(t + c, load(t + c) + g * sigmoid(g) * sigmoid(s) * d);
+      store(t + c, load(before + c) + o * d);
     }
   }
 }
@@ -131,17 +146,18 @@ void gate_adjoint(int64_t first, int64_t last, int64_t rows, int64_t units, int6
                   const REAL *radial, const REAL *weight, const int64_t *at, const REAL *y, const REAL *target_bar,
                   REAL *radial_bar, REAL *y_bar) {
   for (int64_t r = first; r < last; r++) {
-    const REAL *t = target_bar + at[r] * units, *yg = y + r * 2 * units, *ys = yg + units;
-    REAL *bar = y_bar + r * 2 * units;
+    const REAL *t = target_bar + at[r] * units;
+    const int64_t row = r * 2 * units;
     vec sums[MOST] = {{0}};
     for (int64_t c = 0; c < units; c += W) {
-      vec g, g1, g2, d, slope, curvature, x = load(t + c), s = sigmoid(load(ys + c));
-      silu(load(yg + c), &g, &g1, &g2);
+      vec g, g1, g2, s, d, slope, curvature, x = load(t + c);
+      opened(y ? y + row + c : y, units, &g, &g1, &g2, &s);
       factor(kind, weighted(radial + r * n, weight, n, units, c), &d, &slope, &curvature);
       vec p_bar = x * g * s * slope, o_bar = x * d;
       for (int64_t k = 0; k < n; k++) sums[k] += p_bar * load(weight + k * units + c);
-      store(bar + c, o_bar * g1 * s);
-      store(bar + units + c, o_bar * g * (s * (1 - s)));
+      if (!y) continue;
+      store(y_bar + row + c, o_bar * g1 * s);
+      store(y_bar + row + units + c, o_bar * g * (s * (1 - s)));
     }
     for (int64_t k = 0; k < n; k++) radial_bar[r * n + k] += sum(sums[k]);
   }
@@ -149,18 +165,19 @@ void gate_adjoint(int64_t first, int64_t last, int64_t rows, int64_t units, int6
 
 void gate_tangent(int64_t first, int64_t last, int64_t rows, int64_t units, int64_t kind, int64_t n,
                   const REAL *radial, const REAL *radial_dot, const REAL *weight, const int64_t *at, const REAL *y,
-                  const REAL *y_dot, REAL *target_dot) {
+                  const REAL *y_dot, const REAL *source, REAL *target_dot) {
   own_rows(at, rows, &first, &last);
   for (int64_t r = first; r < last; r++) {
-    const REAL *yg = y + r * 2 * units, *dot = y_dot + r * 2 * units;
     REAL *t = target_dot + at[r] * units;
+    const REAL *before = source ? source + at[r] * units : t;
+    const int64_t row = r * 2 * units;
     for (int64_t c = 0; c < units; c += W) {
-      vec g, g1, g2, d, slope, curvature, s = sigmoid(load(yg + units + c));
-      silu(load(yg + c), &g, &g1, &g2);
+      vec g, g1, g2, s, d, slope, curvature, o_dot = all(0);
+      opened(y ? y + row + c : y, units, &g, &g1, &g2, &s);
       factor(kind, weighted(radial + r * n, weight, n, units, c), &d, &slope, &curvature);
-      vec o_dot = g1 * s * load(dot + c) + g * (s * (1 - s)) * load(dot + units + c);
+      if (y) o_dot = g1 * s * load(y_dot + row + c) + g * (s * (1 - s)) * load(y_dot + row + units + c);
       vec d_dot = slope * weighted(radial_dot + r * n, weight, n, units, c);
-      store(t + c, load(t + c) + o_dot * d + g * s * d_dot);
+      store(t + c, load(before + c) + o_dot * d + g * s * d_dot);
     }
   }
 }
@@ -173,11 +190,14 @@ void gate_second(int64_t first, int64_t last, int64_t rows, int64_t units, int64
     const REAL *t = target_bar + at[r] * units, *t_dot = target_bar_dot + at[r] * units;
     const int64_t row = r * 2 * units;
     for (int64_t c = 0; c < units; c += W) {
-      vec g, g1, g2, d, slope, curvature, s = sigmoid(load(y + row + units + c));
-      silu(load(y + row + c), &g, &g1, &g2);
+      vec g, g1, g2, s, d, slope, curvature, x = load(t + c), x_dot = load(t_dot + c), yg = all(0), ys = all(0);
+      opened(y ? y + row + c : y, units, &g, &g1, &g2, &s);
       factor(kind, weighted(radial + r * n, weight, n, units, c), &d, &slope, &curvature);
-      vec s1 = s * (1 - s), s2 = s1 * (1 - 2 * s), x = load(t + c), x_dot = load(t_dot + c);
-      vec yg = load(y_dot + row + c), ys = load(y_dot + row + units + c);
+      if (y) {
+        yg = load(y_dot + row + c);
+        ys = load(y_dot + row + units + c);
+      }
+      vec s1 = s * (1 - s), s2 = s1 * (1 - 2 * s);
       vec along_g = g1 * s * yg + g * s1 * ys, o_bar = x * d, o_bar_dot = x_dot * d;
       if (kind) {
         vec p_dot = weighted(radial_dot + r * n, weight, n, units, c), o = g * s;
@@ -188,6 +208,7 @@ void gate_second(int64_t first, int64_t last, int64_t rows, int64_t units, int64
           store(w, load(w) + p_bar_dot * radial[r * n + k] + p_bar * radial_dot[r * n + k]);
         }
       }
+      if (!y) continue;
       store(y_bar + row + c, o_bar * g1 * s);
       store(y_bar + row + units + c, o_bar * g * s1);
       store(y_bar_dot + row + c, o_bar_dot * g1 * s + o_bar * (g2 * s * yg + g1 * s1 * ys));

@@ -117,30 +117,46 @@ class NativeOperations:
         place = None if shared is None else shared + len(radial) + 1
         self._run(name, len(at), [len(at), self.units, kind, n], [*radial, at, *tensors], place)
 
-    def gate(self, y: Tensor, bias: Tensor | None, factor: Factor | None, at: Tensor, target: Tensor) -> None:
-        self._gate("gate", factor, at, False, bias, y, target)
+    def gate(
+        self,
+        y: Tensor | None,
+        bias: Tensor | None,
+        factor: Factor | None,
+        at: Tensor,
+        target: Tensor,
+        source: Tensor | None = None,
+    ) -> None:
+        self._gate("gate", factor, at, False, bias, y, source, target)
 
     def gate_adjoint(
-        self, y: Tensor, factor: Factor | None, at: Tensor, target_bar: Tensor, radial_bar: Tensor | None
-    ) -> Tensor:
-        y_bar = torch.empty_like(y)
+        self, y: Tensor | None, factor: Factor | None, at: Tensor, target_bar: Tensor, radial_bar: Tensor | None
+    ) -> Tensor | None:
+        y_bar = None if y is None else torch.empty_like(y)
         self._gate("gate_adjoint", factor, at, False, y, target_bar, radial_bar, y_bar)
         return y_bar
 
-    def gate_tangent(self, y: Tensor, y_dot: Tensor, factor: Factor | None, at: Tensor, target_dot: Tensor) -> None:
-        self._gate("gate_tangent", factor, at, True, y, y_dot, target_dot)
+    def gate_tangent(
+        self,
+        y: Tensor | None,
+        y_dot: Tensor | None,
+        factor: Factor | None,
+        at: Tensor,
+        target_dot: Tensor,
+        source: Tensor | None = None,
+    ) -> None:
+        self._gate("gate_tangent", factor, at, True, y, y_dot, source, target_dot)
 
     def gate_second(
         self,
-        y: Tensor,
-        y_dot: Tensor,
+        y: Tensor | None,
+        y_dot: Tensor | None,
         factor: Factor | None,
         at: Tensor,
         target_bar: Tensor,
         target_bar_dot: Tensor,
         weight_bar_dot: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        y_bar, y_bar_dot = torch.empty_like(y), torch.empty_like(y)
-        tensors = (y, y_dot, target_bar, target_bar_dot, weight_bar_dot, y_bar, y_bar_dot)
+    ) -> tuple[Tensor, Tensor] | None:
+        found = None if y is None else (torch.empty_like(y), torch.empty_like(y))
+        tensors = (y, y_dot, target_bar, target_bar_dot, weight_bar_dot, *(found or (None, None)))
         self._gate("gate_second", factor, at, True, *tensors, shared=None if factor is None else 4)
-        return y_bar, y_bar_dot
+        return found

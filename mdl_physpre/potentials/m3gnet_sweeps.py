@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mdl_physpre.potentials import m3gnet_edges as tensor_operations
 from mdl_physpre.potentials.m3gnet_basis import Features
-from mdl_physpre.potentials.m3gnet_edges import Factor, silu_derivatives
+from mdl_physpre.potentials.m3gnet_edges import Factor
 from mdl_physpre.potentials.m3gnet_native import native_operations
 
 PIECE = 1024
@@ -114,7 +113,7 @@ class Sweeps:
     def __init__(self, edges: Edges, features: Features, encoder: Tensor, blocks: Sequence[BlockParameters]) -> None:
         self.edges, self.features, self.encoder, self.blocks = edges, features, encoder, blocks
         self.states: list[SimpleNamespace] = []
-        self.units = len(encoder)
+        self.units = encoder.shape[1]
         native = native_operations(features.radial, self.units, features.radial.shape[1])
         self.operations: Any = native or tensor_operations
 
@@ -131,7 +130,7 @@ class Sweeps:
     def energies(self, v: Tensor) -> Tensor:
         """Vectors (n_atoms, units) of the atoms after the last block."""
         edges, features, ops, u = self.edges, self.features, self.operations, self.units
-        e = functional.silu(features.radial @ self.encoder.T)
+        e = self._rows(1, features.radial).zero_()
         for w in self.blocks:
             s = SimpleNamespace(v=v, e1=self._rows(1, e), e2=self._rows(1, e))
             s.m = torch.sigmoid(torch.addmm(w.mask_bias, v, w.mask_weight.T))
@@ -141,6 +140,8 @@ class Sweeps:
             v = v.clone()
             for r, n in edges.pieces:
                 i, j = edges.centre[r], edges.neighbour[r]
+                if not self.states:
+                    ops.gate(None, None, Factor(features.radial[r], None, self.encoder, True), edges.row[r], e)
                 s.e1[r] = e[r]
                 torch.mm(s.q[n], w.gate.T, out=s.t[n])
                 ops.gate(s.t[n], None, None, edges.near[n], s.e1)
@@ -150,8 +151,9 @@ class Sweeps:
                     _halves(h, p.second.mT, y[r])
                     factor = Factor(features.radial[r], None, p.radial, part == 1)
                     if part == 0:
-                        s.e2[r] = s.e1[r]
-                    ops.gate(y[r], p.bias, factor, i if part else edges.row[r], v if part else s.e2)
+                        ops.gate(y[r], p.bias, factor, edges.row[r], s.e2, s.e1)
+                    else:
+                        ops.gate(y[r], p.bias, factor, i, v)
             e = s.e2
             self.states.append(s)
         return v
@@ -185,15 +187,15 @@ class Sweeps:
             s.z_bar = s.m_bar * s.m * (1.0 - s.m)
             v_bar = v_bar + s.node_bar @ w.node_weight + s.z_bar @ w.mask_weight
             e_bar = s.e1_bar
-        if e_bar is not None:
-            slope, _ = silu_derivatives(features.radial @ self.encoder.T)
-            radial_bar += (e_bar * slope) @ self.encoder
+        for r, _ in edges.pieces:
+            factor = Factor(features.radial[r], None, self.encoder, True)
+            ops.gate_adjoint(None, factor, edges.row[r], e_bar, radial_bar[r])
         return Features(radial_bar, three_body_bar)
 
     def tangents(self, dot: Features) -> Tensor:
         """Change of the atoms' vectors after the last block when the features change by ``dot``."""
         edges, features, ops, u = self.edges, self.features, self.operations, self.units
-        e_dot = silu_derivatives(features.radial @ self.encoder.T)[0] * (dot.radial @ self.encoder.T)
+        e_dot = self._rows(1, features.radial).zero_()
         v_dot = torch.zeros_like(self.states[0].v)
         for w, s in zip(self.blocks, self.states, strict=True):
             s.v_dot, s.e1_dot, s.e2_dot = v_dot, self._rows(1, e_dot), self._rows(1, e_dot)
@@ -205,6 +207,9 @@ class Sweeps:
             v_dot = v_dot.clone()
             for r, n in edges.pieces:
                 i, j = edges.centre[r], edges.neighbour[r]
+                if s is self.states[0]:
+                    factor = Factor(features.radial[r], dot.radial[r], self.encoder, True)
+                    ops.gate_tangent(None, None, factor, edges.row[r], e_dot)
                 s.e1_dot[r] = e_dot[r]
                 torch.mm(s.q_dot[n], w.gate.T, out=s.t_dot[n])
                 ops.gate_tangent(s.t[n], s.t_dot[n], None, edges.near[n], s.e1_dot)
@@ -217,8 +222,9 @@ class Sweeps:
                     _halves(h_dot, p.second.mT, y_dot[r])
                     factor = Factor(features.radial[r], dot.radial[r], p.radial, part == 1)
                     if part == 0:
-                        s.e2_dot[r] = s.e1_dot[r]
-                    ops.gate_tangent(y[r], y_dot[r], factor, i if part else edges.row[r], v_dot if part else s.e2_dot)
+                        ops.gate_tangent(y[r], y_dot[r], factor, edges.row[r], s.e2_dot, s.e1_dot)
+                    else:
+                        ops.gate_tangent(y[r], y_dot[r], factor, i, v_dot)
             e_dot = s.e2_dot
         return v_dot
 
@@ -264,11 +270,10 @@ class Sweeps:
             g.node_bias.add_(node_bar_dot.sum(0))
             v_bar_dot = v_bar_dot + node_bar_dot @ w.node_weight + z_bar_dot @ w.mask_weight
             e_bar_dot = e1_bar_dot
-        slope, curvature = silu_derivatives(features.radial @ self.encoder.T)
-        e_bar = self.states[0].e1_bar
-        assert e_bar_dot is not None
-        p_bar_dot = e_bar_dot * slope + e_bar * curvature * (dot.radial @ self.encoder.T)
-        encoder = p_bar_dot.T @ features.radial + (e_bar * slope).T @ dot.radial
+        encoder = torch.zeros_like(self.encoder)
+        for r, _ in edges.pieces:
+            factor = Factor(features.radial[r], dot.radial[r], self.encoder, True)
+            ops.gate_second(None, None, factor, edges.row[r], self.states[0].e1_bar, e_bar_dot, encoder)
         return v_bar_dot, encoder, gradients
 
 
