@@ -27,6 +27,7 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.potentials.import_paths import import_named_module, import_object
+from mdl_physpre.potentials.matdeeplearn_checkpoints import is_matdeeplearn_checkpoint, read_matdeeplearn_checkpoint
 
 ACCEPTED = (
     "a checkpoint file, calculator:package.module.Class, calculator:package.module:function?key=value, or "
@@ -41,7 +42,12 @@ class Reader(NamedTuple):
     read: Callable[[Path, str | torch.device], Potential]
 
 
-READERS: dict[str, Reader] = {"mdl_physpre": Reader(lambda path: True, load_potential)}
+READERS: dict[str, Reader] = {
+    "MatDeepLearn": Reader(
+        is_matdeeplearn_checkpoint, lambda path, device: read_matdeeplearn_checkpoint(path, map_location=device)
+    ),
+    "mdl_physpre": Reader(lambda path: True, load_potential),
+}
 """Formats by name. The first that recognises a file reads it; that of this package comes last and takes every file,
 because its errors say best what is wrong with one."""
 
