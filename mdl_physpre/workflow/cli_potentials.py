@@ -80,6 +80,7 @@ def md(
     timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Steps of each structure.")] = 5000,
     n_structures: Annotated[int | None, typer.Option(help="The first so many structures; all if not given.")] = None,
+    min_atoms: Annotated[int, typer.Option(help="Smaller structures are doubled until they have so many.")] = 1,
     trajectory_interval: Annotated[int, typer.Option(help="Steps between stored frames; 0 stores none.")] = 0,
     reference: Annotated[
         str | None,
@@ -101,6 +102,7 @@ def md(
     from mdl_physpre.potentials.open_potential import open_potential
     from mdl_physpre.report.tables import format_verdicts
     from mdl_physpre.structures.read import read_structures
+    from mdl_physpre.structures.supercell import enlarge
     from mdl_physpre.workflow.config_file import dynamics_settings
 
     named: dict[str, Any] = {
@@ -114,7 +116,7 @@ def md(
     }
     chosen = dynamics_settings(named, settings or ())
     potential = open_potential(model, modules=modules or (), map_location=(device or ["cpu"])[0])
-    found = read_structures(structures)[:n_structures]
+    found = [enlarge(atoms, min_atoms) for atoms in read_structures(structures)[:n_structures]]
     workers: dict[str, Any] = {"processes": max(processes, len(device or ())), "devices": device}
     if reference is None:
         verdicts = simulate_parallel(potential, found, chosen, out, **workers)

@@ -237,9 +237,13 @@ class Perturbation(_PerturbationBase):
 
 
 class Dynamics(_DynamicsBase):
-    """Molecular dynamics of ``n_structures`` test structures; 0 leaves it out."""
+    """Molecular dynamics of ``n_structures`` test structures; 0 leaves it out.
+
+    Structures of fewer than ``min_atoms`` atoms are doubled along their shortest vector until they are large enough.
+    """
 
     n_structures: int = Field(100, ge=0)
+    min_atoms: int = Field(1, ge=1)
 
 
 class Physpre(Section):
@@ -287,5 +291,5 @@ class Config(Section):
         return PerturbationSettings(**self.physpre.perturbation.model_dump(exclude={"validation"}))
 
     def dynamics_settings(self) -> DynamicsSettings:
-        own = self.physpre.dynamics.model_dump(exclude={"n_structures"})
+        own = self.physpre.dynamics.model_dump(exclude={"n_structures", "min_atoms"})
         return DynamicsSettings(seed=self.task.seed, **own)

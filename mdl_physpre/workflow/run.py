@@ -29,6 +29,7 @@ from mdl_physpre.report.figures import draw_figures
 from mdl_physpre.report.tables import format_summary, report_markdown
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.read import read_structures
+from mdl_physpre.structures.supercell import enlarge
 from mdl_physpre.structures.write import write_structures
 from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.training.settings import TrainingSettings
@@ -291,7 +292,7 @@ def dynamics_stage(
         {
             "arm": key,
             "settings": decisive(settings),
-            "structures": len(structures),
+            "structures": [len(atoms) for atoms in structures],
             "seed": config.task.seed,
         },
     )
@@ -314,7 +315,7 @@ def dynamics_structures(config: Config, data: RunData) -> list[Atoms]:
     """``n_structures`` test structures, drawn at random by seed; all where there are fewer."""
     wanted = min(config.physpre.dynamics.n_structures, len(data.test))
     picked = np.random.default_rng([config.task.seed, 4]).permutation(len(data.test))[:wanted]
-    return [data.test[k] for k in sorted(picked)]
+    return [enlarge(data.test[k], config.physpre.dynamics.min_atoms) for k in sorted(picked)]
 
 
 def report(folder: Path, config: Config, summary: dict[str, Any]) -> None:

@@ -1,0 +1,21 @@
+"""Supercells: cells of few atoms leave them little room to move."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+
+
+def enlarge(atoms: Atoms, min_atoms: int) -> Atoms:
+    """Double a structure along its shortest periodic vector until it holds at least ``min_atoms`` atoms.
+
+    Labels are left out; ``info`` is kept. A structure that is not periodic, or large enough, is returned as a copy.
+    """
+    made = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    made.info = dict(atoms.info)
+    while 0 < len(made) < min_atoms and made.pbc.any():
+        lengths = np.where(made.pbc, made.cell.lengths(), np.inf)
+        times = [1, 1, 1]
+        times[int(lengths.argmin())] = 2
+        made = made.repeat(times)
+    return made
