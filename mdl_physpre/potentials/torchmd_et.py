@@ -7,8 +7,7 @@ to the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,19 +25,16 @@ from mdl_physpre.potentials.torchmd_et_layers import (
     LayerList,
     LayerWeights,
     NeighbourEmbedding,
-    layer_weights,
 )
-from mdl_physpre.potentials.torchmd_et_messages import (
-    Edges,
-    MessageSums,
-    Sums,
-    edges_within,
-    message_sums,
-    radial_functions,
+from mdl_physpre.potentials.torchmd_et_messages import Edges, MessageSums, edges_within
+from mdl_physpre.potentials.torchmd_et_outputs import (
+    Arrangement,
+    ParameterState,
+    outputs,
+    outputs_and_slopes,
+    plain_outputs,
 )
-from mdl_physpre.potentials.torchmd_et_native import NativeEdges, NativeSums, native_layout
-from mdl_physpre.potentials.torchmd_et_parts import parts_of, recomputed
-from mdl_physpre.potentials.torchmd_et_radial import ExponentialNormalBasis, RadialGrid, cosine_cutoff
+from mdl_physpre.potentials.torchmd_et_radial import ExponentialNormalBasis, cosine_cutoff
 from mdl_physpre.structures.graph import AtomGraph
 
 
@@ -137,6 +133,10 @@ class TorchMDET(Potential):
         self.out_norm = nn.LayerNorm(width)
         self.post_lin_list = nn.ModuleList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
         self.reference = EnergyReference() if reference is None else reference
+        self.kept: tuple[ParameterState, HeadLayout, Arrangement] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": None}  # what can be made again is not copied or stored
 
     def hyperparameters(self) -> dict[str, Any]:
         """What ``TorchMDET(**…)`` needs to be built again, as plain values; weights and reference not included."""
@@ -151,7 +151,7 @@ class TorchMDET(Potential):
         """Energy of each atom (N,) in eV, differentiable in positions, cell and parameters to any order."""
         self.check_atomic_numbers(graph.z)
         edges = edges_within(self.cutoff, edge_vectors(graph), graph.edge_index)
-        return self._scaled(graph, self.network(graph.z, edges, self.layout, self._plain_sums(edges)))
+        return self._scaled(graph, plain_outputs(self, graph.z, edges))
 
     def predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
         """Energies, forces and stress, not differentiable."""
@@ -165,91 +165,32 @@ class TorchMDET(Potential):
         """F_i = Σ_j (g_ij − g_ji) and σ = (1/V) Σ_ij r_ij g_ijᵀ with g_ij = dE/dr_ij."""
         self.check_atomic_numbers(graph.z)
         with torch.no_grad():
-            vectors, index, _ = edges_within(self.cutoff, edge_vectors(graph), graph.edge_index)
+            edges = edges_within(self.cutoff, edge_vectors(graph), graph.edge_index)
         with torch.set_grad_enabled(differentiable):
             if not (forces or stress):
-                network = self._outputs(graph.z, Edges(vectors, index, vectors.norm(dim=1)))[0]
-                return Predictions(sum_by_structure(self._scaled(graph, network), graph))
-            network, pull = self._outputs_and_slopes(graph, vectors, index, differentiable)
+                return Predictions(sum_by_structure(self._scaled(graph, outputs(self, graph.z, edges)), graph))
+            network, pull = outputs_and_slopes(self, graph, edges, differentiable)
             pull = self.energy_scale * pull
             found = Predictions(sum_by_structure(self._scaled(graph, network), graph))
             if forces:
                 zero = torch.zeros_like(graph.pos)
-                found.forces = zero.index_add(0, index[0], pull).index_add(0, index[1], -pull)
+                found.forces = zero.index_add(0, edges.ends[0], pull).index_add(0, edges.ends[1], -pull)
             if stress:
-                found.stress = stress_of(graph, index, vectors, pull)
+                found.stress = stress_of(graph, edges, pull)
         return found
-
-    def _outputs_and_slopes(
-        self, graph: AtomGraph, vectors: Tensor, index: Tensor, differentiable: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Outputs (N,) and their sum's derivative in the edge vectors (E, 3), in C, or part by part of the batch."""
-        if native_layout(self.layout, vectors) is not None:
-            return self._slopes_at_once(graph.z, vectors, index, differentiable)
-        outputs, slopes = [], []
-        for atoms, edges in parts_of(graph, index[0]):
-            part = (graph.z[atoms], vectors[edges], index[:, edges] - atoms.start)
-            compute = partial(self._slopes_at_once, *part)
-            found = recomputed(compute, list(self.parameters())) if differentiable else compute(False)
-            outputs.append(found[0])
-            slopes.append(found[1])
-        return torch.cat(outputs), torch.cat(slopes)
-
-    def _slopes_at_once(
-        self, z: Tensor, vectors: Tensor, index: Tensor, differentiable: bool
-    ) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            vectors = vectors.detach().requires_grad_(True)
-            network, native = self._outputs(z, Edges(vectors, index, vectors.norm(dim=1)))
-            if native is not None:
-                native.geometry = True
-            (slopes,) = torch.autograd.grad(network.sum(), vectors, create_graph=differentiable, materialize_grads=True)
-            if native is not None:
-                native.geometry = False
-        return network if differentiable else network.detach(), slopes
-
-    def _outputs(self, z: Tensor, edges: Edges) -> tuple[Tensor, NativeEdges | None]:
-        """Outputs (N,), by way of C where that can be had, and then the edges as it has them."""
-        layout = native_layout(self.layout, edges.vectors)
-        if layout is None:
-            return self.network(z, edges, self.layout, self._plain_sums(edges)), None
-        grid = self.distance_expansion.grid()
-        native = NativeEdges(edges, len(z), layout, grid)
-        return self.network(z, edges, layout, self._native_sums(edges, native, grid)), native
 
     def _scaled(self, graph: AtomGraph, network: Tensor) -> Tensor:
         return self.reference(graph.z) + self.energy_scale * network
 
-    def _plain_sums(self, edges: Edges) -> MessageSums:
-        envelope = cosine_cutoff(edges.distances, self.cutoff)
-        basis, directions = self.distance_expansion(edges.distances, envelope), edges.vectors / edges.distances[:, None]
-
-        def sums(weights: LayerWeights, qkv: Tensor, vec: Tensor | None, last: bool) -> Sums:
-            radial = radial_functions(basis, envelope, weights, self.envelope)
-            return message_sums(edges.ends, radial, qkv, vec, None if last else directions, self.num_heads)
-
-        return sums
-
-    def _native_sums(self, edges: Edges, native: NativeEdges, grid: RadialGrid) -> MessageSums:
-        basis = self.distance_expansion(grid.distances, grid.cutoff_values)
-        directions = edges.vectors / edges.distances[:, None]
-
-        def sums(weights: LayerWeights, qkv: Tensor, vec: Tensor | None, last: bool) -> Sums:
-            values = radial_functions(basis, grid.cutoff_values, weights, self.envelope).flatten(1)
-            return NativeSums.apply(native, last, qkv, vec, grid.table(values), edges.distances, directions)
-
-        return sums
-
-    def network(self, z: Tensor, edges: Edges, layout: HeadLayout, sums: MessageSums) -> Tensor:
-        """Output (N,) of the network; ``sums`` adds the messages of a layer."""
+    def network(self, z: Tensor, edges: Edges, arranged: Sequence[LayerWeights], sums: MessageSums) -> Tensor:
+        """Output (N,) of the network, given its layers' weights, arranged, and what adds the messages of a layer."""
         x = self.embed(z, edges)
         vec: Tensor | None = None
-        sizes = [layout.channels, self.hidden_channels, self.hidden_channels]
-        for number, layer in enumerate(self.attention_layers):
+        for number, (layer, weights) in enumerate(zip(self.attention_layers, arranged)):
             last = number == self.num_layers - 1  # what it adds to the vectors, nothing reads
-            weights = layer_weights(layer, layout)
             qkv = functional.linear(layer.layernorm(x), weights.qkv, weights.qkv_bias)
-            message, vec_message = sums(weights, qkv, vec, last)
+            message, vec_message = sums(number, qkv, vec, last)
+            sizes = [message.shape[1], self.hidden_channels, self.hidden_channels]
             o1, o2, o3 = functional.linear(message, weights.out, weights.out_bias).split(sizes, dim=1)
             x = x + o3
             if vec is not None:
@@ -293,10 +234,10 @@ class TorchMDET(Potential):
             raise DataError(f"torchmd_et knows atomic numbers 1 to {self.max_z - 1}; found {number} ({name})")
 
 
-def stress_of(graph: AtomGraph, index: Tensor, vectors: Tensor, pull: Tensor) -> Tensor:
+def stress_of(graph: AtomGraph, edges: Edges, pull: Tensor) -> Tensor:
     """(1/V) Σ r_ij g_ijᵀ of each structure (B, 3, 3), eV/Å³, from g_ij = dE/dr_ij; NaN where there is no cell."""
-    near = AtomGraph.from_tensors(graph, edge_index=index)
-    virial = virial_sums(vectors, pull, near, last_edges(near))
+    near = AtomGraph.from_tensors(graph, edge_index=edges.ends)
+    virial = virial_sums(edges.vectors, pull, near, last_edges(near))
     volume = volumes(graph)[:, None, None]
     # divided where there is a volume: backpropagation through a division by NaN would spoil the gradient
     known = torch.isfinite(volume)

@@ -31,8 +31,8 @@ class Edges(NamedTuple):
 Sums = tuple[Tensor, Tensor | None]
 """Sums of messages over the neighbours: (N, F), and (N, 3, F) where they are wanted."""
 
-MessageSums = Callable[[LayerWeights, Tensor, Tensor | None, bool], Sums]
-"""From weights, qkv, vectors, and whether it is the last layer, whose sums of vectors nobody reads."""
+MessageSums = Callable[[int, Tensor, Tensor | None, bool], Sums]
+"""From the number of a layer, qkv, vec, and whether it is the last layer, whose sums of vectors nobody reads."""
 
 
 def edges_within(cutoff: float, vectors: Tensor, index: Tensor) -> Edges:

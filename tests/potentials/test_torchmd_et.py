@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gzip
 import os
 from pathlib import Path
@@ -225,8 +226,33 @@ def test_only_what_is_asked_for(wanted):
             assert potential.attention_layers[0].dk_proj.weight.grad.abs().max() > 0
 
 
-def test_second_derivatives_in_positions_come_from_the_atomic_energies():
-    """Hessians are exact there; the fast routes, which have none, refuse rather than give wrong ones."""
+def test_predictions_follow_the_parameters_however_they_change():
+    """What depends on parameters alone is kept between predictions, and must be made again when they change."""
+    potential, atoms = small(), crystal()
+
+    def check():
+        fast, exact = (predict(potential, atoms, route).forces for route in ("fast", "autograd"))
+        torch.testing.assert_close(fast, exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
+        return exact.double()
+
+    seen = [check()]
+    with torch.no_grad():
+        potential.attention_layers[1].dk_proj.bias.add_(0.3)
+    seen.append(check())
+    potential.load_state_dict(small(seed=1).state_dict())
+    seen.append(check())
+    potential.attention_layers[0].q_proj.weight.data = 2.0 * potential.attention_layers[0].q_proj.weight.data
+    seen.append(check())
+    potential.load_state_dict(small(seed=2).state_dict(), assign=True)
+    seen.append(check())
+    assert all((a - b).abs().max() > 1e-2 * a.abs().max() for a, b in zip(seen, seen[1:]))
+    potential.float()
+    torch.testing.assert_close(check(), seen[-1], rtol=1e-3, atol=1e-4)
+    assert copy.deepcopy(potential).kept is None
+
+
+def test_second_derivatives_in_positions_come_from_the_atomic_energies(sums):
+    """Hessians are exact there; the C code, which lacks further derivatives, refuses rather than give wrong ones."""
     potential, graph = small(num_layers=2), build_graph(crystal(), cutoff=CUTOFF)
 
     def forces(positions):
@@ -240,6 +266,8 @@ def test_second_derivatives_in_positions_come_from_the_atomic_energies():
     shift[1, 0] = 1e-4
     numeric = -(forces(graph.pos + shift) - forces(graph.pos - shift)) / 2e-4
     torch.testing.assert_close(row, numeric, rtol=1e-5, atol=1e-6 * numeric.abs().max().item())
+    if sums != "C":
+        return
     loss = predict(potential, crystal(), "training").forces.square().sum()
     with pytest.raises(RuntimeError):
         (slope,) = torch.autograd.grad(loss, [potential.embedding.weight], create_graph=True)
