@@ -28,6 +28,8 @@ from mdl_physpre.potentials.checkpoints import load_potential
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.potentials.import_paths import import_named_module, import_object
 from mdl_physpre.potentials.matdeeplearn_checkpoints import is_matdeeplearn_checkpoint, read_matdeeplearn_checkpoint
+from mdl_physpre.potentials.mattersim_checkpoints import is_mattersim_checkpoint, read_mattersim_checkpoint
+from mdl_physpre.potentials.mattertune_checkpoints import is_mattertune_checkpoint, read_mattertune_checkpoint
 
 ACCEPTED = (
     "a checkpoint file, calculator:package.module.Class, calculator:package.module:function?key=value, or "
@@ -46,6 +48,8 @@ READERS: dict[str, Reader] = {
     "MatDeepLearn": Reader(
         is_matdeeplearn_checkpoint, lambda path, device: read_matdeeplearn_checkpoint(path, map_location=device)
     ),
+    "MatterSim": Reader(is_mattersim_checkpoint, read_mattersim_checkpoint),
+    "MatterTune": Reader(is_mattertune_checkpoint, read_mattertune_checkpoint),
     "mdl_physpre": Reader(lambda path: True, load_potential),
 }
 """Formats by name. The first that recognises a file reads it; that of this package comes last and takes every file,

@@ -30,6 +30,7 @@ from mdl_physpre.potentials.mattersim_checkpoints import (
     write_mattersim_checkpoint,
 )
 from mdl_physpre.potentials.mattertune_checkpoints import is_mattertune_checkpoint, read_mattertune_checkpoint
+from mdl_physpre.potentials.open_potential import open_potential
 from mdl_physpre.structures.graph import build_graph
 
 DATA = Path(__file__).parents[1] / "data" / "mattersim"
@@ -82,6 +83,11 @@ def test_a_converted_network_gives_what_the_host_gave(name):
     potential = read_mattersim_checkpoint(FILE)
     assert not potential.training
     assert_same(potential, structure(name), RECORDED["results"][name])
+
+
+def test_opened_by_name_like_any_other(tmp_path):
+    assert isinstance(open_potential(FILE), M3GNet)
+    assert isinstance(open_potential(tuned(tmp_path / "t.ckpt", {}, {})), M3GNet)
 
 
 def test_written_and_read_again(tmp_path):
