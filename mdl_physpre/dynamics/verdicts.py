@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -94,7 +94,7 @@ def wilson_interval(count: float, n: int, z: float = 1.959963984540054) -> tuple
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def summarise(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts over verdicts, as in the paper's Table 1, with Wilson 95 % intervals.
 
     Returns
