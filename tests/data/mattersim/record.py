@@ -26,7 +26,7 @@ SIZES = {"num_blocks": 2, "units": 16, "max_l": 4, "max_n": 4, "cutoff": 5.0, "t
 def structures() -> dict[str, Atoms]:
     """Silica, phosphorus and a lithium manganese oxide, out of equilibrium."""
     silica = crystal(
-        ["Si", "O"], [(0.4697, 0, 0), (0.4135, 0.2669, 0.1191)], spacegroup=152,
+        ["Si", "O"], [(0.4697, 0, 1 / 3), (0.4135, 0.2669, 0.2144)], spacegroup=152,
         cellpar=[4.916, 4.916, 5.405, 90, 90, 120],
     )  # fmt: skip
     phosphorus = bulk("P", "sc", a=2.4) * (2, 2, 2)
