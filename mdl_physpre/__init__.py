@@ -52,6 +52,7 @@ _PUBLIC = {
     "prediction_errors": "analysis.errors",
     "rdf": "analysis.rdf",
     "rdf_errors": "analysis.rdf_errors",
+    "read_matdeeplearn_checkpoint": "potentials.matdeeplearn_checkpoints",
     "read_structures": "structures.read",
     "reference_rdf": "analysis.rdf_errors",
     "run": "workflow.run",
@@ -63,6 +64,7 @@ _PUBLIC = {
     "summarise": "dynamics.verdicts",
     "survival_curve": "dynamics.verdicts",
     "train_potential": "training.two_stage",
+    "write_matdeeplearn_checkpoint": "potentials.matdeeplearn_checkpoints",
     "write_structures": "structures.write",
 }
 
