@@ -53,6 +53,8 @@ _PUBLIC = {
     "rdf": "analysis.rdf",
     "rdf_errors": "analysis.rdf_errors",
     "read_matdeeplearn_checkpoint": "potentials.matdeeplearn_checkpoints",
+    "read_mattersim_checkpoint": "potentials.mattersim_checkpoints",
+    "read_mattertune_checkpoint": "potentials.mattertune_checkpoints",
     "read_structures": "structures.read",
     "reference_rdf": "analysis.rdf_errors",
     "run": "workflow.run",
@@ -65,6 +67,7 @@ _PUBLIC = {
     "survival_curve": "dynamics.verdicts",
     "train_potential": "training.two_stage",
     "write_matdeeplearn_checkpoint": "potentials.matdeeplearn_checkpoints",
+    "write_mattersim_checkpoint": "potentials.mattersim_checkpoints",
     "write_structures": "structures.write",
 }
 
