@@ -21,6 +21,7 @@ def verdict(index, broken):
         steps_run=7 if broken else 20,
         steps_asked=20,
         timestep=1.0,
+        conditions={},
         metrics={},
     )
 

@@ -243,7 +243,12 @@ def test_commands_end_to_end(finished, data, tmp_path):
 def test_control_c_ends_with_a_word(config, tmp_path):
     command = [sys.executable, "-m", "mdl_physpre.workflow.cli", "run", str(config), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
-        [*command, "optim.max_epochs=100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "optim.max_epochs=100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that starts tests in the background has them ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     training = tmp_path / "run" / "3-train" / "baseline" / "finetune" / "last.ckpt"
     deadline = time.monotonic() + 120
