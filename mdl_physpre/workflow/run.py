@@ -17,28 +17,25 @@ import numpy as np
 from ase import Atoms
 
 from mdl_physpre.analysis.errors import prediction_errors
-from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.simulation import simulate, summarise
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.checkpoints import backbone_class, build_backbone, load_potential, save_potential
+from mdl_physpre.potentials.checkpoints import backbone_class, load_potential, save_potential
 from mdl_physpre.pretraining.eam_fit import fit_eam
-from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet, format_report, make_pretraining_set
+from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
 from mdl_physpre.pretraining.teacher import label
 from mdl_physpre.report.comparison import paired_with_first, read_simulation
 from mdl_physpre.report.figures import draw_figures
 from mdl_physpre.report.tables import format_summary, report_markdown
 from mdl_physpre.structures.graph import GraphDataset
-from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.supercell import enlarge
 from mdl_physpre.structures.write import write_structures
 from mdl_physpre.training.energy_zero import refit_reference
-from mdl_physpre.training.settings import TrainingSettings
-from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune, train_baseline
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.config_file import load_config
 from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.setup import record_setup, working_in
-from mdl_physpre.workflow.stages import Stage, hash_of_file, write_json, write_text
+from mdl_physpre.workflow.stages import Stage, decisive, hash_of_file, write_json, write_text
+from mdl_physpre.workflow.training_stage import training_stage
 
 logger = logging.getLogger(__name__)
 
@@ -189,65 +186,6 @@ def pretraining_set_stage(folder: Path, config: Config, data: RunData, eam: Pote
     return stage.key
 
 
-def training_stage(
-    folder: Path, config: Config, data: RunData, arm: str, pretraining_key: str
-) -> tuple[Potential, str]:
-    """3: one arm trained; ``baseline`` on DFT alone, ``pretrain`` on EAM labels first."""
-    finetune, pretrain = config.training_settings(), config.pretraining_settings()
-    cutoff = config.dataset.preprocess_params.cutoff_radius
-    hyperparameters = config.model.hyperparameters()
-    stage = Stage(
-        folder / "3-train" / arm,
-        {
-            "data": data.key,
-            "model": config.model.name,
-            "hyperparameters": hyperparameters,
-            "cutoff": cutoff,
-            "finetune": decisive(finetune),
-            "elements": data.elements,
-            "pretrain": [decisive(pretrain), pretraining_key, config.physpre.pretrain.online] * (arm == "pretrain"),
-        },
-    )
-    result = stage.result()
-    if result is None:
-        logger.info("training, arm %s", arm)
-        stage.begin()
-        cache = config.physpre.cache_dir
-        potential = initial_potential(
-            lambda: build_backbone(config.model.name, elements=data.elements, cutoff=cutoff, **hyperparameters),
-            data.train,
-            seed=config.task.seed,
-        )
-        train, val = (GraphDataset(s, cutoff, cache_dir=cache) for s in (data.train, data.val))
-        if arm == "baseline":
-            trained = train_baseline(potential, train, val, finetune, stage.folder)
-        else:
-            online = None
-            if config.physpre.pretrain.online:
-                eam = load_potential(folder / "1-eam" / "eam.pt")
-                perturbation = config.perturbation_settings()
-                online = OnlinePretrainingSet(data.train, perturbation, eam, config.task.seed, cutoff)
-            first_train, first_val = (
-                GraphDataset(read_structures(folder / "2-pretraining-set" / f"{name}.extxyz"), cutoff, cache_dir=cache)
-                for name in ("train", "val")
-            )
-            trained = pretrain_then_finetune(
-                potential, (first_train, first_val), (train, val), pretrain, finetune, stage.folder, online=online
-            )
-        losses = {
-            name: {"best_loss": s.best_loss, "best_epoch": s.best_epoch, "stopped_by": s.stopped_by}
-            for name, s in trained.stages.items()
-        }
-        result = stage.finish(
-            {
-                "checkpoint": str(trained.checkpoint.relative_to(folder)),
-                "stages": losses,
-                "budget": trained.budget(),
-            }
-        )
-    return load_potential(folder / result["checkpoint"]), stage.key
-
-
 def errors_of(folder: Path, potential: Potential, data: RunData, depends_on: dict[str, Any]) -> dict[str, Any]:
     """Errors on each test set, kept in a stage of their own."""
     stage = Stage(folder, {**depends_on, "extra_tests": data.extra_key})
@@ -328,10 +266,3 @@ def report(folder: Path, config: Config, summary: dict[str, Any]) -> None:
     write_json(folder / "summary.json", summary)
     logger.info("%s", format_summary(summary))
     logger.info("report: %s", folder / "report.md")
-
-
-def decisive(settings: TrainingSettings | DynamicsSettings) -> dict[str, Any]:
-    """The settings that a result depends on: not how often it is stored, what logs it, or where it is computed."""
-    return {
-        k: v for k, v in asdict(settings).items() if k not in ("loggers", "device") and not k.startswith("checkpoint_")
-    }

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,13 @@ def hash_of_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def decisive(settings: Any) -> dict[str, Any]:
+    """What a result depends on of a settings dataclass: not how often it is stored, what logs it, or where it runs."""
+    return {
+        k: v for k, v in asdict(settings).items() if k not in ("loggers", "device") and not k.startswith("checkpoint_")
+    }
 
 
 class Stage:
