@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mdl_physpre.dynamics.random_numbers import NoiseStreams
 from mdl_physpre.dynamics.rdf_sampling import RDFSampler
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.skin_lists import SkinLists
-from mdl_physpre.dynamics.storage import TRAJECTORIES, TrajectoryFiles
+from mdl_physpre.dynamics.storage import FAILING, FAILING_AT_MOST, TRAJECTORIES, TrajectoryFiles
 from mdl_physpre.dynamics.thermostats import INTEGRATORS
 from mdl_physpre.dynamics.trajectory_frames import make_frame
 from mdl_physpre.potentials.base import Potential
@@ -61,6 +61,7 @@ class BatchRun:
         self.structures, self.ids, self.places = list(structures), list(ids), list(places)
         self.verdicts: dict[int, dict] = {}
         self.files = TrajectoryFiles(folder / TRAJECTORIES) if folder and settings.trajectory_interval else None
+        self.failing = TrajectoryFiles(folder / FAILING) if folder else None
         self.rdfs = RDFSampler(settings, structures) if settings.rdf_interval else None
         self.changing = INTEGRATORS[settings.ensemble].changes_cells
         self.left_at: dict[int, tuple[Tensor, Tensor]] = {}  # where structures were whose step could not be finished
@@ -131,9 +132,11 @@ class BatchRun:
         self.observers.count(self.step, atoms, temperature, conserved, deformation)
         if stress and self.step:
             self.observers.count_pressure(atoms.pressures())
+        self.keep_first_failures()
         ended = [k for k, place in enumerate(self.active) if self.each[place].steps <= self.step]
         if self.files is not None and self.step % self.settings.trajectory_interval == 0:
-            self.write_frames(range(len(self.active)), {})
+            for place, frame in self.frames(range(len(self.active)), {}):
+                self.files.add(place, frame)
         if self.rdfs is not None and self.rdfs.due(self.step):
             positions, cells = atoms.positions.cpu().numpy(), atoms.cells.cpu().numpy()
             ends = np.cumsum(atoms.counts.cpu().numpy())[:-1]
@@ -146,8 +149,11 @@ class BatchRun:
     def finish(self, structures: list[int], broken: Broken) -> None:
         """Final verdicts of these structures."""
         if self.files is not None and broken:
-            self.write_frames(structures, broken)
+            for place, frame in self.frames(structures, broken):
+                self.files.add(place, frame)
         found = verdicts_of(self.observers, structures, self.step, broken)
+        if self.failing is not None:
+            self.settle_failing_frames(structures, found, broken)
         for k, verdict in zip(structures, found, strict=True):
             self.verdicts[self.active[k]] = verdict
             if broken:
@@ -171,9 +177,50 @@ class BatchRun:
         self.lists.keep(kept, atoms)
         return where
 
-    def write_frames(self, structures: Sequence[int], broken: Broken) -> None:
-        """Hand the frames of these structures to the trajectory files."""
-        assert self.files is not None
+    def keep_first_failures(self) -> None:
+        """Keep the frames of structures that pass a bound at this step and go on all the same."""
+        o, s = self.observers, self.settings
+        if self.failing is None:
+            return
+        passed = torch.zeros(len(self.active), dtype=torch.bool, device=self.device)
+        if self.step % s.lindemann_check_interval == 0:
+            passed |= (o.exceeded == self.step).any(1)
+        if not s.stop_on_overlap:
+            passed |= o.overlap.first_step == self.step
+        if bool(passed.any()):
+            self.keep_failing(passed.nonzero().flatten().tolist(), {})
+
+    def keep_failing(self, structures: Sequence[int], broken: Broken) -> None:
+        """Keep the present frames of these structures, each after its frame at the start."""
+        assert self.failing is not None
+        known = self.failing.known()
+        for place, frame in self.frames(structures, broken):
+            if place not in known:
+                if len(known) >= FAILING_AT_MOST:
+                    continue
+                known.add(place)
+                if self.step:
+                    start = self.structures[self.places.index(place)]
+                    first = Atoms(start.numbers, start.positions, cell=start.cell, pbc=start.pbc)
+                    first.info = {"structure_id": frame.info["structure_id"], "step": 0, "time_fs": 0.0}
+                    self.failing.add(place, first)
+            self.failing.add(place, frame)
+
+    def settle_failing_frames(self, structures: Sequence[int], verdicts: Sequence[dict], broken: Broken) -> None:
+        """Frames of structures that leave: kept where they failed, dropped where a bound was passed but not for long."""
+        assert self.failing is not None
+        known = self.failing.known()
+        late = []
+        for k, verdict in zip(structures, verdicts, strict=True):
+            place = self.places[self.active[k]]
+            if verdict["status"] == "failed" and (k in broken or place not in known):
+                late.append(k)
+            elif verdict["status"] != "failed" and place in known:
+                self.failing.drop(place)
+        self.keep_failing(late, broken)
+
+    def frames(self, structures: Sequence[int], broken: Broken) -> Iterator[tuple[int, Atoms]]:
+        """The present frames of these structures, each with its place in the caller's list."""
         atoms = self.atoms
         positions, momenta = atoms.positions.cpu().numpy(), (atoms.velocities * atoms.masses).cpu().numpy()
         forces, cells, stress = atoms.forces.cpu().numpy(), atoms.cells.cpu().numpy(), atoms.stress.cpu().numpy()
@@ -193,4 +240,4 @@ class BatchRun:
             said = {r: t for r, t in broken.get(k, {}).items() if r in ("potential_error", "cell_collapsed")}
             for reason, text in said.items():
                 frame.info[reason] = " ".join(text.split())
-            self.files.add(self.places[place], frame)
+            yield self.places[place], frame

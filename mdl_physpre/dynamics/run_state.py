@@ -116,8 +116,9 @@ def _begin(run: BatchRun, raise_at_start: bool) -> None:
         else:
             run.verdicts[k] = unusable(run.each[k], atoms, run.ids[k], run.places[k], *problem)
             logger.warning("structure %s: %s", run.ids[k], problem[1])
-    if run.files is not None:
-        run.files.restore({}, run.places)
+    for files in (run.files, run.failing):
+        if files is not None:
+            files.restore({}, run.places)
     generators = [structure_generator(run.settings.seed, run.places[k]) for k in active]
     velocities = [
         maxwell_boltzmann_velocities(run.structures[k].get_masses(), run.each[k].temperature, g)
@@ -159,6 +160,7 @@ def store(run: BatchRun) -> None:
         "max_edges": run.lists.max_edges,
         "noise": None if run.noise is None else run.noise.state(),
         "trajectory_sizes": sizes,
+        "failing_sizes": {} if run.failing is None else run.failing.flush(),
         "verdicts": {str(k): verdict for k, verdict in run.verdicts.items()},
     }
     write_state(run.folder, run.key, stored, plain)
@@ -192,4 +194,6 @@ def _resume(run: BatchRun, arrays: dict[str, np.ndarray], plain: dict[str, Any])
         run.rdfs.restore(named("rdf_"))
     if run.files is not None:
         run.files.restore(plain["trajectory_sizes"], run.places)
+    if run.failing is not None:
+        run.failing.restore(plain.get("failing_sizes", {}), run.places)
     logger.info("%s continues at step %d", run.folder, run.step)

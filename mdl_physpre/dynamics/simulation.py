@@ -50,8 +50,9 @@ def simulate(
     potential : forces come from it, on its device and in its precision.
     structures : start positions and cells; ``info["structure_id"]`` names them. Their momenta are not used.
     settings : see :class:`DynamicsSettings`.
-    out : folder for ``verdicts.json``, ``speed.json``, the state to continue from, and ``rdf.json`` and trajectories
-        where they are asked for. A finished run of the same potential, structures and settings is read, an unfinished
+    out : folder for ``verdicts.json``, ``speed.json``, the state to continue from, ``failing_frames`` (extended XYZ of
+        structures that failed: the start, and where a bound was first passed), and ``rdf.json`` and trajectories where
+        they are asked for. A finished run of the same potential, structures and settings is read, an unfinished
         one continued, any other replaced.
     progress : show progress.
     per_structure : ``temperature``, ``pressure``, ``timestep`` or ``steps``, one value for each structure, in place of
@@ -116,8 +117,9 @@ def run_to_the_end(run: BatchRun, progress: bool) -> list[dict[str, Any]]:
             store(run)
             stored_step, stored_time = run.step, time.monotonic()
     seconds, done = time.monotonic() - start, run.step - first
-    if run.files is not None:
-        run.files.flush()
+    for files in (run.files, run.failing):
+        if files is not None:
+            files.flush()
     if done and seconds > 0:
         logger.info("%.4g steps and %.4g atom-steps per second", done / seconds, atom_steps / seconds)
         if run.folder is not None:

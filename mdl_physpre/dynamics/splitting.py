@@ -26,7 +26,7 @@ from ase import Atoms
 from mdl_physpre.dynamics.rdf_sampling import RDFS, read_rdfs, write_rdfs
 from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings, settings_of_each
 from mdl_physpre.dynamics.simulation import check_input, simulate
-from mdl_physpre.dynamics.storage import TRAJECTORIES, read_verdicts, run_key, write_verdicts
+from mdl_physpre.dynamics.storage import FAILING, TRAJECTORIES, read_verdicts, run_key, write_verdicts
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
 
@@ -193,12 +193,14 @@ def _work(connection: Connection, sent: bytes) -> None:
 
 def _merge(folder: Path, key: str, outs: list[Path], parts: list[list[int]], ids: list[str]) -> None:
     """Trajectories and radial distribution functions of the parts, in the folder of the run."""
+    shutil.rmtree(folder / FAILING, ignore_errors=True)  # of an earlier run
     results: list[Any] = [None] * len(ids)
     for out, part in zip(outs, parts, strict=True):
-        if (out / TRAJECTORIES).exists():
-            (folder / TRAJECTORIES).mkdir(exist_ok=True)
-            for path in sorted((out / TRAJECTORIES).iterdir()):
-                os.replace(path, folder / TRAJECTORIES / path.name)
+        for frames in (TRAJECTORIES, FAILING):
+            if (out / frames).exists():
+                (folder / frames).mkdir(exist_ok=True)
+                for path in sorted((out / frames).iterdir()):
+                    os.replace(path, folder / frames / path.name)
         if (out / RDFS).exists():
             for k, result in zip(part, read_rdfs(out)["structures"], strict=True):
                 results[k] = result

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 STATE, VERDICTS, SPEED, TRAJECTORIES = "state.npz", "verdicts.json", "speed.json", "trajectories"
+FAILING = "failing_frames"
+FAILING_AT_MOST = 200  # structures whose frames are kept, so that 10,000 that break do not fill a disk
 
 
 def run_key(
@@ -159,12 +161,14 @@ class TrajectoryFiles:
     def add(self, index: int, atoms: Atoms) -> None:
         """Take one frame."""
         text = io.StringIO()
-        write_extxyz(text, [atoms], columns=["symbols", "positions", "momenta", "forces"])
+        columns = ["symbols", "positions", *(name for name in ("momenta", "forces") if atoms.has(name))]
+        write_extxyz(text, [atoms], columns=columns)
         self.waiting.setdefault(index, []).append(text.getvalue())
 
     def flush(self) -> dict[str, int]:
         """Append what waits; returns the sizes of all files."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.waiting:
+            self.folder.mkdir(parents=True, exist_ok=True)
         for index, frames in self.waiting.items():
             with open(self.path(index), "ab") as file:
                 file.write("".join(frames).encode())
@@ -182,3 +186,13 @@ class TrajectoryFiles:
                     os.truncate(path, sizes[str(index)])
                 else:
                     path.unlink()
+
+    def known(self) -> set[int]:
+        """Places of the structures of which there are frames."""
+        return {int(index) for index in self.sizes} | set(self.waiting)
+
+    def drop(self, index: int) -> None:
+        """Forget the frames of a structure."""
+        self.waiting.pop(index, None)
+        self.sizes.pop(str(index), None)
+        self.path(index).unlink(missing_ok=True)
