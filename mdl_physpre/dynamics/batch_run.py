@@ -207,7 +207,7 @@ class BatchRun:
             self.failing.add(place, frame)
 
     def settle_failing_frames(self, structures: Sequence[int], verdicts: Sequence[dict], broken: Broken) -> None:
-        """Frames of structures that leave: kept where they failed, dropped where a bound was passed but not for long."""
+        """Frames of structures that leave: kept of those that failed, dropped of those that did not in the end."""
         assert self.failing is not None
         known = self.failing.known()
         late = []
