@@ -1,0 +1,125 @@
+"""Energy of two atoms against their distance: by any potential, and by the parts of an embedded-atom potential.
+
+    E(r) = E(two atoms at distance r) − E(the two atoms far apart)
+
+For the embedded-atom potential E = pair + embedding + atomic, each less its value at infinite distance:
+
+    pair       φ(r)
+    embedding  Σ_{i=1,2} [F_i(ρ(r)) − F_i(0)]
+    atomic     Σ_{i=1,2} E0_i, a constant, and so 0 here; its value is given beside the curves
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations_with_replacement
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.covalent_radii import covalent_radius
+from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.radial_functions import radial_functions
+from mdl_physpre.structures.graph import build_graph
+
+CLOSEST = 0.3  # Å
+STEP = 0.02  # Å
+
+
+def pair_name(pair: tuple[int, int]) -> str:
+    """``O-Si``: the lower atomic number first."""
+    return "-".join(chemical_symbols[z] for z in sorted(pair))
+
+
+def element_pairs(elements: Sequence[int]) -> list[tuple[int, int]]:
+    """Every pair of elements once, lower atomic number first."""
+    return list(combinations_with_replacement(sorted(elements), 2))
+
+
+def dimer_energies(potential: Potential, pair: tuple[int, int], distances: np.ndarray) -> np.ndarray:
+    """Energy of two atoms at each distance (n,), Å, less that of the two atoms far apart, (n,), eV.
+
+    Raises DataError for an element that the potential does not know.
+    """
+    dimers = [Atoms(numbers=pair, positions=[[0, 0, 0], [r, 0, 0]]) for r in distances]
+    parameter = next(potential.parameters(), None)
+    far = Atoms(numbers=pair, positions=[[0, 0, 0], [10 * potential.cutoff, 0, 0]])
+    dtype = torch.float64 if parameter is None else parameter.dtype
+    graph = build_graph([*dimers, far], potential.cutoff, dtype=dtype)
+    with torch.no_grad():
+        energies = evaluate(potential, graph, forces=False, stress=False).energies.cpu().double().numpy()
+    return energies[:-1] - energies[-1]
+
+
+def eam_parts(potential: EAMInteraction, pair: tuple[int, int], distances: np.ndarray) -> dict[str, Any]:
+    """The parts of :func:`dimer_energies` for an embedded-atom potential.
+
+    Returns
+    -------
+    ``pair``, ``embedding``, ``total`` : (n,), eV; ``total`` is their sum.
+    ``atomic`` : Σ E0 of the two atoms, eV, a number.
+    """
+    first, second = (int(potential.element_of[z]) for z in pair)
+    r = torch.as_tensor(np.asarray(distances), dtype=torch.float64)
+    which = potential.pair_of[first * len(potential.elements) + second].expand(len(r))
+    with torch.no_grad():
+        phi, _, rho, _ = radial_functions(r, which, potential.pair_parameters(torch.float64), potential.cutoff)
+        b, rho0 = potential.element_parameters(torch.float64)
+        embedding = sum(b[k] * rho * (rho - 2.0 * rho0[k]) for k in (first, second))
+        atomic = float(potential.E0[first] + potential.E0[second])
+    assert isinstance(embedding, torch.Tensor)
+    return {
+        "pair": phi.numpy(),
+        "embedding": embedding.numpy(),
+        "total": (phi + embedding).numpy(),
+        "atomic": atomic,
+    }
+
+
+def energy_curves(
+    potentials: Mapping[str, Potential], pairs: Sequence[tuple[int, int]], r_max: float | None = None
+) -> dict[str, Any]:
+    """Curves of several potentials on common distances, as plain values.
+
+    Parameters
+    ----------
+    potentials : name → potential. Parts are given of those that are embedded-atom potentials.
+    pairs : of atomic numbers.
+    r_max : Å; the largest cutoff where ``None``.
+
+    Returns
+    -------
+    ``distances`` (n,), Å, from 0.3; ``pairs``: name of the pair → ``covalent_distance`` (Å, sum of covalent radii),
+    ``curves`` (name → (n,), eV) and ``parts`` (name → see :func:`eam_parts`).
+    """
+    end = max(p.cutoff for p in potentials.values()) if r_max is None else r_max
+    distances = np.round(np.arange(CLOSEST, end + STEP / 2, STEP), 6)
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        curves: dict[str, list[float]] = {}
+        parts: dict[str, dict[str, Any]] = {}
+        for name, potential in potentials.items():
+            if potential.elements is not None and not set(pair) <= set(potential.elements):
+                continue
+            if isinstance(potential, EAMInteraction):
+                own = eam_parts(potential, pair, distances)
+                parts[name] = {key: v if key == "atomic" else v.tolist() for key, v in own.items() if key != "total"}
+                curves[name] = own["total"].tolist()
+            else:
+                curves[name] = dimer_energies(potential, pair, distances).tolist()
+        covalent = covalent_radius(pair[0]) + covalent_radius(pair[1])
+        found[pair_name(pair)] = {"covalent_distance": covalent, "curves": curves, "parts": parts}
+    return {"distances": distances.tolist(), "pairs": found}
+
+
+def eam_elements(potential: EAMInteraction) -> list[dict[str, Any]]:
+    """A row for each element of an embedded-atom potential: ``element``, ``B_eV``, ``rho0``, ``E0_eV``."""
+    b, rho0, e0 = (p.detach().tolist() for p in (potential.B, potential.rho0, potential.E0))
+    return [
+        {"element": chemical_symbols[z], "B_eV": b[k], "rho0": rho0[k], "E0_eV": e0[k]}
+        for k, z in enumerate(potential.elements)
+    ]
