@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
@@ -63,6 +64,8 @@ def common(
 
 for function in (run, demo, fit, perturb, label, evaluate, doctor, md, judge, compare, convert, inspect):
     app.command()(function)
+for point in entry_points(group="mdl_physpre.commands"):
+    app.add_typer(point.load(), name=point.name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+"""The commands ``physpre hosts`` and ``physpre hosts patch``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mdl_physpre.errors import DataError, PhyspreError
+from mdl_physpre.hosts.locate import HOSTS, Host, host_named, put_on_path, root_of, version_of
+from mdl_physpre.hosts.patching import change, inspect, patches_for
+
+app = typer.Typer(help="MatDeepLearn and MatterTune: what is installed, and what works with it.", rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def hosts(context: typer.Context) -> None:
+    """Say which hosts are installed, in which versions, what is registered in them, and what would not work."""
+    if context.invoked_subcommand is None:
+        print("\n\n".join(describe(key) for key in HOSTS))
+
+
+@app.command()
+def patch(
+    name: Annotated[str, typer.Argument(metavar="HOST", help="matdeeplearn or mattertune.")],
+    check: Annotated[bool, typer.Option("--check", help="Say what would be done, and do nothing.")] = False,
+    revert: Annotated[bool, typer.Option("--revert", help="Take the patch out again.")] = False,
+) -> None:
+    """Add a few lines to an installed host, so that it finds this package by itself.
+
+    Lines and files are only added. A version that is not known by its content is refused.
+    """
+    host = host_named(name)
+    print(change(host.name, _installed(host), patches_for(host.package), revert=revert, check=check))
+
+
+def _installed(host: Host) -> Path:
+    root = root_of(host)
+    if root is None:
+        raise DataError(not_installed(host))
+    return root
+
+
+def not_installed(host: Host) -> str:
+    """One sentence that says so, and how one gets the host."""
+    return (
+        f"{host.name} is not installed: git clone {host.source}, then pip install -e the checkout, or set "
+        f"{host.variable} to it"
+    )
+
+
+def describe(key: str) -> str:
+    """What is known of a host, in a few lines."""
+    host = HOSTS[key]
+    try:
+        root = put_on_path(host)
+    except PhyspreError as error:
+        return f"{host.name}: {error}"
+    if root is None:
+        return not_installed(host)
+    lines = [f"{host.name}: {version_of(host, root)}, in {root}"]
+    found = inspect(root, patches_for(host.package))
+    told = {
+        "patched": "in",
+        "unpatched": f"not in; physpre hosts patch {key} adds it",
+        "partly": f"half in; physpre hosts patch {key} completes it",
+        "unknown": f"none for this version: {', '.join(found.strange)} differ from what is known",
+    }[found.state]
+    lines.append(f"  patch: {told}")
+    ours = [p.value for p in entry_points(group=f"{host.package}.plugins") if p.value.startswith("mdl_physpre.")]
+    lines.append(f"  entry point: {', '.join(ours) or 'missing; reinstall mdl-physpre'}")
+    status = import_module(f"mdl_physpre.hosts.{key}.status")
+    lines += [f"  would not work: {problem}" for problem in status.problems(root)]
+    try:
+        lines.append(f"  registers: {', '.join(status.registered())}")
+    except Exception as error:  # whatever a host of another version raises is what the user wants to know
+        lines.append(f"  registers nothing: {' '.join(str(error).split()) or type(error).__name__}")
+    return "\n".join(lines)
