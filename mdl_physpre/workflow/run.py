@@ -29,6 +29,7 @@ from mdl_physpre.report.tables import format_summary, report_markdown
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.supercell import enlarge
 from mdl_physpre.structures.write import write_structures
+from mdl_physpre.training.arms import parse_arm, parse_arms
 from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.config_file import load_config
@@ -65,13 +66,15 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
         data = load_data(config)
         record_setup(folder, config)
         summary: dict[str, Any] = {"data": data.summary(), "arms": list(config.physpre.arms)}
-        pretraining = "pretrain" in config.physpre.arms
-        if pretraining:
+        arms = parse_arms(config.physpre.arms)
+        pretraining_key = ""
+        if any(arm.needs_eam for arm in arms):
             eam = fit_stage(folder, config, data, summary)
+        if any(arm.pretrain for arm in arms):
             pretraining_key = pretraining_set_stage(folder, config, data, eam, summary)
         for arm in config.physpre.arms:
             summary[arm] = {}
-            potential, key = training_stage(folder, config, data, arm, pretraining_key if arm != "baseline" else "")
+            potential, key = training_stage(folder, config, data, arm, pretraining_key)
             summary[arm].update(errors_stage(folder, config, data, arm, potential, key))
             summary[arm]["dynamics"] = dynamics_stage(folder, config, data, arm, potential, key)
         report(folder, config, summary)
@@ -209,7 +212,7 @@ def errors_stage(
         "training": {"stages": done["stages"], "budget": done["budget"]},
         "checkpoint": done["checkpoint"],
     }
-    if arm == "pretrain":
+    if parse_arm(arm).pretrain:
         before = load_potential(trained.folder / "pretrain" / "best.pt")
         found["errors_before_finetuning"] = errors_of(
             folder / "3-train" / f"{arm}-errors-before-finetuning", before, data, {"arm": key}

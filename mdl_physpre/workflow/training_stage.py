@@ -11,6 +11,7 @@ from mdl_physpre.potentials.checkpoints import build_backbone, load_potential
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.read import read_structures
+from mdl_physpre.training.arms import parse_arm
 from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune, train_baseline
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.data import RunData
@@ -54,7 +55,7 @@ def training_stage(
             "cutoff": cutoff,
             "finetune": decisive(finetune),
             "elements": data.elements,
-            "pretrain": [decisive(pretrain), pretraining_key, config.physpre.pretrain.online] * (arm == "pretrain"),
+            "pretrain": [decisive(pretrain), pretraining_key, config.physpre.pretrain.online] * parse_arm(arm).pretrain,
         },
     )
     result = stage.result()
