@@ -1,4 +1,5 @@
 """Batches of graphs in an order that depends on seed and epoch alone, so that a training can be taken up again."""
+
 from __future__ import annotations
 
 import hashlib

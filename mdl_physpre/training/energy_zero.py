@@ -1,4 +1,5 @@
 """The zero of energy of a trained potential, fitted once more to what training left."""
+
 from __future__ import annotations
 
 import logging

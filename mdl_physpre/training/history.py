@@ -1,4 +1,5 @@
 """The record of a training: means over each epoch, and the CSV file that shows them."""
+
 from __future__ import annotations
 
 import csv

@@ -17,6 +17,7 @@ that of a structure's stress by 1 + ‖σ_b‖/σ0 (Frobenius norm). Labels much
 counts is the relative error times F0. Perturbed structures hold atoms pushed into each other, whose forces are a
 hundred times those near equilibrium.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -68,14 +69,20 @@ def label_errors(predictions: Predictions, graph: AtomGraph, settings: TrainingS
         elif label == "forces":
             assert predictions.forces is not None
             result[label] = _sums(
-                predictions.forces, graph.forces, settings, settings.huber_force,
+                predictions.forces,
+                graph.forces,
+                settings,
+                settings.huber_force,
                 slope=_slopes(graph.forces) if settings.loss == "conditional_huber" else None,
                 tail=_tail(graph.forces, settings.force_tail),
             )
         else:
             assert predictions.stress is not None
             result[label] = _sums(
-                predictions.stress, graph.stress, settings, settings.huber_stress,
+                predictions.stress,
+                graph.stress,
+                settings,
+                settings.huber_stress,
                 tail=_tail(graph.stress, settings.stress_tail),
             )
     return result
@@ -88,8 +95,14 @@ def total_loss(errors: dict[str, LabelError], settings: TrainingSettings) -> Ten
 
 
 def _sums(
-    predicted: Tensor, label: Tensor, settings: TrainingSettings, delta: float, *,
-    divide: Tensor | None = None, slope: Tensor | None = None, tail: Tensor | None = None,
+    predicted: Tensor,
+    label: Tensor,
+    settings: TrainingSettings,
+    delta: float,
+    *,
+    divide: Tensor | None = None,
+    slope: Tensor | None = None,
+    tail: Tensor | None = None,
 ) -> LabelError:
     present = ~torch.isnan(label)
     zero = torch.zeros((), dtype=predicted.dtype, device=predicted.device)

@@ -1,4 +1,5 @@
 """The Lightning module: one training step, validation, and what happens at the end of an epoch."""
+
 from __future__ import annotations
 
 import logging
@@ -21,7 +22,9 @@ from mdl_physpre.progress import progress
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches, batch_indices
 from mdl_physpre.training.history import EpochSums, training_record, write_log
-from mdl_physpre.training.loss import check_labels, label_errors, total_loss, wanted_labels
+from mdl_physpre.training.loss import LabelError, check_labels, label_errors, total_loss, wanted_labels
+from mdl_physpre.training.replay import Replay
+from mdl_physpre.training.sam import climb, go_back
 from mdl_physpre.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -52,18 +55,19 @@ class PotentialTraining(pl.LightningModule):
         save_best: Callable[[Potential, dict[str, Any]], None] | None = None,
         identity: str = "",
         mixed_precision: bool = False,
+        replay: Replay | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the norm of the gradient decides whether a step is taken at all
         self.potential = potential
         self.settings = settings
         self.out = out
-        self.labels = wanted_labels(settings)
         self._train_set, self._validation_set, self._online = train, validation, online
         self._train_epoch = -1
         self._save_best = save_best
         self._identity = identity
         self.mixed_precision = mixed_precision
+        self._replay = replay
         self._validation_batches = GraphBatches(
             validation, batch_indices(validation.n_edges, settings.batch_size, settings.max_edges)
         )
@@ -72,7 +76,7 @@ class PotentialTraining(pl.LightningModule):
         self.stopped_by: str | None = None
         self._nan_epochs = 0
         self._nan_batch: int | None = None
-        self._train_sums = self._validation_sums = EpochSums(settings)
+        self._train_sums = self._validation_sums = self._replay_sums = EpochSums(settings)
         self._last_line = -math.inf
         self._bar: Any = None
 
@@ -91,10 +95,15 @@ class PotentialTraining(pl.LightningModule):
             self._train_batches = GraphBatches(
                 self._train_set,
                 batch_indices(
-                    self._train_set.n_edges, self.settings.batch_size, self.settings.max_edges,
-                    self.settings.seed, self.epoch,
+                    self._train_set.n_edges,
+                    self.settings.batch_size,
+                    self.settings.max_edges,
+                    self.settings.seed,
+                    self.epoch,
                 ),
             )
+            if self._replay is not None:
+                self._replay_indices = self._replay.indices(self._train_batches.batches, self.settings.seed, self.epoch)
             self._train_epoch = self.epoch
         return self._train_batches
 
@@ -104,58 +113,99 @@ class PotentialTraining(pl.LightningModule):
     def transfer_batch_to_device(self, batch: AtomGraph, device: torch.device, dataloader_idx: int) -> AtomGraph:
         if device.type == "cpu":
             return batch
-        return AtomGraph.from_tensors(
-            **{k: v.to(device, non_blocking=True) for k, v in batch._store.items()}
-        )
+        return AtomGraph.from_tensors(**{k: v.to(device, non_blocking=True) for k, v in batch._store.items()})
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
         s = self.settings
-        parameters = [p for p in self.potential.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.potential), lr=s.lr, weight_decay=s.weight_decay, fused=True
+        )
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=s.scheduler_factor, patience=s.scheduler_patience, threshold=s.scheduler_threshold,
+            optimizer,
+            factor=s.scheduler_factor,
+            patience=s.scheduler_patience,
+            threshold=s.scheduler_threshold,
             min_lr=min(s.min_lr, s.lr),
         )
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def _evaluate(self, graph: AtomGraph, create_graph: bool) -> Predictions:
+    def _evaluate(self, graph: AtomGraph, settings: TrainingSettings, create_graph: bool) -> Predictions:
+        labels = wanted_labels(settings)
         # only matrix products are rounded to bfloat16; positions, sums, the loss and validation stay as they are
         half = create_graph and self.mixed_precision
         with torch.autocast(graph.pos.device.type, torch.bfloat16, enabled=half):
             return evaluate(
-                self.potential, graph, forces="forces" in self.labels, stress="stress" in self.labels,
+                self.potential,
+                graph,
+                forces="forces" in labels,
+                stress="stress" in labels,
                 create_graph=create_graph,
             )
 
     def training_step(self, graph: AtomGraph, index: int) -> None:
         optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
-        errors = label_errors(self._evaluate(graph, create_graph=True), graph, self.settings)
-        loss = total_loss(errors, self.settings)
-        self._structures += graph.n_atoms.shape[0]
+        replayed = self._replayed(index)
+        self._structures += sum(int(g.n_atoms.shape[0]) for g in (graph, *(g for g, _ in replayed)))
         self._steps += 1
-        if not loss.requires_grad:
+        errors, replay_errors, norm = self._gradient(graph, replayed, index)
+        if norm is None:
             return
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        clip = self.settings.clip_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(self.potential.parameters(), math.inf if clip is None else clip))
-        if not math.isfinite(float(loss.detach())):
-            self._skipped += 1
-            self._nan_batch = index if self._nan_batch is None else self._nan_batch
-            return
+        if self.settings.sam_rho is not None and math.isfinite(norm):
+            parameters = [p for p in self.potential.parameters() if p.requires_grad]
+            before = climb(parameters, self.settings.sam_rho, self.settings.sam_adaptive)
+            _, _, second = self._gradient(graph, replayed, index)
+            go_back(parameters, before)
+            norm = max(norm, second) if second is not None and math.isfinite(second) else math.nan
         if not math.isfinite(norm):
             self._skipped += 1
             return
+        clip = self.settings.clip_grad_norm
         self._norm_sum += norm
         self._clipped += clip is not None and norm > clip
         optimizer.step()
         self._train_sums.add(errors)
+        for found in replay_errors:
+            self._replay_sums.add(found)
+
+    def _replayed(self, index: int) -> list[tuple[AtomGraph, float]]:
+        if self._replay is None:
+            return []
+        graphs = self._replay.graphs(self._replay_indices[index], self.settings.max_edges)
+        return [(self.transfer_batch_to_device(graph, self.device, 0), weight) for graph, weight in graphs]
+
+    def _gradient(
+        self, graph: AtomGraph, replayed: list[tuple[AtomGraph, float]], index: int
+    ) -> tuple[dict[str, LabelError], list[dict[str, LabelError]], float | None]:
+        """Errors of the batch and of what is replayed with it, and the norm of the clipped gradient before clipping.
+
+        The norm is NaN where the loss is not a number, and ``None`` where the loss depends on no parameter.
+        """
+        self.zero_grad(set_to_none=True)
+        self._gradients += 1
+        found, finite, depends = [], True, False
+        for part, weight in ((graph, 1.0), *replayed):
+            settings = self.settings if self._replay is None or part is graph else self._replay.settings
+            found.append(label_errors(self._evaluate(part, settings, create_graph=True), part, settings))
+            loss = weight * total_loss(found[-1], settings)
+            if loss.requires_grad:
+                loss.backward()
+                depends = True
+            if not math.isfinite(float(loss.detach())):
+                finite = False
+                self._nan_batch = index if self._nan_batch is None else self._nan_batch
+        if not depends:
+            return found[0], found[1:], None
+        clip = self.settings.clip_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(self.potential.parameters(), math.inf if clip is None else clip))
+        return found[0], found[1:], norm if finite else math.nan
 
     def validation_step(self, graph: AtomGraph, index: int) -> None:
         with torch.no_grad():
-            self._validation_sums.add(label_errors(self._evaluate(graph, create_graph=False), graph, self.settings))
+            self._validation_sums.add(
+                label_errors(self._evaluate(graph, self.settings, create_graph=False), graph, self.settings)
+            )
 
     # --- progress -----------------------------------------------------------------------------------------------------
 
@@ -175,11 +225,12 @@ class PotentialTraining(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._started = time.perf_counter()
-        self._structures = self._steps = self._skipped = self._clipped = 0
+        self._structures = self._steps = self._gradients = self._skipped = self._clipped = 0
         self._norm_sum = 0.0
         self._nan_batch = None
         self._train_sums = EpochSums(self.settings)
         self._validation_sums = EpochSums(self.settings)
+        self._replay_sums = EpochSums(self._replay.settings if self._replay is not None else self.settings)
         # a backbone with random numbers of its own (dropout) draws the same ones after an interruption
         torch.manual_seed((self.settings.seed * 1_000_003 + self.epoch) % 2**63)
 
@@ -188,11 +239,14 @@ class PotentialTraining(pl.LightningModule):
         row: dict[str, Any] = {"epoch": self.epoch, "lr": float(optimizer.param_groups[0]["lr"])}
         taken = self._steps - self._skipped
         row |= self._train_sums.summary("train") | self._validation_sums.summary("validation")
+        if self._replay is not None:
+            row |= self._replay_sums.summary("replay")
         row |= {
             "gradient_norm": self._norm_sum / taken if taken else math.nan,
             "clipped_steps": int(self._clipped),
             "skipped_steps": self._skipped,
             "steps": self._steps,
+            "gradients": self._gradients,
             "structures": self._structures,
             "seconds": time.perf_counter() - self._started,
         }
@@ -260,8 +314,14 @@ class PotentialTraining(pl.LightningModule):
             self._last_line = time.monotonic()
             logger.info(
                 "epoch %d of %d: training loss %.4g, validation loss %.4g (best %.4g in epoch %d), lr %.2g, %.1f s",
-                row["epoch"] + 1, self.settings.max_epochs, row["train_loss"], row["validation_loss"],
-                self.best["loss"], self.best["epoch"] + 1, row["lr"], row["seconds"],
+                row["epoch"] + 1,
+                self.settings.max_epochs,
+                row["train_loss"],
+                row["validation_loss"],
+                self.best["loss"],
+                self.best["epoch"] + 1,
+                row["lr"],
+                row["seconds"],
             )
 
     # --- state --------------------------------------------------------------------------------------------------------
@@ -282,3 +342,14 @@ class PotentialTraining(pl.LightningModule):
         self.history = list(state["history"])
         self.best = dict(state["best"])
         self._nan_epochs = state["nan_epochs"]
+
+
+def parameter_groups(potential: Potential) -> list[dict[str, Any]]:
+    """Parameters for the optimiser. Those that mean something physically, ``potential.undecayed``, do not decay."""
+    undecayed = {id(p) for p in getattr(potential, "undecayed", ())}
+    trained = [p for p in potential.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if id(p) not in undecayed]},
+        {"params": [p for p in trained if id(p) in undecayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

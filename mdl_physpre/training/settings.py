@@ -1,4 +1,5 @@
 """Settings of one training stage."""
+
 from __future__ import annotations
 
 import math
@@ -40,6 +41,9 @@ class TrainingSettings:
     refit_reference : at the end, shift the reference energy of each element by the least-squares fit of what is left of
         the training energies to composition, if that lowers the validation error of energy. Forces and stress do not
         change. With weights of 0.01 and 50, the mean energy drifts by an eV per atom while forces are learnt.
+    sam_rho : length of the step to the worst weights nearby in sharpness-aware minimisation, see
+        :mod:`mdl_physpre.training.sam`; each step then takes two gradients. ``None``: plain AdamW.
+    sam_adaptive : measure that length relative to the size of each weight.
     seed : of the order of structures, together with the epoch, and of a backbone's own random numbers.
     precision : ``float32``, or ``bf16`` for mixed precision on CUDA: bfloat16 matrix products in training steps,
         validation in full precision. Ignored, with a message, on other devices and for backbones whose derivatives
@@ -76,6 +80,8 @@ class TrainingSettings:
     min_lr: float = 1e-5
     early_stopping_patience: int | None = None
     refit_reference: bool = False
+    sam_rho: float | None = None
+    sam_adaptive: bool = True
     seed: int = 0
     precision: str = "float32"
     max_seconds: float | None = None
@@ -95,10 +101,17 @@ class TrainingSettings:
                 _at_least_one(key, getattr(self, key))
         for key in ("lr", "huber_energy", "huber_force", "huber_stress", "scheduler_factor"):
             _number(key, getattr(self, key), zero=False)
-        for key in ("weight_decay", "weight_energy", "weight_force", "weight_stress", "min_lr", "scheduler_threshold",
-                    "scheduler_patience"):
+        for key in (
+            "weight_decay",
+            "weight_energy",
+            "weight_force",
+            "weight_stress",
+            "min_lr",
+            "scheduler_threshold",
+            "scheduler_patience",
+        ):
             _number(key, getattr(self, key), zero=True)
-        for key in ("force_tail", "stress_tail", "clip_grad_norm", "max_seconds"):
+        for key in ("force_tail", "stress_tail", "clip_grad_norm", "sam_rho", "max_seconds"):
             if getattr(self, key) is not None:
                 _number(key, getattr(self, key), zero=False)
         if self.scheduler_factor >= 1:

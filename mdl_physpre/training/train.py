@@ -1,4 +1,5 @@
 """Training of a potential: checks, Lightning's Trainer without its extras, and taking up where it stopped."""
+
 from __future__ import annotations
 
 import contextlib
@@ -26,6 +27,7 @@ from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.training.history import training_record, write_log
 from mdl_physpre.training.loss import check_labels
 from mdl_physpre.training.module import STATE, STATE_VERSION, Online, PotentialTraining
+from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.settings import TrainingSettings, changed_settings
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class TrainingResult:
     stopped_by : ``max_epochs``, ``early stopping`` or ``max_seconds``.
     epochs, steps, structures, seconds : the budget spent: passes, optimiser steps (skipped ones included), structures
         seen (repetitions counted), and time in training and validation, over all interruptions.
+    gradients : gradients taken; two for each step of sharpness-aware minimisation, one otherwise.
     skipped_steps : steps not taken because the gradient was not finite.
     """
 
@@ -54,11 +57,12 @@ class TrainingResult:
     steps: int
     structures: int
     seconds: float
+    gradients: int
     skipped_steps: int
 
     def budget(self) -> dict[str, float]:
         """What was spent, as plain numbers for a report."""
-        return {key: getattr(self, key) for key in ("epochs", "steps", "structures", "seconds")}
+        return {key: getattr(self, key) for key in ("epochs", "steps", "gradients", "structures", "seconds")}
 
 
 def train_potential(
@@ -69,6 +73,7 @@ def train_potential(
     out: Path | str = "training",
     resume: bool = True,
     online: Online | None = None,
+    replay: Replay | None = None,
 ) -> TrainingResult:
     """Train ``potential`` and leave it with the weights of the lowest validation loss.
 
@@ -85,6 +90,7 @@ def train_potential(
     resume : go on from ``last.ckpt`` where it exists; otherwise start anew and remove what is there.
     online : called with the number of each epoch, from 0; gives the training set of that epoch in place of ``train``.
         It must give the same set for the same epoch, or a training that is taken up again will differ.
+    replay : structures of another stage that take part in every step, see :class:`Replay`.
 
     Raises
     ------
@@ -95,13 +101,13 @@ def train_potential(
     """
     settings = settings or TrainingSettings()
     out = Path(out)
-    _check(potential, train, val, settings)
+    _check(potential, train, val, settings, replay)
     device = _device(settings)
     mixed = settings.precision == "bf16" and _mixed_precision_is_safe(potential, device)
     loggers = _loggers(settings, out)
 
     out.mkdir(parents=True, exist_ok=True)
-    identity = f"{fingerprint(train)}-{fingerprint(val)}"
+    identity = f"{fingerprint(train)}-{fingerprint(val)}" + (f"-{replay.identity()}" if replay is not None else "")
     last = out / "last.ckpt"
     state = _stored_state(last, identity, settings) if resume and last.exists() else None
     if state is None:
@@ -118,7 +124,7 @@ def train_potential(
 
     home = next(potential.parameters()).device
     potential.train()
-    module = PotentialTraining(potential, train, val, settings, out, online, save_best, identity, mixed)
+    module = PotentialTraining(potential, train, val, settings, out, online, save_best, identity, mixed, replay)
     with _quiet(), torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -141,11 +147,16 @@ def train_potential(
     return _finish(potential, out, module.history, module.best, stopped_by, settings, train, val)
 
 
-def _check(potential: Potential, train: GraphDataset, val: GraphDataset, settings: TrainingSettings) -> None:
+def _check(
+    potential: Potential, train: GraphDataset, val: GraphDataset, settings: TrainingSettings, replay: Replay | None
+) -> None:
     parameters = [p for p in potential.parameters() if p.requires_grad]
     if not parameters:
         raise TrainingError(f"{type(potential).__name__} has no parameter to train")
-    for split, dataset in (("training", train), ("validation", val)):
+    sets = [("training", train, settings), ("validation", val, settings)]
+    if replay is not None:
+        sets.append(("replayed", replay.dataset, replay.settings))
+    for split, dataset, weights in sets:
         if len(dataset) == 0:
             raise DataError(f"the {split} set is empty")
         if dataset.dtype != parameters[0].dtype:
@@ -157,7 +168,7 @@ def _check(potential: Potential, train: GraphDataset, val: GraphDataset, setting
             raise DataError(
                 f"the edges of the {split} set reach to {dataset.cutoff} Å and the potential needs {potential.cutoff} Å"
             )
-        check_labels(dataset, split, settings)
+        check_labels(dataset, split, weights)
 
 
 def _device(settings: TrainingSettings) -> torch.device:
@@ -252,8 +263,14 @@ def _fit(trainer: pl.Trainer, module: PotentialTraining, checkpoint: Path | None
 
 
 def _finish(
-    potential: Potential, out: Path, history: list[dict[str, Any]], best: dict[str, Any], stopped_by: str,
-    settings: TrainingSettings, train: GraphDataset, val: GraphDataset,
+    potential: Potential,
+    out: Path,
+    history: list[dict[str, Any]],
+    best: dict[str, Any],
+    stopped_by: str,
+    settings: TrainingSettings,
+    train: GraphDataset,
+    val: GraphDataset,
 ) -> TrainingResult:
     if best["weights"] is None:
         raise TrainingError(f"{out}: the validation loss was not a number in any of {len(history)} epochs")
@@ -273,6 +290,7 @@ def _finish(
         steps=sum(row["steps"] for row in history),
         structures=sum(row["structures"] for row in history),
         seconds=math.fsum(row["seconds"] for row in history),
+        gradients=sum(row.get("gradients", row["steps"]) for row in history),
         skipped_steps=sum(row["skipped_steps"] for row in history),
     )
 

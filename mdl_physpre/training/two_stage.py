@@ -13,6 +13,7 @@ fit, so the network finds in both stages what composition does not explain, and 
 The arms that are compared, ``baseline`` (plain training) and ``pretrain``, start from the same random weights when they
 are built with the same seed. What each of them spends is part of its result.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -31,8 +32,13 @@ from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import TrainingResult, train_potential
 
 __all__ = [
-    "ArmResult", "TrainingResult", "TrainingSettings", "initial_potential", "pretrain_then_finetune",
-    "train_baseline", "train_potential",
+    "ArmResult",
+    "TrainingResult",
+    "TrainingSettings",
+    "initial_potential",
+    "pretrain_then_finetune",
+    "train_baseline",
+    "train_potential",
 ]
 
 
@@ -78,7 +84,11 @@ def initial_potential(build: Callable[[], Potential], structures: Sequence[Atoms
 
 
 def train_baseline(
-    potential: Potential, train: GraphDataset, val: GraphDataset, settings: TrainingSettings, out: Path | str,
+    potential: Potential,
+    train: GraphDataset,
+    val: GraphDataset,
+    settings: TrainingSettings,
+    out: Path | str,
     resume: bool = True,
 ) -> ArmResult:
     """Plain training on DFT labels, in ``out/finetune``: the same data, settings and folder names as finetuning."""

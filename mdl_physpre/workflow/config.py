@@ -14,7 +14,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.errors import ConfigError
 from mdl_physpre.pretraining.perturbation import PerturbationSettings
+from mdl_physpre.training.arms import Arm, parse_arms
 from mdl_physpre.training.settings import TrainingSettings
 
 
@@ -154,6 +156,8 @@ _SAID_BY_HOST_KEYS = (
     "scheduler_threshold",
     "min_lr",
     "seed",
+    "sam_rho",
+    "sam_adaptive",
 )
 
 _OptimBase: Any = section_of(
@@ -246,18 +250,45 @@ class Dynamics(_DynamicsBase):
     min_atoms: int = Field(1, ge=1)
 
 
+class SAM(Section):
+    """Sharpness-aware minimisation, for arms with ``sam``; ``pretraining``: in the pretraining stage, too."""
+
+    rho: float = Field(5e-3, gt=0)
+    adaptive: bool = True
+    pretraining: bool = False
+
+
+class Hybrid(Section):
+    """E = E_network + E_EAM, for arms with ``hybrid``. ``train_eam``: its parameters are trained with the network's."""
+
+    train_eam: bool = True
+
+
+class Replay(Section):
+    """Structures of the pretraining set in finetuning, for arms with ``replay``: their share of the structures of a
+    step, and the weight of their loss beside that of the DFT labels."""
+
+    share: float = Field(0.25, gt=0, lt=1)
+    weight: float = Field(1.0, gt=0)
+
+
 class Physpre(Section):
-    arms: list[Literal["baseline", "pretrain"]] = ["baseline", "pretrain"]
+    arms: list[str] = ["baseline", "pretrain"]
     eam: EAM = EAM()
     perturbation: Perturbation = Perturbation()
     pretrain: Pretrain = Pretrain()
+    sam: SAM = SAM()
+    hybrid: Hybrid = Hybrid()
+    replay: Replay = Replay()
     dynamics: Dynamics = Dynamics()
     cache_dir: str | None = None
 
     @model_validator(mode="after")
-    def _arms_differ(self) -> Physpre:
-        if not self.arms or len(set(self.arms)) != len(self.arms):
-            raise ValueError("give at least one arm, and each only once")
+    def _arms_have_a_meaning(self) -> Physpre:
+        try:
+            parse_arms(self.arms)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
 
 
@@ -281,11 +312,19 @@ class Config(Section):
     dataset: Dataset
     physpre: Physpre = Physpre()
 
-    def training_settings(self) -> TrainingSettings:
-        return self.optim.settings(self.task.seed)
+    def training_settings(self, arm: Arm | None = None) -> TrainingSettings:
+        """Settings of the finetuning stage, of an arm where one is given."""
+        settings = self.optim.settings(self.task.seed)
+        return self._with_sam(settings) if arm is not None and arm.sam else settings
 
-    def pretraining_settings(self) -> TrainingSettings:
-        return self.physpre.pretrain.settings(self.training_settings())
+    def pretraining_settings(self, arm: Arm | None = None) -> TrainingSettings:
+        """Settings of the pretraining stage, of an arm where one is given."""
+        settings = self.physpre.pretrain.settings(self.training_settings())
+        return self._with_sam(settings) if arm is not None and arm.sam and self.physpre.sam.pretraining else settings
+
+    def _with_sam(self, settings: TrainingSettings) -> TrainingSettings:
+        sam = self.physpre.sam
+        return dataclasses.replace(settings, sam_rho=sam.rho, sam_adaptive=sam.adaptive)
 
     def perturbation_settings(self) -> PerturbationSettings:
         return PerturbationSettings(**self.physpre.perturbation.model_dump(exclude={"validation"}))

@@ -1,4 +1,5 @@
 """Makes the tiny potential of these tests importable, by the tests and by the checkpoints that name it."""
+
 from __future__ import annotations
 
 import sys

@@ -1,4 +1,5 @@
 """Batches: complete, within their limits, and the same for the same seed and epoch."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Training: learns, keeps the best state, steers the learning rate, and is not disturbed by an interruption."""
+
 from __future__ import annotations
 
 import csv
@@ -99,7 +100,12 @@ def test_log_and_history_agree_and_nothing_else_is_left(tmp_path, capfd):
 def test_learning_rate_falls_when_the_loss_does_not(tmp_path):
     train, val = data(4, 2)
     settings = TrainingSettings(
-        max_epochs=8, lr=1e-3, batch_size=4, scheduler_factor=0.5, scheduler_patience=1, min_lr=3e-4,
+        max_epochs=8,
+        lr=1e-3,
+        batch_size=4,
+        scheduler_factor=0.5,
+        scheduler_patience=1,
+        min_lr=3e-4,
         scheduler_threshold=0.999,  # no epoch improves that much
     )
     rates = [row["lr"] for row in train_potential(potential(), train, val, settings, tmp_path).history]
@@ -167,7 +173,11 @@ class Interrupted(TinyPotential):
 def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, error):
     train, val = data()
     settings = TrainingSettings(
-        max_epochs=9, lr=0.05, batch_size=4, scheduler_patience=1, early_stopping_patience=6,
+        max_epochs=9,
+        lr=0.05,
+        batch_size=4,
+        scheduler_patience=1,
+        early_stopping_patience=6,
         max_edges=int(3.5 * train.n_edges.mean()),
     )
     whole = potential()
@@ -334,8 +344,9 @@ def test_online_set_of_each_epoch(tmp_path):
     assert asked == [0, 1, 2]
     assert [row["structures"] for row in whole.history] == [4, 5, 6]
     assert [row["steps"] for row in whole.history] == [2, 3, 3]
-    train_potential(potential(), train, val, TrainingSettings(max_epochs=2, lr=1e-2, batch_size=2), tmp_path / "b",
-                    online=online)
+    train_potential(
+        potential(), train, val, TrainingSettings(max_epochs=2, lr=1e-2, batch_size=2), tmp_path / "b", online=online
+    )
     resumed = train_potential(potential(), train, val, settings, tmp_path / "b", online=online)
     assert asked == [0, 1, 2, 0, 1, 2]
     assert without_times(resumed.history) == without_times(whole.history)
@@ -372,7 +383,7 @@ def test_mixed_precision_covers_training_and_spares_validation(tmp_path):
     model = potential()
     graph = train.batch()
     made = training_module.PotentialTraining(model, train, val, TrainingSettings(), tmp_path, mixed_precision=True)
-    full, half = (made._evaluate(graph, create_graph=create_graph) for create_graph in (False, True))
+    full, half = (made._evaluate(graph, made.settings, create_graph=create_graph) for create_graph in (False, True))
     assert torch.equal(full.energies, evaluate(model, graph).energies)
     assert half.energies.dtype == torch.float64
     assert half.forces.dtype == torch.float32

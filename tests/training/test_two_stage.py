@@ -1,4 +1,5 @@
 """Two stages: one set of weights, one zero of energy, a fresh optimiser, and budgets that are stated."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -92,8 +93,9 @@ def test_labels_of_the_second_stage_are_checked_before_the_first(tmp_path):
     for atoms in train.structures:
         del atoms.calc.results["stress"]
     with pytest.raises(ConfigError, match="weight_stress"):
-        pretrain_then_finetune(TinyPotential(), teacher, (GraphDataset(train.structures, CUTOFF), val), PRETRAIN,
-                               FINETUNE, tmp_path)
+        pretrain_then_finetune(
+            TinyPotential(), teacher, (GraphDataset(train.structures, CUTOFF), val), PRETRAIN, FINETUNE, tmp_path
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -105,8 +107,12 @@ def test_reference_is_refitted_at_the_very_end_only(tmp_path):
     plain = pretrain_then_finetune(start, teacher, dft, PRETRAIN, TrainingSettings(**settings), tmp_path / "plain")
     shifted, again = (
         pretrain_then_finetune(
-            initial_potential(TinyPotential, dft[0].structures), teacher, dft, PRETRAIN,
-            TrainingSettings(**settings, refit_reference=True), tmp_path / "shifted",
+            initial_potential(TinyPotential, dft[0].structures),
+            teacher,
+            dft,
+            PRETRAIN,
+            TrainingSettings(**settings, refit_reference=True),
+            tmp_path / "shifted",
         )
         for _ in range(2)  # the second finds everything done
     )

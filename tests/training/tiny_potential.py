@@ -1,4 +1,5 @@
 """A potential of a few dozen parameters, small enough to train to the end in a test."""
+
 from __future__ import annotations
 
 import numpy as np

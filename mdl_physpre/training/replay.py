@@ -1,0 +1,67 @@
+"""Replay: structures of the pretraining set in the batches of finetuning, so that what they taught is not forgotten.
+
+L = L_DFT(B structures with DFT labels) + w · L_teacher(R structures of the pretraining set),    R/(B + R) ≈ share
+
+Finetuning near equilibrium says nothing of how two atoms repel each other where no DFT structure has them so close,
+and weights that are free to move there do. The second term holds them. It is the loss of the pretraining stage, with
+its weights and tails; the energy reference is one and the same. Every batch keeps its B structures with DFT labels, so
+an epoch has as many steps as without replay, and costs 1/(1 − share) as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
+from mdl_physpre.training.data import GraphBatches, fingerprint
+from mdl_physpre.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What is replayed, and how much of it.
+
+    Parameters
+    ----------
+    dataset : structures with the teacher's labels.
+    settings : of the pretraining stage; its loss is taken.
+    share : of the structures of each step that are replayed, between 0 and 1; at least one is.
+    weight : of their loss.
+
+    Raises
+    ------
+    ConfigError : share or weight out of range.
+    """
+
+    dataset: GraphDataset
+    settings: TrainingSettings
+    share: float = 0.25
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ConfigError(f"replay: share is {self.share}; expected a number between 0 and 1")
+        if not self.weight > 0:
+            raise ConfigError(f"replay: weight is {self.weight}; expected a positive number")
+
+    def identity(self) -> str:
+        """What a training with it depends on."""
+        return f"{fingerprint(self.dataset)} {self.share} {self.weight} {sorted(asdict(self.settings).items())}"
+
+    def indices(self, batches: Sequence[Sequence[int]], seed: int, epoch: int) -> list[list[int]]:
+        """Structures that go with each batch of an epoch, drawn by (seed, epoch); none again before all were drawn."""
+        wanted = [max(1, round(len(batch) * self.share / (1.0 - self.share))) for batch in batches]
+        rng, n = np.random.default_rng([seed, epoch, 1]), len(self.dataset)
+        order = np.concatenate([rng.permutation(n) for _ in range(-(-sum(wanted) // n))]).tolist()
+        ends = np.cumsum(wanted).tolist()
+        return [order[end - count : end] for end, count in zip(ends, wanted)]
+
+    def graphs(self, indices: Sequence[int], max_edges: int | None) -> list[tuple[AtomGraph, float]]:
+        """Structures as one graph, or several of at most ``max_edges`` edges, each with its weight in the loss."""
+        parts = [list(indices)] if max_edges is None else batch_by_edges(self.dataset.n_edges, max_edges, indices)
+        graphs = GraphBatches(self.dataset, parts)
+        return [(graph, self.weight * len(part) / len(indices)) for graph, part in zip(graphs, parts)]
