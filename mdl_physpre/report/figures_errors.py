@@ -1,0 +1,111 @@
+"""Figures of predictions: parity plots, and angles between the forces of the teacher and of the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdl_physpre.report.style import MARKERS, SOFT, Figure, plain, save, styled, styles_of
+
+QUANTITIES = (
+    ("energy", "energy, DFT (eV/atom)", "predicted (eV/atom)"),
+    ("forces", "force component, DFT (eV/Å)", "predicted (eV/Å)"),
+    ("stress", "stress component, DFT (eV/Å³)", "predicted (eV/Å³)"),
+)
+
+
+def draw_parity(predictions: Mapping[str, Mapping[str, np.ndarray]], test_set: str, folder: Path) -> Figure:
+    """Predicted against labelled energy, force and stress; a row for each potential, on common axes."""
+    names = list(predictions)
+    shown = {name: [_points(predictions[name], q) for q, _, _ in QUANTITIES] for name in names}
+    styles = styles_of(names)
+    safe = "".join(c if c.isalnum() else "-" for c in test_set)
+    missing = []
+    with styled() as plt:
+        figure, axes = plt.subplots(len(names), 3, figsize=(7.4, 2.35 * len(names) + 0.2), squeeze=False)
+        for column, (quantity, below, beside) in enumerate(QUANTITIES):
+            limits = _limits([shown[name][column] for name in names])
+            for row, name in enumerate(names):
+                axis, (true, ours) = axes[row][column], shown[name][column]
+                if limits is None or not len(true):
+                    axis.set_axis_off()
+                    axis.text(0.5, 0.5, f"no {quantity} labels", ha="center", va="center", transform=axis.transAxes)
+                    missing.append(quantity)
+                    continue
+                axis.plot(limits, limits, color=SOFT, linewidth=0.8, zorder=0)
+                axis.plot(
+                    true, ours, MARKERS[row % len(MARKERS)], color=styles[name]["color"], markersize=2.6, alpha=0.35,
+                    markeredgewidth=0, rasterized=True,
+                )  # fmt: skip
+                outside = int((np.abs(ours - np.mean(limits)) > np.ptp(limits) / 2).sum())
+                title = f"{plain(name)}\n{beside}" if column == 0 else beside
+                axis.set(xlim=limits, ylim=limits, xlabel=below, ylabel=title)
+                axis.set_aspect("equal")
+                axis.locator_params(nbins=4)
+                note = f"{len(true):,} points" + (f"\n{outside:,} outside" if outside else "")
+                axis.text(0.04, 0.96, note, transform=axis.transAxes, va="top", fontsize=7)
+        save(figure, folder / f"parity-{safe}")
+    without = f" There are no {' and no '.join(dict.fromkeys(missing))} labels." if missing else ""
+    some = next(iter(predictions.values()))
+    return Figure(
+        folder, f"parity-{safe}", f"Parity, {test_set}",
+        f"Scatter plots of predicted against labelled energy, force and stress for {', '.join(names)} on the test set "
+        f"{test_set}.{without}",
+        f"Test set {test_set}, {len(some['n_atoms']):,} structures; line: prediction equals label. Axes span the "
+        "labels; how many predictions lie outside is written in the panel. Of many components an even selection is "
+        f"drawn; the errors in the table are of all.{without}",
+    )  # fmt: skip
+
+
+def _points(found: Mapping[str, np.ndarray], quantity: str) -> tuple[np.ndarray, np.ndarray]:
+    if quantity == "energy":
+        true, ours = found["energy_label"] / found["n_atoms"], found["energy"] / found["n_atoms"]
+        known = np.isfinite(true)
+        return true[known], ours[known]
+    return found[f"{quantity}_label"], found[quantity]
+
+
+def _limits(points: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float] | None:
+    """Of the labels, with a margin; predictions far off would shrink all the others to a dot."""
+    labels = np.concatenate([true for true, _ in points])
+    if not len(labels):
+        return None
+    low, high = float(labels.min()), float(labels.max())
+    margin = 0.08 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def draw_force_angles(angles: Mapping[str, Mapping[str, Any]], folder: Path) -> Figure:
+    """Distribution of the angle between two forces on an atom.
+
+    ``angles`` : name → ``edges`` (n + 1,), degrees, ``counts`` (n,), and ``mean`` in degrees where there is one.
+    """
+    styles = styles_of(angles)
+    with styled() as plt:
+        figure, axis = plt.subplots(figsize=(6.4, 3.2))
+        said = []
+        for name, found in angles.items():
+            edges, counts = np.asarray(found["edges"], float), np.asarray(found["counts"], float)
+            density = counts / max(counts.sum(), 1) / np.diff(edges)
+            mean = found.get("mean")
+            text = plain(name) + ("" if mean is None else f": mean {mean:.0f}°")
+            axis.stairs(density, edges, label=text, linewidth=1.6, **styles[name])
+            said.append(text.replace("\\", ""))
+        angle = np.linspace(0, 180, 181)
+        random = np.sin(np.radians(angle)) / 2 * np.pi / 180
+        axis.plot(angle, random, color=SOFT, linewidth=0.9, label="random directions")
+        axis.set(xlabel="angle between the two forces on an atom (degrees)", ylabel="density (1/degree)", xlim=(0, 180))
+        axis.set_ylim(bottom=0)
+        axis.set_xticks(range(0, 181, 30))
+        axis.legend()
+        save(figure, folder / "force-angles")
+    return Figure(
+        folder, "force-angles", "Angles between forces",
+        "Histograms of the angle between the force of the embedded-atom potential and that of the network. "
+        f"{'; '.join(said)}.",
+        "Angle between the force of the embedded-atom potential and that of the network on each atom of the test set; "
+        "0°: they agree, 180°: they are opposed. Thin line: what random directions would give.",
+    )  # fmt: skip

@@ -1,0 +1,205 @@
+"""What the figures need beyond what the stages have stored: computed once from checkpoints, kept in ``report/data``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers
+
+from mdl_physpre.analysis.energy_curves import eam_elements, element_pairs, energy_curves, pair_name
+from mdl_physpre.analysis.parity import predictions
+from mdl_physpre.errors import PhyspreError
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints import load_potential
+from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.pretraining.set_report import closest_by_elements
+from mdl_physpre.report.run_files import EAM, Run, read_json
+
+logger = logging.getLogger(__name__)
+FOLDER = Path("report") / "data"
+PAIRS = 12  # pairs of elements that are drawn at most
+VERSION = 1
+
+Structures = Callable[[], Mapping[str, Sequence[Atoms]]]
+
+
+@dataclass
+class Measured:
+    """Data of the figures.
+
+    Attributes
+    ----------
+    curves : see :func:`mdl_physpre.analysis.energy_curves.energy_curves`; with ``left_out`` pairs, ``elements`` of the
+        embedded-atom potential, and ``closest``, the smallest distance of each pair in the training data, Å.
+    predictions : test set → name of the potential → :func:`mdl_physpre.analysis.parity.predictions`.
+    missing : sentences on what could not be computed.
+    """
+
+    curves: dict[str, Any] = field(default_factory=dict)
+    predictions: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+
+def measure(run: Run, structures: Structures | None = None) -> Measured:
+    """Read what is stored for this run's checkpoints, and compute and store the rest.
+
+    Parameters
+    ----------
+    structures : gives the sets of structures by name, ``train`` and every test set among them; asked only where
+        something has to be computed. ``None``: only what is stored, and what needs no structures.
+    """
+    found = Measured()
+    sets = _Lazy(structures)
+    checkpoints = _checkpoints(run)
+    try:
+        found.curves = _curves(run, checkpoints, sets)
+    except (PhyspreError, OSError) as error:
+        found.missing.append(f"energy curves: {error}")
+    for test_set in _test_sets(run):
+        for name, path in checkpoints.items():
+            if name.endswith("before finetuning"):
+                continue
+            try:
+                own = _predictions(run, name, path, test_set, sets)
+            except (PhyspreError, OSError) as error:
+                found.missing.append(f"parity of {name} on {test_set}: {error}")
+                continue
+            found.predictions.setdefault(test_set, {})[name] = own
+    return found
+
+
+class _Lazy:
+    """Sets of structures that are read once, when they are first needed."""
+
+    def __init__(self, structures: Structures | None) -> None:
+        self.structures = structures
+        self.sets: Mapping[str, Sequence[Atoms]] | None = None
+
+    def __getitem__(self, name: str) -> Sequence[Atoms]:
+        if self.structures is None:
+            raise PhyspreError("the structures are needed, and were not given")
+        if self.sets is None:
+            self.sets = self.structures()
+        if name not in self.sets:
+            raise PhyspreError(f"the data hold no set {name!r}")
+        return self.sets[name]
+
+
+def _checkpoints(run: Run) -> dict[str, Path]:
+    """The first network of every arm, what it was before finetuning, and the teacher."""
+    found: dict[str, Path] = {}
+    if "eam" in run.summary and (run.folder / EAM / "eam.pt").exists():
+        found["EAM"] = run.folder / EAM / "eam.pt"
+    for arm in run.arms:
+        networks = run.networks(arm)
+        checkpoint = networks[0].get("checkpoint") if networks else None
+        checkpoint = checkpoint or run.summary[arm].get("checkpoint")
+        if not checkpoint or not (run.folder / checkpoint).exists():
+            continue
+        path = run.folder / checkpoint
+        found[arm] = path
+        before = path.parent.parent / "pretrain" / "best.pt"
+        if path.parent.name != "pretrain" and before.exists():
+            found[f"{arm}, before finetuning"] = before
+    return found
+
+
+def _test_sets(run: Run) -> list[str]:
+    for arm in run.arms:
+        for network in run.networks(arm):
+            if network.get("errors"):
+                return list(network["errors"])
+    return []
+
+
+def _key(*parts: Any) -> str:
+    digest = hashlib.sha256(str(VERSION).encode())
+    for part in parts:
+        if isinstance(part, Path):
+            digest.update(part.read_bytes())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def _store(path: Path, write: Callable[[Any], None], mode: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, mode) as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _predictions(run: Run, name: str, checkpoint: Path, test_set: str, sets: _Lazy) -> dict[str, np.ndarray]:
+    # the stage that computed the errors knows the data; where there is none the configuration names them
+    errors = f"{checkpoint.relative_to(run.folder).parts[1]}-errors" if name != "EAM" else ""
+    stage = run.stages.get("1-eam-errors" if name == "EAM" else f"3-train/{errors}", {})
+    which = stage.get("done", {}).get("key") or [run.config["dataset"], run.config.get("task", {}).get("seed")]
+    key = _key(checkpoint, which, test_set)
+    safe = "".join(c if c.isalnum() or c in "-_+" else "_" for c in f"{name}-{test_set}")
+    path = run.folder / FOLDER / f"predictions-{safe}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["key"]) == key:
+                return {k: stored[k] for k in stored.files if k != "key"}
+    except (OSError, ValueError, KeyError, EOFError):
+        pass
+    found = predictions(load_potential(checkpoint), sets[test_set])
+    arrays: dict[str, Any] = {"key": np.array(key), **found}
+    _store(path, lambda file: np.savez_compressed(file, **arrays), "wb")
+    return found
+
+
+def _curves(run: Run, checkpoints: Mapping[str, Path], sets: _Lazy) -> dict[str, Any]:
+    if not checkpoints:
+        return {}
+    key = _key(list(checkpoints), *checkpoints.values())
+    path = run.folder / FOLDER / "energy_curves.json"
+    stored = read_json(path)
+    if stored.get("key") == key:
+        return stored
+    potentials: dict[str, Potential] = {name: load_potential(file) for name, file in checkpoints.items()}
+    elements = sorted({z for p in potentials.values() for z in p.elements or ()})
+    closest = _closest(run, sets)
+    pairs = element_pairs(elements)
+    # where there are many pairs, those that come closest to bonding are the ones to look at
+    pairs.sort(key=lambda pair: closest.get(pair_name(pair), np.inf))
+    drawn = sorted(pairs[:PAIRS])
+    found = {"key": key, **energy_curves(potentials, drawn), "closest": closest, "left_out": len(pairs) - len(drawn)}
+    eam = potentials.get("EAM")
+    found["elements"] = eam_elements(eam) if isinstance(eam, EAMInteraction) else []
+    _store(path, lambda file: json.dump(found, file), "w")
+    return found
+
+
+def _closest(run: Run, sets: _Lazy) -> dict[str, float]:
+    """Smallest distance of each pair of elements in the training structures, Å."""
+    table = (run.summary.get("eam") or {}).get("table") or []
+    closest = {}
+    for row in table:
+        if row.get("closest_A"):
+            a, b = (atomic_numbers[symbol] for symbol in row["pair"].split("-"))
+            closest[pair_name((a, b))] = float(row["closest_A"])
+    if closest:
+        return closest
+    try:
+        training = sets["train"]
+    except PhyspreError as error:
+        logger.debug("smallest distances of the training data: %s", error)
+        return {}
+    for atoms in training[:: -(-len(training) // 2000) or 1]:
+        for pair, d in closest_by_elements(atoms, 5.0).items():
+            closest[pair_name(pair)] = min(d, closest.get(pair_name(pair), np.inf))
+    return closest
