@@ -22,7 +22,7 @@ from mdl_physpre.analysis.doctor_subject import (
     worst,
 )
 from mdl_physpre.potentials.covalent_radii import covalent_radius
-from mdl_physpre.potentials.nuclear_repulsion import nuclear_repulsion
+from mdl_physpre.potentials.zbl import nuclear_repulsion
 
 CLOSE = 0.3  # Å, where the curves begin
 HEIGHT_AT = 0.5  # Å

@@ -4,7 +4,7 @@
 
 For the embedded-atom potential E = pair + embedding + atomic, each less its value at infinite distance:
 
-    pair       φ(r)
+    pair       φ(r), with the short-range core where there is one
     embedding  Σ_{i=1,2} [F_i(ρ(r)) − F_i(0)]
     atomic     Σ_{i=1,2} E0_i, a constant, and so 0 here; its value is given beside the curves
 """
@@ -23,7 +23,6 @@ from ase.data import chemical_symbols
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.potentials.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam import EAMInteraction
-from mdl_physpre.potentials.radial_functions import radial_functions
 from mdl_physpre.structures.graph import build_graph
 
 CLOSEST = 0.3  # Å
@@ -67,7 +66,7 @@ def eam_parts(potential: EAMInteraction, pair: tuple[int, int], distances: np.nd
     r = torch.as_tensor(np.asarray(distances), dtype=torch.float64)
     which = potential.pair_of[first * len(potential.elements) + second].expand(len(r))
     with torch.no_grad():
-        phi, _, rho, _ = radial_functions(r, which, potential.pair_parameters(torch.float64), potential.cutoff)
+        phi, _, rho, _ = potential.pair_functions(which, r)
         b, rho0 = potential.element_parameters(torch.float64)
         embedding = sum(b[k] * rho * (rho - 2.0 * rho0[k]) for k in (first, second))
         atomic = float(potential.E0[first] + potential.E0[second])

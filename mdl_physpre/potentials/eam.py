@@ -1,7 +1,7 @@
 """The embedded-atom potential with Morse pair terms: the teacher that rises where atoms come close."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -14,7 +14,6 @@ from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
 from mdl_physpre.potentials.covalent_radii import covalent_radius
 from mdl_physpre.potentials.edge_sums import fixed_edge_vectors, last_edges, virial_sums
-from mdl_physpre.potentials.nuclear_repulsion import nuclear_repulsion
 from mdl_physpre.potentials.radial_functions import (
     PairParameters,
     RadialTable,
@@ -23,6 +22,7 @@ from mdl_physpre.potentials.radial_functions import (
     pair_energy,
     radial_functions,
 )
+from mdl_physpre.potentials.zbl import core_for, nuclear_repulsion
 from mdl_physpre.structures.graph import AtomGraph
 
 INITS = ("spread", "reference")
@@ -59,10 +59,14 @@ class EAMInteraction(Potential):
         covalent radii.
     signed_embedding : let B have either sign, as in the paper's code; otherwise B = \|b\| of the stored parameter b, so
         that crowding an atom beyond ρ0 always costs energy.
+    short_range : ``zbl`` adds the screened repulsion of the nuclei to φ, switched off below the covalent distance
+        (:class:`~mdl_physpre.potentials.zbl.ZBL`): the Morse wall is finite, this one is not.
+    short_range_radii : where the repulsion of a pair has vanished, Å, by names such as ``Si-O``.
 
     Raises
     ------
-    ConfigError : an unknown or repeated element, cutoff or n_basis not positive, an unknown ``init``.
+    ConfigError : an unknown or repeated element, cutoff or n_basis not positive, an unknown ``init`` or
+        ``short_range``, radii of pairs that are not there, or beyond the cutoff.
 
     Source: the paper's equations for the EAM teacher; the differences are listed in ``docs/method.md``.
     """
@@ -78,6 +82,8 @@ class EAMInteraction(Potential):
         n_basis: int = 10,
         init: str = "spread",
         signed_embedding: bool = False,
+        short_range: str | None = None,
+        short_range_radii: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if init not in INITS:
@@ -89,6 +95,12 @@ class EAMInteraction(Potential):
         self.n_basis = int(n_basis)
         self.init = init
         self.signed_embedding = bool(signed_embedding)
+        self.core = core_for(short_range, short_range_radii, self.elements)
+        if self.core is not None and self.core.cutoff > self.cutoff:
+            raise ConfigError(
+                f"the short-range core reaches to {self.core.cutoff:g} Å, beyond the cutoff of {self.cutoff:g} Å; "
+                "give a larger cutoff, or smaller short_range_radii"
+            )
         self.pairs = pair_order(self.elements)
         n_pairs, n_elements = len(self.pairs), len(self.elements)
 
@@ -141,6 +153,7 @@ class EAMInteraction(Potential):
             "n_basis": self.n_basis,
             "init": self.init,
             "signed_embedding": self.signed_embedding,
+            **({"short_range": "zbl", "short_range_radii": self.core.radii} if self.core is not None else {}),
         }
 
     def pair_names(self) -> list[str]:
@@ -150,6 +163,19 @@ class EAMInteraction(Potential):
     def pair_parameters(self, dtype: torch.dtype) -> PairParameters:
         """The parameters that belong to pairs, in the precision asked for."""
         return PairParameters(*(p.to(dtype) for p in (self.A, self.beta, self.D, self.alpha, self.r_e)))
+
+    def core_functions(self, pair: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy and slope of the short-range core, eV and eV/Å, of pairs by number and distances; 0 without a core."""
+        if self.core is None:
+            return torch.zeros_like(r), torch.zeros_like(r)
+        first, second = torch.tensor(self.pairs, device=r.device)[pair.long()].unbind(-1)
+        return self.core.pair_energy(first, second, r)
+
+    def pair_functions(self, pair: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """φ, dφ/dr, ρ, dρ/dr of pairs by number and distances (n,), core included, in the precision of ``r``."""
+        phi, dphi, rho, drho = radial_functions(r, pair, self.pair_parameters(r.dtype), self.cutoff)
+        core, its_slope = self.core_functions(pair, r)
+        return phi + core, dphi + its_slope, rho, drho
 
     def element_parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """B and ρ0, (n_elements,)."""
@@ -167,6 +193,9 @@ class EAMInteraction(Potential):
         r = torch.linalg.vector_norm(edge_vectors(graph), dim=1)
         f, _ = cutoff_function(r, self.cutoff)
         terms = torch.stack((f * density(r, pair, parameters)[0], f * pair_energy(r, pair, parameters)[0]), dim=1)
+        if self.core is not None:
+            near, repulsion, _ = self.core.of_edges(graph.z, graph.edge_index, r)
+            terms = terms.index_add(0, near, torch.stack((torch.zeros_like(repulsion), repulsion), dim=1))
         sums = torch.zeros((len(element), 2), dtype=dtype, device=r.device).index_add(0, graph.edge_index[0], terms)
         b, rho0 = (p.index_select(0, element) for p in self.element_parameters(dtype))
         return self.E0.to(dtype).index_select(0, element) + b * (sums[:, 0] - rho0) ** 2 + 0.5 * sums[:, 1]
@@ -203,6 +232,9 @@ class EAMInteraction(Potential):
             row, u = table.locate(r, pair)
             phi, dphi = table.look_up(table.phi, row, u)
             rho, drho = table.look_up(table.rho, row, u)
+        if self.core is not None:  # exact also beside a table, which could not hold a divergence
+            near, repulsion, its_slope = self.core.of_edges(graph.z, graph.edge_index, r)
+            phi, dphi = phi.index_add(0, near, repulsion), dphi.index_add(0, near, its_slope)
 
         def atomic_sum(values: Tensor) -> Tensor:
             out = torch.zeros((len(element), *values.shape[1:]), dtype=dtype, device=values.device)
@@ -251,7 +283,7 @@ def pair_curve(potential: EAMInteraction, zi: str | int, zj: str | int, r: Any) 
     first, second = (int(potential.element_of[z]) for z in numbers)
     distances = torch.atleast_1d(torch.as_tensor(r, dtype=torch.float64, device=potential.D.device))
     pair = potential.pair_of[first * len(potential.elements) + second].expand(len(distances))
-    phi, _, rho, _ = radial_functions(distances, pair, potential.pair_parameters(torch.float64), potential.cutoff)
+    phi, _, rho, _ = potential.pair_functions(pair, distances)
     b, rho0 = potential.element_parameters(torch.float64)
     for k in (first, second):
         phi = phi + b[k] * rho * (rho - 2.0 * rho0[k])

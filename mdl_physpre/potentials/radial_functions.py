@@ -20,12 +20,14 @@ class PairParameters(NamedTuple):
     r_e: Tensor
 
 
-def cutoff_function(r: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
-    """f(r) = 6s⁵ − 15s⁴ + 10s³ with s = (r_c − r)/(r_c − 0.66 r_c) held within 0 and 1, and df/dr.
+def cutoff_function(
+    r: Tensor, cutoff: float | Tensor, inner_fraction: float = INNER_FRACTION
+) -> tuple[Tensor, Tensor]:
+    """f(r) = 6s⁵ − 15s⁴ + 10s³ with s = (r_c − r)/(r_c − x r_c) held within 0 and 1, and df/dr.
 
-    It is 1 up to 0.66 r_c and 0 from r_c on, with continuous second derivatives.
+    It is 1 up to x r_c, x = ``inner_fraction``, and 0 from r_c on, with continuous second derivatives.
     """
-    width = (1.0 - INNER_FRACTION) * cutoff
+    width = (1.0 - inner_fraction) * cutoff
     s = ((cutoff - r) / width).clamp(0.0, 1.0)
     rest = 1.0 - s
     return s * s * s * (10.0 + s * (6.0 * s - 15.0)), (s * s * rest * rest) * (-30.0 / width)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ def fit_eam(
     seed: int = 0,
     loss_weights: Sequence[float] = (0.01, 50.0, 50.0),
     signed_embedding: bool = False,
+    short_range: str | None = None,
+    short_range_radii: Mapping[str, float] | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> EAMFit:
@@ -92,6 +94,7 @@ def fit_eam(
     elements : symbols or atomic numbers, in the order of the parameters; those of the structures where None.
     cutoff : Å.
     n_basis, init, signed_embedding : as in :class:`~mdl_physpre.potentials.eam.EAMInteraction`.
+    short_range, short_range_radii : likewise; the core is there during the fit, so that the sum fits the data.
     epochs : passes over the training data.
     lr, batch_size, seed : of the reference route; the fast route draws no random numbers.
     loss_weights : w_E (1/eV), w_F (Å/eV), w_S (Å³/eV).
@@ -116,7 +119,9 @@ def fit_eam(
         raise FitError("the fit has no training structures; look at the sizes of the split")
     weights = (float(loss_weights[0]), float(loss_weights[1]), float(loss_weights[2]))
     numbers = _elements(train, val or [], elements)
-    potential = EAMInteraction(numbers, cutoff, n_basis, init, signed_embedding)
+    potential = EAMInteraction(
+        numbers, cutoff, n_basis, init, signed_embedding, short_range=short_range, short_range_radii=short_range_radii
+    )
 
     train_set = GraphDataset(train, cutoff, dtype=torch.float32, cache_dir=cache_dir)
     val_set = GraphDataset(val, cutoff, dtype=torch.float32, cache_dir=cache_dir) if val else None

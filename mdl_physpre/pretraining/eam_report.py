@@ -54,9 +54,15 @@ def describe(
         f"Embedded-atom potential for {', '.join(symbols)}: cutoff {potential.cutoff:g} Å, {potential.n_basis} "
         f"exponentials in the density of each pair, start {potential.init!r}.",
         how,
-        "",
-        "Two atoms alone, embedding included:",
     ]
+    if potential.core is not None:
+        named = zip(potential.pair_names(), potential.pairs)
+        radii = [f"{name} {potential.core.pair_radius(*pair):.3g}" for name, pair in named]
+        lines.append(
+            "The repulsion of the nuclei (Ziegler, Biersack, Littmark) is added, and is part of every number here; it "
+            f"has vanished at, Å: {', '.join(radii)}."
+        )
+    lines += ["", "Two atoms alone, embedding included:"]
     head = ["pair", "well depth, eV", "well at, Å", "wall at 0.5 Å, eV", "closest in data, Å"]
     head += ["D, eV", "α, 1/Å", "r_e, Å"]
     keys = ["well_depth_eV", "well_position_A", "wall_at_0.5_A_eV", "closest_A", "D_eV", "alpha_per_A", "r_e_A"]

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mdl_physpre.potentials.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam import EAMInteraction
-from mdl_physpre.potentials.nuclear_repulsion import nuclear_repulsion
 from mdl_physpre.potentials.radial_functions import PairParameters, radial_functions
+from mdl_physpre.potentials.zbl import nuclear_repulsion
 
 LEAST_SLOPE = 5.0  # eV/Å
 FREE_FACTOR = 4.0  # the wall may differ from the nuclear repulsion by this factor without cost
@@ -26,7 +26,7 @@ class WallPrior:
     * V is held within a factor of four of the screened nuclear repulsion at three distances from r_w/4 to r_w/2:
       penalty mean max(0, \|asinh V − asinh V_nuc\| − ln 4)².
 
-    Both are zero for a sensible wall, and then change nothing.
+    Both are zero for a sensible wall, and then change nothing. A short-range core is part of V.
 
     Parameters
     ----------
@@ -49,6 +49,10 @@ class WallPrior:
         self.height_r = r_wall[:, None] * torch.linspace(0.25, 0.5, 3, dtype=torch.float64)
         rows = [nuclear_repulsion(zi, zj, x) for (zi, zj), x in zip(potential.pairs, self.height_r)]
         self.nuclear = torch.stack(rows)
+        numbers = torch.arange(n_pairs)[:, None]
+        self.slope_core, self.height_core = (
+            potential.core_functions(numbers.expand_as(x), x) for x in (self.slope_r, self.height_r)
+        )
 
         bins = int(np.ceil(self.cutoff / HISTOGRAM_STEP))
         key = pair.long() * bins + (r / HISTOGRAM_STEP).long().clamp(max=bins - 1)
@@ -67,8 +71,8 @@ class WallPrior:
         pairs = PairParameters(*(parameters[name] for name in PairParameters._fields))
         _, _, mean_rho, _ = radial_functions(self.histogram_r, self.histogram_pair, pairs, self.cutoff)
         surroundings = torch.stack((torch.zeros_like(parameters["rho0"]), self.received @ mean_rho))
-        _, slope = self._curves(self.slope_r, pairs, parameters, surroundings)
-        height, _ = self._curves(self.height_r, pairs, parameters, surroundings)
+        slope = self._curves(self.slope_r, pairs, parameters, surroundings)[1] + self.slope_core[1]
+        height = self._curves(self.height_r, pairs, parameters, surroundings)[0] + self.height_core[0]
         falling = (1.0 + slope / LEAST_SLOPE).clamp(min=0.0)
         apart = (torch.asinh(height) - torch.asinh(self.nuclear)).abs() - float(np.log(FREE_FACTOR))
         falling = torch.asinh(falling)  # a steep wrong slope must not drown the data
@@ -77,7 +81,7 @@ class WallPrior:
     def _curves(
         self, r: Tensor, pairs: PairParameters, parameters: dict[str, Tensor], surroundings: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """V and dV/dr, (2 surroundings, n_pairs, n_distances)."""
+        """V and dV/dr without the core, (2 surroundings, n_pairs, n_distances)."""
         pair = torch.arange(len(r)).repeat_interleave(r.shape[1])
         phi, dphi, rho, drho = (x.reshape(r.shape) for x in radial_functions(r.reshape(-1), pair, pairs, self.cutoff))
         value, slope = phi[None], dphi[None]

@@ -1,0 +1,144 @@
+"""Screened repulsion of nuclei, and the short-range core that is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from torch import Tensor
+
+from mdl_physpre.errors import ConfigError, nearest
+from mdl_physpre.potentials.base import Potential, edge_vectors
+from mdl_physpre.potentials.covalent_radii import covalent_radius
+from mdl_physpre.potentials.radial_functions import cutoff_function
+from mdl_physpre.structures.graph import AtomGraph
+
+COULOMB = 14.399645  # e²/(4π ε0), eV·Å
+SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
+# The core is whole up to this fraction of the radius at which it has vanished: later, and it weighs on bonds.
+SWITCH_START = 1 / 3
+N_ELEMENTS = 119
+
+
+def nuclear_repulsion(zi: int | Tensor, zj: int | Tensor, r: Tensor) -> Tensor:
+    """Universal screened Coulomb repulsion of two nuclei, eV, of distances r in Å.
+
+    V = Z_i Z_j e²/(4πε0 r) χ(r/a), a = 0.46850/(Z_i^0.23 + Z_j^0.23) Å,
+    χ(x) = 0.18175 e^{−3.19980x} + 0.50986 e^{−0.94229x} + 0.28022 e^{−0.40290x} + 0.02817 e^{−0.20162x}.
+
+    Source: J. F. Ziegler, J. P. Biersack, U. Littmark, The Stopping and Range of Ions in Matter (1985).
+    """
+    x = r * (zi**0.23 + zj**0.23) / 0.46850
+    return COULOMB * zi * zj / r * sum(c * torch.exp(-d * x) for c, d in SCREENING)  # type: ignore[operator]
+
+
+class ZBL(Potential):
+    """Ziegler–Biersack–Littmark repulsion of nuclei, switched off smoothly at short range.
+
+    E = ½ Σ_{i,j} f(r_ij) V(r_ij)
+
+    with V of :func:`nuclear_repulsion`, over all neighbours, periodic images included. f is the quintic smoothstep that
+    is 1 up to a third of the pair's radius and 0 from the radius on: energy, force and curvature are continuous.
+    Nothing is fitted; the energy diverges where two atoms meet.
+
+    Parameters
+    ----------
+    elements : symbols or atomic numbers that it is for; any where ``None``.
+    radii : where the core of a pair has vanished, Å, by names such as ``Si-O``, in either order; the sum of the
+        covalent radii (Pyykkö and Atsumi 2009) for pairs that are not named.
+
+    Raises
+    ------
+    ConfigError : a name that is no pair of the elements, a pair named twice, a radius that is not positive.
+    """
+
+    radius: Tensor  # (119, 119) Å
+
+    def __init__(self, elements: Sequence[str | int] | None = None, radii: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        known = range(1, N_ELEMENTS)
+        if elements is not None:
+            self.elements = tuple(atomic_numbers[e] if isinstance(e, str) else int(e) for e in elements)
+            known = self.elements  # type: ignore[assignment]
+        single = torch.tensor([0.0, *(covalent_radius(z) for z in range(1, N_ELEMENTS))], dtype=torch.float64)
+        radius = single[:, None] + single[None, :]
+        self.radii: dict[str, float] = {}
+        for name, value in (radii or {}).items():
+            zi, zj = _pair(name, known)
+            if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+                raise ConfigError(f"short_range_radii: {name}: found {value!r}, expected a distance in Å")
+            symbols = f"{chemical_symbols[zi]}-{chemical_symbols[zj]}"
+            if symbols in self.radii:
+                raise ConfigError(f"short_range_radii: the pair {symbols} is given twice")
+            self.radii[symbols] = float(value)
+            radius[zi, zj] = radius[zj, zi] = float(value)
+        self.register_buffer("radius", radius, persistent=False)
+        index = torch.tensor(list(known))
+        self.cutoff = float(radius[index][:, index].max())
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Arguments that build the same core again."""
+        elements = None if self.elements is None else [chemical_symbols[z] for z in self.elements]
+        return {"elements": elements, "radii": self.radii}
+
+    def pair_radius(self, zi: int, zj: int) -> float:
+        """Where the core of a pair has vanished, Å."""
+        return float(self.radius[zi, zj])
+
+    def pair_energy(self, zi: Tensor, zj: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """f(r) V(r) and its derivative with respect to r, each (n,), eV and eV/Å, of atomic numbers and distances."""
+        zi, zj = zi.to(r.dtype), zj.to(r.dtype)
+        f, df = cutoff_function(r, self.radius.to(r.dtype)[zi.long(), zj.long()], SWITCH_START)
+        scale = (zi**0.23 + zj**0.23) / 0.46850
+        strength = COULOMB * zi * zj / r
+        terms = [c * torch.exp(-d * scale * r) for c, d in SCREENING]
+        value = strength * sum(terms)
+        slope = -value / r - strength * scale * sum(d * t for (_, d), t in zip(SCREENING, terms))
+        return f * value, f * slope + df * value
+
+    def of_edges(self, z: Tensor, edge_index: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The edges that the core reaches, (n_near,), and :meth:`pair_energy` of them."""
+        near = torch.nonzero(r < self.cutoff).squeeze(1)
+        zi, zj = (z.index_select(0, ends.index_select(0, near)) for ends in edge_index)
+        return near, *self.pair_energy(zi, zj, r.index_select(0, near))
+
+    def atomic_energies(self, graph: AtomGraph) -> Tensor:
+        """½ Σ_j f V of each atom, (n_atoms,), eV; differentiable to any order."""
+        r = torch.linalg.vector_norm(edge_vectors(graph), dim=1)
+        near, value, _ = self.of_edges(graph.z, graph.edge_index, r)
+        out = torch.zeros(graph.z.shape[0], dtype=r.dtype, device=r.device)
+        return out.index_add(0, graph.edge_index[0].index_select(0, near), 0.5 * value)
+
+
+def core_for(
+    short_range: str | None, radii: Mapping[str, float] | None, elements: Sequence[str | int] | None = None
+) -> ZBL | None:
+    """The core that ``short_range`` names: ``zbl``, or ``None`` for none.
+
+    Raises ConfigError for another name, and for radii without a core.
+    """
+    if short_range is None:
+        if radii:
+            raise ConfigError("short_range_radii are given, but no core; add short_range: zbl")
+        return None
+    if short_range != "zbl":
+        raise ConfigError(f"short_range is {short_range!r}; expected zbl, or nothing for no core")
+    return ZBL(elements, radii)
+
+
+def _pair(name: str, known: Sequence[int]) -> tuple[int, int]:
+    """Atomic numbers of a pair such as ``Si-O``, the smaller first."""
+    numbers = [atomic_numbers.get(symbol.strip()) for symbol in str(name).split("-")]
+    if len(numbers) != 2 or not all(numbers):
+        raise ConfigError(f"short_range_radii: {name!r} is no pair of elements; expected two symbols, such as Si-O")
+    for z in numbers:
+        if z not in known:
+            symbols = [chemical_symbols[k] for k in known]
+            raise ConfigError(
+                f"short_range_radii: {name}: the potential does not hold {chemical_symbols[z]}; "  # type: ignore[index]
+                f"{nearest(chemical_symbols[z], symbols)}"  # type: ignore[index]
+            )
+    first, second = sorted(numbers)  # type: ignore[type-var]
+    return first, second  # type: ignore[return-value]

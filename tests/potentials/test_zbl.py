@@ -1,0 +1,119 @@
+"""The core of nuclear repulsion: its formula, its end, and the embedded-atom potential that holds it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.covalent_radii import covalent_radius
+from mdl_physpre.potentials.eam import EAMInteraction, pair_curve
+from mdl_physpre.potentials.zbl import SWITCH_START, ZBL, nuclear_repulsion
+from mdl_physpre.structures.graph import build_graph
+
+
+def dimer(symbols: str, distance: float) -> Atoms:
+    return Atoms(symbols, [[0, 0, 0], [0, 0, distance]])
+
+
+def energy(potential, atoms, dtype=torch.float64) -> float:
+    graph = build_graph(atoms, max(potential.cutoff, 1.0), dtype=dtype)
+    return float(evaluate(potential, graph, forces=False, stress=False).energies.sum())
+
+
+@pytest.mark.parametrize(("pair", "distance"), [("SiO", 0.5), ("PP", 0.3), ("LiMn", 0.1), ("SiO", 1e-5)])
+def test_the_repulsion_is_that_of_the_formula(pair, distance):
+    """Screening length and function of Ziegler, Biersack and Littmark, written out; near zero, the bare nuclei."""
+    z = Atoms(pair).numbers
+    x = distance * (z[0] ** 0.23 + z[1] ** 0.23) / 0.4685
+    chi = 0.18175 * np.exp(-3.1998 * x) + 0.50986 * np.exp(-0.94229 * x)
+    chi += 0.28022 * np.exp(-0.4029 * x) + 0.02817 * np.exp(-0.20162 * x)
+    written_out = 14.399645 * z[0] * z[1] / distance * chi
+    assert float(nuclear_repulsion(int(z[0]), int(z[1]), torch.tensor(distance).double())) == pytest.approx(written_out)
+    assert energy(ZBL(), dimer(pair, distance)) == pytest.approx(written_out, rel=1e-12)  # not switched off yet
+    if distance < 1e-3:
+        assert written_out * distance == pytest.approx(14.399645 * z[0] * z[1], rel=1e-3)
+
+
+def test_it_vanishes_at_the_sum_of_covalent_radii_with_two_derivatives():
+    core, radius = ZBL(["Si", "O"]), covalent_radius(14) + covalent_radius(8)
+    assert core.cutoff == pytest.approx(2 * covalent_radius(14))
+    z = torch.tensor([14]), torch.tensor([8])
+    gaps = [float(core.pair_energy(*z, torch.tensor([radius - h]).double())[0]) for h in (0.01, 0.02)]
+    assert gaps[1] / gaps[0] == pytest.approx(8, rel=0.1)  # with the third power: C²
+    value, slope = core.pair_energy(*z, torch.tensor([radius, radius + 1.0]).double())
+    assert value.abs().max() < 1e-12 and slope.abs().max() < 1e-12
+    start = SWITCH_START * radius
+    inside = float(core.pair_energy(*z, torch.tensor([start - 1e-6]).double())[0])
+    assert inside == pytest.approx(float(nuclear_repulsion(14, 8, torch.tensor(start - 1e-6).double())), rel=1e-12)
+
+
+def test_slope_by_hand_and_by_autograd():
+    r = torch.linspace(0.05, 2.5, 200, dtype=torch.float64, requires_grad=True)
+    value, slope = ZBL().pair_energy(torch.full((200,), 14), torch.full((200,), 8), r)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), r)[0], slope.detach(), rtol=1e-10, atol=1e-10)
+    assert (slope <= 0).all()
+
+
+def test_radii_by_hand():
+    core = ZBL(["Si", "O"], {"O-Si": 0.9, "O-O": 1.0})
+    assert core.pair_radius(14, 8) == core.pair_radius(8, 14) == 0.9
+    assert core.pair_radius(14, 14) == pytest.approx(2.32)
+    assert energy(core, dimer("SiO", 0.95)) == 0.0 < energy(core, dimer("SiSi", 0.95))
+    assert ZBL(**core.hyperparameters()).hyperparameters() == core.hyperparameters()
+
+
+@pytest.mark.parametrize(
+    ("radii", "message"),
+    [
+        ({"SiO": 1.0}, "'SiO' is no pair"),
+        ({"Si-Xx": 1.0}, "no pair of elements"),
+        ({"Si-P": 1.0}, "does not hold P"),
+        ({"Si-O": 1.0, "O-Si": 1.1}, "O-Si is given twice"),
+        ({"Si-O": -1.0}, "expected a distance"),
+        ({"Si-O": "far"}, "expected a distance"),
+    ],
+)
+def test_wrong_radii_are_named(radii, message):
+    with pytest.raises(ConfigError, match=message):
+        ZBL(["Si", "O"], radii)
+
+
+def test_wrong_cores_are_named():
+    with pytest.raises(ConfigError, match="expected zbl"):
+        EAMInteraction(["Si"], short_range="morse")
+    with pytest.raises(ConfigError, match="add short_range: zbl"):
+        EAMInteraction(["Si"], short_range_radii={"Si-Si": 1.0})
+    with pytest.raises(ConfigError, match="beyond the cutoff of 2 Å"):
+        EAMInteraction(["Si"], cutoff=2.0, short_range="zbl")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_inside_the_embedded_atom_potential_it_adds_up(dtype):
+    """Energy, forces and stress of the sum are the sums, on tables too, down to distances where it diverges."""
+    plain = EAMInteraction(["Si", "O"], cutoff=4.0, n_basis=3)
+    with_core = EAMInteraction(["Si", "O"], cutoff=4.0, n_basis=3, short_range="zbl", short_range_radii={"Si-O": 1.2})
+    with_core.load_state_dict(plain.state_dict())
+    crystal = bulk("SiO", "rocksalt", 2.3)
+    crystal.rattle(0.2, seed=0)
+    structures = [crystal, *(dimer("SiO", r) for r in (0.003, 0.02, 0.4, 1.0, 1.5)), dimer("OO", 0.9)]
+    for atoms in structures:
+        graph = build_graph(atoms, 4.0, dtype=dtype)
+        found = evaluate(with_core, graph)
+        one, other = (evaluate(p, graph) for p in (plain, ZBL(["Si", "O"], {"Si-O": 1.2})))
+        tolerance = {"rtol": 1e-10, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-4}
+        torch.testing.assert_close(found.energies, one.energies + other.energies, **tolerance)
+        torch.testing.assert_close(found.forces, one.forces + other.forces, **tolerance)
+        torch.testing.assert_close(found.stress, one.stress + other.stress, equal_nan=True, **tolerance)
+
+
+def test_the_pair_curve_has_the_core():
+    potential = EAMInteraction(["Si", "O"], short_range="zbl")
+    curve = pair_curve(potential, "Si", "O", [0.01, 0.1]).detach()
+    for r, value in zip((0.01, 0.1), curve):
+        assert energy(potential, dimer("SiO", r)) - energy(potential, dimer("SiO", 20.0)) == pytest.approx(float(value))
+    assert float(curve[0]) > 1e5
