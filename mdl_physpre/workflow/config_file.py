@@ -117,6 +117,28 @@ def dynamics_settings(named: Mapping[str, Any], overrides: Sequence[str] = ()) -
         raise _explain(error, "settings of molecular dynamics") from None
 
 
+def read_raw(
+    path: Path, overrides: Sequence[str] = (), sections: str = "task, model, optim, dataset, physpre"
+) -> dict[str, Any]:
+    """The sections of a YAML file with ``section.key=value`` overrides put in, not checked any further.
+
+    Raises
+    ------
+    ConfigError : a file that cannot be read, is not YAML or has no sections; an override of another form.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections ({sections}), found {type(raw).__name__}")
+    for text in overrides:
+        _override(raw, text)
+    return _scientific(raw)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file and put ``section.key=value`` overrides in.
 
@@ -128,18 +150,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     ConfigError : a file that cannot be read or is not YAML, a variable that is not set, unknown or wrong keys.
     """
     path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path}: expected sections (task, model, optim, dataset, physpre), found {type(raw).__name__}"
-        )
-    for text in overrides:
-        _override(raw, text)
+    raw = read_raw(path, overrides)
     task = raw.get("task")
     raw["task"] = task = dict(task) if isinstance(task, dict) else {}
     if not task.get("identifier"):
