@@ -11,7 +11,7 @@ import numpy as np
 from mdl_physpre.report.style import INK, SHADE, SOFT, Figure, plain, save, styled, styles_of
 
 LINEAR = 1.0  # eV: linear within, logarithmic beyond
-PART_STYLES = {
+PART_STYLES: dict[str, dict[str, Any]] = {
     "pair": {"color": "#0072b2", "linestyle": "-."},
     "embedding": {"color": "#d55e00", "linestyle": "--"},
     "atomic": {"color": "#009e73", "linestyle": (0, (1, 2))},
@@ -59,9 +59,9 @@ def draw_eam_parts(measured: Mapping[str, Any], folder: Path) -> Figure:
     constants = "; ".join(f"{p}: {c['parts']['EAM']['atomic']:.2f} eV" for p, c in pairs.items())
     return Figure(
         folder, "eam-parts", "The embedded-atom potential and its parts",
-        f"Energy of two atoms against distance for {', '.join(pairs)}: pair term, embedding term, atomic term and total.",
-        "Each part less its value at infinite distance. The atomic energies do not depend on distance and are 0 by this "
-        f"choice (their sums are {constants}). " + _legend_words(measured),
+        f"Energy of two atoms against distance for {', '.join(pairs)}: pair, embedding and atomic term, and total.",
+        "Each part less its value at infinite distance. The atomic energies do not depend on distance and are 0 by "
+        f"this choice (their sums are {constants}). " + _legend_words(measured),
     )  # fmt: skip
 
 

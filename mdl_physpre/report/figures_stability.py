@@ -17,6 +17,7 @@ KIND_STYLES = {
     "other": {"color": INK, "marker": "^"},
 }
 NAMED = 45  # structures that are named beside their row
+PANELS = 6  # simulations that are drawn side by side
 DRAWN = 400  # rows that are drawn one by one; more become one picture
 
 
@@ -28,42 +29,56 @@ def kind_of(verdict: Mapping[str, Any]) -> str:
     return "overlap" if first == "overlap" else "Lindemann" if first.startswith("lindemann") else "other"
 
 
-def draw_survival(simulations: Mapping[str, Mapping[str, Any]], folder: Path) -> Figure:
-    """Fraction of structures that have not failed against time, with its 95 % band.
+def draw_survival(simulations: Mapping[str, Mapping[str, Mapping[str, Any]]], folder: Path) -> Figure:
+    """Fraction of structures that have not failed against time, a line for each network.
 
-    ``simulations`` : name → what ``verdicts.json`` holds.
+    ``simulations`` : arm → name of the network → what ``verdicts.json`` holds. The 95 % band over structures is drawn
+    where each arm has one network.
     """
     styles = styles_of(simulations)
+    single = all(len(own) == 1 for own in simulations.values())
     with styled() as plt:
         figure, axis = plt.subplots(figsize=(6.4, 3.5))
         said = []
-        for name, found in simulations.items():
-            curve = found["survival"]
-            if not curve["n"]:
+        for arm, own in simulations.items():
+            curves = [found["survival"] for found in own.values() if found["survival"]["n"]]
+            if not curves:
                 continue
-            t = np.array([*curve["time_fs"], curve["end_fs"]]) / 1000
-            s, low, high = (np.array([*curve[k], curve[k][-1]]) for k in ("survival", "low", "high"))
-            failed = int(sum(curve["failed"]))
-            axis.fill_between(t, low, high, step="post", color=styles[name]["color"], alpha=0.15, linewidth=0)
-            axis.step(t, s, where="post", label=f"{plain(name)}: {failed} of {curve['n']} failed", **styles[name])
-            said.append(f"{name} {s[-1]:.0%} at {t[-1]:.3g} ps")
+            counts = ", ".join(str(sum(curve["failed"])) for curve in curves)
+            for number, curve in enumerate(curves):
+                t = np.array([*curve["time_fs"], curve["end_fs"]]) / 1000
+                s, low, high = (np.array([*curve[k], curve[k][-1]]) for k in ("survival", "low", "high"))
+                if single:
+                    axis.fill_between(t, low, high, step="post", color=styles[arm]["color"], alpha=0.15, linewidth=0)
+                text = f"{plain(arm)}: {counts} of {curve['n']} failed"
+                axis.step(t, s, where="post", label=None if number else text, **styles[arm])
+                said.append(f"{arm} {s[-1]:.0%} at {t[-1]:.3g} ps")
         axis.set(xlabel="time (ps)", ylabel="fraction not failed", ylim=(0, 1.04), xlim=(0, None))
         axis.legend(loc="lower left")
         axis.grid(axis="y")
         save(figure, folder / "survival")
+    band = (
+        "band: 95 % Wilson interval over structures. It does not hold the spread between trainings."
+        if single
+        else "a line for each network; the spread between lines of an arm is that between trainings."
+    )
     return Figure(
-        folder, "survival", "Survival",
+        folder,
+        "survival",
+        "Survival",
         f"Curves of the fraction of structures that have not failed against time. At the end: {'; '.join(said)}.",
-        "Fraction of structures that have not failed by a time (Kaplan–Meier); band: 95 % Wilson interval over "
-        "structures. It does not hold the spread between trainings.",
-    )  # fmt: skip
+        f"Fraction of structures that have not failed by a time (Kaplan–Meier); {band}",
+    )
 
 
 def draw_structures(simulations: Mapping[str, Mapping[str, Any]], folder: Path) -> Figure:
     """A row for each structure and a panel for each simulation: how long it ran, and by what it failed first.
 
-    Rows are the same structures in every panel, those first that failed first in the first panel.
+    Rows are the same structures in every panel, those first that failed first in the first panel. Of more than six
+    simulations the first six are drawn.
     """
+    left = len(simulations) - PANELS
+    simulations = dict(list(simulations.items())[:PANELS])
     order = _order(next(iter(simulations.values()))["verdicts"], [s["verdicts"] for s in simulations.values()])
     rows = len(order)
     with styled() as plt:
@@ -96,7 +111,8 @@ def draw_structures(simulations: Mapping[str, Mapping[str, Any]], folder: Path) 
         f"{rows} rows, one for each structure, a panel for each arm; each row ends where the structure first failed. "
         "The table of structures holds the same in numbers.",
         "Each row is one structure, the same in every panel. Coloured up to its first failing step, with a marker for "
-        "what it failed by first; grey: stable to the end.",
+        "what it failed by first; grey: stable to the end."
+        + (f" {left} further networks are not drawn." if left > 0 else ""),
     )  # fmt: skip
 
 

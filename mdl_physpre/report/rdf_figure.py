@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,7 @@ import numpy as np
 
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.errors import DataError
-from mdl_physpre.report.figures import STYLES, _pyplot
-
-# for names without a style of their own: Okabe and Ito's colours, each with a dash that tells it in grey
-OTHERS = (
-    {"color": "#009E73", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
-    {"color": "#CC79A7", "linestyle": (0, (1, 1))},
-    {"color": "#E69F00", "linestyle": (0, (8, 2))},
-    {"color": "#0072B2", "linestyle": "-"},
-    {"color": "#D55E00", "linestyle": "--"},
-    {"color": "#56B4E9", "linestyle": "-."},
-)
+from mdl_physpre.report.style import FAINT, SOFT, plain, save, styled, styles_of
 
 
 def draw_rdfs(
@@ -54,37 +43,31 @@ def draw_rdfs(
     if not pairs:
         reasons = {str(result["not_applicable"]) for result in every} or {"no results"}
         raise DataError(f"there is no radial distribution function to draw: {', '.join(sorted(reasons))}")
-    plt = _pyplot()
     columns = min(len(pairs), 3)
     rows = -(-len(pairs) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.0 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(pairs) :]:
-        axis.set_visible(False)
-    styles = _styles(drawn)
-    for axis, pair in zip(axes.flat, pairs):
-        if reference is not None and pair in reference["g"]:
-            r, g = np.asarray(reference["r"]), np.asarray(reference["g"][pair])
-            axis.fill_between(r, g, color="0.85", linewidth=0, label=reference_name)
-            axis.plot(r, g, color="0.45", linewidth=0.7)
-        for name, result in drawn.items():
-            if pair in result["g"]:
-                label = name + _error_text(errors.get(name, {}).get(pair))
-                axis.plot(result["r"], result["g"][pair], label=label, linewidth=1.4, **styles[name])
-        axis.axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
-        axis.set(title=pair.replace("-", "–"), xlabel="distance r (Å)", ylabel="g(r)")
-        axis.set_xlim(0, float(np.asarray(every[0]["edges"])[-1]))
-        # errors differ from panel to panel, so each has a legend, in room of its own above the curves
-        lines = len(axis.get_legend_handles_labels()[1]) + bool(errors)
-        axis.set_ylim(0, axis.get_ylim()[1] / (1 - 0.085 * min(lines, 7)))
-        title = "mean absolute error, Wasserstein-1 distance" if errors else None
-        axis.legend(frameon=False, fontsize=7.5, loc="upper left", title=title, title_fontsize=7.5, alignment="left")
-    return _save_both(figure, Path(path))
-
-
-def _styles(names: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    taken = [STYLES[name]["color"] for name in names if name in STYLES]
-    free = cycle([style for style in OTHERS if style["color"] not in taken])
-    return {name: dict(STYLES[name] if name in STYLES else next(free)) for name in names}
+    styles = styles_of(drawn)
+    with styled() as plt:
+        figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.0 * rows), squeeze=False)
+        for axis in axes.flat[len(pairs) :]:
+            axis.set_visible(False)
+        for axis, pair in zip(axes.flat, pairs):
+            if reference is not None and pair in reference["g"]:
+                r, g = np.asarray(reference["r"]), np.asarray(reference["g"][pair])
+                axis.fill_between(r, g, color=FAINT, linewidth=0, label=plain(reference_name))
+                axis.plot(r, g, color=SOFT, linewidth=0.7)
+            for name, result in drawn.items():
+                if pair in result["g"]:
+                    label = plain(name) + _error_text(errors.get(name, {}).get(pair))
+                    axis.plot(result["r"], result["g"][pair], label=label, **{**styles[name], "linewidth": 1.4})
+            axis.axhline(1.0, color=FAINT, linewidth=0.8, zorder=0)
+            axis.set(title=pair.replace("-", "–"), xlabel="distance r (Å)", ylabel="g(r)")
+            axis.set_xlim(0, float(np.asarray(every[0]["edges"])[-1]))
+            # errors differ from panel to panel, so each has a legend, in room of its own above the curves
+            lines = len(axis.get_legend_handles_labels()[1]) + bool(errors)
+            axis.set_ylim(0, axis.get_ylim()[1] / (1 - 0.085 * min(lines, 7)))
+            title = "mean absolute error, Wasserstein-1 distance" if errors else None
+            axis.legend(fontsize=7.5, loc="upper left", title=title, title_fontsize=7.5, alignment="left")
+        return save(figure, path)
 
 
 def _error_text(error: Mapping[str, float | None] | None) -> str:
@@ -92,12 +75,3 @@ def _error_text(error: Mapping[str, float | None] | None) -> str:
         return ""
     distance = error["wasserstein"]
     return f": {error['mae']:.2f}" + ("" if distance is None else f", {distance:.3f} Å")
-
-
-def _save_both(figure: Any, path: Path) -> list[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    for file in files:
-        figure.savefig(file, dpi=160)
-    _pyplot().close(figure)
-    return files

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from mdl_physpre.dynamics.several_networks import summarise_networks
+from mdl_physpre.dynamics.storage import FORMAT
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.training.arms import parse_arms
 
@@ -27,8 +29,8 @@ class Run:
     summary : as in ``summary.json``; of an unfinished run the parts that are there. Every arm has an entry.
     finished : whether every stage is done.
     missing : sentences on what is not there.
-    simulations : arm → name of the network → what its ``verdicts.json`` holds, with ``folder``.
-    logs : arm → (network, stage) → rows of ``log.csv``.
+    simulations : arm → name of the network (``ARM``, ``ARM-2``, …) → what its ``verdicts.json`` holds, with ``folder``.
+    logs : arm → (name of the network, stage) → rows of ``log.csv``.
     pretraining_set : ``report.json`` of the pretraining set.
     stages : every stage folder by its path in the run, with what its ``done.json`` and ``stage.json`` say.
     """
@@ -52,13 +54,21 @@ class Run:
     def arms(self) -> list[str]:
         return list(self.summary["arms"])
 
+    @property
+    def n_networks(self) -> int:
+        """How many networks each arm shall have."""
+        return int(self.config["physpre"].get("n_networks") or 1)
+
     def networks(self, arm: str) -> list[Mapping[str, Any]]:
-        """The networks of an arm; one entry, the arm itself, where they are not told apart."""
+        """The networks of an arm that are there; one, the arm itself, where they are not told apart."""
         found = self.summary.get(arm) or {}
         return list(found.get("networks") or ([found] if found.get("errors") or found.get("checkpoint") else []))
 
-    def simulated_arms(self) -> list[str]:
-        return [arm for arm in self.arms if self.simulations.get(arm)]
+    def simulated(self) -> dict[str, dict[str, Any]]:
+        """All simulations by the names of their networks, those of the first networks first."""
+        each = [list(own.items()) for own in self.simulations.values()]
+        longest = max((len(own) for own in each), default=0)
+        return {name: found for k in range(longest) for own in each for name, found in own[k : k + 1]}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -94,7 +104,7 @@ def read_run(folder: str | Path, summary: Mapping[str, Any] | None = None) -> Ru
     whole = dict(summary) if summary is not None else read_json(folder / "summary.json")
     finished = summary is None and "arms" in whole
     if not whole:
-        whole = _from_stages(stages, arms)
+        whole = _from_stages(folder, config, stages, arms)
     whole["arms"] = arms
     for arm in arms:
         whole.setdefault(arm, {})
@@ -102,10 +112,11 @@ def read_run(folder: str | Path, summary: Mapping[str, Any] | None = None) -> Ru
     if summary is None or "pretraining_set" in whole:
         run.pretraining_set = read_json(folder / SET / "report.json")
     for arm in arms:
-        if summary is None or whole[arm].get("dynamics"):
-            run.simulations[arm] = _simulations(folder / DYNAMICS / arm)
-        if summary is None or whole[arm].get("training") or whole[arm].get("networks"):
-            run.logs[arm] = _logs(folder / TRAIN / arm)
+        names = network_names(arm, max(run.n_networks, len(run.networks(arm))))
+        if summary is not None:
+            names = names[: len(run.networks(arm))]
+        run.simulations[arm] = {n: found for n in names if (found := _simulation(folder / DYNAMICS / n))}
+        run.logs[arm] = {key: rows for n in names for key, rows in _logs(folder / TRAIN / n).items()}
     run.missing = _missing(run)
     run.finished = finished or (summary is not None and not run.missing)
     return run
@@ -124,7 +135,14 @@ def _result(stages: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any
     return dict(stages.get(name, {}).get("done", {}).get("result") or {})
 
 
-def _from_stages(stages: Mapping[str, Mapping[str, Any]], arms: list[str]) -> dict[str, Any]:
+def network_names(arm: str, n: int) -> list[str]:
+    """Names of the folders of an arm's networks: ``ARM``, ``ARM-2``, …"""
+    return [arm if k == 1 else f"{arm}-{k}" for k in range(1, n + 1)]
+
+
+def _from_stages(
+    folder: Path, config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], arms: list[str]
+) -> dict[str, Any]:
     """As much of a summary as the finished stages give."""
     whole: dict[str, Any] = {"arms": arms}
 
@@ -133,52 +151,58 @@ def _from_stages(stages: Mapping[str, Mapping[str, Any]], arms: list[str]) -> di
 
     fit = _result(stages, EAM)
     if fit:
-        whole["eam"] = {
-            "table": fit.get("table"), "fit_errors": fit.get("errors"), "errors": errors("1-eam-errors"),
-            "seconds": fit.get("seconds"),
-        }  # fmt: skip
+        tests = errors("1-eam-errors")
+        whole["eam"] = {"table": fit["table"], "fit_errors": fit["errors"], "errors": tests, "seconds": fit["seconds"]}
     made = _result(stages, SET)
     if made:
         whole["pretraining_set"] = made
     for arm in arms:
-        own: dict[str, Any] = {}
-        trained = _result(stages, f"{TRAIN}/{arm}")
-        if trained:
-            own["training"] = {"stages": trained.get("stages"), "budget": trained.get("budget")}
-            own["checkpoint"] = trained.get("checkpoint")
-        for key, name in (("errors", f"{arm}-errors"), ("errors_before_finetuning", f"{arm}{BEFORE}")):
-            found = errors(f"{TRAIN}/{name}")
-            if found:
-                own[key] = found
-        simulated = _result(stages, f"{DYNAMICS}/{arm}")
-        if simulated:
-            own["dynamics"] = {**simulated["summary"], "settings": simulated.get("settings")}
-            own["dynamics"]["seconds"] = simulated.get("seconds")
-        whole[arm] = own
+        networks = []
+        names = network_names(arm, int(config["physpre"].get("n_networks") or 1))
+        for k, name in enumerate(names):
+            trained, tested = _result(stages, f"{TRAIN}/{name}"), errors(f"{TRAIN}/{name}-errors")
+            if not trained or not tested:
+                break
+            own: dict[str, Any] = {"seed": config["task"]["seed"] + k, "errors": tested}
+            own["training"] = {"stages": trained["stages"], "budget": trained["budget"]}
+            own["checkpoint"] = trained["checkpoint"]
+            before = errors(f"{TRAIN}/{name}{BEFORE}")
+            if before:
+                own["errors_before_finetuning"] = before
+            simulated = _result(stages, f"{DYNAMICS}/{name}")
+            if simulated:
+                own["dynamics"] = {**simulated["summary"], "settings": simulated.get("settings")}
+                own["dynamics"]["seconds"] = simulated["seconds"]
+            networks.append(own)
+        whole[arm] = {}
+        if networks:
+            whole[arm] = {**networks[0], "networks": networks}
+            whole[arm]["dynamics"] = _combined_dynamics(folder, names, networks)
     return whole
 
 
-def _simulations(folder: Path) -> dict[str, dict[str, Any]]:
-    """``verdicts.json`` of each network of an arm, by its folder inside the arm's; "" where it has none of its own."""
-    found = {}
-    for path in sorted(folder.rglob("verdicts.json")):
-        name = path.parent.relative_to(folder).as_posix()
-        if name.split("/")[-1] == "reference" or name.startswith("parts"):
-            continue
-        content = read_json(path)
-        if "verdicts" in content:
-            found["" if name == "." else name] = {**content, "folder": path.parent}
-    return found
+def _combined_dynamics(folder: Path, names: list[str], networks: list[dict[str, Any]]) -> dict[str, Any] | None:
+    stored = [_simulation(folder / DYNAMICS / name) for name, own in zip(names, networks) if own.get("dynamics")]
+    verdicts = [found["verdicts"] for found in stored if found]
+    if not verdicts:
+        return None
+    first = next(own["dynamics"] for own in networks if own.get("dynamics"))
+    return {**summarise_networks(verdicts), "settings": first["settings"]}
+
+
+def _simulation(folder: Path) -> dict[str, Any]:
+    """``verdicts.json`` of a network; empty where there is none, or one of an older format."""
+    content = read_json(folder / "verdicts.json")
+    return {**content, "folder": folder} if content.get("format") == FORMAT else {}
 
 
 def _logs(folder: Path) -> dict[tuple[str, str], list[dict[str, float]]]:
     found = {}
-    for path in sorted(folder.rglob("log.csv"), key=lambda p: p.stat().st_mtime):
-        network = path.parent.parent.relative_to(folder).as_posix()
+    for path in folder.glob("*/log.csv"):
         with open(path, newline="") as file:
             rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
         if rows:
-            found["" if network == "." else network, path.parent.name] = rows
+            found[folder.name, path.parent.name] = rows
     return found
 
 
@@ -191,12 +215,15 @@ def _missing(run: Run) -> list[str]:
     if any(arm.pretrain for arm in arms) and "pretraining_set" not in run.summary:
         found.append("the pretraining set is not made")
     wants_dynamics = bool(run.config["physpre"].get("dynamics", {}).get("n_structures", 0))
-    for name in run.arms:
-        own = run.summary[name]
-        if not own.get("checkpoint") and not own.get("networks"):
-            found.append(f"{name}: not trained to the end")
-        elif not own.get("errors") and not own.get("networks"):
-            found.append(f"{name}: errors on the test sets are not computed")
-        if wants_dynamics and not own.get("dynamics"):
-            found.append(f"{name}: molecular dynamics is not finished")
+    for arm in run.arms:
+        networks, wanted = run.networks(arm), run.n_networks
+        of = f" ({len(networks)} of {wanted} networks)" if wanted > 1 else ""
+        if len(networks) < wanted:
+            found.append(f"{arm}: not trained and tested to the end{of}")
+        simulated = sum(bool(own.get("dynamics")) for own in networks)
+        if wants_dynamics and simulated < wanted:
+            of = f" ({simulated} of {wanted} networks)" if wanted > 1 else ""
+            found.append(f"{arm}: molecular dynamics is not finished{of}")
+        elif simulated and len(run.simulations[arm]) < simulated:
+            found.append(f"{arm}: verdicts.json is missing, or of another version of mdl-physpre; simulate again")
     return found

@@ -35,17 +35,18 @@ class Failed:
 
 def failed_structures(simulations: Mapping[str, Mapping[str, Any]], each: int = EACH) -> tuple[list[Failed], list[str]]:
     """Structures to look at, overlaps first, then those that failed soonest; and sentences on what was not kept."""
-    found, missing = [], []
+    found: list[Failed] = []
+    missing: list[str] = []
     for name, stored in simulations.items():
         failed = [v for v in stored["verdicts"] if v["status"] == "failed"]
         failed.sort(key=lambda v: (v["reasons"][0] != "overlap", v["first_failing_step"], v["index"]))
-        kept = []
+        kept: list[Failed] = []
         for verdict in failed:
             path = Path(stored["folder"]) / FAILING / f"{verdict['index']:05d}.extxyz"
             if len(kept) == each or verdict["n_atoms"] > ATOMS or not path.exists():
                 continue
             try:
-                frames = read(path, ":")
+                frames: Any = read(path, ":")
             except Exception as error:  # a file of the run that was damaged must not cost the whole report
                 logger.warning("%s cannot be read: %s", path, error)
                 continue
@@ -98,8 +99,8 @@ def draw_failed(failed: Sequence[Failed], folder: Path) -> Figure:
     return Figure(
         folder, "failed-structures", "Structures that failed",
         "Pictures of structures at the start and where they failed. " + "; ".join(said) + ".",
-        "Start and first failing frame. Bright blue: the two atoms that are closest in the failing frame, marked in both pictures; "
-        "they were brought to the middle of the cell. Of each arm at most two, overlaps first.",
+        "Start and first failing frame. Bright blue: the two atoms that are closest in the failing frame, marked in "
+        "both pictures; they were brought to the middle of the cell. Of each arm at most two, overlaps first.",
     )  # fmt: skip
 
 
