@@ -3,7 +3,7 @@
 Models: ``CGCNN``, ``torchmd_etEarly`` (pooled after the output network) and the reference's embedded-atom potential,
 ``eam_interaction``. A potential that is read gives the host's energies and forces wherever the host has all edges: it
 looks at no more than ``num_offsets`` images along an axis and ``n_neighbors`` neighbours of an atom; here nothing is
-left out.
+left out. Energies of the elements that the YAML has under ``physpre.energy_reference`` (eV by symbol) are added.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from ase.data import atomic_numbers, chemical_symbols
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
@@ -34,11 +35,14 @@ from mdl_physpre.structures.files import replacing
 
 logger = logging.getLogger(__name__)
 
+CALCULATOR = "mdl_physpre.hosts.matdeeplearn.MatDeepLearnCalculator"
+"""Import path of the calculator that needs the host and knows all of its models."""
+
 
 def is_matdeeplearn_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint that MatDeepLearn's trainer wrote."""
     try:
-        return {"best_metric", "identifier"} <= _load(path, "cpu").keys()
+        return {"best_metric", "identifier"} <= load_checkpoint(path, "cpu").keys()
     except CheckpointError:  # of another kind, or damaged: the reader that takes it says what is wrong
         return False
 
@@ -61,8 +65,8 @@ def read_matdeeplearn_checkpoint(
         the reason; a YAML that does not fit the checkpoint, with the keys that differ.
     """
     path = Path(path)
-    content = _load(path, map_location)
-    where, keys = _config(path, config)
+    content = load_checkpoint(path, map_location)
+    where, keys = read_config(path, config)
     state = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
     try:
         model, graph = keys["model"], keys["dataset"]["preprocess_params"]
@@ -76,7 +80,8 @@ def read_matdeeplearn_checkpoint(
     known = MODELS.get(name.rpartition(".")[2].lower())
     if known is None:
         raise CheckpointError(
-            f"{where}: model.name is {name!r}; CGCNN, torchmd_etEarly and eam_interaction can be read"
+            f"{where}: model.name is {name!r}; CGCNN, torchmd_etEarly and eam_interaction can be read. Where "
+            f"MatDeepLearn is installed, all of its models can: calculator:{CALCULATOR}?checkpoint={path}"
         )
     try:
         sizes = known.sizes(state)
@@ -92,7 +97,19 @@ def read_matdeeplearn_checkpoint(
     except (ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:500]
         raise CheckpointError(f"{path} with {where}: {reason}") from error
+    given_reference = (keys.get("physpre") or {}).get("energy_reference")
+    if given_reference:
+        potential.shift_reference(_reference(where, given_reference))
     return potential.to(map_location).eval()
+
+
+def _reference(where: str, energies: Mapping[str, float]) -> torch.Tensor:
+    table = torch.zeros(len(chemical_symbols), dtype=torch.float64)
+    for symbol, energy in energies.items():
+        if symbol not in atomic_numbers:
+            raise CheckpointError(f"{where}: physpre.energy_reference: {symbol!r} is no element")
+        table[atomic_numbers[symbol]] = float(energy)
+    return table
 
 
 def write_matdeeplearn_checkpoint(
@@ -153,7 +170,8 @@ def write_matdeeplearn_checkpoint(
     return lost
 
 
-def _load(path: Path, map_location: str | torch.device) -> dict[str, Any]:
+def load_checkpoint(path: Path, map_location: str | torch.device) -> dict[str, Any]:
+    """The content of a checkpoint of MatDeepLearn; nothing in it is executed. Raises CheckpointError."""
     scalar = np.float64(0).__reduce__()[0]  # best_metric may be a number of NumPy's, which holds nothing to run
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     allowed: list[Any] = [*names, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
@@ -170,8 +188,8 @@ def _load(path: Path, map_location: str | torch.device) -> dict[str, Any]:
     return content
 
 
-def _config(path: Path, config: str | Path | Mapping[str, Any] | None) -> tuple[str, Mapping[str, Any]]:
-    """Where the keys come from, and the keys."""
+def read_config(path: Path, config: str | Path | Mapping[str, Any] | None) -> tuple[str, Mapping[str, Any]]:
+    """Where the keys of a checkpoint come from, and the keys; see :func:`read_matdeeplearn_checkpoint`."""
     if isinstance(config, Mapping):
         return "the configuration", config
     if config is None:

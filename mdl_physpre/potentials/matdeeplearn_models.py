@@ -120,6 +120,7 @@ MODELS = {
     "torchmd_etearly": Model(ET_DEFAULTS, _et_sizes, _build_et),
     "torchmd_et_early": Model(ET_DEFAULTS, _et_sizes, _build_et),
     "eam_interaction": Model(EAM_DEFAULTS, _eam_sizes, _build_eam),
+    "eaminteractionmodel": Model(EAM_DEFAULTS, _eam_sizes, _build_eam),
 }
 """By the last part of the host's ``model.name``, in lower case."""
 

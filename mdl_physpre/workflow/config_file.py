@@ -155,8 +155,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     raw["task"] = task = dict(task) if isinstance(task, dict) else {}
     if not task.get("identifier"):
         task["identifier"] = path.stem
-    config = parse_config(raw, str(path))
-    folder, dataset, physpre = path.resolve().parent, config.dataset, config.physpre
+    return with_absolute_paths(parse_config(raw, str(path)), path.resolve().parent, str(path))
+
+
+def with_absolute_paths(config: Config, folder: Path, source: str = "configuration") -> Config:
+    """The configuration with the paths of its data expanded; a relative one is looked for from the working directory
+    first, then from ``folder``.
+
+    Raises
+    ------
+    ConfigError : a variable that is not set, or a checkpoint that is not there.
+    """
+    dataset, physpre = config.dataset, config.physpre
     src, options = dataset.src, dict(dataset.options)
     if isinstance(options.get("root"), str):  # where load-atoms keeps what it downloads
         options["root"] = expand(options["root"])
@@ -171,7 +181,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if physpre.eam.checkpoint:
         checkpoint = resolve_path(physpre.eam.checkpoint, folder)
         if not Path(checkpoint).is_file():
-            raise ConfigError(f"{path}: physpre.eam.checkpoint: {checkpoint}: no such file")
+            raise ConfigError(f"{source}: physpre.eam.checkpoint: {checkpoint}: no such file")
         more["eam"] = physpre.eam.model_copy(update={"checkpoint": checkpoint})
     return config.model_copy(
         update={"dataset": dataset.model_copy(update=data_files), "physpre": physpre.model_copy(update=more)}

@@ -1,0 +1,164 @@
+"""The embedded-atom potential as a model of MatDeepLearn."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.hosts.matdeeplearn.names import host
+from mdl_physpre.potentials.base import Predictions, check_elements
+from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.matdeeplearn_models import EAM_NAMES, eam_state
+from mdl_physpre.structures.graph import AtomGraph
+from mdl_physpre.structures.neighbours import neighbour_list
+
+BaseModel: Any = host().BaseModel
+EDGES = ("complete", "host")
+KEPT = 20_000  # structures whose edges are kept, the least recently used go first
+
+
+class _Rule(nn.Module):
+    """The potential's formula as a module, so that parameters can be passed to it."""
+
+    def __init__(self, eam: EAMInteraction) -> None:
+        super().__init__()
+        self.eam = eam
+
+    def forward(self, graph: AtomGraph, derivatives: bool) -> Predictions:
+        return self.eam.differentiable_predictions(graph, derivatives, derivatives)
+
+
+class EAMInteractionModel(BaseModel):
+    """:class:`mdl_physpre.EAMInteraction` for MatDeepLearn's trainers, losses, datasets and calculator.
+
+    E, F and σ by derivatives written out by hand. Parameters have the names of the paper's code, one for each pair or
+    element: ``eam_params.param_dict.A.0``, …; B has either sign, as there. Registered as ``eam_interaction`` and
+    ``EAM_Interaction``.
+
+    Parameters (keys of MatDeepLearn's section ``model``)
+    ----------
+    atom_types : symbols of the elements; their order is that of the parameters.
+    n_basis : exponentials in the density.
+    init : ``reference``, as in the paper's code, or ``spread``.
+    edges : ``complete``, every image within the cutoff, found here and kept; ``host``, MatDeepLearn's graph with its
+        limits ``num_offsets`` and ``n_neighbors``.
+    freeze_params : names of parameters that are not trained, such as ``[rm]``.
+    cutoff_radius and the other keys come from MatDeepLearn.
+
+    Raises ConfigError for a key that is missing or has no meaning.
+    """
+
+    def __init__(
+        self,
+        atom_types: Sequence[str] | None = None,
+        n_basis: int = 10,
+        init: str = "reference",
+        edges: str = "complete",
+        freeze_params: Sequence[str] = (),
+        **given: Any,
+    ) -> None:
+        super().__init__(**given)
+        if not atom_types:
+            raise ConfigError("model.atom_types is missing: the elements of the data, such as [Si, O]")
+        if edges not in EDGES:
+            raise ConfigError(f"model.edges is {edges!r}; expected one of {', '.join(EDGES)}")
+        if edges == "host" and self.graph_method != "ocp":
+            raise ConfigError(
+                f"model.edges is host, and dataset.preprocess_params.edge_calc_method {self.graph_method!r}: only ocp "
+                "has more than one image of a pair; set it to ocp, or model.edges to complete"
+            )
+        if self.prediction_level != "graph":
+            raise ConfigError(
+                f"eam_interaction predicts energies of structures, no labels of {self.prediction_level}s"
+            )
+        eam = EAMInteraction(atom_types, self.cutoff_radius, int(n_basis), init=init, signed_embedding=True)
+        names = [*EAM_NAMES]
+        unknown = [name for name in freeze_params if name not in names]
+        if unknown:
+            raise ConfigError(f"model.freeze_params: {', '.join(unknown)} unknown; known: {', '.join(names)}")
+        values = eam_state(eam)
+        lists = {}
+        for name in names:
+            of_name = [v for key, v in values.items() if key.split(".")[-2] == name]
+            lists[name] = nn.ParameterList(nn.Parameter(v, requires_grad=name not in freeze_params) for v in of_name)
+        self.eam_params = nn.ModuleDict({"param_dict": nn.ModuleDict(lists)})
+        self.edges = edges
+        # not a submodule: its parameters are stand-ins for those above
+        self.__dict__["_rule"] = _Rule(eam.float()).requires_grad_(False)
+        self.__dict__["_kept"] = OrderedDict()
+
+    @property
+    def target_attr(self) -> str:
+        return "y"
+
+    def forward(self, data: Any) -> dict[str, Tensor | None]:
+        """``output`` (n_structures, 1) eV; with ``gradient``, ``pos_grad`` (n_atoms, 3), the forces in eV/Å, and
+        ``cell_grad`` (n_structures, 3, 3), the stress in eV/Å³, 0 where there is no cell."""
+        graph = self._host_graph(data) if self.edges == "host" else self._complete_graph(data)
+        check_elements(self._rule.eam, graph)
+        lists = self.eam_params["param_dict"]
+        values = {f"eam.{ours}": torch.stack([*lists[theirs]]) for theirs, ours in EAM_NAMES.items()}
+        for name, value in values.items():
+            if name not in ("eam.A", "eam.beta"):
+                values[name] = value[:, 0]
+        found = functional_call(self._rule.to(graph.pos.device), values, (graph, bool(self.gradient)))
+        stress = None if found.stress is None else found.stress.nan_to_num(0.0)
+        return {
+            "output": found.energies.to(graph.pos.dtype)[:, None],
+            "pos_grad": found.forces,
+            "cell_grad": stress,
+        }
+
+    def _complete_graph(self, data: Any) -> AtomGraph:
+        cells, positions = data.cell.detach().double().cpu().numpy(), data.pos.detach().double().cpu().numpy()
+        counts = data.n_atoms.tolist()
+        centres, neighbours, shifts, start = [], [], [], 0
+        for cell, count in zip(cells, counts):
+            i, j, s = self._edges_of(positions[start : start + count], cell)
+            centres.append(i + start)
+            neighbours.append(j + start)
+            shifts.append(s)
+            start += count
+        edge_index = torch.from_numpy(np.stack([np.concatenate(centres), np.concatenate(neighbours)]))
+        return self._graph(data, edge_index, torch.from_numpy(np.concatenate(shifts)))
+
+    def _edges_of(self, positions: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        key = positions.tobytes() + cell.tobytes()
+        edges = self._kept.pop(key, None)
+        if edges is None:
+            i, j, shifts = neighbour_list(positions, cell, np.full(3, bool(cell.any())), self.cutoff_radius)
+            edges = i.astype(np.int64), j.astype(np.int64), shifts.astype(np.int16)
+        self._kept[key] = edges
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return edges
+
+    def _host_graph(self, data: Any) -> AtomGraph:
+        gradient, self.gradient = self.gradient, False  # with it, the host would strain the structure on the way
+        try:
+            edge_index, _, _, offsets, _, _ = self.generate_graph(data, self.cutoff_radius, self.n_neighbors)
+        finally:
+            self.gradient = gradient
+        # the host's first row is the neighbour, at r_j + S·cell, its second the centre
+        order = torch.argsort(edge_index[1], stable=True)
+        return self._graph(data, edge_index.flip(0)[:, order], offsets[order])
+
+    def _graph(self, data: Any, edge_index: Tensor, offsets: Tensor) -> AtomGraph:
+        pos = data.pos.detach()
+        return AtomGraph.from_tensors(
+            None,
+            pos=pos,
+            cell=data.cell.detach(),
+            z=data.z,
+            n_atoms=data.n_atoms,
+            batch=data.batch,
+            edge_index=edge_index.to(pos.device),
+            cell_offsets=offsets.to(pos),
+        )
