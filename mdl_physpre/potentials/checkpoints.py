@@ -49,6 +49,7 @@ BUILT_IN = {
     "torchmd_etEarly": "mdl_physpre.potentials.torchmd_et:TorchMDET",
     "torchmd_et": "mdl_physpre.potentials.torchmd_et:TorchMDET",
     "M3GNet": "mdl_physpre.potentials.m3gnet:M3GNet",
+    "hybrid": "mdl_physpre.potentials.hybrid:HybridPotential",
 }
 """Names of the backbones that come with the package."""
 
@@ -143,11 +144,11 @@ def load_potential(path: str | Path, map_location: str | torch.device = "cpu") -
     """
     content = read_checkpoint(path, map_location)
     name = content["backbone"]
-    if name not in _registered():
-        module = name.partition(":")[0]
-        if ":" not in name or module not in sys.modules:
+    for used in _backbones_in(content):
+        module = used.partition(":")[0]
+        if used not in _registered() and (":" not in used or module not in sys.modules):
             raise CheckpointError(
-                f"{path}: holds the backbone {name!r}, which is not registered here; install the package that "
+                f"{path}: holds the backbone {used!r}, which is not registered here; install the package that "
                 f"registers it in the entry-point group {ENTRY_POINT_GROUP}, or import its module first "
                 "(--import MODULE on the command line, open_potential(…, modules=[MODULE]) in Python)"
             )
@@ -161,6 +162,14 @@ def load_potential(path: str | Path, map_location: str | torch.device = "cpu") -
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: its parameters do not fit the backbone {name!r}: {reason}") from error
     return potential.to(map_location).eval()
+
+
+def _backbones_in(content: Mapping[str, Any]) -> list[str]:
+    """Names of the backbone and of those that its hyperparameters name in turn (a network inside a hybrid)."""
+    inside = content.get("hyperparameters")
+    values = inside.values() if isinstance(inside, Mapping) else ()
+    inner = [v for v in values if isinstance(v, Mapping) and "backbone" in v]
+    return [str(content["backbone"]), *(name for part in inner for name in _backbones_in(part))]
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:

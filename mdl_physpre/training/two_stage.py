@@ -10,8 +10,8 @@ either stage, and is kept in both. The embedded-atom potential that labels the p
 fit, so the network finds in both stages what composition does not explain, and not an offset between them. With
 ``refit_reference`` the finetuned potential, in every arm, has its reference fitted once more at the very end.
 
-The arms that are compared, ``baseline`` (plain training) and ``pretrain``, start from the same random weights when they
-are built with the same seed. What each of them spends is part of its result.
+The arms that are compared start from the same random weights when they are built with the same seed. What each of them
+spends is part of its result.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.hybrid import HybridPotential
 from mdl_physpre.potentials.reference import fit_energy_reference
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.loss import check_labels
 from mdl_physpre.training.module import Online
+from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import TrainingResult, train_potential
 
@@ -58,17 +61,26 @@ class ArmResult:
         return {**spent, "total": total}
 
 
-def initial_potential(build: Callable[[], Potential], structures: Sequence[Atoms], seed: int = 0) -> Potential:
+def initial_potential(
+    build: Callable[[], Potential],
+    structures: Sequence[Atoms],
+    seed: int = 0,
+    eam: EAMInteraction | None = None,
+    train_eam: bool = True,
+) -> Potential:
     """A new potential with random weights drawn from ``seed`` and the energy reference of the DFT training part.
 
-    The global random numbers of the program are left as they were. A potential without an attribute ``reference`` is
-    returned as built.
+    The global random numbers of the program are left as they were. A potential without reference energies is returned
+    as built.
 
     Parameters
     ----------
     build : makes the potential, such as ``lambda: CGCNN(elements=["Si", "O"])``.
     structures : the DFT training part; its total energies are fitted to composition.
     seed : of the weights.
+    eam : a fitted embedded-atom potential, which is added to the network (:class:`HybridPotential`). Its reference
+        energies, fitted to the same totals, are then those of the sum.
+    train_eam : whether its parameters are trained, too.
 
     Raises
     ------
@@ -77,9 +89,12 @@ def initial_potential(build: Callable[[], Potential], structures: Sequence[Atoms
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         potential = build()
+    if eam is not None:
+        return HybridPotential(potential, eam, train_eam=train_eam)
     reference = getattr(potential, "reference", None)
     if reference is not None:
-        reference.energies.copy_(fit_energy_reference(structures).energies)
+        reference.energies.zero_()
+    potential.shift_reference(fit_energy_reference(structures).energies)
     return potential
 
 
@@ -91,7 +106,7 @@ def train_baseline(
     out: Path | str,
     resume: bool = True,
 ) -> ArmResult:
-    """Plain training on DFT labels, in ``out/finetune``: the same data, settings and folder names as finetuning."""
+    """Training on DFT labels alone, in ``out/finetune``: the same data, settings and folder names as finetuning."""
     stage = train_potential(potential, train, val, settings, Path(out) / "finetune", resume)
     return ArmResult("baseline", potential, stage.best_checkpoint, {"finetune": stage})
 
@@ -105,6 +120,7 @@ def pretrain_then_finetune(
     out: Path | str,
     resume: bool = True,
     online: Online | None = None,
+    replay: tuple[float, float] | None = None,
 ) -> ArmResult:
     """Train on the teacher's labels, in ``out/pretrain``, then on DFT labels, in ``out/finetune``.
 
@@ -116,6 +132,10 @@ def pretrain_then_finetune(
     out : folder of the arm.
     resume : go on where an interrupted training stopped, in either stage.
     online : a fresh pretraining set for each epoch, see :func:`train_potential`.
+    replay : share and weight of structures of the pretraining set in finetuning, see :class:`Replay`.
+
+    The embedded-atom part of a hybrid potential stays as it is in the first stage, whose labels are its own: what the
+    network learns there is to add nothing to them.
 
     Raises
     ------
@@ -127,7 +147,12 @@ def pretrain_then_finetune(
         check_labels(dataset, split, finetune_settings)
     # a shift towards the teacher's zero of energy would only have to be unlearnt
     pretrain_settings = replace(pretrain_settings, refit_reference=False)
+    if isinstance(potential, HybridPotential):
+        potential.learn_eam(False)
     first = train_potential(potential, *pretraining, pretrain_settings, out / "pretrain", resume, online)
+    if isinstance(potential, HybridPotential):
+        potential.learn_eam(potential.train_eam)
     # the learning rate, moments and clocks of the first stage end with it: only the weights go on
-    second = train_potential(potential, *finetuning, finetune_settings, out / "finetune", resume)
+    replayed = None if replay is None else Replay(pretraining[0], pretrain_settings, *replay)
+    second = train_potential(potential, *finetuning, finetune_settings, out / "finetune", resume, replay=replayed)
     return ArmResult("pretrain", potential, second.best_checkpoint, {"pretrain": first, "finetune": second})

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from ase import Atoms
+
+from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import build_backbone, load_potential
+from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.read import read_structures
@@ -15,9 +21,11 @@ from mdl_physpre.training.arms import parse_arm
 from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune, train_baseline
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.data import RunData
-from mdl_physpre.workflow.stages import Stage, decisive
+from mdl_physpre.workflow.stages import Stage, decisive, hash_of, hash_of_file
 
 logger = logging.getLogger(__name__)
+
+EAM = Path("1-eam") / "eam.pt"
 
 
 def training_stage(
@@ -29,60 +37,90 @@ def training_stage(
     seed: int | None = None,
     stage_folder: Path | None = None,
 ) -> tuple[Potential, str]:
-    """3: one arm trained; ``baseline`` on DFT alone, ``pretrain`` on EAM labels first.
+    """3: one arm trained on DFT labels; with what its name says beside or before that (:mod:`training.arms`).
+
+    Arms whose pretraining is the same share it: the first one does it, the others begin with a copy, and what it cost
+    is part of the budget of each.
 
     Parameters
     ----------
     folder : of the run; holds the stages that came before.
-    pretraining_key : key of the stage that made the pretraining set; empty where the arm needs none.
+    pretraining_key : key of the stage that made the pretraining set; empty where no arm needs one.
     seed : of the initial weights and of the order of structures; ``task.seed`` where ``None``.
     stage_folder : where this network is trained, inside ``folder``; ``3-train/ARM`` where ``None``.
 
     Returns
     -------
     The trained potential, and the key of this stage.
+
+    Raises
+    ------
+    ConfigError : a hybrid arm beside a teacher that is no embedded-atom potential.
     """
     seed = config.task.seed if seed is None else seed
-    finetune, pretrain = (replace(s, seed=seed) for s in (config.training_settings(), config.pretraining_settings()))
+    parts, physpre = parse_arm(arm), config.physpre
+    finetune, pretrain = (
+        replace(s, seed=seed) for s in (config.training_settings(parts), config.pretraining_settings(parts))
+    )
     cutoff = config.dataset.preprocess_params.cutoff_radius
-    hyperparameters = config.model.hyperparameters()
+    network = {
+        "data": data.key,
+        "model": config.model.name,
+        "hyperparameters": config.model.hyperparameters(),
+        "cutoff": cutoff,
+        "elements": data.elements,
+        **({"hybrid": hash_of_file(folder / EAM)} if parts.hybrid else {}),
+    }
+    pretraining = [decisive(pretrain), pretraining_key, physpre.pretrain.online] * parts.pretrain
     stage = Stage(
         stage_folder or folder / "3-train" / arm,
         {
-            "data": data.key,
-            "model": config.model.name,
-            "hyperparameters": hyperparameters,
-            "cutoff": cutoff,
+            **network,
             "finetune": decisive(finetune),
-            "elements": data.elements,
-            "pretrain": [decisive(pretrain), pretraining_key, config.physpre.pretrain.online] * parse_arm(arm).pretrain,
+            "pretrain": pretraining,
+            **({"train_eam": physpre.hybrid.train_eam} if parts.hybrid else {}),
+            **({"replay": physpre.replay.model_dump()} if parts.replay else {}),
         },
     )
     result = stage.result()
     if result is None:
         logger.info("training, arm %s", arm)
         stage.begin()
-        cache = config.physpre.cache_dir
+        first_key = hash_of([network, pretraining, seed]) if parts.pretrain else None
         potential = initial_potential(
-            lambda: build_backbone(config.model.name, elements=data.elements, cutoff=cutoff, **hyperparameters),
+            lambda: build_backbone(
+                config.model.name, elements=data.elements, cutoff=cutoff, **config.model.hyperparameters()
+            ),
             data.train,
             seed=seed,
+            eam=fitted_eam(folder) if parts.hybrid else None,
+            train_eam=physpre.hybrid.train_eam,
         )
-        train, val = (GraphDataset(s, cutoff, cache_dir=cache) for s in (data.train, data.val))
-        if arm == "baseline":
+
+        def graphs(structures: list[Atoms]) -> GraphDataset:
+            return GraphDataset(structures, potential.cutoff, cache_dir=physpre.cache_dir)
+
+        train, val = graphs(data.train), graphs(data.val)
+        if not parts.pretrain:
             trained = train_baseline(potential, train, val, finetune, stage.folder)
         else:
             online = None
-            if config.physpre.pretrain.online:
-                eam = load_potential(folder / "1-eam" / "eam.pt")
-                perturbation = config.perturbation_settings()
-                online = OnlinePretrainingSet(data.train, perturbation, eam, config.task.seed, cutoff)
-            first_train, first_val = (
-                GraphDataset(read_structures(folder / "2-pretraining-set" / f"{name}.extxyz"), cutoff, cache_dir=cache)
-                for name in ("train", "val")
-            )
+            if physpre.pretrain.online:
+                teacher = load_potential(folder / EAM)
+                online = OnlinePretrainingSet(
+                    data.train, config.perturbation_settings(), teacher, config.task.seed, potential.cutoff
+                )
+            first = [graphs(read_structures(folder / "2-pretraining-set" / f"{n}.extxyz")) for n in ("train", "val")]
+            copy_pretraining(folder / "3-train", stage.folder, first_key)
             trained = pretrain_then_finetune(
-                potential, (first_train, first_val), (train, val), pretrain, finetune, stage.folder, online=online
+                potential,
+                (first[0], first[1]),
+                (train, val),
+                pretrain,
+                finetune,
+                stage.folder,
+                online=online,
+                replay=(physpre.replay.share, physpre.replay.weight) if parts.replay else None,
             )
         losses = {
             name: {"best_loss": s.best_loss, "best_epoch": s.best_epoch, "stopped_by": s.stopped_by}
@@ -93,6 +131,36 @@ def training_stage(
                 "checkpoint": str(trained.checkpoint.relative_to(folder)),
                 "stages": losses,
                 "budget": trained.budget(),
+                "pretraining": first_key,
             }
         )
     return load_potential(folder / result["checkpoint"]), stage.key
+
+
+def fitted_eam(folder: Path) -> EAMInteraction:
+    """The embedded-atom potential of a run. Raises ConfigError where its teacher is something else."""
+    teacher = load_potential(folder / EAM)
+    if not isinstance(teacher, EAMInteraction):
+        raise ConfigError(
+            "physpre.arms: a hybrid arm adds an embedded-atom potential to the network, and the teacher of this run "
+            f"is {type(teacher).__name__}; leave the arm out"
+        )
+    return teacher
+
+
+def copy_pretraining(folder: Path, target: Path, key: str | None) -> None:
+    """Copy the pretraining of an arm that is done, of the same key, into the folder of another that has none yet."""
+    if (target / "pretrain").exists():
+        return
+    for done in sorted(folder.rglob("done.json")):
+        try:
+            result = json.loads(done.read_text())["result"]
+        except FileNotFoundError:  # another process begins that stage anew
+            continue
+        if result.get("pretraining") == key and (done.parent / "pretrain" / "last.ckpt").exists():
+            logger.info("%s: pretraining is that of %s", target.name, done.parent.name)
+            part = target / ".pretrain.part"
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(done.parent / "pretrain", part)
+            part.rename(target / "pretrain")
+            return

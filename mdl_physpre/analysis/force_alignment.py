@@ -1,0 +1,120 @@
+"""Angles between the forces of two potentials, atom by atom (the paper's Figure B.1).
+
+θ_i = arccos( F¹_i · F²_i / (|F¹_i| |F²_i|) )
+
+Of two potentials that have nothing to do with each other, the density of angles is sin(θ)/2, largest at 90°: a broad
+distribution is what chance gives, and the histogram carries it for comparison (``isotropic``).
+
+An atom without force has no direction. Atoms on which either force is below ``zero_force`` are counted apart. A second
+histogram weighs each atom by √(|F¹_i| |F²_i|), because of a small force the direction is noise and matters little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
+
+MAX_EDGES = 100_000  # of a batch; a limit on memory
+
+
+def force_alignment(
+    first: Potential, second: Potential, structures: Sequence[Atoms], *, bins: int = 36, zero_force: float = 1e-3
+) -> dict[str, Any]:
+    """Histogram of the angles between the forces of two potentials.
+
+    Parameters
+    ----------
+    first, second : the potentials; of a hybrid one, give ``hybrid.network`` and ``hybrid.eam``.
+    structures : what they are evaluated on; no labels are needed.
+    bins : number of bins between 0° and 180°; an even number, so that 90° is an edge.
+    zero_force : eV/Å.
+
+    Returns
+    -------
+    dict of plain values: ``edges`` (bins + 1,) in degrees; ``atoms`` (bins,), atoms in each bin; ``weighted`` (bins,),
+    sum of their weights, eV/Å; ``isotropic`` (bins,), fraction in each bin for directions that are independent;
+    ``n_atoms`` with an angle; ``zero_force``: atoms without one, of which ``zero_force_first`` and
+    ``zero_force_second`` because of either potential; ``mean`` (degrees) and ``share_above_90`` over atoms, and
+    ``weighted_mean``, ``weighted_share_above_90``; ``None`` where no atom has an angle.
+
+    Raises
+    ------
+    DataError : no structures, or an element that a potential does not know.
+    ConfigError : ``bins`` odd or not positive.
+    """
+    if bins < 2 or bins % 2:
+        raise ConfigError(f"bins is {bins}; expected an even number of at least 2")
+    if not len(structures):
+        raise DataError("there are no structures on which forces could be compared")
+    a, b = (_forces(potential, structures) for potential in (first, second))
+    lengths = [np.linalg.norm(f, axis=1) for f in (a, b)]
+    missing = [~(length >= zero_force) for length in lengths]
+    used = ~(missing[0] | missing[1])
+    weights = np.sqrt(lengths[0][used] * lengths[1][used])
+    # exact where two forces are nearly parallel, which the arc cosine is not
+    across = np.linalg.norm(np.cross(a[used], b[used]), axis=1)
+    angles = np.degrees(np.arctan2(across, (a[used] * b[used]).sum(axis=1)))
+    edges = np.linspace(0.0, 180.0, bins + 1)
+    return _with_shares(
+        {
+            "edges": edges.tolist(),
+            "atoms": np.histogram(angles, edges)[0].tolist(),
+            "weighted": np.histogram(angles, edges, weights=weights)[0].tolist(),
+            "isotropic": (-np.diff(np.cos(np.radians(edges))) / 2).tolist(),
+            "n_atoms": int(used.sum()),
+            "zero_force": int((~used).sum()),
+            "zero_force_first": int(missing[0].sum()),
+            "zero_force_second": int(missing[1].sum()),
+            "mean": float(angles.mean()) if len(angles) else None,
+            "weighted_mean": float((angles * weights).sum() / weights.sum()) if len(angles) else None,
+        }
+    )
+
+
+def pooled_alignment(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Results of :func:`force_alignment` with the same bins, all atoms together."""
+    first = found[0]
+    counts = ("n_atoms", "zero_force", "zero_force_first", "zero_force_second")
+    pooled = {key: first[key] for key in ("edges", "isotropic")}
+    pooled |= {key: [sum(values) for values in zip(*(f[key] for f in found))] for key in ("atoms", "weighted")}
+    pooled |= {key: sum(f[key] for f in found) for key in counts}
+    for mean, sizes in (("mean", "atoms"), ("weighted_mean", "weighted")):
+        known = [(f[mean], sum(f[sizes])) for f in found if f[mean] is not None]
+        pooled[mean] = sum(m * n for m, n in known) / sum(n for _, n in known) if known else None
+    return _with_shares(pooled)
+
+
+def _with_shares(found: dict[str, Any]) -> dict[str, Any]:
+    half = len(found["atoms"]) // 2
+    for name, key in (("share_above_90", "atoms"), ("weighted_share_above_90", "weighted")):
+        total = sum(found[key])
+        found[name] = sum(found[key][half:]) / total if total else None
+    return found
+
+
+def _forces(potential: Potential, structures: Sequence[Atoms]) -> np.ndarray:
+    """Forces on all atoms of all structures, (n_atoms, 3), eV/Å."""
+    tensor = next(potential.parameters(), None)
+    dtype, device = (torch.float64, torch.device("cpu")) if tensor is None else (tensor.dtype, tensor.device)
+    dataset = GraphDataset(structures, potential.cutoff, dtype=dtype, labels=False)
+    training = potential.training
+    potential.eval()
+    found = []
+    try:
+        for batch in batch_by_edges(dataset.n_edges, MAX_EDGES):
+            graph = AtomGraph.from_tensors(**{k: v.to(device) for k, v in dataset.batch(batch)._store.items()})
+            with torch.no_grad():
+                forces = evaluate(potential, graph, stress=False).forces
+            assert forces is not None
+            found.append(forces.detach().cpu().double().numpy())
+    finally:
+        potential.train(training)
+    return np.concatenate(found)
