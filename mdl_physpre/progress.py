@@ -13,6 +13,18 @@ logger = logging.getLogger(__name__)
 
 QUIET_FOR = 2.0  # seconds: shorter work shows nothing
 LINE_EVERY = 30.0  # seconds between plain lines
+_bars = True
+
+
+def without_bars() -> None:
+    """From now on, plain lines in this process: several that share a terminal cannot each draw a bar on it."""
+    global _bars
+    _bars = False
+
+
+def shows_bars() -> bool:
+    """Whether progress is a bar on a terminal here."""
+    return _bars and sys.stderr.isatty()
 
 
 def progress(iterable: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
@@ -26,7 +38,7 @@ def progress(iterable: Iterable[T], total: int | None = None, description: str =
     """
     if total is None:
         total = len(iterable) if isinstance(iterable, Sized) else None
-    if sys.stderr.isatty():
+    if shows_bars():
         yield from _bar(iterable, total, description)
     else:
         yield from _lines(iterable, total, description)

@@ -9,11 +9,12 @@ Needs only ASE and GPAW (Debian: ``apt-get install gpaw gpaw-data``, then system
     /usr/bin/python3 scripts/make_demo_data.py collect WORK mdl_physpre/demo
 
 ``label`` writes one file for each structure into WORK and passes over those that stand, so it can be
-stopped and started again. ``collect`` joins them into two files:
+stopped and started again. ``collect`` joins them into three files:
 
 * ``silica.extxyz.gz``: quartz, cristobalite, tridymite, stishovite and sodalite cells of 6 to 18 atoms near
-  equilibrium: strained, rattled, and snapshots of short hot runs with the BKS pair potential (van Beest,
-  Kramer, van Santen, Phys. Rev. Lett. 64, 1955 (1990); damped shifted Coulomb sum).
+  equilibrium: snapshots of short hot runs with the BKS pair potential (van Beest, Kramer, van Santen,
+  Phys. Rev. Lett. 64, 1955 (1990); damped shifted Coulomb sum).
+* ``silica_strained.extxyz.gz``: the same phases, cells strained and atoms displaced at random. For testing only.
 * ``silica_compressed.extxyz.gz``: the same phases with one pair of atoms pushed together to 0.45 to 0.95 of
   its distance. For testing only.
 
@@ -265,13 +266,12 @@ KEPT = ("name", "config_type", "origin", "temperature", "pair", "factor", "dista
 
 def collect(folder, out):
     out.mkdir(parents=True, exist_ok=True)
-    files = {"silica.extxyz.gz": [], "silica_compressed.extxyz.gz": []}
+    of_origin = {"hot_run": "silica", "strained_rattled": "silica_strained", "compressed": "silica_compressed"}
+    files = {f"{name}.extxyz.gz": [] for name in of_origin.values()}
     for path in sorted(folder.glob("*.extxyz")):
         atoms = read(path)
         atoms.info = {k: v for k, v in atoms.info.items() if k in KEPT}
-        files["silica_compressed.extxyz.gz" if atoms.info["origin"] == "compressed" else "silica.extxyz.gz"].append(
-            atoms
-        )
+        files[f"{of_origin[atoms.info['origin']]}.extxyz.gz"].append(atoms)
     for name, structures in files.items():
         text = io.StringIO()
         write(text, structures, format="extxyz")

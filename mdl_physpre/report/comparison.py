@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mdl_physpre.dynamics.several_networks import permutation_p_value
 from mdl_physpre.dynamics.verdicts import summarise
 from mdl_physpre.errors import DataError
 from mdl_physpre.report.tables import MISSING, counted, paired_sentence, shown, text_table
@@ -107,6 +108,41 @@ def paired_with_first(simulations: Sequence[Simulated]) -> list[dict[str, Any]]:
     return [
         {"first": simulations[0].name, "second": other.name, **paired_counts(simulations[0], other)}
         for other in simulations[1:]
+    ]
+
+
+def arms_with_first(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The first arm of a run with each of the others.
+
+    With one network for each arm they are compared structure by structure (:func:`paired_counts`), which leaves out
+    that another training would have given other networks. With several, the networks are what is compared:
+    ``first_each`` and ``second_each``, how many structures broke with each network; ``n_each``, of how many; and
+    ``p_value`` (:func:`~mdl_physpre.dynamics.several_networks.permutation_p_value`).
+
+    Raises
+    ------
+    DataError : as :func:`read_simulation`.
+    """
+    simulated = [arm for arm in summary["arms"] if summary[arm].get("dynamics")]
+    if not simulated:
+        return []
+    if summary[simulated[0]]["dynamics"].get("networks", 1) == 1:
+        return paired_with_first(
+            [read_simulation(folder / "4-dynamics" / arm / "verdicts.json", arm) for arm in simulated]
+        )
+    each = {arm: summary[arm]["dynamics"]["failed"]["each"] for arm in simulated}
+    first, *others = simulated
+    n_each = summary[first]["dynamics"]["n"] // len(each[first])
+    return [
+        {
+            "first": first,
+            "second": other,
+            "first_each": each[first],
+            "second_each": each[other],
+            "n_each": n_each,
+            "p_value": permutation_p_value(each[first], each[other]),
+        }
+        for other in others
     ]
 
 

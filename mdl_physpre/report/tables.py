@@ -42,11 +42,15 @@ def error_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """Mean absolute errors: one row for each test set and potential."""
     rows = [["test set, potential", "structures", *(title for title, _, _ in ERROR_COLUMNS)]]
     for name, who, errors in _errors(summary):
+        spread = summary[who].get("errors_deviation", {}).get(name, {}) if who in summary["arms"] else {}
         rows.append(
             [
                 f"{name}: {who}",
                 str(errors["n_structures"]),
-                *(shown(errors.get(key), form) for _, key, form in ERROR_COLUMNS),
+                *(
+                    shown(errors.get(key), form) + (f" ± {form.format(spread[key])}" if spread.get(key) else "")
+                    for _, key, form in ERROR_COLUMNS
+                ),
             ]
         )
     return rows
@@ -75,7 +79,13 @@ def counted(part: Mapping[str, Any]) -> str:
 
 
 def paired_sentence(pair: Mapping[str, Any]) -> str:
-    """One sentence on a pair of simulations."""
+    """One sentence on a pair of simulations, or on two arms with several networks each."""
+    if "first_each" in pair:
+        first, second = (", ".join(map(str, pair[key])) for key in ("first_each", "second_each"))
+        return (
+            f"Broken of {pair['n_each']} with each network: {pair['first']} {first}; {pair['second']} {second} "
+            f"(exact permutation test over networks: p = {pair['p_value']:.2g})."
+        )
     if not pair["shared"]:
         return f"{pair['first']} and {pair['second']} share no structure."
     return (
@@ -128,15 +138,16 @@ def budget_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def protocol(summary: Mapping[str, Any]) -> str:
-    """One sentence on the molecular dynamics."""
+    """What was simulated, and what counts as broken."""
     found = next((summary[arm]["dynamics"] for arm in summary["arms"] if summary[arm].get("dynamics")), None)
     if found is None:
         return "No molecular dynamics was run."
-    s = found["settings"]
+    s, networks = found["settings"], found.get("networks", 1)
+    several = f" with each of {networks} networks for every arm" if networks > 1 else ""
     return (
-        f"{found['n']} test structures, {s['ensemble'].upper()} at {s['temperature']:g} K, {s['steps']} steps of "
-        f"{s['timestep']:g} fs. Broken: the smallest distance falls to {s['overlap_ratio']:g} of its start "
-        f"(atom overlap), or a Lindemann index passes {s['lindemann_local']:g} (one atom) or "
+        f"{found['n'] // networks} test structures{several}, {s['ensemble'].upper()} at {s['temperature']:g} K, "
+        f"{s['steps']} steps of {s['timestep']:g} fs. Broken: the smallest distance falls to "
+        f"{s['overlap_ratio']:g} of its start (atom overlap), or a Lindemann index passes {s['lindemann_local']:g} (one atom) or "
         f"{s['lindemann_global']:g} (mean)."
     )
 

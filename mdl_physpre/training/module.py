@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from torch import nn
 
 from mdl_physpre.errors import TrainingError
 from mdl_physpre.potentials.base import Potential, Predictions, evaluate
-from mdl_physpre.progress import progress
+from mdl_physpre.progress import progress, shows_bars
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches, batch_indices
 from mdl_physpre.training.history import EpochSums, training_record, write_log
@@ -211,7 +210,7 @@ class PotentialTraining(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         left = self.settings.max_epochs - self.epoch
-        if sys.stderr.isatty():  # elsewhere the lines of the log tell it
+        if shows_bars():  # elsewhere the lines of the log tell it
             self._bar = progress(range(left + 1), total=left, description=f"training, epochs after {self.epoch}")
             next(self._bar, None)
 

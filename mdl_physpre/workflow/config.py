@@ -70,7 +70,7 @@ class Dataset(Section):
     HOST_KEYS = _names(
         "name target_path pt_path prediction_level transforms data_format additional_attributes verbose "
         "train_ratio val_ratio test_ratio processed num_workers otf_edge_index otf_edge_attr "
-        "otf_node_attr dataset_device use_precomputed_edges predict_ratio"
+        "otf_node_attr dataset_device use_precomputed_edges predict_ratio image_selfloop self_loop device"
     )
     src: str | dict[Literal["train", "val", "test"], str]
     keys: dict[str, str] | None = None
@@ -92,7 +92,10 @@ class Model(Section):
     """``name`` and the hyperparameters of the backbone, which it checks itself."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    HOST_KEYS = _names("model_ensemble edge_steps self_loop prediction_level gradient load_model")
+    HOST_KEYS = _names(
+        "model_ensemble edge_steps self_loop prediction_level gradient load_model otf_edge_index otf_edge_attr "
+        "otf_node_attr"
+    )
     name: str
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -273,6 +276,10 @@ class Replay(Section):
 
 
 class Physpre(Section):
+    """The method. ``n_networks`` are trained for each arm, from the seeds ``task.seed``, ``task.seed`` + 1, …"""
+
+    HOST_KEYS = frozenset({"energy_reference"})
+
     arms: list[str] = ["baseline", "pretrain"]
     eam: EAM = EAM()
     perturbation: Perturbation = Perturbation()
@@ -280,6 +287,7 @@ class Physpre(Section):
     sam: SAM = SAM()
     hybrid: Hybrid = Hybrid()
     replay: Replay = Replay()
+    n_networks: int = Field(1, ge=1)
     dynamics: Dynamics = Dynamics()
     cache_dir: str | None = None
 
@@ -293,13 +301,16 @@ class Physpre(Section):
 
 
 class Task(Section):
+    """``threads`` of each process; ``processes`` that train and simulate networks at the same time."""
+
     HOST_KEYS = _names(
         "run_mode parallel save_dir continue_job load_training_state checkpoint_path write_output "
-        "use_amp log_id max_epochs_per_job"
+        "use_amp log_id max_epochs_per_job output_frequency model_save_frequency labels"
     )
     identifier: str | None = None
     seed: int = Field(12345678, ge=0)
     threads: int | None = Field(None, ge=1)
+    processes: int = Field(1, ge=1)
 
 
 class Config(Section):

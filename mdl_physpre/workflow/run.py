@@ -6,37 +6,35 @@ redoes only what changed.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ase import Atoms
-
-from mdl_physpre.analysis.errors import prediction_errors
-from mdl_physpre.dynamics.simulation import simulate, summarise
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import backbone_class, load_potential, save_potential
 from mdl_physpre.pretraining.eam_fit import fit_eam
 from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
 from mdl_physpre.pretraining.teacher import label
-from mdl_physpre.report.comparison import paired_with_first, read_simulation
+from mdl_physpre.report.comparison import arms_with_first
 from mdl_physpre.report.figures import draw_figures
 from mdl_physpre.report.tables import format_summary, report_markdown
 from mdl_physpre.structures.graph import GraphDataset
-from mdl_physpre.structures.supercell import enlarge
 from mdl_physpre.structures.write import write_structures
-from mdl_physpre.training.arms import parse_arm, parse_arms
+from mdl_physpre.training.arms import parse_arms
 from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.config_file import load_config
 from mdl_physpre.workflow.data import RunData, load_data
+from mdl_physpre.workflow.network_stages import (
+    arm_summary,
+    errors_of,
+    network_stages,
+    networks_in_processes,
+    networks_of,
+)
 from mdl_physpre.workflow.setup import record_setup, working_in
-from mdl_physpre.workflow.stages import Stage, decisive, hash_of_file, write_json, write_text
-from mdl_physpre.workflow.training_stage import training_stage
+from mdl_physpre.workflow.stages import Stage, hash_of_file, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +51,8 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
     Returns
     -------
     dict : the content of ``summary.json``: ``data``, ``eam``, ``pretraining_set``, and for each arm ``errors`` by test
-        set, ``dynamics`` (counts of verdicts) and ``training`` (what it spent).
+        set, ``dynamics`` (counts of verdicts) and ``training`` (what it spent), over all its networks, and
+        ``networks``, the same for each.
 
     Raises
     ------
@@ -72,11 +71,12 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
             eam = fit_stage(folder, config, data, summary)
         if any(arm.pretrain for arm in arms):
             pretraining_key = pretraining_set_stage(folder, config, data, eam, summary)
+        networks = networks_of(config)
+        if config.task.processes > 1:
+            networks_in_processes(folder, config, networks, pretraining_key)
+        results = {network: network_stages(folder, config, data, network, pretraining_key) for network in networks}
         for arm in config.physpre.arms:
-            summary[arm] = {}
-            potential, key = training_stage(folder, config, data, arm, pretraining_key)
-            summary[arm].update(errors_stage(folder, config, data, arm, potential, key))
-            summary[arm]["dynamics"] = dynamics_stage(folder, config, data, arm, potential, key)
+            summary[arm] = arm_summary(folder, arm, [results[n] for n in networks if n.arm == arm])
         report(folder, config, summary)
     return summary
 
@@ -189,81 +189,9 @@ def pretraining_set_stage(folder: Path, config: Config, data: RunData, eam: Pote
     return stage.key
 
 
-def errors_of(folder: Path, potential: Potential, data: RunData, depends_on: dict[str, Any]) -> dict[str, Any]:
-    """Errors on each test set, kept in a stage of their own."""
-    stage = Stage(folder, {**depends_on, "extra_tests": data.extra_key})
-    result = stage.result()
-    if result is None:
-        stage.begin()
-        result = stage.finish(
-            {name: prediction_errors(potential, structures) for name, structures in data.test_sets.items()}
-        )
-    return {name: result[name] for name in data.test_sets}
-
-
-def errors_stage(
-    folder: Path, config: Config, data: RunData, arm: str, potential: Potential, key: str
-) -> dict[str, Any]:
-    """Errors of an arm on each test set, and of its network before finetuning where it was pretrained."""
-    trained = Stage(folder / "3-train" / arm, {})
-    done = json.loads((trained.folder / "done.json").read_text())["result"]
-    found: dict[str, Any] = {
-        "errors": errors_of(folder / "3-train" / f"{arm}-errors", potential, data, {"arm": key}),
-        "training": {"stages": done["stages"], "budget": done["budget"]},
-        "checkpoint": done["checkpoint"],
-    }
-    if parse_arm(arm).pretrain:
-        before = load_potential(trained.folder / "pretrain" / "best.pt")
-        found["errors_before_finetuning"] = errors_of(
-            folder / "3-train" / f"{arm}-errors-before-finetuning", before, data, {"arm": key}
-        )
-    return found
-
-
-def dynamics_stage(
-    folder: Path, config: Config, data: RunData, arm: str, potential: Potential, key: str
-) -> dict[str, Any] | None:
-    """4: molecular dynamics of test structures, the same for each arm, each judged while it runs."""
-    structures = dynamics_structures(config, data)
-    if not structures:
-        return None
-    settings = config.dynamics_settings()
-    stage = Stage(
-        folder / "4-dynamics" / arm,
-        {
-            "arm": key,
-            "settings": decisive(settings),
-            "structures": [len(atoms) for atoms in structures],
-            "seed": config.task.seed,
-        },
-    )
-    result = stage.result()
-    if result is None:
-        logger.info("molecular dynamics, arm %s: %d structures, %d steps", arm, len(structures), settings.steps)
-        stage.begin()
-        verdicts = simulate(potential, structures, settings, out=stage.folder)
-        curve = [[v["first_failing_step"], v["status"]] for v in verdicts]
-        result = stage.finish({"summary": summarise(verdicts), "failing_steps": curve, "settings": asdict(settings)})
-    return {
-        **result["summary"],
-        "failing_steps": result["failing_steps"],
-        "settings": result["settings"],
-        "seconds": result["seconds"],
-    }
-
-
-def dynamics_structures(config: Config, data: RunData) -> list[Atoms]:
-    """``n_structures`` test structures, drawn at random by seed; all where there are fewer."""
-    wanted = min(config.physpre.dynamics.n_structures, len(data.test))
-    picked = np.random.default_rng([config.task.seed, 4]).permutation(len(data.test))[:wanted]
-    return [enlarge(data.test[k], config.physpre.dynamics.min_atoms) for k in sorted(picked)]
-
-
 def report(folder: Path, config: Config, summary: dict[str, Any]) -> None:
     """Summary, tables and figures."""
-    simulated = [arm for arm in summary["arms"] if summary[arm].get("dynamics")]
-    verdicts = [read_simulation(folder / "4-dynamics" / arm / "verdicts.json", arm) for arm in simulated]
-    summary["pairs"] = paired_with_first(verdicts) if verdicts else []
+    summary["pairs"] = arms_with_first(folder, summary)
     drawn = [path.name for path in draw_figures(folder, summary)]
     write_text(folder / "report.md", report_markdown(config.task.identifier or folder.name, summary, drawn))
     write_json(folder / "summary.json", summary)

@@ -31,11 +31,13 @@ def test_the_python_example(tmp_path, monkeypatch, capsys):
 
 
 def test_the_demo_data_are_small_labelled_and_kept_apart():
-    near, compressed = (read_structures(DEMO / f"{n}.extxyz.gz") for n in ("silica", "silica_compressed"))
+    names = ("silica", "silica_strained", "silica_compressed")
+    near, strained, compressed = (read_structures(DEMO / f"{n}.extxyz.gz") for n in names)
     assert sum(f.stat().st_size for f in DEMO.glob("*.gz")) < 2e6
-    assert {a.info["origin"] for a in near} == {"strained_rattled", "hot_run"}
+    assert {a.info["origin"] for a in near} == {"hot_run"}
+    assert {a.info["origin"] for a in strained} == {"strained_rattled"}
     assert {a.info["origin"] for a in compressed} == {"compressed"}
-    for atoms in near + compressed:
+    for atoms in near + strained + compressed:
         labels = get_labels(atoms)
         assert labels.energy is not None
         assert labels.forces is not None
@@ -45,7 +47,9 @@ def test_the_demo_data_are_small_labelled_and_kept_apart():
 def test_the_demo_runs_in_miniature_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     summary = run(DEMO / "demo.yml", TINY)
-    assert set(summary["baseline"]["errors"]) == {"test", "compressed"}
+    assert set(summary["baseline"]["errors"]) == {"test", "strained", "compressed"}
+    assert [n["seed"] for n in summary["pretrain"]["networks"]] == [1, 2, 3, 4]
+    assert len(summary["pretrain"]["dynamics"]["failed"]["each"]) == 4
     assert (tmp_path / "runs" / "demo" / "report.md").exists()
 
 

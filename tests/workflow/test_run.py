@@ -119,7 +119,7 @@ def test_a_report_does_not_outlive_its_configuration(finished, config, monkeypat
             run(config, ["physpre.dynamics.temperature=320"], out=folder)
         assert shown <= {p.name for p in folder.iterdir()}
     with monkeypatch.context() as patched:
-        patched.setattr("mdl_physpre.workflow.run.dynamics_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("mdl_physpre.workflow.network_stages.dynamics_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config, ["physpre.dynamics.temperature=320"], out=folder)
         assert not shown & {p.name for p in folder.iterdir()}
