@@ -1,12 +1,13 @@
-"""Checkpoints of MatterTune with the MatterSim backbone: Lightning's ``.ckpt`` files, read.
+"""Checkpoints of MatterTune with an M3GNet, its MatterSim backbone or ours: Lightning's ``.ckpt`` files, read.
 
-The parameters stand under ``backbone.model.``, the configuration under ``hyper_parameters``; the sizes of the network
-are nowhere and follow from the shapes. What the host's normalizers do to a predicted energy becomes part of the scale
-and reference energy of each element.
+The parameters stand under ``backbone.model.`` (``backbone.`` for ``physpre-m3gnet``), the configuration under
+``hyper_parameters``. Our backbone states the sizes of the network there; with the host's they follow from the shapes.
+What the host's normalizers do to a predicted energy becomes part of the scale and reference energy of each element.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ from mdl_physpre.potentials.mattersim_checkpoints import m3gnet_from_state, read
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "backbone.model."
+PREFIXES = {"mattersim": "backbone.model.", "physpre-m3gnet": "backbone."}
+"""Where the parameters of the network stand, by the name of the backbone."""
+SIZES = ("num_blocks", "units", "max_n", "max_l", "cutoff", "threebody_cutoff", "max_z", "elements", "energy_scale")
 THREEBODY_CUTOFF = 4.0
 """Å; that of the MatterSim models that the host starts from."""
 
@@ -37,8 +40,15 @@ def is_mattertune_checkpoint(path: Path) -> bool:
     return "pytorch-lightning_version" in content and isinstance(parameters, Mapping) and "properties" in parameters
 
 
-def read_mattertune_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> M3GNet:
+def read_mattertune_checkpoint(
+    path: str | Path,
+    map_location: str | torch.device = "cpu",
+    *,
+    same_normalizers: Mapping[str, Any] | None = None,
+) -> M3GNet:
     """The M3GNet in a checkpoint of MatterTune, in evaluation mode; its energies are those that the host predicts.
+
+    With ``same_normalizers``, where these are the file's own ones, the network is given as it is, without what they do.
 
     Raises
     ------
@@ -52,10 +62,20 @@ def read_mattertune_checkpoint(path: str | Path, map_location: str | torch.devic
     if not isinstance(parameters, Mapping) or not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: no checkpoint of MatterTune: it lacks hyper_parameters or state_dict")
     name = parameters.get("name")
-    own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    if name != "mattersim" or "edge_encoder.mlp.0.linear.weight" not in own:
-        raise CheckpointError(f"{path}: a checkpoint of MatterTune with the backbone {name!r}; only mattersim is read")
-    sizes = _sizes(path, own)
+    prefix = PREFIXES.get(str(name), " ")
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if "edge_encoder.mlp.0.linear.weight" not in own:
+        raise CheckpointError(
+            f"{path}: a checkpoint of MatterTune with the backbone {name!r}; only an M3GNet is read "
+            f"({', '.join(PREFIXES)})"
+        )
+    if name == "physpre-m3gnet":
+        missing = [key for key in SIZES if key not in parameters]
+        if missing:
+            raise CheckpointError(f"{path}: its hyper_parameters lack {', '.join(missing)}")
+        sizes = {key: parameters[key] for key in SIZES}
+    else:
+        sizes = _sizes(path, own)
     graph = parameters.get("graph_convertor") or {}
     for key, expected in (("twobody_cutoff", sizes["cutoff"]), ("threebody_cutoff", THREEBODY_CUTOFF)):
         if isinstance(graph, Mapping) and not math.isclose(float(graph.get(key, expected)), expected, rel_tol=1e-6):
@@ -66,8 +86,14 @@ def read_mattertune_checkpoint(path: str | Path, map_location: str | torch.devic
     if isinstance(graph, Mapping) and not graph.get("has_threebody", True):
         raise CheckpointError(f"{path}: graph_convertor.has_threebody is false, but the network has three-body terms")
     potential = m3gnet_from_state(path, own, sizes)
-    _apply_normalizers(path, potential, parameters, state)
+    if same_normalizers is None or not _equal(same_normalizers, parameters.get("normalizers") or {}):
+        _apply_normalizers(path, potential, parameters, state)
     return potential.to(map_location)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two configurations say the same, be their keys numbers or text."""
+    return json.loads(json.dumps(one, default=str)) == json.loads(json.dumps(other, default=str))
 
 
 def _sizes(path: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:

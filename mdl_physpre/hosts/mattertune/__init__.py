@@ -1,0 +1,1 @@
+"""MatterTune: our M3GNet as a backbone, pretraining data as a data source, and a command line."""

@@ -1,0 +1,28 @@
+"""Energies of some of the atoms, by automatic differentiation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.m3gnet import M3GNet
+from mdl_physpre.structures.graph import AtomGraph
+
+
+class RootAtoms(Potential):
+    """E = Σ_i m_i E_i of a network, with m (n_atoms,) 1 for atoms that count, or all where it is None.
+
+    Derivatives come from automatic differentiation, as they must where layers of the network have been replaced, or
+    where a part of the atoms is summed. After an evaluation ``energies`` holds E_i, (n_atoms,), eV, of all atoms.
+    """
+
+    def __init__(self, network: M3GNet, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.cutoff, self.elements = network.cutoff, network.elements
+        self._of_network, self.mask = network.atomic_energies, mask
+        self.energies: Tensor | None = None
+
+    def atomic_energies(self, graph: AtomGraph) -> Tensor:
+        """Energy of each atom that counts and zero for the others, (n_atoms,), eV."""
+        self.energies = self._of_network(graph)
+        return self.energies if self.mask is None else self.energies * self.mask

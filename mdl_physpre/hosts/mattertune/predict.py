@@ -1,0 +1,69 @@
+"""``mattertune predict``: energies, forces and stress by any checkpoint of MatterTune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.hosts.mattertune.checkpoints import load_host_model
+from mdl_physpre.structures.labels import get_labels, set_labels
+
+
+def predict(
+    checkpoint: str | Path, structures: Sequence[Atoms], *, device: str = "cpu", batch_size: int = 16
+) -> list[Atoms]:
+    """Copies of structures with the predictions of a MatterTune checkpoint in place of their labels.
+
+    Energies in eV, forces in eV/Å, stress in eV/Å³; other properties of the model go to ``info`` under their names.
+    Raises CheckpointError, HostError, ConfigError (an unknown device).
+    """
+    model = load_host_model(checkpoint)
+    options: dict[str, Any] = {"accelerator": "cpu"}
+    if device != "cpu":
+        kind, _, number = device.partition(":")
+        if kind not in ("cuda", "mps") or not (number or "0").isdigit():
+            raise ConfigError(f"--device {device}: expected cpu, cuda, cuda:1 or mps")
+        options = {"accelerator": "gpu" if kind == "cuda" else kind, "devices": [int(number or 0)]}
+    found = model.property_predictor(options).predict(list(structures), batch_size=batch_size)
+    kinds = {prop.name: prop.type for prop in model.hparams.properties}
+    return [_labelled(atoms, values, kinds) for atoms, values in zip(structures, found)]
+
+
+def _labelled(atoms: Atoms, values: dict[str, Any], kinds: dict[str, str]) -> Atoms:
+    copy = atoms.copy()
+    copy.calc = None
+    labels: dict[str, Any] = {}
+    for name, value in values.items():
+        array = np.asarray(value, dtype=float)
+        kind = kinds.get(name)
+        if kind == "energy":
+            labels["energy"] = float(array.reshape(()))
+        elif kind == "forces":
+            labels["forces"] = array
+        elif kind == "stresses":
+            labels["stress"] = array if np.isfinite(array).all() else None
+        elif kind is not None:
+            copy.info[name] = array.tolist()
+    return set_labels(copy, **labels)
+
+
+def errors(structures: Sequence[Atoms], predicted: Sequence[Atoms]) -> str:
+    """Mean absolute errors against the labels that the structures carry, one line each, with their numbers."""
+    differences: dict[str, list[Any]] = {"energy": [], "forces": [], "stress": []}
+    for atoms, guess in zip(structures, predicted):
+        known, found = get_labels(atoms), get_labels(guess)
+        for name, collected in differences.items():
+            a, b = getattr(known, name), getattr(found, name)
+            if a is not None and b is not None:
+                collected.append(np.abs(np.asarray(a) - b).ravel() / (len(atoms) if name == "energy" else 1))
+    units = {"energy": ("meV/atom", 1000.0), "forces": ("eV/Å", 1.0), "stress": ("eV/Å³", 1.0)}
+    return "\n".join(
+        f"{name:8} {units[name][1] * np.concatenate(values).mean():10.4g} {units[name][0]:9} ({len(values)} structures)"
+        for name, values in differences.items()
+        if values
+    )

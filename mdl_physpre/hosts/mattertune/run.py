@@ -1,0 +1,266 @@
+"""``mattertune pretrain`` and ``finetune``: EAM, pretraining set, pretraining, finetuning, with the host's own trainer.
+
+    1-eam               the embedded-atom potential, fitted to the training structures
+    2-pretraining-set   perturbed training and validation structures with its labels
+    3-pretrain          the model trained on them
+    4-finetune          the same weights trained on the data of the configuration
+
+Each stage has a folder and is done once its ``done.json`` stands; called again, a run goes on after the last of them.
+Stages 3 and 4 hold the host's checkpoint, its log, and ``config.yml``, with which the host repeats the stage by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from ase import Atoms
+
+from mdl_physpre.errors import CheckpointError, ConfigError, DataError
+from mdl_physpre.hosts.mattertune.config_file import load_mattertune_config, validated
+from mdl_physpre.hosts.mattertune.plugin import register
+from mdl_physpre.hosts.mattertune.settings import Physpre, fit_teacher
+from mdl_physpre.potentials.checkpoints import load_potential, save_potential
+from mdl_physpre.potentials.mattertune_checkpoints import read_mattertune_checkpoint
+from mdl_physpre.potentials.open_potential import open_potential
+from mdl_physpre.potentials.reference import fit_energy_reference
+from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
+from mdl_physpre.pretraining.teacher import label
+from mdl_physpre.structures.graph import GraphDataset, content_hash
+from mdl_physpre.structures.labels import get_labels, set_labels
+from mdl_physpre.structures.write import write_structures
+from mdl_physpre.training.energy_zero import energy_errors, refit_reference
+from mdl_physpre.workflow.stages import Stage, hash_of_file, run_lock, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(
+    path: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None, *, pretrain_only: bool = False
+) -> Path:
+    """Run every stage of a MatterTune configuration that is not done yet.
+
+    Parameters
+    ----------
+    path : YAML with the host's sections, and ``physpre`` for what comes before the finetuning.
+    overrides : ``section.key=value``.
+    out : folder of the run; ``runs/NAME`` where None.
+    pretrain_only : stop after pretraining.
+
+    Returns
+    -------
+    The checkpoint of the last stage, a file of the host.
+
+    Raises
+    ------
+    HostError : MatterTune is missing, or of a version that lacks something.
+    ConfigError, DataError, FitError, CheckpointError : each with what to do about it.
+    """
+    register()
+    raw, physpre = load_mattertune_config(path, overrides)
+    if pretrain_only and (physpre is None or physpre.pretrain is None):
+        raise ConfigError(f"{path}: nothing to pretrain: the section physpre, or physpre.pretrain in it, is missing")
+    config = validated(raw, str(path))
+    folder = Path(out) if out is not None else Path("runs") / Path(path).stem
+    with run_lock(folder):
+        for source in config.data.dataset_configs():
+            source.prepare_data()
+        parts = config.data.create_datasets()
+        train, val = _structures(parts, "train"), _structures(parts, "validation")
+        key = _data_key(train, val)
+        if physpre is not None:
+            raw = with_energy_reference(raw, config, train) if physpre.energy_reference else raw
+        if physpre is not None and physpre.pretrain is not None:
+            eam = _eam_stage(folder, physpre, train, val, key)
+            _pretraining_set_stage(folder, physpre, train, val, key)
+            start = _pretrain_stage(folder, raw, physpre, bool(val))
+            logger.info("pretrained with the labels of %s: %s", eam, start)
+            if pretrain_only:
+                return start
+            first = {"name": "physpre-start-from", "checkpoint": str(start.absolute())}
+            raw = {**raw, "recipes": [first, *raw.get("recipes", [])]}
+        return _train(folder / "4-finetune", raw, 0 if physpre is None else physpre.seed, key, bool(val))
+
+
+def with_energy_reference(raw: dict[str, Any], config: Any, train: Sequence[Atoms]) -> dict[str, Any]:
+    """The configuration with the energies of the elements that training starts with.
+
+    From scratch they are the least-squares fit of the training energies to composition; from a checkpoint, of what its
+    predictions leave of them. Other backbones, and those whose normalizers change the energy, are left as they are.
+    """
+    model = config.model
+    if model.name != "physpre-m3gnet" or model.energy_reference is not None:
+        return raw
+    energy = next((p.name for p in model.properties if p.type == "energy"), "energy")
+    if any(normalizer.only_for_target for normalizer in model.normalizers.get(energy, ())):
+        return raw
+    labelled = list(train)
+    if model.checkpoint is not None:
+        potential = open_potential(model.checkpoint)
+        left = energy_errors(potential, GraphDataset(labelled, potential.cutoff))
+        labelled = [set_labels(a.copy(), energy=e) for a, e in zip(labelled, left) if np.isfinite(e)]
+    reference = fit_energy_reference(labelled).as_dict()
+    logger.info("energies of the elements, eV: %s", {z: round(e, 4) for z, e in reference.items()})
+    return {**raw, "model": {**raw["model"], "energy_reference": reference}}
+
+
+def _structures(parts: Any, name: str) -> list[Atoms]:
+    from mdl_physpre.hosts.mattertune.data_sources import listed
+
+    found = listed(parts[name]) if name in parts else []
+    if not found and name == "train":
+        raise DataError("data: the training set is empty")
+    return found
+
+
+def _data_key(train: Sequence[Atoms], val: Sequence[Atoms]) -> str:
+    """A hash of structures and labels."""
+    labels = [
+        [
+            None if value is None else np.round(value, 10).tolist()
+            for value in (found.energy, found.forces, found.stress)
+        ]
+        for found in map(get_labels, [*train, *val])
+    ]
+    return content_hash([*train, *val], len(train), json.dumps(labels))
+
+
+def _eam_stage(folder: Path, physpre: Physpre, train: list[Atoms], val: list[Atoms], key: str) -> Path:
+    settings = physpre.eam
+    source = hash_of_file(Path(settings.checkpoint)) if settings.checkpoint else ""
+    stage = Stage(folder / "1-eam", {"data": key, "eam": settings.model_dump(), "source": source, "seed": physpre.seed})
+    if stage.result() is None:
+        stage.begin()
+        if settings.checkpoint:
+            potential: Any = load_potential(settings.checkpoint)
+            # fitted to other data, it may have another zero of energy, which the network would have to unlearn
+            refit_reference(potential, *(GraphDataset(s, potential.cutoff) for s in (train, val or train)))
+            text = f"loaded from {settings.checkpoint}"
+        else:
+            fit = fit_teacher(train, val, settings.model_dump(), physpre.seed)
+            potential, text = fit.potential, fit.text
+        save_potential(stage.folder / "eam.pt", potential)
+        write_text(stage.folder / "fit.txt", text + "\n")
+        logger.info("embedded-atom potential\n%s", text)
+        stage.finish({})
+    return stage.folder / "eam.pt"
+
+
+def _pretraining_set_stage(folder: Path, physpre: Physpre, train: list[Atoms], val: list[Atoms], key: str) -> None:
+    eam_file = folder / "1-eam" / "eam.pt"
+    depends = {"data": key, "eam": hash_of_file(eam_file), "seed": physpre.seed}
+    stage = Stage(folder / "2-pretraining-set", {**depends, "settings": physpre.perturbation.model_dump()})
+    if stage.result() is not None:
+        return
+    stage.begin()
+    eam, settings, reports = load_potential(eam_file), physpre.perturbation_settings(), {}
+    for name, part in (("train", train), ("val", val)):
+        if not part:
+            continue
+        if name == "val" and not physpre.perturbation.validation:
+            structures = label(part, eam)
+        else:
+            made = make_pretraining_set(part, settings, eam, physpre.seed)
+            structures, reports[name] = made.structures, made.report
+        # other backbones take them in the order of the file, in every epoch
+        order = np.random.default_rng(physpre.seed).permutation(len(structures))
+        write_structures(stage.folder / f"{name}.extxyz", [structures[k] for k in order])
+    write_json(stage.folder / "report.json", reports)
+    write_text(stage.folder / "report.txt", "\n".join(format_report(found) for found in reports.values()) + "\n")
+    stage.finish({})
+
+
+def _pretrain_stage(folder: Path, raw: dict[str, Any], physpre: Physpre, validation: bool) -> Path:
+    """The host's training on the pretraining set; recipes and freezing are for the finetuning."""
+    made, own = (folder / "2-pretraining-set").absolute(), physpre.pretrain
+    assert own is not None
+    raw = copy.deepcopy(raw)
+    raw.pop("recipes", None)
+    raw["model"]["freeze_backbone"] = False
+    if own.lr is not None:
+        raw["model"].setdefault("optimizer", {})["lr"] = own.lr
+    if own.max_epochs is not None:
+        raw.setdefault("trainer", {})["max_epochs"] = own.max_epochs
+    if "checkpoint" in raw.get("trainer", {}):  # its folder is that of the finetuning
+        raw["trainer"]["checkpoint"] = {**(raw["trainer"]["checkpoint"] or {}), "dirpath": None}
+    loading = {k: v for k, v in raw["data"].items() if k in ("batch_size", "num_workers", "pin_memory")}
+    if own.batch_size is not None:
+        loading["batch_size"] = own.batch_size
+    sources = {"train": "train.extxyz", **({"validation": "val.extxyz"} if validation else {})}
+    raw["data"] = loading | {
+        part: {"type": "physpre-structures", "src": str(made / file)} for part, file in sources.items()
+    }
+    key = "".join(hash_of_file(made / file) for file in sources.values())
+    return _train(folder / "3-pretrain", raw, physpre.seed, key, validation)
+
+
+def _train(folder: Path, raw: dict[str, Any], seed: int, data_key: str, validation: bool) -> Path:
+    """One training by the host in a folder; the checkpoint that it calls best."""
+    from lightning import seed_everything
+    from mattertune.main import MatterTuner
+
+    files = {str(p): hash_of_file(Path(p)) for p in _checkpoints_of(raw)}
+    stage = Stage(folder, {"configuration": raw, "seed": seed, "data": data_key, "files": files})
+    done = stage.result()
+    if done is not None and (folder / done["checkpoint"]).is_file():
+        return folder / done["checkpoint"]
+    stage.begin()
+    for old in folder.glob("*.ckpt"):  # of a training that was stopped
+        old.unlink()
+    raw = with_files_in(folder, raw, validation)
+    write_text(folder / "config.yml", yaml.safe_dump(raw, sort_keys=False))
+    config = validated(raw, str(folder / "config.yml"))
+    seed_everything(seed, workers=True, verbose=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Checkpoint directory")  # the folder of the stage, which holds config.yml
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")
+        output = MatterTuner(config).tune()
+    best = getattr(output.trainer.checkpoint_callback, "best_model_path", "")
+    if output.trainer.interrupted:
+        raise KeyboardInterrupt
+    if not best or not Path(best).is_file():
+        raise CheckpointError(
+            f"{folder}: the training ended without a checkpoint; trainer.checkpoint.monitor has to name a logged value"
+        )
+    told = {name: float(value) for name, value in sorted(output.trainer.callback_metrics.items())}
+    shown = [f"{name} {value:.4g}" for name, value in told.items() if name.endswith(("_mae", "total_loss"))]
+    logger.info("%s, last epoch: %s", folder, ", ".join(shown))
+    checkpoint = Path(best).absolute()
+    _save_as_potential(checkpoint, folder / "potential.pt")
+    inside = checkpoint.is_relative_to(folder.absolute())
+    place = checkpoint.relative_to(folder.absolute()) if inside else checkpoint
+    stage.finish({"checkpoint": str(place), "metrics": told})
+    return checkpoint
+
+
+def with_files_in(folder: Path, raw: dict[str, Any], validation: bool) -> dict[str, Any]:
+    """The configuration with checkpoint and log in ``folder``, where it does not say otherwise."""
+    trainer = dict(raw.get("trainer") or {})
+    own = {"filename": "best", "save_top_k": 1, "enable_version_counter": False}
+    if validation:
+        own |= {"monitor": "val/total_loss", "mode": "min"}
+    checkpoint = trainer.get("checkpoint") or own
+    trainer["checkpoint"] = {**checkpoint, "dirpath": checkpoint.get("dirpath") or str(folder.absolute())}
+    if trainer.get("loggers", "default") == "default":
+        trainer["loggers"] = [{"type": "csv", "save_dir": str(folder.absolute()), "name": "log", "version": ""}]
+    return {**raw, "trainer": trainer}
+
+
+def _checkpoints_of(raw: dict[str, Any]) -> list[str]:
+    named = [raw["model"].get("checkpoint"), *(r.get("checkpoint") for r in raw.get("recipes", []))]
+    return [p for p in named if p is not None and Path(p).is_file()]
+
+
+def _save_as_potential(checkpoint: Path, path: Path) -> None:
+    """The network in a file of this package too, where it has one that says the same."""
+    try:
+        save_potential(path, read_mattertune_checkpoint(checkpoint))
+    except CheckpointError as error:
+        logger.info("%s is the host's alone: %s", checkpoint.name, error)

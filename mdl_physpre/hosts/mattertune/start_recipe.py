@@ -1,0 +1,51 @@
+"""MatterTune's recipe ``physpre-start-from``: weights of an earlier stage, whatever the backbone. Imports the host."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from mattertune.main import MatterTunerConfig
+from mattertune.recipes.base import RecipeConfigBase, recipe_registry
+
+from mdl_physpre.errors import CheckpointError
+from mdl_physpre.potentials.mattersim_checkpoints import read_without_running
+
+# the host renews its configuration for new backbones and data sources, not for new recipes
+recipe_registry.rebuild_on_registers(MatterTunerConfig)
+
+
+@recipe_registry.register
+class StartFromConfig(RecipeConfigBase):
+    """Start training with the weights of a checkpoint of MatterTune that has the same backbone and normalizers.
+
+    Nothing else is taken over: the optimiser, its learning rate and the count of epochs start anew.
+    """
+
+    name: Literal["physpre-start-from"] = "physpre-start-from"
+
+    checkpoint: str
+    """Lightning's file of the earlier stage."""
+
+    def create_lightning_callback(self) -> Callback:
+        return StartFrom(self.checkpoint)
+
+
+class StartFrom(Callback):
+    """Loads weights before the optimiser is made."""
+
+    def __init__(self, checkpoint: str) -> None:
+        self.checkpoint = checkpoint
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raises CheckpointError where the file is missing or its weights do not fit."""
+        if stage != "fit":
+            return
+        content = read_without_running(self.checkpoint)
+        try:
+            pl_module.load_state_dict(content.get("state_dict", {}))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.checkpoint}: its weights do not fit this model: {' '.join(str(error).split())[:400]}"
+            ) from None
