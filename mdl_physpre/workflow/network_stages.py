@@ -75,6 +75,7 @@ def networks_in_processes(folder: Path, config: Config, networks: Sequence[Netwo
 
 
 def _in_process(folder: str, config: Config, network: Network, pretraining_key: str) -> None:
+    logging.getLogger(load_data.__module__).setLevel(logging.WARNING)  # the first process has said it
     with threads(config.task.threads):
         network_stages(Path(folder), config, load_data(config), network, pretraining_key)
 
