@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +11,6 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 from mattertune.finetune.base import FinetuneModuleBase, FinetuneModuleBaseConfig, ModelOutput
-from mattertune.finetune.properties import EnergyPropertyConfig, ForcesPropertyConfig, StressesPropertyConfig
 from mattertune.normalization import NormalizationContext
 from mattertune.registry import backbone_registry
 from torch import Tensor, nn
@@ -23,6 +20,7 @@ from mdl_physpre.hosts.mattertune.adapters import adapted_layers, check_adapters
 from mdl_physpre.hosts.mattertune.evaluation import RootAtoms
 from mdl_physpre.hosts.mattertune.graphs import checked_data, collate, host_labels, normalization_counts
 from mdl_physpre.hosts.mattertune.network import SIZES, build_network, element_symbols, fresh_output_head
+from mdl_physpre.hosts.mattertune.properties import StressOfRecentASE, inline_references, property_names
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.m3gnet import M3GNet
 from mdl_physpre.structures.graph import AtomGraph
@@ -91,9 +89,9 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
 
     def create_model(self) -> None:
         """Build the network, from scratch or from a checkpoint. Raises ConfigError, CheckpointError."""
-        self.energy_name, self.forces_name, self.stress_name = _property_names(self.hparams.properties)
+        self.energy_name, self.forces_name, self.stress_name = property_names(self.hparams.properties)
         sizes = {key: value for key in SIZES if (value := getattr(self.hparams, key)) is not None}
-        normalizers = _inline_references(self.hparams.model_dump(mode="json")["normalizers"])
+        normalizers = inline_references(self.hparams.model_dump(mode="json")["normalizers"])
         self.backbone = build_network(self.hparams.checkpoint, sizes, normalizers)
         if self.hparams.energy_reference:
             table = torch.zeros(len(chemical_symbols), dtype=torch.float64)
@@ -221,7 +219,7 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
 
     def gpu_batch_transform(self, batch: AtomGraph) -> AtomGraph:
         """Positions and cells in the precision of the network."""
-        dtype = self.backbone.final.g[0].linear.weight.dtype
+        dtype = next(self.backbone.final.parameters()).dtype
         fields = {key: batch[key].to(dtype) for key in ("pos", "cell", "cell_offsets")}
         return AtomGraph.from_tensors(batch, **fields)
 
@@ -253,12 +251,17 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the file stand for itself: sizes in place of the start's checkpoint, adapters merged into weights."""
         parameters = self.hparams.model_dump(mode="json")
-        parameters |= {"checkpoint": None, "energy_reference": None, "reset_backbone": False, **_plain_sizes(self)}
+        parameters |= {"checkpoint": None, "energy_reference": None, "reset_backbone": False, **self._sizes()}
         parameters["pruning_message_passing"] = None
-        parameters["normalizers"] = _inline_references(parameters["normalizers"])
+        parameters["normalizers"] = inline_references(parameters["normalizers"])
         checkpoint["hyper_parameters"] = parameters
         if self.adapted:
             checkpoint["state_dict"] = merged_state(self, checkpoint["state_dict"])
+
+    def _sizes(self) -> dict[str, Any]:
+        """The arguments that build the network again, as plain values."""
+        sizes = {key: value for key, value in self.backbone.hyperparameters().items() if key in SIZES}
+        return {**sizes, "elements": element_symbols(self.backbone)}
 
     def ase_calculator(self, device: str = "cpu") -> Any:
         """The host's ASE calculator, with stress under versions of ASE that its own code does not know."""
@@ -267,52 +270,5 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
         calculator = super().ase_calculator(device)
         if not hasattr(ase.constraints, "full_3x3_to_voigt_6_stress") and "stress" in calculator._ase_prop_to_config:
             own = calculator._ase_prop_to_config["stress"]
-            calculator._ase_prop_to_config["stress"] = _StressOfRecentASE.model_validate(own.model_dump())
+            calculator._ase_prop_to_config["stress"] = StressOfRecentASE.model_validate(own.model_dump())
         return calculator
-
-
-class _StressOfRecentASE(StressesPropertyConfig):
-    """The host imports the conversion to Voigt order from where ASE 3.28 and later do not have it."""
-
-    def prepare_value_for_ase_calculator(self, value: Any) -> Any:
-        from ase.stress import full_3x3_to_voigt_6_stress
-
-        return full_3x3_to_voigt_6_stress(np.asarray(value).reshape(3, 3))
-
-
-def _property_names(properties: Iterable[Any]) -> tuple[str, str | None, str | None]:
-    """Names of energy, forces and stress. Raises ConfigError for others, and where there is no energy."""
-    names: dict[type, str] = {}
-    for prop in properties:
-        kind = next((k for k in (EnergyPropertyConfig, ForcesPropertyConfig, StressesPropertyConfig)
-                     if isinstance(prop, k)), None)  # fmt: skip
-        if kind is None:
-            raise ConfigError(
-                f"model.properties: {prop.name!r} is a {prop.type}; physpre-m3gnet gives energy, forces and stresses"
-            )
-        if not getattr(prop, "conservative", True):
-            raise ConfigError(
-                f"model.properties: {prop.name!r} has conservative: false; physpre-m3gnet gives derivatives of the "
-                "energy only, set conservative: true"
-            )
-        names[kind] = prop.name
-    if EnergyPropertyConfig not in names:
-        raise ConfigError("model.properties lacks the energy, from which physpre-m3gnet derives all else")
-    return names[EnergyPropertyConfig], names.get(ForcesPropertyConfig), names.get(StressesPropertyConfig)
-
-
-def _plain_sizes(module: PhyspreM3GNetModule) -> dict[str, Any]:
-    sizes = {key: value for key, value in module.backbone.hyperparameters().items() if key in SIZES}
-    return {**sizes, "elements": element_symbols(module.backbone)}
-
-
-def _inline_references(normalizers: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Normalizers with the energies of elements in place of the name of the file that holds them."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, entries in normalizers.items():
-        found[name] = [dict(entry) for entry in entries]
-        for entry in found[name]:
-            if isinstance(entry.get("per_atom_references"), str):
-                stored = json.loads(Path(entry["per_atom_references"]).read_text())
-                entry["per_atom_references"] = {int(z): float(energy) for z, energy in stored.items()}
-    return found

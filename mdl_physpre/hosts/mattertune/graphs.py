@@ -67,7 +67,7 @@ def _told(atoms: Atoms) -> str:
 def collate(graphs: Sequence[AtomGraph]) -> AtomGraph:
     """One graph of several: indices of edges count on, everything else is put one after another."""
     counts = [len(graph.z) for graph in graphs]
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]) if graphs else []
+    starts = np.cumsum([0, *counts[:-1]])
     fields = {}
     for key in graphs[0].keys():  # noqa: SIM118 - a graph is no dictionary
         if key not in ("edge_index", "batch"):
