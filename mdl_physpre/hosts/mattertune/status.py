@@ -16,6 +16,7 @@ NEEDED = {
     "lightning": "lightning",
     "torchmetrics": "torchmetrics",
     "sklearn": "scikit-learn",
+    "watchdog": "watchdog",
 }
 
 
