@@ -41,12 +41,12 @@ def _without_bare_keys(raw: Any) -> Any:
     return raw
 
 
-def _scientific(raw: Any) -> Any:
+def numbers(raw: Any) -> Any:
     """YAML 1.1 reads ``5e-4`` as a word; people mean a number."""
     if isinstance(raw, dict):
-        return {k: _scientific(v) for k, v in raw.items()}
+        return {k: numbers(v) for k, v in raw.items()}
     if isinstance(raw, list):
-        return [_scientific(v) for v in raw]
+        return [numbers(v) for v in raw]
     if isinstance(raw, str) and raw[:1] in "+-.0123456789" and "e" in raw.lower():
         try:
             return float(raw)
@@ -86,7 +86,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Confi
     """
     values = {k: ({} if v is None and k in Config.model_fields else v) for k, v in raw.items()}
     try:
-        config = Config.model_validate(_scientific(_without_bare_keys(values)))
+        config = Config.model_validate(numbers(_without_bare_keys(values)))
     except ValidationError as error:
         raise _explain(error, source) from None
     try:  # the settings classes check ranges
@@ -112,7 +112,7 @@ def dynamics_settings(named: Mapping[str, Any], overrides: Sequence[str] = ()) -
         if key not in known:
             raise ConfigError(f"{key}: unknown setting of molecular dynamics; {nearest(key, known)}")
     try:
-        return TypeAdapter(DynamicsSettings).validate_python(_scientific(raw))
+        return TypeAdapter(DynamicsSettings).validate_python(numbers(raw))
     except ValidationError as error:
         raise _explain(error, "settings of molecular dynamics") from None
 
@@ -136,7 +136,7 @@ def read_raw(
         raise ConfigError(f"{path}: expected sections ({sections}), found {type(raw).__name__}")
     for text in overrides:
         _override(raw, text)
-    return _scientific(raw)
+    return numbers(raw)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -75,9 +75,7 @@ class EAMInteractionModel(BaseModel):
                 "has more than one image of a pair; set it to ocp, or model.edges to complete"
             )
         if self.prediction_level != "graph":
-            raise ConfigError(
-                f"eam_interaction predicts energies of structures, no labels of {self.prediction_level}s"
-            )
+            raise ConfigError(f"eam_interaction predicts energies of structures, no labels of {self.prediction_level}s")
         eam = EAMInteraction(atom_types, self.cutoff_radius, int(n_basis), init=init, signed_embedding=True)
         names = [*EAM_NAMES]
         unknown = [name for name in freeze_params if name not in names]
@@ -103,7 +101,7 @@ class EAMInteractionModel(BaseModel):
         ``cell_grad`` (n_structures, 3, 3), the stress in eV/Å³, 0 where there is no cell."""
         graph = self._host_graph(data) if self.edges == "host" else self._complete_graph(data)
         check_elements(self._rule.eam, graph)
-        lists = self.eam_params["param_dict"]
+        lists: Any = self.eam_params["param_dict"]
         values = {f"eam.{ours}": torch.stack([*lists[theirs]]) for theirs, ours in EAM_NAMES.items()}
         for name, value in values.items():
             if name not in ("eam.A", "eam.beta"):
@@ -141,7 +139,8 @@ class EAMInteractionModel(BaseModel):
         return edges
 
     def _host_graph(self, data: Any) -> AtomGraph:
-        gradient, self.gradient = self.gradient, False  # with it, the host would strain the structure on the way
+        gradient = bool(self.gradient)
+        self.gradient = False  # with it, the host would strain the structure on the way
         try:
             edge_index, _, _, offsets, _, _ = self.generate_graph(data, self.cutoff_radius, self.n_neighbors)
         finally:

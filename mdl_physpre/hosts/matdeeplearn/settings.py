@@ -1,0 +1,190 @@
+"""One configuration for both: what MatDeepLearn needs and its YAML leaves out, and what this package reads of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.hosts.matdeeplearn.names import host
+from mdl_physpre.potentials.cgcnn import CGCNN
+from mdl_physpre.potentials.torchmd_et import TorchMDET
+from mdl_physpre.training.arms import parse_arms
+from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.workflow.config import Config, Optim
+from mdl_physpre.workflow.config_file import numbers, parse_config, with_absolute_paths
+
+COUNTERPARTS: dict[str, type] = {"CGCNN": CGCNN, "torchmd_etEarly": TorchMDET}
+"""Models of MatDeepLearn that this package has too, with the same parameters."""
+
+TASK = {"run_mode": "train", "parallel": False, "seed": 12345678, "save_dir": None, "continue_job": False,
+        "checkpoint_path": None, "write_output": ["val", "test"], "output_frequency": 0, "model_save_frequency": 1,
+        "use_amp": False, "labels": True}  # fmt: skip
+MODEL = {"model_ensemble": 1, "otf_edge_index": True, "otf_edge_attr": True, "otf_node_attr": False, "gradient": True,
+         "prediction_level": "graph"}  # fmt: skip
+OPTIM = {"verbosity": 1, "batch_tqdm": False, "max_checkpoint_epochs": 0}
+DATASET = {"processed": True, "target_path": None, "prediction_level": "graph", "data_format": "json",
+           "verbose": True, "num_workers": 0, "dataset_device": "cpu"}  # fmt: skip
+GRAPH = {"edge_calc_method": "ocp", "preprocess_edges": False, "preprocess_edge_features": False,
+         "preprocess_node_features": True, "node_dim": 100, "edge_dim": 50, "self_loop": True,
+         "node_representation": "onehot", "all_neighbors": True, "n_neighbors": 10_000}  # fmt: skip
+UNBOUNDED = 1e30  # a norm of gradients that is never reached; MatDeepLearn cannot do without a number
+
+
+def engine_config(config: Mapping[str, Any]) -> Config:
+    """What this package reads of MatDeepLearn's configuration: data, split, teacher, perturbation, stages.
+
+    A loss, optimiser or scheduler that only MatDeepLearn knows is left to it.
+
+    Raises
+    ------
+    ConfigError : unknown or wrong keys, and what MatDeepLearn cannot do.
+    """
+    raw = {k: v for k, v in config.items() if k in Config.model_fields}
+    optim = dict(raw.get("optim") or {})
+    if (optim.get("loss") or {}).get("loss_type") not in (None, "ForceLoss", "ForceStressLoss"):
+        del optim["loss"]
+    if (optim.get("optimizer") or {}).get("optimizer_type", "AdamW") != "AdamW":
+        del optim["optimizer"]
+    if (optim.get("scheduler") or {}).get("scheduler_type", "ReduceLROnPlateau") != "ReduceLROnPlateau":
+        del optim["scheduler"]
+    raw["optim"] = optim
+    raw["dataset"] = _with_split(dict(raw.get("dataset") or {}))
+    task = dict(raw.get("task") or {})
+    raw["task"] = {k: v for k, v in task.items() if v is not None}
+    found = with_absolute_paths(parse_config(raw, "MatDeepLearn's configuration"), Path.cwd())
+    for arm in parse_arms(found.physpre.arms):
+        if arm.hybrid or arm.replay:
+            raise ConfigError(
+                f"physpre.arms: {arm.name!r} cannot be trained in MatDeepLearn, whose models have no place for a "
+                "second potential and whose batches none for a second set; run it with physpre run, or leave it out"
+            )
+    return found
+
+
+def _with_split(dataset: dict[str, Any]) -> dict[str, Any]:
+    """MatDeepLearn's ratios of the whole set as the split of this package, where there is none."""
+    ratios = [dataset.get(f"{name}_ratio") for name in ("train", "val", "test")]
+    if "split" in dataset or isinstance(dataset.get("src"), Mapping) or any(r is None for r in ratios):
+        return dataset
+    train, val, test = (float(r) for r in ratios if r is not None)
+    if not 0 < train + val <= 1 - test + 1e-9:
+        raise ConfigError(
+            f"dataset.train_ratio, val_ratio and test_ratio are {train:g}, {val:g} and {test:g}: give positive ratios "
+            "whose sum is at most 1, or dataset.split"
+        )
+    dataset["split"] = {"test": test, "val": val / (train + val)}
+    dataset["fraction"] = min((train + val) / (1 - test), 1.0)
+    return dataset
+
+
+def complete(config: dict[str, Any], engine: Config, num_offsets: int) -> list[str]:
+    """Put into MatDeepLearn's configuration, in place, what it needs and lacks, with the values of this package.
+
+    Parameters
+    ----------
+    engine : the same configuration as :func:`engine_config` read it.
+    num_offsets : images along an axis that the data need, where the YAML does not say.
+
+    Returns
+    -------
+    What was decided that matters, a sentence each.
+    """
+    said: list[str] = []
+    config.update(numbers(config))
+    for section in ("task", "model", "optim", "dataset"):
+        config[section] = dict(config.get(section) or {})
+    task, model, optim, dataset = (config[s] for s in ("task", "model", "optim", "dataset"))
+    _fill(task, TASK)
+    if task["parallel"]:
+        raise ConfigError("task.parallel: two-stage training in MatDeepLearn runs in one process; set it to False")
+    _fill(model, MODEL)
+    said += _complete_model(model)
+    own = {key: getattr(engine.optim, key) for key in ("max_epochs", "lr", "batch_size", "clip_grad_norm")}
+    _fill(optim, {**own, **OPTIM, **_host_training(engine.optim)})
+    optim["clip_grad_norm"] = optim["clip_grad_norm"] or UNBOUNDED
+    optim["verbosity"] = optim["verbosity"] or 10**9
+    for part, inside in (("optimizer", "optimizer_args"), ("scheduler", "scheduler_args"), ("loss", "loss_args")):
+        optim[part] = {**optim[part], inside: optim[part].get(inside) or {}}
+    _fill(dataset, {"name": task.get("identifier") or "data", **DATASET})
+    dataset["preprocess_params"] = dict(dataset.get("preprocess_params") or {})
+    graph = {**GRAPH, "num_offsets": num_offsets, "cutoff_radius": engine.dataset.preprocess_params.cutoff_radius}
+    _fill(dataset["preprocess_params"], graph)
+    transforms = [dict(t) for t in dataset.get("transforms") or []]
+    if not any(t["name"] == "GetY" for t in transforms):
+        transforms.insert(0, {"name": "GetY", "args": {"index": -1}})
+    dataset["transforms"] = [{**t, "args": t.get("args") or {}} for t in transforms]
+    return said
+
+
+def _fill(section: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if section.get(key) is None:
+            section[key] = value
+
+
+def _complete_model(model: dict[str, Any]) -> list[str]:
+    """Keys of the network that the YAML leaves open, as this package has them."""
+    if "name" not in model:
+        raise ConfigError("model.name is missing")
+    counterpart = COUNTERPARTS.get(str(model["name"]))
+    try:
+        known = inspect.signature(host().registry.get_model_class(model["name"])).parameters
+    except RuntimeError as error:
+        raise ConfigError(f"model.name: {error}") from error
+    if counterpart is not None:
+        ours = inspect.signature(counterpart).parameters
+        sizes = ("node_dim", "edge_dim", "output_dim")  # MatDeepLearn passes them by itself
+        open_keys = {k: p.default for k, p in ours.items() if k in known and k not in sizes}
+        taken = {k: v for k, v in open_keys.items() if k not in model}
+    elif "pool" in known and "pool" not in model:
+        taken = {"pool": "global_add_pool"}
+    else:
+        taken = {}
+    model.update(taken)
+    if "pool" in taken:
+        return ["model.pool was not given: atoms are summed (global_add_pool), so that energy grows with the structure"]
+    return []
+
+
+def _host_training(optim: Optim) -> dict[str, Any]:
+    """Loss, optimiser and scheduler in MatDeepLearn's words."""
+    weights = optim.loss.loss_args.model_dump()
+    if optim.loss.loss_type == "ForceLoss":
+        del weights["weight_stress"]
+    return {
+        "loss": {"loss_type": optim.loss.loss_type, "loss_args": weights},
+        "optimizer": {
+            "optimizer_type": "AdamW",
+            "optimizer_args": {"weight_decay": optim.optimizer.optimizer_args.weight_decay},
+        },
+        "scheduler": {
+            "scheduler_type": "ReduceLROnPlateau",
+            "scheduler_args": {"mode": "min", **optim.scheduler.scheduler_args.model_dump()},
+        },
+    }
+
+
+def stage_optim(optim: Mapping[str, Any], settings: TrainingSettings, pretraining: bool) -> dict[str, Any]:
+    """MatDeepLearn's section ``optim`` for a stage.
+
+    The stage's loss is MatDeepLearn's own, unless the settings say what only this package's loss can: then that.
+    """
+    found = dict(optim)
+    own_loss = optim["loss"]["loss_type"] not in ("ForceLoss", "ForceStressLoss")
+    if pretraining:
+        found.update(max_epochs=settings.max_epochs, lr=settings.lr, batch_size=settings.batch_size)
+    weights = {k: getattr(settings, k) for k in ("weight_energy", "weight_force", "weight_stress")}
+    special = settings.loss != "mae" or settings.force_tail or settings.stress_tail or settings.energy_per_atom
+    if not own_loss and (special or pretraining):
+        kind = "ForceStressLoss" if weights["weight_stress"] else "ForceLoss"
+        arguments = weights if weights["weight_stress"] else {k: weights[k] for k in list(weights)[:2]}
+        found["loss"] = {"loss_type": kind, "loss_args": arguments}
+        if special:
+            keys = ("loss", "huber_energy", "huber_force", "huber_stress", "force_tail", "stress_tail",
+                    "energy_per_atom")  # fmt: skip
+            arguments = {**weights, **{k: getattr(settings, k) for k in keys}}
+            found["loss"] = {"loss_type": "PhyspreLoss", "loss_args": arguments}
+    return found
