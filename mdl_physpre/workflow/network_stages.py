@@ -25,9 +25,10 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
 from mdl_physpre.processes import Piece, run_in_processes
 from mdl_physpre.structures.supercell import enlarge
-from mdl_physpre.training.arms import parse_arm
+from mdl_physpre.training.arms import parse_arm, parse_arms
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.data import RunData, load_data
+from mdl_physpre.workflow.force_angles import force_angles_stage, pooled_angles
 from mdl_physpre.workflow.setup import threads
 from mdl_physpre.workflow.stages import Stage, decisive
 from mdl_physpre.workflow.training_stage import training_stage
@@ -61,9 +62,11 @@ def network_stages(
     """3 and 4: a network is trained, tested and simulated."""
     trained = folder / "3-train" / network.name
     potential, key = training_stage(folder, config, data, network.arm, pretraining_key, network.seed, trained)
+    with_eam = any(arm.needs_eam for arm in parse_arms(config.physpre.arms))
     return {
         "seed": network.seed,
         **errors_stage(trained, data, network.arm, potential, key),
+        **(force_angles_stage(folder, trained, data, potential, key) if with_eam else {}),
         "dynamics": dynamics_stage(folder, config, data, network, potential, key),
     }
 
@@ -152,7 +155,8 @@ def arm_summary(folder: Path, arm: str, networks: Sequence[Mapping[str, Any]]) -
     Returns
     -------
     ``networks``, as :func:`network_stages` gave them; means over them of ``errors``, ``errors_before_finetuning`` and
-    ``training``; ``errors_deviation``, the standard deviations (n − 1) between networks where there are several;
+    ``training``; ``force_angles``, all atoms together (:func:`~mdl_physpre.workflow.force_angles.pooled_angles`);
+    ``errors_deviation``, the standard deviations (n − 1) between networks where there are several;
     ``dynamics``, the counts over all of them (:func:`~mdl_physpre.dynamics.several_networks.summarise_networks`); and
     ``checkpoint``, that of the first.
     """
@@ -162,6 +166,8 @@ def arm_summary(folder: Path, arm: str, networks: Sequence[Mapping[str, Any]]) -
             found[key] = _combined([n[key] for n in networks], fmean)
     if len(networks) > 1:
         found["errors_deviation"] = _combined([n["errors"] for n in networks], stdev)
+    if "force_angles" in networks[0]:
+        found["force_angles"] = pooled_angles(networks)
     dynamics = [n["dynamics"] for n in networks]
     if dynamics[0] is None:
         return {**found, "dynamics": None}
