@@ -102,10 +102,11 @@ def about_neighbours(structures: Sequence[Atoms], cutoff: float, graph: Mapping[
     if any(lost):
         worst = int(np.argmax([x / max(len(n.images), 1) for x, n in zip(lost, found)]))
         needed = max(int(n.images.max(initial=0)) for n in found)
+        edges = len(found[worst].images)
         said.append(
-            f"dataset.preprocess_params.num_offsets is {graph['num_offsets']}, too few for "
-            f"{sum(x > 0 for x in lost)} of {len(structures)} structures at {cutoff:g} Å: structure {describe(structures[worst], worst)} would have "
-            f"{len(found[worst].images) - lost[worst]} of its {len(found[worst].images)} edges; set it to {needed}"
+            f"dataset.preprocess_params.num_offsets is {graph['num_offsets']}, too few for {sum(map(bool, lost))} of "
+            f"{len(found)} structures at {cutoff:g} Å: structure {describe(structures[worst], worst)} would have "
+            f"{edges - lost[worst]} of its {edges} edges; set it to {needed}"
         )
     most = max((int(n.counts.max(initial=0)) for n in found), default=0)
     if most > graph["n_neighbors"]:

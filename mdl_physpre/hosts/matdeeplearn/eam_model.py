@@ -55,6 +55,8 @@ class EAMInteractionModel(BaseModel):
     Raises ConfigError for a key that is missing or has no meaning.
     """
 
+    gradient: Any
+
     def __init__(
         self,
         atom_types: Sequence[str] | None = None,
