@@ -1,0 +1,170 @@
+"""A small run with every arm: one configuration, one report, and what each arm is made of."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+
+from mdl_physpre import EAMInteraction, HybridPotential, force_alignment, label, load_potential, write_structures
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.training.arms import parse_arm
+from mdl_physpre.workflow.config_file import load_config
+from mdl_physpre.workflow.data import load_data
+from mdl_physpre.workflow.run import run
+
+ARMS = ["baseline", "sam", "pretrain", "hybrid", "replay", "sam+pretrain", "pretrain+hybrid", "pretrain+hybrid+replay"]
+
+CONFIG = """
+dataset: {{src: {data}, split: {{test: 4, val: 4}}, preprocess_params: {{cutoff_radius: 4.0}}}}
+model: {{name: CGCNN, dim1: 8, dim2: 8, gc_count: 1, post_fc_count: 1, edge_dim: 8}}
+optim: {{max_epochs: 3, lr: 1.0e-3, batch_size: 3}}
+physpre:
+  arms: [{arms}]
+  eam: {{cutoff: 5.0, n_basis: 2, epochs: 5}}
+  perturbation: {{n_aug: 2, n_pairs: 1}}
+  pretrain: {{max_epochs: 2, batch_size: 4}}
+  sam: {{rho: 0.05}}
+  replay: {{share: 0.4, weight: 0.5}}
+  dynamics: {{temperature: 300, timestep: 1.0, steps: 20, n_structures: 2}}
+  report: {{formats: []}}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    structures = []
+    for _ in range(20):
+        atoms = bulk("MgO", "rocksalt", 4.2 * rng.uniform(0.97, 1.05), cubic=True)
+        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
+        structures.append(atoms)
+    torch.manual_seed(0)
+    teacher = EAMInteraction(elements=["Mg", "O"], cutoff=5.0, n_basis=2)
+    folder = tmp_path_factory.mktemp("data")
+    write_structures(folder / "mgo.extxyz", label(structures, teacher, progress=False))
+    path = folder / "small.yml"
+    path.write_text(CONFIG.format(data=folder / "mgo.extxyz", arms=", ".join(ARMS)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "all"
+    return folder, run(config, out=folder)
+
+
+def test_every_arm_has_the_same_parts_of_the_summary(finished):
+    folder, _ = finished
+    stored = json.loads((folder / "summary.json").read_text())
+    for arm in ARMS:
+        assert stored[arm]["errors"]["test"]["counts"]["forces"] == 4
+        assert stored[arm]["dynamics"]["n"] == 2
+        before = "errors_before_finetuning" in stored[arm]
+        assert before == ("pretrain" in arm or arm == "replay")
+        assert set(stored[arm]["force_angles"]["test"]) >= {"edges", "atoms", "mean"}
+        angles = stored[arm]["force_angles"]["test"]
+        assert angles["n_atoms"] + angles["zero_force"] == 32
+    assert len({stored[arm]["errors"]["test"]["forces_mae"] for arm in ARMS}) == len(ARMS)
+    tables = (folder / "log.txt").read_text()
+    assert all(f"test: {arm} " in tables for arm in ARMS)
+
+
+def test_budgets_say_what_each_arm_spends(finished):
+    _, summary = finished
+    steps = 12  # three epochs of twelve structures, three at a time
+    for arm in ARMS:
+        spent = summary[arm]["training"]["budget"]
+        finetune = spent["finetune"]
+        assert finetune["steps"] == steps
+        assert finetune["gradients"] == steps * (2 if "sam" in arm else 1)
+        assert finetune["structures"] == steps * (3 + (2 if "replay" in arm else 0))
+        assert ("pretrain" in spent) == ("pretrain" in arm or arm == "replay")
+        if "pretrain" in spent:
+            assert (spent["pretrain"]["steps"], spent["pretrain"]["gradients"]) == (12, 12)
+
+
+def test_the_same_pretraining_is_done_once(finished):
+    folder, _ = finished
+
+    def weights(arm):
+        return load_potential(folder / "3-train" / arm / "pretrain" / "best.pt").state_dict()
+
+    first = (folder / "3-train" / "pretrain" / "pretrain" / "best.pt").read_bytes()
+    for arm in ("replay", "sam+pretrain"):
+        assert (folder / "3-train" / arm / "pretrain" / "best.pt").read_bytes() == first
+    assert weights("pretrain+hybrid").keys() != weights("pretrain").keys()
+    log = (folder / "log.txt").read_text()
+    assert "sam+pretrain: pretraining is that of" in log
+    assert "pretrain+hybrid+replay: pretraining is that of pretrain+hybrid" in log
+
+
+def test_hybrids_hold_the_fitted_potential_and_one_reference(finished):
+    folder, summary = finished
+    fitted = load_potential(folder / "1-eam" / "eam.pt")
+    for arm in ("hybrid", "pretrain+hybrid"):
+        potential = load_potential(folder / summary[arm]["checkpoint"])
+        assert isinstance(potential, HybridPotential) and potential.cutoff == 5.0
+        assert not torch.equal(potential.eam.D, fitted.D)  # it was trained
+        assert potential.reference.as_dict() == pytest.approx(dict(zip([12, 8], fitted.E0.tolist())))
+        assert not potential.eam.E0.detach().any() and not potential.network.reference.as_dict()
+    # before finetuning, the embedded-atom part is still the teacher
+    before = load_potential(folder / "3-train" / "pretrain+hybrid" / "pretrain" / "best.pt")
+    assert torch.equal(before.eam.D, fitted.D)
+
+
+def test_angles_of_a_hybrid_are_those_of_its_two_parts(finished):
+    folder, summary = finished
+    structures = load_data(load_config(folder / "config.yml")).test
+    potential = load_potential(folder / summary["hybrid"]["checkpoint"])
+    assert summary["hybrid"]["force_angles"]["test"] == force_alignment(potential.eam, potential.network, structures)
+    eam, network = (load_potential(folder / p) for p in ("1-eam/eam.pt", summary["baseline"]["checkpoint"]))
+    assert summary["baseline"]["force_angles"]["test"] == force_alignment(eam, network, structures)
+
+
+def test_a_frozen_potential_stays_and_only_hybrids_are_done_again(finished, config):
+    folder, _ = finished
+    before = {p.parent.name: p.stat().st_mtime_ns for p in (folder / "3-train").glob("*/done.json")}
+    changes = ["physpre.hybrid.train_eam=false", "physpre.dynamics.n_structures=0"]
+    summary = run(config, changes, out=folder)
+    after = {p.parent.name: p.stat().st_mtime_ns for p in (folder / "3-train").glob("*/done.json")}
+    assert {n for n in before if before[n] != after[n] and not n.endswith("-force-angles")} == {
+        "hybrid", "hybrid-errors", "pretrain+hybrid", "pretrain+hybrid-errors", "pretrain+hybrid+replay",
+        "pretrain+hybrid+replay-errors", "pretrain+hybrid-errors-before-finetuning",
+        "pretrain+hybrid+replay-errors-before-finetuning",
+    }  # fmt: skip
+    potential = load_potential(folder / summary["hybrid"]["checkpoint"])
+    fitted = load_potential(folder / "1-eam" / "eam.pt")
+    assert all(
+        torch.equal(p, dict(fitted.named_parameters())[n]) for n, p in potential.eam.named_parameters() if n != "E0"
+    )
+
+
+def test_an_arm_depends_on_its_own_keys_alone(config):
+    loaded = load_config(config, ["physpre.sam.rho=0.3", "physpre.sam.adaptive=false"])
+    sam, plain, both = (parse_arm(name) for name in ("sam", "baseline", "sam+pretrain"))
+    assert (loaded.training_settings(sam).sam_rho, loaded.training_settings(sam).sam_adaptive) == (0.3, False)
+    assert loaded.training_settings(plain).sam_rho is None
+    assert loaded.pretraining_settings(both).sam_rho is None
+    everywhere = load_config(config, ["physpre.sam.pretraining=true"])
+    assert everywhere.pretraining_settings(both).sam_rho == 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("physpre.arms=[hybrid+replay]", "has no pretraining; write 'pretrain[+]hybrid[+]replay'"),
+        ("physpre.arms=[replay, pretrain+replay]", "is the same as 'replay'"),
+        ("physpre.arms=[pretrian]", "did you mean 'pretrain'"),
+        ("physpre.replay.share=1.5", "physpre.replay.share"),
+        ("physpre.sam.rho=-1", "physpre.sam.rho"),
+        ("physpre.hybrid.freeze=true", "unknown key"),
+        ("optim.sam_rho=0.1", "optim.sam_rho: unknown key"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(config, change, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(config, [change])
