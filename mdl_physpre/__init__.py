@@ -30,12 +30,14 @@ _PUBLIC = {
     "RDFAccumulator": "analysis.rdf",
     "TorchMDET": "potentials.torchmd_et",
     "TrainingSettings": "training.settings",
+    "ZBL": "potentials.zbl",
     "average_rdfs": "analysis.rdf",
     "build_graph": "structures.graph",
     "check_structures": "structures.check",
     "compare": "report.comparison",
     "compare_with_reference": "dynamics.reference",
     "convert": "structures.convert",
+    "convert_checkpoint": "potentials.convert_checkpoints",
     "evaluate": "potentials.base",
     "examine": "analysis.doctor",
     "fit_eam": "pretraining.eam_fit",
@@ -70,6 +72,7 @@ _PUBLIC = {
     "train_potential": "training.two_stage",
     "write_matdeeplearn_checkpoint": "potentials.matdeeplearn_checkpoints",
     "write_mattersim_checkpoint": "potentials.mattersim_checkpoints",
+    "write_setfl": "potentials.setfl",
     "write_structures": "structures.write",
 }
 

@@ -1,4 +1,5 @@
-"""Commands on potentials: ``physpre evaluate``, ``doctor``, ``md``, ``judge``, ``compare``."""
+"""Commands on potentials: ``physpre evaluate``, ``doctor``, ``md``, ``judge``, ``compare``, ``export``,
+``convert-checkpoint``."""
 
 from __future__ import annotations
 
@@ -163,3 +164,62 @@ def compare(
     print(format_comparison(found))
     if json:
         write_json(json, found)
+
+
+def export(
+    model: Annotated[Path, typer.Argument(metavar="EAM", help="Checkpoint of an embedded-atom potential.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The table, usually NAME.eam.fs.")],
+    structures: Annotated[
+        str | None, typer.Option(help="What is to be simulated: the grid of densities covers it, or says where not.")
+    ] = None,
+    rho_max: Annotated[float | None, typer.Option(help="End of the grid of densities.")] = None,
+    n_r: Annotated[int, typer.Option(help="Points of the grid of distances.")] = 10_000,
+    n_rho: Annotated[int, typer.Option(help="Points of the grid of densities.")] = 20_000,
+    isolated_atoms_zero: Annotated[
+        bool, typer.Option(help="Isolated atoms have no energy; otherwise total energies are those of the potential.")
+    ] = False,
+) -> None:
+    """Write an embedded-atom potential as a table for LAMMPS.
+
+    Finnis-Sinclair setfl, for pair_style eam/fs; ASE reads it, too. The short-range core is part of the pair terms.
+    """
+    from ase.data import chemical_symbols
+
+    from mdl_physpre.potentials.open_potential import open_potential
+    from mdl_physpre.potentials.setfl import write_setfl
+    from mdl_physpre.structures.read import read_structures
+
+    potential = open_potential(model)
+    write_setfl(
+        target,
+        potential,
+        structures=read_structures(structures) if structures else None,
+        rho_max=rho_max,
+        n_r=n_r,
+        n_rho=n_rho,
+        isolated_atoms_zero=isolated_atoms_zero,
+    )
+    symbols = " ".join(chemical_symbols[z] for z in potential.elements or ())
+    print(f"{target}: in LAMMPS, with atom types in this order,\n  units metal\n  pair_style eam/fs")
+    print(f"  pair_coeff * * {target} {symbols}")
+
+
+def convert_checkpoint(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A checkpoint of this package, MatDeepLearn, MatterSim or MatterTune.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
+    format: Annotated[
+        str | None,
+        typer.Option(help="mdl_physpre, matdeeplearn or mattersim; by default mattersim for .pth, else mdl_physpre."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML of a checkpoint of MatDeepLearn.")] = None,
+) -> None:
+    """Convert a checkpoint between this package, MatDeepLearn and MatterSim.
+
+    What the format cannot carry is said.
+    """
+    from mdl_physpre.potentials.convert_checkpoints import convert_checkpoint as convert
+
+    lost = convert(source, target, format, config)
+    print(f"{target}: written" + ("; see above what it does not carry" if lost else "; nothing is lost"))
