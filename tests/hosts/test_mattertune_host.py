@@ -558,6 +558,34 @@ def test_two_stages_by_the_command(data_file, tmp_path, monkeypatch):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_the_hosts_own_backbone_in_two_stages(data_file, tmp_path, monkeypatch):
+    pytest.importorskip("mattersim.forcefield.potential", reason="mattersim is not installed")
+    from mdl_physpre.hosts.mattertune.checkpoints import load_host_model
+    from mdl_physpre.hosts.mattertune.run import finetune
+
+    weights = tmp_path / ".local" / "mattersim" / "pretrained_models" / "mattersim-v1.0.0-1M.pth"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(MATTERSIM.read_bytes())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    content = configuration(data_file)
+    content["model"] = {
+        "name": "mattersim", "pretrained_model": "MatterSim-v1.0.0-1M", "reset_output_heads": False,
+        "graph_convertor": {"twobody_cutoff": 5.0, "has_threebody": True, "threebody_cutoff": 4.0},
+        "properties": PROPERTIES, "optimizer": {"name": "AdamW", "lr": 1e-3},
+    }  # fmt: skip
+    content["trainer"]["max_epochs"] = 1
+    content["physpre"] = {"eam": FIT, "perturbation": {"n_aug": 1}, "pretrain": {"max_epochs": 1}}
+    best = finetune(written(tmp_path, content), out=tmp_path / "run")
+    start, end = (open_potential(tmp_path / "run" / stage / "best.ckpt") for stage in ("3-pretrain", "4-finetune"))
+    name = "graph_conv.0.gated_mlp_atom.g.0.linear.weight"
+    published = read_mattersim_checkpoint(MATTERSIM).state_dict()[name]
+    moved = [float((p.state_dict()[name] - published).abs().max()) for p in (start, end)]
+    assert 0 < moved[0] < 0.01 and 0 < moved[1] < 0.02 and moved[0] != moved[1]
+    host = load_host_model(best)
+    expected = calculated(crystal(8), host.ase_calculator())
+    assert_same(expected, calculated(crystal(8), PotentialCalculator(end)), rtol=1e-4)
+
+
 def test_without_pretraining_and_the_file_of_a_stage_alone(data_file, tmp_path):
     from mdl_physpre.hosts.mattertune.run import finetune
 

@@ -15,7 +15,7 @@ from mdl_physpre.errors import ConfigError
 
 
 class StressOfRecentASE(StressesPropertyConfig):
-    """The host imports the conversion to Voigt order from where ASE 3.28 and later do not have it."""
+    """The host imports the conversion to Voigt order from where ASE 3.29 does not have it."""
 
     def prepare_value_for_ase_calculator(self, value: Any) -> Any:
         return full_3x3_to_voigt_6_stress(np.asarray(value).reshape(3, 3))

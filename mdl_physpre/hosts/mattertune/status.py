@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,9 +30,9 @@ def problems(root: Path) -> list[str]:
         release = _release("nshconfig")
         if release and release >= (1,):
             found.append("nshconfig 1 and later have no Registry: pip install 'nshconfig[extra]==0.56.0'")
-    if (_release("ase") or (0,)) >= (3, 28):
+    if not hasattr(import_module("ase.constraints"), "voigt_6_to_full_3x3_stress"):
         found.append(
-            "stress of backbones other than physpre-m3gnet: the host imports names that ASE 3.28 and later do not "
+            f"stress of backbones other than physpre-m3gnet: the host imports names that ASE {version('ase')} does not "
             "have; pip install ase==3.27.0"
         )
     compiled = (root / "mattertune" / "wrappers" / "utils").glob("graph_partition.*")
