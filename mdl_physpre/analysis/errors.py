@@ -22,7 +22,7 @@ from ase.units import GPa
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
-from mdl_physpre.structures.labels import LABELS
+from mdl_physpre.structures.labels import LABELS, get_labels
 
 WEIGHTS = (0.01, 50.0, 50.0)  # energy, forces, stress: Table 2 of the paper
 MISSING = "–"
@@ -76,6 +76,26 @@ def prediction_errors(
             for value in sorted(set(values))
         }
     return result
+
+
+def label_errors(
+    predicted: Sequence[Atoms], structures: Sequence[Atoms], weights: Sequence[float] = WEIGHTS
+) -> dict[str, Any]:
+    """As :func:`prediction_errors`, of the labels of ``predicted`` against those of the same ``structures``.
+
+    A label that one of the two lacks is left out.
+    """
+    n = len(structures)
+    table = {f"{label}_{kind}": np.zeros(n) for label in LABELS for kind in ("absolute", "squared", "count")}
+    table["n_atoms"] = np.array([len(atoms) for atoms in structures])
+    for k, (guess, atoms) in enumerate(zip(predicted, structures, strict=True)):
+        found, true = get_labels(guess), get_labels(atoms)
+        for label in LABELS:
+            one, other = getattr(found, label), getattr(true, label)
+            if one is not None and other is not None:
+                one, other = (torch.as_tensor(np.reshape(v, (1, -1))) for v in (one, other))
+                _add(table, label, np.array([k]), one, other)
+    return _summary(table, np.arange(n), weights)
 
 
 def _dataset(potential: Potential, data: GraphDataset | Sequence[Atoms]) -> GraphDataset:

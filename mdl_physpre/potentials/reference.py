@@ -10,7 +10,7 @@ from ase import Atoms
 from torch import Tensor, nn
 
 from mdl_physpre.errors import DataError
-from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.structures.labels import get_labels, set_labels
 
 N_ELEMENTS = 119
 
@@ -68,3 +68,12 @@ def fit_energy_reference(structures: Sequence[Atoms]) -> EnergyReference:
     target = np.array([e for e in energies if e is not None]) * weight
     solution = np.linalg.lstsq(matrix, target, rcond=1e-8)[0]
     return EnergyReference({z: float(e) for z, e in zip(elements, solution)})
+
+
+def composition_shift(structures: Sequence[Atoms], errors: np.ndarray) -> Tensor:
+    """Δ_z, (119,), eV, that composition explains of errors of energy: argmin Σ_b [(e_b − Σ_z n_bz Δ_z)/n_b]².
+
+    ``errors`` (n_structures,), eV, are labels less predictions, NaN where there is none.
+    """
+    known = [set_labels(a.copy(), energy=float(e)) for a, e in zip(structures, errors) if np.isfinite(e)]
+    return fit_energy_reference(known).energies

@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +17,13 @@ from ase import Atoms
 from ase.calculators.calculator import FileIOCalculator
 from ase.calculators.genericfileio import GenericFileIOCalculator
 
-from mdl_physpre.errors import ConfigError, DataError, PhyspreError
+from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.corrected import CorrectedPotential
+from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.pretraining.perturbation import is_label
 from mdl_physpre.pretraining.teacher_names import CalculatorFactory, Teacher, resolve_teacher
+from mdl_physpre.pretraining.worker_pool import run_chunks, start_method
 from mdl_physpre.progress import progress as show_progress
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import Labels, set_labels
@@ -116,6 +116,10 @@ def compute_labels(
     resolved = resolve_teacher(teacher, kwargs)
     if not structures:
         return []
+    if isinstance(resolved, CorrectedPotential) and isinstance(resolved.base, CalculatorPotential):
+        bare = compute_labels(structures, resolved.base, workers=workers, progress=progress)
+        return _corrected(structures, bare, resolved.correction)
+    name = partial(_named, structures)
     workers = workers if workers is not None else available_workers()
     if isinstance(resolved, Potential):
         potential = copy.deepcopy(resolved).to(dtype).eval()
@@ -125,18 +129,35 @@ def compute_labels(
             workers = 1
         on_cpu = device.type == "cpu"
         task = partial(_label_batch if on_cpu else _batch_graphs, structures, potential)
-        results = _run(task, chunks, workers)
+        results = run_chunks(task, chunks, workers, "fork", name)
         if not on_cpu:
             results = (_evaluate_batch(structures, potential, part) for part in results)
     else:
         chunks = [[k] for k in range(len(structures))]
-        results = _run(partial(_label_by_calculator, structures, resolved), chunks, workers)
+        results = run_chunks(partial(_label_by_calculator, structures, resolved), chunks, workers, start_method(), name)
     if progress:
         results = show_progress(results, total=len(chunks), description="labels")
     found: list[Labels | LabelFailure] = []
     for part in results:
         found.extend(part)
     return found
+
+
+def _corrected(
+    structures: Sequence[Atoms], found: Sequence[Labels | LabelFailure], correction: Potential
+) -> list[Labels | LabelFailure]:
+    """Labels of calculators with those of a core and of energies of elements added, in this process."""
+    added = compute_labels(structures, correction, dtype=torch.float64, workers=1, progress=False)
+    results: list[Labels | LabelFailure] = []
+    for one, other in zip(found, added):
+        if isinstance(one, LabelFailure) or isinstance(other, LabelFailure):
+            results.append(one if isinstance(one, LabelFailure) else other)
+            continue
+        assert one.energy is not None and other.energy is not None
+        assert one.forces is not None and other.forces is not None
+        stress = None if one.stress is None or other.stress is None else one.stress + other.stress
+        results.append(Labels(one.energy + other.energy, one.forces + other.forces, stress))
+    return results
 
 
 def available_workers() -> int:
@@ -169,8 +190,7 @@ def without_labels(atoms: Atoms) -> Atoms:
 def failure_text(structures: Sequence[Atoms], failures: Mapping[int, str]) -> str:
     """Which structures have no label, and why, in one line."""
     named = [
-        f"{k} ({structures[k].info.get('structure_id', 'no id')}): {reason}"
-        for k, reason in list(failures.items())[:NAMED_FAILURES]
+        f"{_named(structures, k)}: {reason}" for k, reason in list(failures.items())[:NAMED_FAILURES]
     ]
     rest = f"; and {len(failures) - len(named)} more" if len(failures) > len(named) else ""
     return f"{len(failures)} of {len(structures)} structures could not be labelled: {'; '.join(named)}{rest}"
@@ -186,48 +206,8 @@ def _dtype(potential: Potential) -> torch.dtype:
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.float64)
 
 
-# What a worker process works with. Set by fork, so that neither structures nor potential travel through a pipe.
-_task: Callable[[list[int]], Any] | None = None
-
-
-def _start_worker(task: Callable[[list[int]], Any]) -> None:
-    global _task
-    _task = task
-    torch.set_num_threads(1)  # one process for each core; threads on top of that only wait for each other
-
-
-def _work(chunk: list[int]) -> Any:
-    assert _task is not None
-    return _task(chunk)
-
-
-def _run(task: Callable[[list[int]], Any], chunks: list[list[int]], workers: int) -> Iterable[Any]:
-    """``task`` of every chunk, in order, in worker processes where that is possible."""
-    workers = min(workers, len(chunks))
-    if workers < 2 or "fork" not in get_all_start_methods():
-        return map(task, chunks)
-    return _run_parallel(task, chunks, workers)
-
-
-def _run_parallel(task: Callable[[list[int]], Any], chunks: list[list[int]], workers: int) -> Iterator[Any]:
-    with ProcessPoolExecutor(workers, get_context("fork"), initializer=_start_worker, initargs=(task,)) as pool:
-        # Only so many results wait at a time: a set may be larger than memory has room for graphs.
-        waiting: list[Future] = []
-        try:
-            for chunk in chunks:
-                waiting.append(pool.submit(_work, chunk))
-                if len(waiting) > 4 * workers:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        except BrokenProcessPool as error:
-            raise PhyspreError(
-                "a process that labelled structures ended abruptly (out of memory, or a crash in a calculator's "
-                "compiled code); try again with workers=1"
-            ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
+def _named(structures: Sequence[Atoms], k: int) -> str:
+    return f"{k} ({structures[k].info.get('structure_id', 'no id')})"
 
 
 def _batch_graphs(

@@ -10,13 +10,50 @@ from typing import Any, TypeAlias
 
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.corrected import CorrectedPotential
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.potentials.import_paths import import_object
 from mdl_physpre.potentials.open_potential import is_scheme, open_potential
+from mdl_physpre.potentials.zbl import core_for
 
 ENTRY_POINTS = "mdl_physpre.teachers"
 CalculatorFactory: TypeAlias = Callable[[], Any]
 Teacher: TypeAlias = "Potential | Callable[..., Any] | str"
+
+
+def make_teacher(
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    short_range: str | None = None,
+    short_range_radii: Mapping[str, float] | None = None,
+) -> CorrectedPotential:
+    """A teacher by name, with a core if wanted, and energies of the elements that can be fitted.
+
+    Parameters
+    ----------
+    name : a checkpoint file in any format that is read here; ``calculator:package.module.Class?key=value`` or
+        ``torchsim:…``; a name registered in the entry-point group ``mdl_physpre.teachers``; or an import path. Behind
+        the last two stands a callable that returns a potential or an ASE calculator.
+    arguments : of a calculator, or of the callable.
+    short_range, short_range_radii : ``zbl`` adds the repulsion of nuclei (:class:`~mdl_physpre.ZBL`), which the teacher
+        itself must not have yet.
+
+    Raises
+    ------
+    ConfigError : nothing of that name, arguments that it does not take, an unknown core.
+    CheckpointError : a file that no format recognises.
+    """
+    if Path(name).is_file() or is_scheme(name):
+        base = open_potential(name, arguments)
+    else:
+        target, found = _by_name(name), resolve_teacher(name, arguments)
+        told = ", ".join(f"{key}={value!r}" for key, value in sorted((arguments or {}).items()))
+        identity = f"{target.__module__}.{getattr(target, '__qualname__', name)}({told})"
+        base = found if isinstance(found, Potential) else CalculatorPotential(found, name=identity)
+    if short_range and getattr(base, "core", None) is not None:
+        raise ConfigError(f"teacher {name}: has a short-range core already; leave short_range out")
+    return CorrectedPotential(base, core_for(short_range, short_range_radii, base.elements))
 
 
 def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -> Potential | CalculatorFactory:

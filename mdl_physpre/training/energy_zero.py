@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.potentials.reference import fit_energy_reference
+from mdl_physpre.potentials.reference import composition_shift
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
-from mdl_physpre.structures.labels import get_labels, set_labels
+from mdl_physpre.structures.labels import get_labels
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,7 @@ def refit_reference(potential: Potential, train: GraphDataset, val: GraphDataset
     """
     if not (train.label_count("energy") and val.label_count("energy")):
         return False
-    left = []
-    for atoms, error in zip(train.structures, energy_errors(potential, train)):
-        if np.isfinite(error):
-            left.append(set_labels(atoms.copy(), energy=error))
-    shift = fit_energy_reference(left).energies
+    shift = composition_shift(train.structures, energy_errors(potential, train))
     before = energy_errors(potential, val)
     after = before - np.array([float(shift[torch.as_tensor(a.numbers)].sum()) for a in val.structures])
     old, new = (float(np.nanmean(np.abs(e) / val.n_atoms)) for e in (before, after))
