@@ -44,7 +44,7 @@ class FilePatch:
         """The content with the lines taken out."""
         lines = content.splitlines(keepends=True)
         for line, text in self.insertions:  # those before it are out already, so the line number holds again
-            del lines[line : line + len(text.splitlines())]
+            del lines[line : line + len(text.encode().splitlines())]
         return b"".join(lines)
 
 
