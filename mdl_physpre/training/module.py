@@ -22,6 +22,7 @@ from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches, batch_indices
 from mdl_physpre.training.history import EpochSums, training_record, write_log
 from mdl_physpre.training.loss import LabelError, check_labels, label_errors, total_loss, wanted_labels
+from mdl_physpre.training.optimizer import make_optimizer
 from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.sam import climb, go_back
 from mdl_physpre.training.settings import TrainingSettings
@@ -117,17 +118,7 @@ class PotentialTraining(pl.LightningModule):
     # --- one step -----------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        s = self.settings
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.potential), lr=s.lr, weight_decay=s.weight_decay, fused=True
-        )
-        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer,
-            factor=s.scheduler_factor,
-            patience=s.scheduler_patience,
-            threshold=s.scheduler_threshold,
-            min_lr=min(s.min_lr, s.lr),
-        )
+        optimizer, scheduler = make_optimizer(self.potential, self.settings)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def _evaluate(self, graph: AtomGraph, settings: TrainingSettings, create_graph: bool) -> Predictions:
@@ -341,14 +332,3 @@ class PotentialTraining(pl.LightningModule):
         self.history = list(state["history"])
         self.best = dict(state["best"])
         self._nan_epochs = state["nan_epochs"]
-
-
-def parameter_groups(potential: Potential) -> list[dict[str, Any]]:
-    """Parameters for the optimiser. Those that mean something physically, ``potential.undecayed``, do not decay."""
-    undecayed = {id(p) for p in getattr(potential, "undecayed", ())}
-    trained = [p for p in potential.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if id(p) not in undecayed]},
-        {"params": [p for p in trained if id(p) in undecayed], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
