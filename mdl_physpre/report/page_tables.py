@@ -150,6 +150,9 @@ def error_sources(run: Run) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
         own = ((run.summary.get("eam") or {}).get("errors") or {}).get(name)
         if own:
             found.append((name, "EAM", [own]))
+        own = ((run.summary.get("teacher") or {}).get("errors") or {}).get(name)
+        if own:
+            found.append((name, "teacher", [own]))
     return found
 
 

@@ -14,9 +14,9 @@ import yaml
 from mdl_physpre.dynamics.several_networks import summarise_networks
 from mdl_physpre.dynamics.storage import FORMAT
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.training.arms import parse_arms
+from mdl_physpre.training.arms import eam_is_needed, parse_arms
 
-EAM, SET, TRAIN, DYNAMICS = "1-eam", "2-pretraining-set", "3-train", "4-dynamics"
+EAM, TEACHER, SET, TRAIN, DYNAMICS = "1-eam", "1-teacher", "2-pretraining-set", "3-train", "4-dynamics"
 BEFORE = "-errors-before-finetuning"
 
 
@@ -153,6 +153,9 @@ def _from_stages(
     if fit:
         tests = errors("1-eam-errors")
         whole["eam"] = {"table": fit["table"], "fit_errors": fit["errors"], "errors": tests, "seconds": fit["seconds"]}
+    zero = _result(stages, TEACHER)
+    if zero:
+        whole["teacher"] = {"zero_of_energy": zero, "errors": errors("1-teacher-errors"), "seconds": zero["seconds"]}
     made = _result(stages, SET)
     if made:
         whole["pretraining_set"] = made
@@ -210,7 +213,7 @@ def _missing(run: Run) -> list[str]:
     """What a complete run would have."""
     found = []
     arms = parse_arms(run.arms)
-    if any(arm.needs_eam for arm in arms) and "eam" not in run.summary:
+    if eam_is_needed(arms, run.config["physpre"].get("teacher")) and "eam" not in run.summary:
         found.append("the embedded-atom potential is not fitted")
     if any(arm.pretrain for arm in arms) and "pretraining_set" not in run.summary:
         found.append("the pretraining set is not made")

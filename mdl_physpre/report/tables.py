@@ -67,6 +67,8 @@ def _errors(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any
                 found.append((name, f"{arm}, before finetuning", summary[arm]["errors_before_finetuning"][name]))
         if "eam" in summary:
             found.append((name, "EAM", summary["eam"]["errors"][name]))
+        if "teacher" in summary:
+            found.append((name, "teacher", summary["teacher"]["errors"][name]))
     return found
 
 

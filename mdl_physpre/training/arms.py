@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mdl_physpre.errors import ConfigError, nearest
 
@@ -30,11 +31,6 @@ class Arm:
     pretrain: bool = False
     hybrid: bool = False
     replay: bool = False
-
-    @property
-    def needs_eam(self) -> bool:
-        """Whether the embedded-atom potential has to be there before training."""
-        return self.pretrain or self.hybrid
 
     @property
     def parts(self) -> tuple[bool, ...]:
@@ -80,3 +76,8 @@ def parse_arms(names: Sequence[str]) -> list[Arm]:
                 alike = "stands there twice" if other.name == arm.name else f"is the same as {other.name!r}"
                 raise ConfigError(f"arms: {arm.name!r} {alike}; give each arm only once")
     return arms
+
+
+def eam_is_needed(arms: Sequence[Arm], other_teacher: Any = None) -> bool:
+    """Whether the embedded-atom potential is to be fitted: for a hybrid, or as teacher where there is no other."""
+    return any(arm.hybrid or (arm.pretrain and other_teacher is None) for arm in arms)

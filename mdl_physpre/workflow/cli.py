@@ -11,7 +11,7 @@ import typer
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import PhyspreError
-from mdl_physpre.workflow.cli_potentials import compare, doctor, evaluate, judge, md
+from mdl_physpre.workflow.cli_potentials import compare, convert_checkpoint, doctor, evaluate, export, judge, md
 from mdl_physpre.workflow.cli_runs import demo, fit, run
 from mdl_physpre.workflow.cli_structures import convert, inspect, label, perturb
 
@@ -62,7 +62,9 @@ def common(
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
 
 
-for function in (run, demo, fit, perturb, label, evaluate, doctor, md, judge, compare, convert, inspect):
+for function in (
+    run, demo, fit, perturb, label, evaluate, doctor, md, judge, compare, convert, inspect, export, convert_checkpoint
+):  # fmt: skip
     app.command()(function)
 for point in entry_points(group="mdl_physpre.commands"):
     app.add_typer(point.load(), name=point.name)

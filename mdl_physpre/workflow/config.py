@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.zbl import core_for
 from mdl_physpre.pretraining.perturbation import PerturbationSettings
 from mdl_physpre.training.arms import Arm, parse_arms
 from mdl_physpre.training.settings import TrainingSettings
@@ -227,10 +228,54 @@ class EAM(Section):
     n_basis: int = Field(10, ge=1)
     init: Literal["spread", "reference"] = "spread"
     signed_embedding: bool = False
+    short_range: Literal["zbl"] | None = None
+    short_range_radii: dict[str, float] = {}
     route: Literal["fast", "reference"] = "fast"
     epochs: int = Field(200, ge=1)
     lr: float = Field(2e-3, gt=0)
     batch_size: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _core_is_fitted_with(self) -> EAM:
+        if self.checkpoint and self.short_range:
+            raise ValueError(
+                "checkpoint: says itself whether it has a core; leave short_range out, or add a core to a finished "
+                "potential by physpre.teacher: {potential: FILE, short_range: zbl}"
+            )
+        core_for(self.short_range, self.short_range_radii)
+        return self
+
+
+class Teacher(Section):
+    """What labels the pretraining set in place of the embedded-atom potential: ``potential`` or ``calculator``.
+
+    ``potential`` is a checkpoint in any format that is read, ``calculator:…`` or ``torchsim:…``, or a registered name;
+    ``calculator`` the import path of an ASE calculator, or of a function that returns one, called with ``arguments``.
+    """
+
+    potential: str | None = None
+    calculator: str | None = None
+    arguments: dict[str, Any] = {}
+    short_range: Literal["zbl"] | None = None
+    short_range_radii: dict[str, float] = {}
+    processes: int | None = Field(None, ge=1)
+
+    @property
+    def source(self) -> str:
+        """The name under which it is opened."""
+        return self.potential if self.potential is not None else f"calculator:{self.calculator}"
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return f"{self.potential or self.calculator}{' + ZBL' if self.short_range else ''}"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Teacher:
+        if (self.potential is None) == (self.calculator is None):
+            raise ValueError("give one of potential and calculator")
+        core_for(self.short_range, self.short_range_radii)
+        return self
 
 
 _PerturbationBase: Any = section_of(PerturbationSettings, "_PerturbationBase")
@@ -282,6 +327,7 @@ class Physpre(Section):
 
     arms: list[str] = ["baseline", "pretrain"]
     eam: EAM = EAM()
+    teacher: Teacher | None = None
     perturbation: Perturbation = Perturbation()
     pretrain: Pretrain = Pretrain()
     sam: SAM = SAM()

@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import ConfigError, PhyspreError, nearest
+from mdl_physpre.potentials.open_potential import is_scheme
 from mdl_physpre.workflow.config import Config
 
 
@@ -60,6 +61,7 @@ def _known_keys(location: Sequence[Any]) -> list[str]:
     for part in location:
         field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
         model = field.annotation if field else None
+        model = next((part for part in get_args(model) if hasattr(part, "model_fields")), model)
     return list(model.model_fields) if hasattr(model, "model_fields") else []
 
 
@@ -183,6 +185,13 @@ def with_absolute_paths(config: Config, folder: Path, source: str = "configurati
         if not Path(checkpoint).is_file():
             raise ConfigError(f"{source}: physpre.eam.checkpoint: {checkpoint}: no such file")
         more["eam"] = physpre.eam.model_copy(update={"checkpoint": checkpoint})
+    teacher = physpre.teacher
+    if teacher is not None and teacher.potential is not None and not is_scheme(teacher.potential):
+        found = resolve_path(teacher.potential, folder)
+        if Path(found).is_file():
+            more["teacher"] = teacher.model_copy(update={"potential": found})
+        elif Path(teacher.potential).suffix in (".pt", ".pth", ".ckpt"):
+            raise ConfigError(f"{source}: physpre.teacher.potential: {found}: no such file")
     return config.model_copy(
         update={"dataset": dataset.model_copy(update=data_files), "physpre": physpre.model_copy(update=more)}
     )

@@ -13,7 +13,7 @@ from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.hybrid import HybridPotential
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.stages import Stage, hash_of_file
-from mdl_physpre.workflow.training_stage import EAM
+from mdl_physpre.workflow.teachers import EAM
 
 
 def force_angles_stage(folder: Path, trained: Path, data: RunData, potential: Potential, key: str) -> dict[str, Any]:

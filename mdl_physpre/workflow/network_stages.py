@@ -25,7 +25,7 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
 from mdl_physpre.processes import Piece, run_in_processes
 from mdl_physpre.structures.supercell import enlarge
-from mdl_physpre.training.arms import parse_arm, parse_arms
+from mdl_physpre.training.arms import eam_is_needed, parse_arm, parse_arms
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.force_angles import force_angles_stage, pooled_angles
@@ -62,7 +62,7 @@ def network_stages(
     """3 and 4: a network is trained, tested and simulated."""
     trained = folder / "3-train" / network.name
     potential, key = training_stage(folder, config, data, network.arm, pretraining_key, network.seed, trained)
-    with_eam = any(arm.needs_eam for arm in parse_arms(config.physpre.arms))
+    with_eam = eam_is_needed(parse_arms(config.physpre.arms), config.physpre.teacher)
     return {
         "seed": network.seed,
         **errors_stage(trained, data, network.arm, potential, key),

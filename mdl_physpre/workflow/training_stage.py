@@ -22,10 +22,10 @@ from mdl_physpre.training.two_stage import initial_potential, pretrain_then_fine
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.stages import Stage, decisive, hash_of, hash_of_file
+from mdl_physpre.workflow.teachers import EAM, load_teacher
 
 logger = logging.getLogger(__name__)
 
-EAM = Path("1-eam") / "eam.pt"
 
 
 def training_stage(
@@ -106,9 +106,14 @@ def training_stage(
         else:
             online = None
             if physpre.pretrain.online:
-                teacher = load_potential(folder / EAM)
+                teacher = load_teacher(folder, config)
                 online = OnlinePretrainingSet(
-                    data.train, config.perturbation_settings(), teacher, config.task.seed, potential.cutoff
+                    data.train,
+                    config.perturbation_settings(),
+                    teacher,
+                    config.task.seed,
+                    potential.cutoff,
+                    workers=None if physpre.teacher is None else physpre.teacher.processes,
                 )
             first = [graphs(read_structures(folder / "2-pretraining-set" / f"{n}.extxyz")) for n in ("train", "val")]
             copy_pretraining(folder / "3-train", stage.folder, first_key)

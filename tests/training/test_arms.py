@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.training.arms import Arm, parse_arm, parse_arms
+from mdl_physpre.training.arms import Arm, eam_is_needed, parse_arm, parse_arms
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,8 @@ from mdl_physpre.training.arms import Arm, parse_arm, parse_arms
 def test_names_say_what_an_arm_is_made_of(name, parts):
     arm = parse_arm(name)
     assert (arm.name, arm.parts) == (name, parts)
-    assert arm.needs_eam == (parts[1] or parts[2])
+    assert eam_is_needed([arm]) == (parts[1] or parts[2])
+    assert eam_is_needed([arm], "another teacher") == parts[2]
 
 
 @pytest.mark.parametrize(

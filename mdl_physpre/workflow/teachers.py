@@ -1,0 +1,50 @@
+"""The teacher of a run, from its configuration and the files of its first stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ase.data import atomic_numbers
+
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints import load_potential
+from mdl_physpre.potentials.corrected import CorrectedPotential
+from mdl_physpre.potentials.reference import EnergyReference
+from mdl_physpre.pretraining.teacher_names import make_teacher
+from mdl_physpre.workflow.config import Config, Teacher
+
+EAM = Path("1-eam") / "eam.pt"
+TEACHER = "1-teacher"
+
+
+def load_teacher(folder: Path, config: Config) -> Potential:
+    """The teacher of a run in ``folder`` whose first stage is done."""
+    if config.physpre.teacher is None:
+        return load_potential(folder / EAM)
+    teacher = named_teacher(config.physpre.teacher)
+    set_zero(teacher, finished(folder)["result"])
+    return teacher
+
+
+def named_teacher(settings: Teacher) -> CorrectedPotential:
+    """The teacher that ``physpre.teacher`` names, with its own zero of energy."""
+    return make_teacher(
+        settings.source,
+        settings.arguments,
+        short_range=settings.short_range,
+        short_range_radii=settings.short_range_radii,
+    )
+
+
+def set_zero(teacher: CorrectedPotential, fitted: Mapping[str, Any]) -> None:
+    """Shift a teacher's zero of energy as :func:`~mdl_physpre.fit_teacher_zero` found."""
+    energies = {atomic_numbers[symbol]: energy for symbol, energy in fitted["energies"].items()}
+    teacher.shift_reference(EnergyReference(energies).energies)
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """``key`` and ``result`` of the stage that fitted the zero of energy of a run's teacher."""
+    return json.loads((folder / TEACHER / "done.json").read_text())
