@@ -64,6 +64,7 @@ class BatchRun:
         self.failing = TrajectoryFiles(folder / FAILING) if folder else None
         self.rdfs = RDFSampler(settings, structures) if settings.rdf_interval else None
         self.changing = INTEGRATORS[settings.ensemble].changes_cells
+        self.seconds_per_step: float | None = None  # of this process, for those who ask how long it will take
         self.left_at: dict[int, tuple[Tensor, Tensor]] = {}  # where structures were whose step could not be finished
 
     def advance(self) -> None:

@@ -155,6 +155,7 @@ def store(run: BatchRun) -> None:
         stored |= {f"rdf_{name}": value for name, value in run.rdfs.state().items()}
     plain = {
         "step": run.step,
+        "seconds_per_step": run.seconds_per_step,
         "active": run.active,
         "boundaries": run.lists.boundaries,
         "max_edges": run.lists.max_edges,

@@ -22,7 +22,7 @@ def draw_parity(predictions: Mapping[str, Mapping[str, np.ndarray]], test_set: s
     names = list(predictions)
     shown = {name: [_points(predictions[name], q) for q, _, _ in QUANTITIES] for name in names}
     styles = styles_of(names)
-    safe = "".join(c if c.isalnum() else "-" for c in test_set)
+    safe = _safe(test_set)
     missing = []
     with styled() as plt:
         figure, axes = plt.subplots(len(names), 3, figsize=(7.4, 2.35 * len(names) + 0.2), squeeze=False)
@@ -60,6 +60,11 @@ def draw_parity(predictions: Mapping[str, Mapping[str, np.ndarray]], test_set: s
     )  # fmt: skip
 
 
+def _safe(name: str) -> str:
+    """A name as part of a file's name."""
+    return "".join(c if c.isalnum() else "-" for c in name)
+
+
 def _points(found: Mapping[str, np.ndarray], quantity: str) -> tuple[np.ndarray, np.ndarray]:
     if quantity == "energy":
         true, ours = found["energy_label"] / found["n_atoms"], found["energy"] / found["n_atoms"]
@@ -78,34 +83,37 @@ def _limits(points: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, flo
     return low - margin, high + margin
 
 
-def draw_force_angles(angles: Mapping[str, Mapping[str, Any]], folder: Path) -> Figure:
-    """Distribution of the angle between two forces on an atom.
+def draw_force_angles(angles: Mapping[str, Mapping[str, Any]], test_set: str, folder: Path) -> Figure:
+    """Distribution of the angle between the forces of the teacher and of each network (Figure B.1).
 
-    ``angles`` : name → ``edges`` (n + 1,), degrees, ``counts`` (n,), and ``mean`` in degrees where there is one.
+    ``angles`` : arm → :func:`mdl_physpre.analysis.force_alignment.force_alignment`.
     """
     styles = styles_of(angles)
+    said, atoms = [], 0
     with styled() as plt:
         figure, axis = plt.subplots(figsize=(6.4, 3.2))
-        said = []
         for name, found in angles.items():
-            edges, counts = np.asarray(found["edges"], float), np.asarray(found["counts"], float)
+            edges, counts = np.asarray(found["edges"], float), np.asarray(found["atoms"], float)
             density = counts / max(counts.sum(), 1) / np.diff(edges)
-            mean = found.get("mean")
-            text = plain(name) + ("" if mean is None else f": mean {mean:.0f}°")
-            axis.stairs(density, edges, label=text, linewidth=1.6, **styles[name])
-            said.append(text.replace("\\", ""))
+            atoms = max(atoms, int(counts.sum()))
+            known = found.get("mean") is not None
+            text = f"{name}: mean {found['mean']:.0f}°, {found['share_above_90']:.0%} beyond 90°" if known else name
+            axis.stairs(density, edges, label=plain(text), **{**styles[name], "linewidth": 1.6})
+            said.append(text)
         angle = np.linspace(0, 180, 181)
         random = np.sin(np.radians(angle)) / 2 * np.pi / 180
-        axis.plot(angle, random, color=SOFT, linewidth=0.9, label="random directions")
+        axis.plot(angle, random, color=SOFT, linewidth=0.9, label="independent directions")
         axis.set(xlabel="angle between the two forces on an atom (degrees)", ylabel="density (1/degree)", xlim=(0, 180))
         axis.set_ylim(bottom=0)
         axis.set_xticks(range(0, 181, 30))
         axis.legend()
-        save(figure, folder / "force-angles")
+        save(figure, folder / f"force-angles-{_safe(test_set)}")
     return Figure(
-        folder, "force-angles", "Angles between forces",
-        "Histograms of the angle between the force of the embedded-atom potential and that of the network. "
-        f"{'; '.join(said)}.",
-        "Angle between the force of the embedded-atom potential and that of the network on each atom of the test set; "
-        "0°: they agree, 180°: they are opposed. Thin line: what random directions would give.",
-    )  # fmt: skip
+        folder,
+        f"force-angles-{_safe(test_set)}",
+        f"Angles between forces, {test_set}",
+        f"Histograms of the angle between the forces of two potentials. {'; '.join(said)}.",
+        f"Angle between the force of the embedded-atom potential and that of the network on each of {atoms:,} atoms of "
+        f"{test_set} (hybrid: between its two parts). 0°: they agree, 180°: they are opposed. Thin line: what "
+        "independent directions would give. Where forces are small their direction is mostly noise.",
+    )

@@ -123,9 +123,7 @@ def draw_training(logs: Mapping[str, Mapping[tuple[str, str], Sequence[Mapping[s
             upper.legend()
             for axis in (upper, lower):
                 axis.grid(axis="y", which="major")
-                axis.yaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5), numticks=6))
-                axis.yaxis.set_major_formatter(plt.matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-                axis.minorticks_off()
+                _few_ticks(axis)
         save(figure, folder / "training")
     return Figure(
         folder, "training", "Training",
@@ -133,3 +131,18 @@ def draw_training(logs: Mapping[str, Mapping[tuple[str, str], Sequence[Mapping[s
         "Loss on the validation set (line) and on the training set (faint), and the learning rate. The losses of "
         "pretraining and finetuning are of different labels and cannot be compared with each other.",
     )  # fmt: skip
+
+
+def _few_ticks(axis: Any) -> None:
+    """Ticks at 1, 2, 5, 10, … of a logarithmic axis; its ends where that gives fewer than two."""
+    low, high = axis.get_ylim()
+    every = [m * 10.0**e for e in range(-12, 13) for m in (1, 2, 5)]
+    ticks = [t for t in every if low <= t <= high]
+    if len(ticks) > 6:
+        ticks = [t for t in ticks if f"{t:e}"[0] == "1"]
+    if len(ticks) < 2:
+        values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.get_lines()] or [np.ones(1)])
+        values = values[np.isfinite(values)]
+        ticks = sorted({float(f"{v:.2g}") for v in (values.min(), values.max())}) if len(values) else []
+    axis.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axis.minorticks_off()

@@ -121,6 +121,12 @@ def _test_sets(run: Run) -> list[str]:
     return []
 
 
+def _data_of(run: Run, name: str) -> Any:
+    """What names the data that a network was tested on: the key of the stage that did, or the configuration."""
+    stage = run.stages.get("1-eam-errors" if name == "EAM" else f"3-train/{name}-errors", {})
+    return stage.get("done", {}).get("key") or [run.config["dataset"], run.config.get("task", {}).get("seed")]
+
+
 def _key(*parts: Any) -> str:
     digest = hashlib.sha256(str(VERSION).encode())
     for part in parts:
@@ -143,11 +149,7 @@ def _store(path: Path, write: Callable[[Any], None], mode: str) -> None:
 
 
 def _predictions(run: Run, name: str, checkpoint: Path, test_set: str, sets: _Lazy) -> dict[str, np.ndarray]:
-    # the stage that computed the errors knows the data; where there is none the configuration names them
-    errors = f"{checkpoint.relative_to(run.folder).parts[1]}-errors" if name != "EAM" else ""
-    stage = run.stages.get("1-eam-errors" if name == "EAM" else f"3-train/{errors}", {})
-    which = stage.get("done", {}).get("key") or [run.config["dataset"], run.config.get("task", {}).get("seed")]
-    key = _key(checkpoint, which, test_set)
+    key = _key(checkpoint, _data_of(run, name), test_set)
     safe = "".join(c if c.isalnum() or c in "-_+" else "_" for c in f"{name}-{test_set}")
     path = run.folder / FOLDER / f"predictions-{safe}.npz"
     try:

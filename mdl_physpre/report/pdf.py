@@ -13,8 +13,8 @@ from mdl_physpre.report.style import INK, Figure, plain, styled
 
 A4 = (8.27, 11.69)  # inches
 MARGIN = 0.08
-COLUMNS = 112  # characters of a line in the small fixed font
-LINES = 88
+COLUMNS = 145  # characters of a line in the small fixed font
+LINES = 104
 
 
 def write_pdf(
@@ -57,7 +57,7 @@ def _table_lines(table: Table) -> list[str]:
 def _text_page(plt: Any, pdf: Any, lines: Sequence[str]) -> None:
     figure = plt.figure(figsize=A4, layout="none", facecolor="white")
     text = plain("\n".join(lines))
-    figure.text(MARGIN, 1 - MARGIN / 1.4, text, va="top", family="monospace", fontsize=6.6, linespacing=1.35, color=INK)
+    figure.text(MARGIN, 1 - MARGIN / 1.4, text, va="top", family="monospace", fontsize=5.6, linespacing=1.35, color=INK)
     pdf.savefig(figure, facecolor="white")
     plt.close(figure)
 

@@ -17,7 +17,8 @@ from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.training.arms import eam_is_needed, parse_arms
 
 EAM, TEACHER, SET, TRAIN, DYNAMICS = "1-eam", "1-teacher", "2-pretraining-set", "3-train", "4-dynamics"
-BEFORE = "-errors-before-finetuning"
+DATA_FILE = "data.json"  # hashes and counts of the data, written when a run begins
+BEFORE, ANGLES = "-errors-before-finetuning", "-force-angles"
 
 
 @dataclass
@@ -106,6 +107,8 @@ def read_run(folder: str | Path, summary: Mapping[str, Any] | None = None) -> Ru
     if not whole:
         whole = _from_stages(folder, config, stages, arms)
     whole["arms"] = arms
+    if "data" not in whole and (sets := read_json(folder / DATA_FILE).get("sets")):
+        whole["data"] = sets
     for arm in arms:
         whole.setdefault(arm, {})
     run = Run(folder, config, read_json(folder / "environment.json"), whole, finished, stages=stages)
@@ -169,9 +172,10 @@ def _from_stages(
             own: dict[str, Any] = {"seed": config["task"]["seed"] + k, "errors": tested}
             own["training"] = {"stages": trained["stages"], "budget": trained["budget"]}
             own["checkpoint"] = trained["checkpoint"]
-            before = errors(f"{TRAIN}/{name}{BEFORE}")
-            if before:
-                own["errors_before_finetuning"] = before
+            for key, ending in (("errors_before_finetuning", BEFORE), ("force_angles", ANGLES)):
+                found = errors(f"{TRAIN}/{name}{ending}")
+                if found:
+                    own[key] = found
             simulated = _result(stages, f"{DYNAMICS}/{name}")
             if simulated:
                 own["dynamics"] = {**simulated["summary"], "settings": simulated.get("settings")}

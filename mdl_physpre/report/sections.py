@@ -62,7 +62,7 @@ def _drawn(section: Section, what: str, draw: Callable[[], Figure]) -> None:
 
 
 def _stability(run: Run, beside: Path) -> Section:
-    section = Section("stability", "Stability in molecular dynamics", [protocol(run.summary)])
+    section = Section("stability", "Stability", [protocol(run.summary)])
     section.add(stability_table(run))
     simulated = run.simulated()
     if not simulated:
@@ -112,7 +112,7 @@ def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
 
 
 def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
-    section = Section("pretraining", "Pretraining set and knowledge transfer")
+    section = Section("pretraining", "Pretraining")
     section.add(set_table(run))
     report = run.pretraining_set.get("training") or {}
     if not report:
@@ -171,28 +171,23 @@ def _distributions(run: Run, beside: Path) -> Section:
     return section
 
 
-def force_angles(run: Run) -> dict[str, Any]:
-    """Histograms of angles between the forces of teacher and network, by arm, where the summary holds them."""
-    found = dict(run.summary.get("force_angles") or {})
-    for arm in run.arms:
-        own = run.summary[arm].get("force_angles")
-        if own:
-            found[arm] = own
-    return {name: one for name, one in found.items() if isinstance(one, Mapping) and {"edges", "counts"} <= set(one)}
-
-
 def _angles(run: Run, beside: Path) -> Section:
-    section = Section("angles", "Force angles between the embedded-atom potential and the network")
-    found = force_angles(run)
-    if found:
-        _drawn(section, "Angles between forces", lambda: draw_force_angles(found, beside))
-    else:
-        section.missing.append("The run holds no angles between forces.")
+    section = Section("angles", "Force angles")
+    angles: dict[str, dict[str, Any]] = {}
+    for arm in run.arms:
+        for test_set, found in (run.summary[arm].get("force_angles") or {}).items():
+            angles.setdefault(test_set, {})[arm] = found
+    for test_set, by_arm in angles.items():
+        _drawn(section, f"Angles between forces, {test_set}", partial(draw_force_angles, by_arm, test_set, beside))
+    if not angles:
+        section.missing.append(
+            "The run holds no angles between the forces of the embedded-atom potential and a network."
+        )
     return section
 
 
 def _training(run: Run, beside: Path) -> Section:
-    section = Section("training", "Training, time and cost")
+    section = Section("training", "Training and cost")
     logs = {arm: own for arm, own in run.logs.items() if own}
     if logs:
         _drawn(section, "Losses", lambda: draw_training(logs, beside))

@@ -102,6 +102,8 @@ def save(figure: Any, path: str | Path) -> list[Path]:
     """Write a figure as PNG on white and as SVG without a background, whatever the ending of ``path``; close it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()  # lays it out once for both
+    figure.set_layout_engine("none")
     png, svg = path.parent / f"{path.stem}.png", path.parent / f"{path.stem}.svg"
     figure.savefig(png, dpi=160, facecolor="white")
     figure.savefig(svg, dpi=160, metadata={"Date": None})

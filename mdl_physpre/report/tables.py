@@ -1,4 +1,4 @@
-"""Tables of a run, for the terminal and for ``report.md``."""
+"""Tables of a run for the terminal, and the words in them that the report shares."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def shown(value: Any, form: str) -> str:
     return MISSING if value is None else form.format(value)
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the first of them headings, as aligned text."""
+def text_table(rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Rows, the first of them headings, as aligned text; the first ``words`` columns are not numbers."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = [
-        "  ".join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths))).rstrip()
+        "  ".join(v.ljust(w) if k < words else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths))).rstrip()
         for row in rows
     ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
@@ -124,7 +124,7 @@ def dynamics_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 def budget_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """What each arm spent."""
-    rows = [["arm, stage", "epochs", "steps", "structures seen", "seconds"]]
+    rows = [["arm, stage", "epochs", "steps", "gradients", "structures seen", "seconds"]]
     for arm in summary["arms"]:
         for stage, spent in summary[arm]["training"]["budget"].items():
             rows.append(
@@ -132,6 +132,7 @@ def budget_rows(summary: Mapping[str, Any]) -> list[list[str]]:
                     f"{arm}, {stage}",
                     f"{spent['epochs']:.0f}",
                     f"{spent['steps']:.0f}",
+                    f"{spent.get('gradients', spent['steps']):.0f}",
                     f"{spent['structures']:.0f}",
                     f"{spent['seconds']:.0f}",
                 ]
@@ -148,9 +149,9 @@ def protocol(summary: Mapping[str, Any]) -> str:
     several = f" with each of {networks} networks for every arm" if networks > 1 else ""
     return (
         f"{found['n'] // networks} test structures{several}, {s['ensemble'].upper()} at {s['temperature']:g} K, "
-        f"{s['steps']} steps of {s['timestep']:g} fs. Broken: the smallest distance falls to "
-        f"{s['overlap_ratio']:g} of its start (atom overlap), or a Lindemann index passes {s['lindemann_local']:g} (one atom) or "
-        f"{s['lindemann_global']:g} (mean)."
+        f"{s['steps']} steps of {s['timestep']:g} fs. Broken, that is failed: the smallest distance falls to "
+        f"{s['overlap_ratio']:g} of its start (atom overlap), or a Lindemann index passes {s['lindemann_local']:g} "
+        f"(one atom) or {s['lindemann_global']:g} (mean)."
     )
 
 
@@ -162,55 +163,6 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         parts += ["Molecular dynamics. " + protocol(summary), text_table(rows)]
         parts += [*map(paired_sentence, summary.get("pairs", ())), ""]
     parts += ["Training", text_table(budget_rows(summary))]
-    return "\n".join(parts)
-
-
-def report_markdown(name: str, summary: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
-    """``report.md``: data, errors, dynamics, EAM, budgets, and links to those ``figures`` that were drawn."""
-    data = [["set", "structures", "atoms", "energy", "forces", "stress"]]
-    for part, found in summary["data"].items():
-        labels = found["labels"]
-        data.append(
-            [
-                part,
-                str(found["structures"]),
-                str(found["atoms"]),
-                *(str(labels[k]) for k in ("energy", "forces", "stress")),
-            ]
-        )
-    parts = [
-        f"# {name}",
-        "",
-        "## Errors",
-        "",
-        "Mean absolute errors; total = 0.01 energy + 50 forces + 50 stress over the labels that exist, as in the "
-        "paper's Table 2.",
-        "",
-        markdown_table(error_rows(summary)),
-        "",
-        "## Molecular dynamics",
-        "",
-        protocol(summary),
-        "",
-    ]
-    rows = dynamics_rows(summary)
-    if len(rows) > 1:
-        parts += [markdown_table(rows), "", "In brackets: Wilson 95 % intervals.", ""]
-        parts += [line for pair in summary.get("pairs", ()) for line in (paired_sentence(pair), "")]
-        parts += ["![fraction of structures not broken, against time](survival.png)", ""] * ("survival.png" in figures)
-    if "pair_curves.png" in figures:
-        parts += ["## Energy of two atoms", "", "![energy against distance](pair_curves.png)", ""]
-    if "eam" in summary:
-        parts += ["## The embedded-atom potential", ""]
-        if summary["eam"]["table"]:
-            keys = list(summary["eam"]["table"][0])
-            table = [[k.replace("_", " ") for k in keys]]
-            table += [
-                [f"{row[k]:.4g}" if isinstance(row[k], float) else str(row[k]) for k in keys]
-                for row in summary["eam"]["table"]
-            ]
-            parts += [markdown_table(table), ""]
-    parts += ["## Training", "", markdown_table(budget_rows(summary)), "", "## Data", "", markdown_table(data), ""]
     return "\n".join(parts)
 
 

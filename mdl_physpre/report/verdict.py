@@ -19,6 +19,11 @@ from mdl_physpre.report.run_files import Run
 from mdl_physpre.report.tables import MISSING, counted
 
 LEVEL = 0.05  # of a p-value below which a difference is called one
+QUANTITIES = (
+    ("forces", "force error", "eV/Å", "{:.4g}"),
+    ("energy_per_atom", "energy error", "meV/atom", "{:.4g}"),
+    ("stress", "stress error", "eV/Å³", "{:.3g}"),
+)
 FEWEST = 6  # structures that fail with one network alone: with fewer, the exact test cannot reach the level
 
 
@@ -73,14 +78,14 @@ def _stability_sentence(run: Run, first: str, second: str) -> str:
         return f"{said}; they share no structure, so that no test was made."
     fewer = (other["fraction"] or 0) < (one["fraction"] or 0)
     if test["over"] == "networks":
-        of = f"{test['networks'][1]} and {test['networks'][0]} networks, exact permutation test p = {test['p']:.2g}"
+        of = f"{test['networks'][1]} and {test['networks'][0]} networks, exact permutation test {p_value(test['p'])}"
         if test["p"] >= LEVEL:
             return f"{said}: no difference is shown ({of})."
         return f"{said}: {second} is {'more' if fewer else 'less'} stable ({of})."
     lone = f"{test['second_only']} with {second} alone, {test['first_only']} with {first} alone"
     if test["first_only"] + test["second_only"] < FEWEST:
         return f"{said}; {lone}: too few to tell them apart."
-    of = f"exact McNemar test p = {test['p']:.2g}"
+    of = f"exact McNemar test {p_value(test['p'])}"
     if test["p"] >= LEVEL:
         return f"{said}; {lone}: no difference is shown ({of})."
     return (
@@ -156,41 +161,54 @@ def force_change(
 
 
 def verdict_table(run: Run, measured: Measured) -> Table:
-    """An arm a row: failures, and the changes of the errors against the reference arm."""
+    """A column for each arm: failures, and errors with their change against the reference arm."""
     first = reference_arm(run)
-    sets = list(dict.fromkeys(name for name, _, _ in error_sources(run)))
-    head = ["arm", "networks", "failed", "against " + first]
-    quantities = (("forces", "forces"), ("energy_per_atom", "energy per atom"), ("stress", "stress"))
-    columns = [(s, q, t) for s in sets for q, t in quantities]
-    columns = [
-        c for c in columns if any(force_change(run, measured, c[0], first, a, c[1]) for a in run.arms if a != first)
-    ]
-    head += [f"{text}, {name}" for name, _, text in columns]
-    rows = []
-    for arm in run.arms:
-        dynamics = run.summary[arm].get("dynamics")
-        test = None if arm == first else stability_test(run, first, arm)
-        failed = counted(dynamics["failed"]) + each_of(dynamics["failed"]) if dynamics else "not simulated"
-        cells = [arm, str(len(run.networks(arm)) or MISSING), failed]
-        cells.append(MISSING if test is None or test["p"] is None else f"p = {test['p']:.2g}")
-        for name, quantity, _ in columns:
-            change = None if arm == first else force_change(run, measured, name, first, arm, quantity)
-            if change is None:
-                cells.append("reference" if arm == first else MISSING)
-                continue
-            ends = change["interval"]
-            cells.append(signed(change["change"]) + (f" ({_ends(ends)})" if ends else ""))
-        rows.append(cells)
+    head = ["", *(f"{arm} (reference)" if arm == first and len(run.arms) > 1 else arm for arm in run.arms)]
+    rows = [["networks", *(str(len(run.networks(arm)) or MISSING) for arm in run.arms)]]
+    rows.append(["failed in molecular dynamics", *(_failed(run, arm) for arm in run.arms)])
+    if len(run.arms) > 1:
+        tests = [None if arm == first else stability_test(run, first, arm) for arm in run.arms]
+        rows.append([f"against {first}", *(MISSING if not t or t["p"] is None else p_value(t["p"]) for t in tests)])
+    for test_set in dict.fromkeys(name for name, _, _ in error_sources(run)):
+        for quantity, text, unit, form in QUANTITIES:
+            cells = [_error(run, measured, test_set, first, arm, quantity, form) for arm in run.arms]
+            if any(cell != MISSING for cell in cells):
+                rows.append([f"{text}, {test_set} ({unit})", *cells])
     several = any(len(run.networks(arm)) > 1 for arm in run.arms)
     notes = (
-        "Failed: count, and 95 % interval over structures and networks. Changes of mean absolute errors: of the means "
-        "over networks; in brackets the range over all pairs of networks."
+        "Failed: count, and 95 % interval over structures and networks. Errors: means over networks; in brackets their "
+        "change, and its range over all pairs of networks."
         if several
-        else "Failed: count, and Wilson 95 % interval. Changes of mean absolute errors, with 95 % bootstrap intervals. "
-        "Both are over structures alone: one network stands behind each arm, and how far another training of the same "
-        "kind would differ is not in them."
+        else "Failed: count, and Wilson 95 % interval. Mean absolute errors; in brackets their change, and its 95 % "
+        "bootstrap interval. Both intervals are over structures alone: one network stands behind each arm, and how far "
+        "another training of the same kind would differ is not in them."
     )
     return Table("verdict", "What each arm did to stability and errors", head, rows, notes=notes)
+
+
+def _failed(run: Run, arm: str) -> str:
+    dynamics = run.summary[arm].get("dynamics")
+    return counted(dynamics["failed"]) + each_of(dynamics["failed"]) if dynamics else "not simulated"
+
+
+def _error(run: Run, measured: Measured, test_set: str, first: str, arm: str, quantity: str, form: str) -> str:
+    change = force_change(run, measured, test_set, first, arm, quantity)
+    if change is None:
+        return MISSING
+    value = form.format(change["second"])
+    if arm == first:
+        return value
+    ends = change["interval"]
+    return f"{value} ({signed(change['change'])}" + (f"; {_ends(ends)})" if ends else ")")
+
+
+def p_value(p: float) -> str:
+    """``p = 0.031``; a small one with its power of ten."""
+    if p >= 0.001:
+        return f"p = {p:.2g}"
+    digits, power = f"{p:.1e}".split("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"p = {digits}·10{raised}"
 
 
 def cautions(run: Run) -> list[str]:

@@ -12,6 +12,7 @@ import typer
 from mdl_physpre import __version__
 from mdl_physpre.errors import PhyspreError
 from mdl_physpre.workflow.cli_potentials import compare, convert_checkpoint, doctor, evaluate, export, judge, md
+from mdl_physpre.workflow.cli_report import report, status
 from mdl_physpre.workflow.cli_runs import demo, fit, run
 from mdl_physpre.workflow.cli_structures import convert, inspect, label, perturb
 
@@ -63,7 +64,8 @@ def common(
 
 
 for function in (
-    run, demo, fit, perturb, label, evaluate, doctor, md, judge, compare, convert, inspect, export, convert_checkpoint
+    run, demo, fit, perturb, label, evaluate, doctor, md, judge, report, status, compare, convert, inspect, export,
+    convert_checkpoint,
 ):  # fmt: skip
     app.command()(function)
 for point in entry_points(group="mdl_physpre.commands"):

@@ -320,6 +320,12 @@ class Replay(Section):
     weight: float = Field(1.0, gt=0)
 
 
+class Report(Section):
+    """What the report is written as; an empty list writes none."""
+
+    formats: list[Literal["html", "pdf", "png", "csv"]] = ["html", "png", "csv"]
+
+
 class Physpre(Section):
     """The method. ``n_networks`` are trained for each arm, from the seeds ``task.seed``, ``task.seed`` + 1, …"""
 
@@ -335,6 +341,7 @@ class Physpre(Section):
     replay: Replay = Replay()
     n_networks: int = Field(1, ge=1)
     dynamics: Dynamics = Dynamics()
+    report: Report = Report()
     cache_dir: str | None = None
 
     @model_validator(mode="after")

@@ -13,20 +13,21 @@ from typing import Any
 
 from mdl_physpre.potentials.checkpoints import backbone_class
 from mdl_physpre.report.comparison import arms_with_first
-from mdl_physpre.report.figures import draw_figures
-from mdl_physpre.report.tables import format_summary, report_markdown
+from mdl_physpre.report.tables import format_summary
 from mdl_physpre.training.arms import eam_is_needed, parse_arms
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.config_file import load_config
 from mdl_physpre.workflow.data import load_data
 from mdl_physpre.workflow.network_stages import (
+    Network,
     arm_summary,
     network_stages,
     networks_in_processes,
     networks_of,
 )
+from mdl_physpre.workflow.reports import Reports
 from mdl_physpre.workflow.setup import record_setup, working_in
-from mdl_physpre.workflow.stages import write_json, write_text
+from mdl_physpre.workflow.stages import write_json
 from mdl_physpre.workflow.teacher_stages import fit_stage, pretraining_set_stage, teacher_stage
 from mdl_physpre.workflow.teachers import EAM
 
@@ -57,7 +58,7 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
     backbone_class(config.model.name)  # a wrong name is better known now than after the fit
     with working_in(out, config) as folder:
         data = load_data(config)
-        record_setup(folder, config)
+        record_setup(folder, config, data)
         summary: dict[str, Any] = {"data": data.summary(), "arms": list(config.physpre.arms)}
         arms = parse_arms(config.physpre.arms)
         pretraining_key = ""
@@ -69,10 +70,16 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
         networks = networks_of(config)
         if config.task.processes > 1:
             networks_in_processes(folder, config, networks, pretraining_key)
-        results = {network: network_stages(folder, config, data, network, pretraining_key) for network in networks}
-        for arm in config.physpre.arms:
-            summary[arm] = arm_summary(folder, arm, [results[n] for n in networks if n.arm == arm])
-        report(folder, config, summary)
+        results: dict[Network, dict[str, Any]] = {}
+        reports = Reports(folder, config, data)
+        for network in networks:
+            results[network] = network_stages(folder, config, data, network, pretraining_key)
+            for arm in config.physpre.arms:
+                own = [results[n] for n in networks if n.arm == arm and n in results]
+                summary[arm] = arm_summary(folder, arm, own) if own else {}
+            if len(results) < len(networks):
+                reports.refresh(summary)
+        finish(folder, summary, reports)
     return summary
 
 
@@ -81,18 +88,17 @@ def fit_only(config: str | Path, overrides: Sequence[str] = (), out: str | Path 
     loaded = load_config(config, overrides)
     with working_in(out, loaded) as folder:
         data = load_data(loaded)
-        record_setup(folder, loaded)
+        record_setup(folder, loaded, data)
         summary: dict[str, Any] = {"data": data.summary()}
         fit_stage(folder, loaded, data, summary)
         logger.info("potential: %s", folder / EAM)
     return summary["eam"]
 
 
-def report(folder: Path, config: Config, summary: dict[str, Any]) -> None:
-    """Summary, tables and figures."""
+def finish(folder: Path, summary: dict[str, Any], reports: Reports) -> None:
+    """``summary.json``, the tables in the log, and the report."""
     summary["pairs"] = arms_with_first(folder, summary)
-    drawn = [path.name for path in draw_figures(folder, summary)]
-    write_text(folder / "report.md", report_markdown(config.task.identifier or folder.name, summary, drawn))
     write_json(folder / "summary.json", summary)
     logger.info("%s", format_summary(summary))
-    logger.info("report: %s", folder / "report.md")
+    for path in reports.write():
+        logger.info("report: %s", path)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,10 +19,12 @@ import yaml
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.report.run_files import DATA_FILE, read_json
 from mdl_physpre.workflow.config import Config
+from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.stages import hash_of, run_lock, write_json, write_text
 
-REPORT_FILES = ("summary.json", "report.md", "pair_curves.png", "survival.png")
+REPORT_FILES = ("summary.json", "report.html", "report.pdf", "report/*.svg", "report/*.png", "report/*.csv")
 
 
 @contextmanager
@@ -53,15 +58,19 @@ def refuse_foreign_folder(folder: Path, config: Config) -> None:
         )
 
 
-def record_setup(folder: Path, config: Config) -> None:
-    """``config.yml``, resolved, and ``environment.json``; a report of another configuration is taken away."""
+def record_setup(folder: Path, config: Config, data: RunData) -> None:
+    """``config.yml``, resolved, ``environment.json`` and ``data.json``; a report of another set-up is taken away."""
     dumped = json.loads(config.model_dump_json())
     text = yaml.safe_dump(dumped, sort_keys=False)
     written = folder / "config.yml"
-    if written.exists() and written.read_text() != text:
-        for name in REPORT_FILES:
-            (folder / name).unlink(missing_ok=True)
+    known = {"key": data.key, "extra_key": data.extra_key, "sets": data.summary()}
+    other_data = read_json(folder / DATA_FILE) not in ({}, json.loads(json.dumps(known)))
+    if written.exists() and (written.read_text() != text or other_data):
+        for pattern in REPORT_FILES:
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
     write_text(written, text)
+    write_json(folder / DATA_FILE, known)
     packages: dict[str, str | None] = {}
     for name in ("torch", "torch-geometric", "ase", "pymatgen", "numpy", "lightning"):
         try:
@@ -74,6 +83,9 @@ def record_setup(folder: Path, config: Config) -> None:
             "mdl_physpre": __version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
+            "processor": _processor(),
+            "memory_gb": _memory(),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "packages": packages,
             "threads": torch.get_num_threads(),
             "config": hash_of(dumped),
@@ -81,6 +93,22 @@ def record_setup(folder: Path, config: Config) -> None:
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         },
     )
+
+
+def _processor() -> str:
+    """Name of the processor and how many cores there are."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _memory() -> float | None:
+    """Memory of the machine, 10⁹ bytes."""
+    with suppress(AttributeError, ValueError, OSError):
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    return None
 
 
 @contextmanager

@@ -8,9 +8,10 @@ import logging
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,37 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "done.json").unlink(missing_ok=True)
         write_json(self.folder / "stage.json", {"key": self.key})
-        self._start = time.monotonic()
+        self._start, self._processor = time.monotonic(), time.process_time()
+        reset_peak_memory()
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write ``done.json``, last of all, with the seconds this took since it was last started."""
+        """Write ``done.json``, last of all, with the seconds and the memory it took since it was last started."""
         result = {**result, "seconds": round(time.monotonic() - self._start, 2)}
-        write_json(self.folder / "done.json", {"key": self.key, "result": result})
+        cost = {"processor_seconds": round(time.process_time() - self._processor, 2), **peak_memory()}
+        write_json(self.folder / "done.json", {"key": self.key, "result": result, "cost": cost})
         return json.loads((self.folder / "done.json").read_text())["result"]  # as a later start will find it
+
+
+def reset_peak_memory() -> None:
+    """Count the largest memory of this process from here on, where the system can (Linux; GPU by PyTorch)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> dict[str, float]:
+    """Largest memory of this process since :func:`reset_peak_memory`, 10⁶ bytes; empty where it is not known."""
+    found = {}
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
+        found["peak_memory_mb"] = round(int(kilobytes) * 1024 / 1e6, 1)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ def test_the_demo_runs_in_miniature_from_any_folder(tmp_path, monkeypatch):
     assert set(summary["baseline"]["errors"]) == {"test", "strained", "compressed"}
     assert [n["seed"] for n in summary["pretrain"]["networks"]] == [1, 2, 3, 4]
     assert len(summary["pretrain"]["dynamics"]["failed"]["each"]) == 4
-    assert (tmp_path / "runs" / "demo" / "report.md").exists()
+    assert (tmp_path / "runs" / "demo" / "report.html").exists()
 
 
 @pytest.mark.parametrize("name", ["phosphorus_cgcnn", "silica_eam_pretrain"])
