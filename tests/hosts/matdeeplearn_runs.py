@@ -93,7 +93,9 @@ def run_main(config: dict[str, Any], folder: Path, module: bool = False, root: P
     """``python main.py --config``, or ``python -m matdeeplearn.main``, in ``folder``; what it printed."""
     file = folder / "given.yml"
     file.write_text(yaml.safe_dump(config))
-    done = subprocess.run(command(file, module, root), cwd=folder, env=environment(root), capture_output=True, text=True)
+    done = subprocess.run(
+        command(file, module, root), cwd=folder, env=environment(root), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

@@ -13,10 +13,18 @@ _PUBLIC = {
     "MatDeepLearnCalculator": "calculator",
     "Perturb": "perturb",
     "PhyspreLoss": "loss",
+    "TorchMDETLate": "et_model",
     "TwoStageTrainer": "trainer",
 }
 
-__all__ = ["EAMInteractionModel", "MatDeepLearnCalculator", "Perturb", "PhyspreLoss", "TwoStageTrainer"]
+__all__ = [
+    "EAMInteractionModel",
+    "MatDeepLearnCalculator",
+    "Perturb",
+    "PhyspreLoss",
+    "TorchMDETLate",
+    "TwoStageTrainer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,11 @@ def loading_of_datasets() -> Iterator[None]:
     """Let ``torch.load`` read MatDeepLearn's ``data.pt``, which holds classes of PyG, for as long as this lasts."""
     from torch_geometric.data import data, storage
 
-    names = ("Data", "DataEdgeAttr", "DataTensorAttr")
-    classes = [getattr(data, name) for name in names if hasattr(data, name)] + [storage.GlobalStorage]
-    with getattr(torch.serialization, "safe_globals", lambda classes: nullcontext())(classes):
+    if not hasattr(torch.serialization, "safe_globals"):  # torch below 2.5, which loads everything
+        yield
+        return
+    known = set(map(id, torch.serialization.get_safe_globals()))
+    classes = [getattr(data, name) for name in ("Data", "DataEdgeAttr", "DataTensorAttr") if hasattr(data, name)]
+    # those that are allowed already stay out: torch would take them off the list in the end
+    with torch.serialization.safe_globals([c for c in (*classes, storage.GlobalStorage) if id(c) not in known]):
         yield

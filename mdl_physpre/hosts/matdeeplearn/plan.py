@@ -28,8 +28,8 @@ from mdl_physpre.structures.read import read_structures
 from mdl_physpre.training.arms import Arm, parse_arms
 from mdl_physpre.workflow.config import SAM, Config
 from mdl_physpre.workflow.data import RunData, load_data
-from mdl_physpre.workflow.run import fit_stage, pretraining_set_stage
 from mdl_physpre.workflow.stages import hash_of, write_json
+from mdl_physpre.workflow.teacher_stages import pretraining_set_stage, teacher_stage
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Plan:
         """The perturbed structures with the teacher's labels; made, and the teacher fitted, where that is not done."""
         assert self.data is not None
         summary: dict[str, Any] = {"data": self.data.summary()}
-        teacher = fit_stage(self.folder, self.engine, self.data, summary)
+        teacher = teacher_stage(self.folder, self.engine, self.data, summary)
         pretraining_set_stage(self.folder, self.engine, self.data, teacher, summary)
         wanted = labels_of(stage.optim["loss"])
         made = self.folder / "2-pretraining-set"
@@ -151,7 +151,7 @@ class Plan:
             atoms.info["structure_id"] = f"{index}"
         arguments = {
             **self.engine.physpre.perturbation.model_dump(exclude={"validation", "originals"}),
-            "teacher": str(self.folder / "1-eam" / "eam.pt"),
+            "teacher": teacher,
             "energy_reference": self.reference,
             "seed": self.engine.task.seed,
         }

@@ -19,6 +19,9 @@ from mdl_physpre.workflow.config_file import numbers, parse_config, with_absolut
 COUNTERPARTS: dict[str, type] = {"CGCNN": CGCNN, "torchmd_etEarly": TorchMDET}
 """Models of MatDeepLearn that this package has too, with the same parameters."""
 
+LATE = "mdl_physpre.hosts.matdeeplearn.TorchMDETLate"
+"""Import path of MatDeepLearn's transformer with atomic energies."""
+
 TASK = {"run_mode": "train", "parallel": False, "seed": 12345678, "save_dir": None, "continue_job": False,
         "checkpoint_path": None, "write_output": ["val", "test"], "output_frequency": 0, "model_save_frequency": 1,
         "use_amp": False, "labels": True}  # fmt: skip
@@ -144,9 +147,17 @@ def _complete_model(model: dict[str, Any]) -> list[str]:
     else:
         taken = {}
     model.update(taken)
+    said = []
     if "pool" in taken:
-        return ["model.pool was not given: atoms are summed (global_add_pool), so that energy grows with the structure"]
-    return []
+        said.append("model.pool was not given: atoms are summed (global_add_pool): energy grows with the structure")
+    if counterpart is TorchMDET and "pool_order" not in known and model.setdefault("pool_order", "late") == "late":
+        model["name"] = LATE
+        said.append(
+            "its torchmd_etEarly of this version sums atomic features before the output network, whatever pool_order "
+            f"says, and its energy does not grow with the structure; {LATE}, which sums atomic energies, takes its "
+            "place. pool_order: early keeps MatDeepLearn's"
+        )
+    return said
 
 
 def _host_training(optim: Optim) -> dict[str, Any]:
