@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from mdl_physpre import CGCNN, EAMInteraction, PotentialCalculator, build_graph, evaluate
+from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, PotentialCalculator, build_graph, evaluate
 from mdl_physpre.errors import DataError
 
 STEP = 1e-4
@@ -17,6 +17,8 @@ def potentials():
     torch.manual_seed(1)
     yield "EAM", EAMInteraction(elements=["Na", "Cl"], cutoff=5.0, n_basis=3)
     yield "CGCNN", CGCNN(elements=["Na", "Cl"], cutoff=5.0, dim1=8, dim2=8, gc_count=2, post_fc_count=1, edge_dim=8)
+    network = CGCNN(elements=["Na", "Cl"], cutoff=4.0, dim1=8, dim2=8, gc_count=2, post_fc_count=1, edge_dim=8)
+    yield "hybrid", HybridPotential(network, EAMInteraction(elements=["Na", "Cl"], cutoff=5.0, n_basis=3))
 
 
 @pytest.fixture(params=list(potentials()), ids=lambda p: p[0])
