@@ -23,6 +23,8 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.cgcnn import CGCNN, NODE_DIM
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.matdeeplearn_models import (
+    EARLY_POOLING,
+    LATE,
     MODELS,
     eam_keys,
     eam_state,
@@ -97,6 +99,9 @@ def read_matdeeplearn_checkpoint(
     except (ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:500]
         raise CheckpointError(f"{path} with {where}: {reason}") from error
+    if name.lower() == "torchmd_etearly":
+        logger.warning("%s: %s; if such a one trained it, open calculator:%s?checkpoint=%s", path, EARLY_POOLING,
+                       CALCULATOR, path)  # fmt: skip
     given_reference = (keys.get("physpre") or {}).get("energy_reference")
     if given_reference:
         potential.shift_reference(_reference(where, given_reference))
@@ -159,6 +164,9 @@ def write_matdeeplearn_checkpoint(
         "model": {**model, **switches},
         "dataset": {"preprocess_params": graph},
     }
+    reference = getattr(potential, "reference", None)
+    if reference is not None and reference.as_dict():
+        keys["physpre"] = {"energy_reference": {chemical_symbols[z]: e for z, e in reference.as_dict().items()}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -169,6 +177,8 @@ def write_matdeeplearn_checkpoint(
         raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
     for sentence in lost:
         logger.warning("%s: %s", path, sentence)
+    if isinstance(potential, TorchMDET):
+        logger.warning("%s: %s; there name the model %s", config, EARLY_POOLING, LATE)
     return lost
 
 

@@ -15,6 +15,13 @@ from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.torchmd_et import TorchMDET
 
+EARLY_POOLING = (
+    "a MatDeepLearn whose torchmd_etEarly takes no pool_order (its main of 2024-03) adds up atoms before the output "
+    "network, and has other energies"
+)
+LATE = "mdl_physpre.hosts.matdeeplearn.TorchMDETLate"
+"""Import path of MatDeepLearn's transformer with atomic energies."""
+
 EAM_PREFIX = "eam_params.param_dict."
 EAM_NAMES = {"D": "D", "rm": "r_e", "alpha": "alpha", "A": "A", "beta": "beta", "B": "b", "rho0": "rho0",
              "base_atomic_energy": "E0"}  # fmt: skip
@@ -173,7 +180,7 @@ def lost_of_network(potential: CGCNN | TorchMDET) -> list[str]:
     reference = potential.reference.as_dict()
     if reference:
         energies = ", ".join(f"{chemical_symbols[z]} {energy:.6g}" for z, energy in reference.items())
-        lost.append(f"the energies of the elements ({energies} eV) are left out: the host's energy lacks their sum")
+        lost.append(f"the energies of the elements ({energies} eV) stand in the YAML alone: the host's energy lacks their sum")
     if potential.envelope:
         lost.append("the envelope is left out: the host's energies and forces differ, and jump at the cutoff")
     if potential.elements is not None:

@@ -33,7 +33,7 @@ from mdl_physpre import CGCNN, EAMInteraction, GraphDataset, TorchMDET, build_gr
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.hosts.patching import change, inspect, patches_for
 from mdl_physpre.potentials.matdeeplearn_checkpoints import write_matdeeplearn_checkpoint
-from mdl_physpre.potentials.matdeeplearn_models import eam_state
+from mdl_physpre.potentials.matdeeplearn_models import LATE, eam_state
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.training.loss import label_errors, total_loss
 from mdl_physpre.training.settings import TrainingSettings
@@ -233,8 +233,6 @@ def test_first_loss_is_the_engines(name: str, tmp_path: Path) -> None:
     write_matdeeplearn_checkpoint(tmp_path / "same.pt", potential)
     keys = yaml.safe_load((tmp_path / "same.yml").read_text())
     model = {k: v for k, v in keys["model"].items() if k not in ("name", "model_ensemble")}
-    from mdl_physpre.hosts.matdeeplearn.settings import LATE
-
     network = host_model(LATE if name == "torchmd_etEarly" else name, **model)
     network.load_state_dict(torch.load(tmp_path / "same.pt", weights_only=True)["state_dict"])
     from mdl_physpre.hosts.matdeeplearn import PhyspreLoss
@@ -251,7 +249,7 @@ def test_first_loss_is_the_engines(name: str, tmp_path: Path) -> None:
 def test_transformer_with_total_energies_takes_the_place_of_the_hosts(tmp_path: Path) -> None:
     """Where the host would pool before its output network. Twice the cell has twice the energy."""
     from mdl_physpre.hosts.matdeeplearn.names import host
-    from mdl_physpre.hosts.matdeeplearn.settings import LATE, complete, engine_config
+    from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config
 
     config = configuration(tmp_path)
     config["model"] = {"name": "torchmd_etEarly", "hidden_channels": 8, "num_layers": 1, "num_heads": 2}

@@ -10,6 +10,7 @@ from typing import Any
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.potentials.cgcnn import CGCNN
+from mdl_physpre.potentials.matdeeplearn_models import LATE
 from mdl_physpre.potentials.torchmd_et import TorchMDET
 from mdl_physpre.training.arms import parse_arms
 from mdl_physpre.training.settings import TrainingSettings
@@ -18,9 +19,6 @@ from mdl_physpre.workflow.config_file import numbers, parse_config, with_absolut
 
 COUNTERPARTS: dict[str, type] = {"CGCNN": CGCNN, "torchmd_etEarly": TorchMDET}
 """Models of MatDeepLearn that this package has too, with the same parameters."""
-
-LATE = "mdl_physpre.hosts.matdeeplearn.TorchMDETLate"
-"""Import path of MatDeepLearn's transformer with atomic energies."""
 
 TASK = {"run_mode": "train", "parallel": False, "seed": 12345678, "save_dir": None, "continue_job": False,
         "checkpoint_path": None, "write_output": ["val", "test"], "output_frequency": 0, "model_save_frequency": 1,
