@@ -72,12 +72,14 @@ def finetune(
     with run_lock(folder):
         for source in config.data.dataset_configs():
             source.prepare_data()
+        if physpre is None:  # the host reads what it needs, be it larger than the memory
+            return _train(folder / "4-finetune", raw, 0, _files_key(raw["data"]), _validates(config.data))
         parts = config.data.create_datasets()
         train, val = _structures(parts, "train"), _structures(parts, "validation")
         key = _data_key(train, val)
-        if physpre is not None:
-            raw = with_energy_reference(raw, config, train) if physpre.energy_reference else raw
-        if physpre is not None and physpre.pretrain is not None:
+        if physpre.energy_reference:
+            raw = with_energy_reference(raw, config, train)
+        if physpre.pretrain is not None:
             eam = _eam_stage(folder, physpre, train, val, key)
             _pretraining_set_stage(folder, physpre, train, val, key)
             start = _pretrain_stage(folder, raw, physpre, bool(val))
@@ -86,7 +88,7 @@ def finetune(
                 return start
             first = {"name": "physpre-start-from", "checkpoint": str(start.absolute())}
             raw = {**raw, "recipes": [first, *raw.get("recipes", [])]}
-        return _train(folder / "4-finetune", raw, 0 if physpre is None else physpre.seed, key, bool(val))
+        return _train(folder / "4-finetune", raw, physpre.seed, key, bool(val))
 
 
 def with_energy_reference(raw: dict[str, Any], config: Any, train: Sequence[Atoms]) -> dict[str, Any]:
@@ -118,6 +120,19 @@ def _structures(parts: Any, name: str) -> list[Atoms]:
     if not found and name == "train":
         raise DataError("data: the training set is empty")
     return found
+
+
+def _validates(data: Any) -> bool:
+    """Whether a data section of the host has a validation part."""
+    if hasattr(data, "validation_split"):
+        return data.validation_split != "disable"
+    return getattr(data, "validation", None) is not None
+
+
+def _files_key(data: dict[str, Any]) -> str:
+    """A hash of the files that a data section names."""
+    named = [value for part in data.values() if isinstance(part, dict) for value in part.values()]
+    return "".join(hash_of_file(Path(v)) for v in named if isinstance(v, str) and Path(v).is_file())
 
 
 def _data_key(train: Sequence[Atoms], val: Sequence[Atoms]) -> str:
