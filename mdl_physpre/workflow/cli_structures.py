@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -102,16 +103,41 @@ def label(
     teacher: Annotated[
         str, typer.Option(help="A checkpoint, calculator:package.module.Class?key=value, or an import path.")
     ],
+    short_range: Annotated[str | None, typer.Option(help="zbl adds the repulsion of nuclei.")] = None,
+    short_range_radius: Annotated[
+        list[str] | None, typer.Option(help="Where it has vanished: Si-O=0.9 (Å); repeat. Covalent distance otherwise.")
+    ] = None,
+    zero_from: Annotated[
+        Path | None, typer.Option(help="Shift the energies of the elements to the energies of these structures.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="Worker processes; as many as cores if not given.")] = None,
     modules: Modules = None,
 ) -> None:
     """Label structures by a potential or ASE calculator."""
     from mdl_physpre.pretraining.teacher import label as label_structures
+    from mdl_physpre.pretraining.teacher_names import make_teacher
+    from mdl_physpre.pretraining.teacher_zero import fit_teacher_zero
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.structures.write import write_structures
 
-    labelled = label_structures(read_structures(source), _named(teacher, modules))
+    structures, radii = read_structures(source), _radii(short_range_radius or ())
+    made = make_teacher(_named(teacher, modules), short_range=short_range, short_range_radii=radii)
+    if zero_from:
+        fit_teacher_zero(made, read_structures(zero_from), workers=processes)
+    labelled = label_structures(structures, made, workers=processes)
     write_structures(target, labelled)
     print(f"{target}: {len(labelled)} structures")
+
+
+def _radii(given: Sequence[str]) -> dict[str, float]:
+    radii = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            radii[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--short-range-radius takes PAIR=DISTANCE, such as Si-O=0.9; found {text!r}") from None
+    return radii
 
 
 def _named(teacher: str, modules: list[str] | None) -> str:
