@@ -180,7 +180,7 @@ def lost_of_network(potential: CGCNN | TorchMDET) -> list[str]:
     reference = potential.reference.as_dict()
     if reference:
         energies = ", ".join(f"{chemical_symbols[z]} {energy:.6g}" for z, energy in reference.items())
-        lost.append(f"the energies of the elements ({energies} eV) stand in the YAML alone: the host's energy lacks their sum")
+        lost.append(f"the energies of the elements ({energies} eV) stand in the YAML alone: the host's lack them")
     if potential.envelope:
         lost.append("the envelope is left out: the host's energies and forces differ, and jump at the cutoff")
     if potential.elements is not None:
