@@ -19,8 +19,14 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
 
+# Inside the real hosts: MATDEEPLEARN_HOME and MATTERTUNE_HOME name their checkouts, HOST_PYTHON an environment with what
+# they need (docs/matdeeplearn.md, docs/mattertune.md). What is not there is skipped, and why is said.
+HOST_PYTHON ?= $(BIN)/python
+test-hosts: install
+	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests/hosts -rs
+
 lint: install
 	$(BIN)/ruff check mdl_physpre tests benchmarks scripts
 	$(BIN)/mypy
 
-.PHONY: install demo test lint
+.PHONY: install demo test test-hosts lint

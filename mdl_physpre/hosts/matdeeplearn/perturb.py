@@ -117,6 +117,8 @@ class Perturb:
 
     def _put(self, data: Any, atoms: Atoms, labels: Labels) -> Any:
         like = data.pos
+        if atoms.pbc.any():
+            atoms.wrap()  # MatDeepLearn looks for neighbours from where atoms are, not from where they would be
         data.pos = torch.as_tensor(atoms.positions).to(like)
         if self.keep_labels:
             return data
