@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mdl_physpre.report.style import MARKERS, SOFT, Figure, plain, save, styled, styles_of
+from mdl_physpre.report.style import INK, MARKERS, SOFT, Figure, plain, save, styled, styles_of
 
+MIDDLE = "#7a828a"
 QUANTITIES = (
     ("energy", "energy, DFT (eV/atom)", "predicted (eV/atom)"),
     ("forces", "force component, DFT (eV/Å)", "predicted (eV/Å)"),
@@ -36,8 +37,10 @@ def draw_parity(predictions: Mapping[str, Mapping[str, np.ndarray]], test_set: s
                     missing.append(quantity)
                     continue
                 axis.plot(limits, limits, color=SOFT, linewidth=0.8, zorder=0)
+                colour = styles[name]["color"]
+                colour = MIDDLE if colour == INK else colour  # points are a picture, whose ink does not turn on dark
                 axis.plot(
-                    true, ours, MARKERS[row % len(MARKERS)], color=styles[name]["color"], markersize=2.6, alpha=0.35,
+                    true, ours, MARKERS[row % len(MARKERS)], color=colour, markersize=2.6, alpha=0.35,
                     markeredgewidth=0, rasterized=True,
                 )  # fmt: skip
                 outside = int((np.abs(ours - np.mean(limits)) > np.ptp(limits) / 2).sum())

@@ -85,7 +85,7 @@ def draw_label_spread(labels: Mapping[str, Mapping[str, Mapping[str, float]]], f
     return Figure(
         folder, "pretraining-labels", "Labels of the pretraining set",
         "Spread of energies, largest forces and largest stresses of the original and the perturbed structures.",
-        "Labels of the embedded-atom potential for the structures before and after perturbation. Dotted: whole range; "
+        "Labels of the teacher for the structures before and after perturbation. Dotted: whole range; "
         "line: 5 to 95 %; box: 25 to 75 %; mark: median.",
     )  # fmt: skip
 

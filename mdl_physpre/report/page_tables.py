@@ -24,6 +24,7 @@ ERRORS = (
     ("stress, GPa", "stress_mae_gpa", "{:.3f}"),
     ("total", "total", "{:.3f}"),
 )
+TEACHERS = {"EAM": "eam", "teacher": "teacher"}  # what the report calls them: where the summary holds them
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,9 @@ def error_sources(run: Run) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
     for arm in run.arms:
         for network in run.networks(arm):
             sets.update(dict.fromkeys(network.get("errors") or {}))
-    sets.update(dict.fromkeys((run.summary.get("eam") or {}).get("errors") or {}))
+    teachers = {who: (run.summary.get(key) or {}).get("errors") or {} for who, key in TEACHERS.items()}
+    for errors in teachers.values():
+        sets.update(dict.fromkeys(errors))
     found = []
     for name in sets:
         for key, suffix in (("errors", ""), ("errors_before_finetuning", ", before finetuning")):
@@ -147,12 +150,7 @@ def error_sources(run: Run) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
                 each = [n[key][name] for n in run.networks(arm) if name in (n.get(key) or {})]
                 if each:
                     found.append((name, f"{arm}{suffix}", each))
-        own = ((run.summary.get("eam") or {}).get("errors") or {}).get(name)
-        if own:
-            found.append((name, "EAM", [own]))
-        own = ((run.summary.get("teacher") or {}).get("errors") or {}).get(name)
-        if own:
-            found.append((name, "teacher", [own]))
+        found += [(name, who, [errors[name]]) for who, errors in teachers.items() if name in errors]
     return found
 
 

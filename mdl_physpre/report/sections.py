@@ -62,9 +62,9 @@ def _drawn(section: Section, what: str, draw: Callable[[], Figure]) -> None:
 
 
 def _stability(run: Run, beside: Path) -> Section:
-    section = Section("stability", "Stability", [protocol(run.summary)])
-    section.add(stability_table(run))
     simulated = run.simulated()
+    section = Section("stability", "Stability", [protocol(run.summary)] if simulated else [])
+    section.add(stability_table(run))
     if not simulated:
         section.missing.append("No simulation has finished.")
         return section
@@ -201,7 +201,7 @@ def _making(run: Run, hashes: Mapping[str, str]) -> Section:
     section = Section("making", "How it was made")
     section.add(data_table(run, hashes))
     if not run.summary.get("data"):
-        section.missing.append("Counts of the data are written when a run ends.")
+        section.missing.append("The run holds no counts of its data.")
     e = run.environment
     versions = {"mdl_physpre": e.get("mdl_physpre"), "python": e.get("python"), **(e.get("packages") or {})}
     task = run.config.get("task", {})

@@ -220,13 +220,14 @@ def cautions(run: Run) -> list[str]:
             "more on the seed than on the arm: train several (physpre.n_networks) before you trust the difference."
         )
     sources = error_sources(run)
-    teacher = {name: float(each[0].get("forces_mae") or 0) for name, who, each in sources if who == "EAM"}
+    taught = "teacher" if run.summary.get("teacher") else "EAM"
+    teacher = {name: float(each[0].get("forces_mae") or 0) for name, who, each in sources if who == taught}
     for name, who, each in sources:
         own = [e["forces_mae"] for e in each if e.get("forces_mae") is not None]
         if who in run.arms and own and 0 < teacher.get(name, 0) < fmean(own):
             found.append(
-                f"On {name} the force error of {who} ({fmean(own):.3g} eV/Å) is larger than that of the embedded-atom "
-                f"potential ({teacher[name]:.3g} eV/Å)."
+                f"On {name} the force error of {who} ({fmean(own):.3g} eV/Å) is larger than that of the teacher "
+                f"({taught}, {teacher[name]:.3g} eV/Å)."
             )
     steps = {}
     for arm in run.arms:
