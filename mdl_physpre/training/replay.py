@@ -40,7 +40,7 @@ class Replay:
     dataset: GraphDataset
     settings: TrainingSettings
     share: float = 0.25
-    weight: float = 1.0
+    weight: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:

@@ -134,8 +134,8 @@ def pretrain_then_finetune(
     online : a fresh pretraining set for each epoch, see :func:`train_potential`.
     replay : share and weight of structures of the pretraining set in finetuning, see :class:`Replay`.
 
-    The embedded-atom part of a hybrid potential stays as it is in the first stage, whose labels are its own: what the
-    network learns there is to add nothing to them.
+    The embedded-atom part of a hybrid potential stays as it is in the first stage. Where the labels are its own, what
+    the network learns there is to add nothing to them.
 
     Raises
     ------

@@ -317,7 +317,7 @@ class Replay(Section):
     step, and the weight of their loss beside that of the DFT labels."""
 
     share: float = Field(0.25, gt=0, lt=1)
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(0.1, gt=0)
 
 
 class Report(Section):
