@@ -81,7 +81,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def wilson_interval(count: float, n: int, z: float = 1.959963984540054) -> tuple[float, float] | None:
+def wilson_interval(count: float, n: float, z: float = 1.959963984540054) -> tuple[float, float] | None:
     """Wilson's score interval of a proportion (95 % by default); ``None`` for n = 0.
 
     (p + z²/2n ± z sqrt(p(1−p)/n + z²/4n²)) / (1 + z²/n), with p = count/n.
