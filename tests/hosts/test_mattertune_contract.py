@@ -76,10 +76,14 @@ def test_without_the_host_one_sentence_says_how_to_get_it(tmp_path):
         names.put_on_path = lambda host: None
         sys.argv = ["mattertune", "finetune", {str(tmp_path / "c.yml")!r}]
         from mdl_physpre.hosts.mattertune.cli import main
-        main()
+        try:
+            main()
+        finally:
+            print("torch" in sys.modules)
         """
     )
     assert found.returncode == 1
+    assert found.stdout == "False\n"  # it is said at once
     assert found.stderr.startswith(
         "error: MatterTune is not installed: git clone https://github.com/Fung-Lab/MatterTune"
     )

@@ -11,6 +11,7 @@ import typer
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import PhyspreError
+from mdl_physpre.hosts.mattertune.names import require_installed
 
 app = typer.Typer(
     help="Train MatterTune's models from a configuration file, with pretraining on an embedded-atom potential.",
@@ -31,6 +32,7 @@ def finetune(config: Config, overrides: Overrides = None, out: Out = None) -> No
 
     Goes on after the last stage that is done, and redoes only what changed.
     """
+    require_installed()
     from mdl_physpre.hosts.mattertune.run import finetune as run
 
     print(run(config, overrides or (), out))
@@ -39,6 +41,7 @@ def finetune(config: Config, overrides: Overrides = None, out: Out = None) -> No
 @app.command()
 def pretrain(config: Config, overrides: Overrides = None, out: Out = None) -> None:
     """The stages before the finetuning alone; mattertune finetune finds them done."""
+    require_installed()
     from mdl_physpre.hosts.mattertune.run import finetune as run
 
     print(run(config, overrides or (), out, pretrain_only=True))
@@ -53,6 +56,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Structures in a batch.")] = 16,
 ) -> None:
     """Predict energies, forces and stress; print the errors where the structures carry labels."""
+    require_installed()
     from mdl_physpre.hosts.mattertune.predict import errors
     from mdl_physpre.hosts.mattertune.predict import predict as predicted_by
     from mdl_physpre.structures.read import read_structures

@@ -59,6 +59,12 @@ class HostError(PhyspreError):
     """MatterTune is missing, cannot be imported, or is of a version that lacks something."""
 
 
+def require_installed() -> None:
+    """Look for the host without importing it, which is quick. Raises HostError where it is not installed."""
+    if put_on_path(HOSTS["mattertune"]) is None:
+        raise HostError(HOW_TO_GET)
+
+
 def require_host() -> None:
     """Import the host and look for every name that is used.
 
@@ -67,8 +73,7 @@ def require_host() -> None:
     HostError : it is not installed, cannot be imported, or lacks names, which are listed with the date since when it
         has them.
     """
-    if put_on_path(HOSTS["mattertune"]) is None:
-        raise HostError(HOW_TO_GET)
+    require_installed()
     missing = missing_names()
     if missing:
         raise HostError(
