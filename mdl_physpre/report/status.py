@@ -93,7 +93,7 @@ def _training(run: Run, arm: str, name: str, running: bool | None) -> dict[str, 
         rows = run.logs.get(arm, {}).get((name, part), [])
         spent += sum(row.get("seconds", 0.0) for row in rows)
         pace = _pace(rows) or _pace_of_others(run, part)
-        if rows or not parts:
+        if rows or (found["state"] != "waiting" and not parts):
             parts.append(f"{part}: epoch {len(rows)} of {epochs}")
         unknown |= pace is None
         left += (pace or 0.0) * max(epochs - len(rows), 0)

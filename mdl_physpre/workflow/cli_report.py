@@ -20,11 +20,11 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of runs: report.html, and figures and tables beside it."""
-    from mdl_physpre.workflow.reports import report as write
+    from mdl_physpre.workflow.reports import report_run
 
     wanted = [one.strip() for one in formats.split(",") if one.strip()]
     for folder in runs:
-        for path in write(folder, wanted, reference):
+        for path in report_run(folder, wanted, reference):
             print(path)
 
 

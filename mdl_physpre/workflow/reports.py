@@ -49,7 +49,7 @@ class Reports:
         return {"train": self.data.train, **self.data.test_sets}
 
 
-def report(folder: str | Path, formats: Sequence[str] = DEFAULT, reference: str | Path | None = None) -> list[Path]:
+def report_run(folder: str | Path, formats: Sequence[str] = DEFAULT, reference: str | Path | None = None) -> list[Path]:
     """Write the report of a run from its folder, finished or not.
 
     Parameters
