@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +158,7 @@ def images_needed(cell: np.ndarray, cutoff: float) -> int:
 
 def setup_models() -> None:
     """Register MatDeepLearn's models, as its trainer's start does."""
-    from importlib import import_module
-
     from mdl_physpre.hosts.matdeeplearn.plugin import register
 
+    register()  # first, because it also puts MatDeepLearn on the path
     import_module("matdeeplearn.common.trainer_context").setup_imports()
-    register()
