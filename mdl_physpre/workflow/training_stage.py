@@ -27,7 +27,6 @@ from mdl_physpre.workflow.teachers import EAM, load_teacher
 logger = logging.getLogger(__name__)
 
 
-
 def training_stage(
     folder: Path,
     config: Config,
