@@ -182,26 +182,23 @@ def export(
     """Write an embedded-atom potential as a table for LAMMPS.
 
     Finnis-Sinclair setfl, for pair_style eam/fs; ASE reads it, too. The short-range core is part of the pair terms.
+    Prints the lines of input for LAMMPS.
     """
-    from ase.data import chemical_symbols
-
     from mdl_physpre.potentials.open_potential import open_potential
     from mdl_physpre.potentials.setfl import write_setfl
     from mdl_physpre.structures.read import read_structures
 
-    potential = open_potential(model)
-    write_setfl(
+    made = write_setfl(
         target,
-        potential,
+        open_potential(model),
         structures=read_structures(structures) if structures else None,
         rho_max=rho_max,
         n_r=n_r,
         n_rho=n_rho,
         isolated_atoms_zero=isolated_atoms_zero,
     )
-    symbols = " ".join(chemical_symbols[z] for z in potential.elements or ())
-    print(f"{target}: in LAMMPS, with atom types in this order,\n  units metal\n  pair_style eam/fs")
-    print(f"  pair_coeff * * {target} {symbols}")
+    print(f"{', '.join(map(str, made.files))}\nIn LAMMPS, with atom types in this order:")
+    print("\n".join(f"  {line}" for line in made.lammps_commands()))
 
 
 def convert_checkpoint(

@@ -135,5 +135,5 @@ def test_the_commands(tmp_path):
     called("convert-checkpoint", tmp_path / "host.pt", tmp_path / "b.pt", "--config", tmp_path / "elsewhere.yml")
     assert predicted(tmp_path / "b.pt")[0] == pytest.approx(predicted(ours)[0], rel=1e-5)
     told = called("export", ours, tmp_path / "sio.eam.fs", "--n-r", 500, "--n-rho", 500)
-    assert told.endswith(f"pair_coeff * * {tmp_path / 'sio.eam.fs'} Si O\n")
+    assert told.endswith(f"  pair_coeff * * {tmp_path / 'sio.eam.fs'} Si O\n")
     assert (tmp_path / "sio.eam.fs").read_text().splitlines()[3] == "2 Si O"

@@ -16,14 +16,14 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.eam import EAM
 from ase.calculators.lammps import Prism
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers
 from ase.units import GPa
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.eam import EAMInteraction
-from mdl_physpre.potentials.setfl import write_setfl
+from mdl_physpre.potentials.setfl import Setfl, write_setfl
 from mdl_physpre.potentials.zbl import ZBL
 from mdl_physpre.structures.graph import build_graph
 
@@ -97,15 +97,21 @@ def in_lammps(atoms: Atoms, elements, *commands: str) -> tuple[float, np.ndarray
     return found[0], prism.vector_to_ase(found[1]), stress
 
 
-def in_ase(atoms: Atoms, file: Path) -> tuple[float, np.ndarray, np.ndarray]:
-    atoms = atoms.copy()
-    atoms.calc = EAM(potential=str(file))
-    return atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)
+def in_ase(atoms: Atoms, tables: Setfl) -> tuple[float, np.ndarray, np.ndarray]:
+    """The same by ASE; several tables add up."""
+    found = []
+    for file in tables.files:
+        own = atoms.copy()
+        own.calc = EAM(potential=str(file))
+        found.append((own.get_potential_energy(), own.get_forces(), own.get_stress(voigt=False)))
+    return tuple(sum(parts) for parts in zip(*found))
 
 
-def pair_commands(file: Path, made: EAMInteraction) -> tuple[str, ...]:
-    symbols = " ".join(chemical_symbols[z] for z in made.elements)
-    return "pair_style eam/fs", f"pair_coeff * * {file} {symbols}"
+def in_either(program: str, atoms: Atoms, tables: Setfl) -> tuple[float, np.ndarray, np.ndarray]:
+    if program == "ASE":
+        return in_ase(atoms, tables)
+    numbers = [atomic_numbers[symbol] for symbol in tables.symbols]
+    return in_lammps(atoms, numbers, *tables.lammps_commands()[1:])
 
 
 def assert_the_same(found, made: EAMInteraction, atoms: Atoms, tolerance: float = 1e-5) -> None:
@@ -122,11 +128,31 @@ def assert_the_same(found, made: EAMInteraction, atoms: Atoms, tolerance: float 
 @pytest.mark.parametrize("program", ["ASE", "LAMMPS"])
 def test_crystals_and_liquids_are_the_same(core, program, tmp_path):
     made, structures = potential(core), [crystal(), liquid(1), liquid(2)]
-    file = tmp_path / "sio.eam.fs"
-    assert write_setfl(file, made, structures=structures, n_r=4000, n_rho=4000) == []
+    tables = write_setfl(tmp_path / "sio.eam.fs", made, structures=structures, n_r=4000, n_rho=4000)
+    assert tables.notes == [] and tables.files == [tmp_path / "sio.eam.fs"]
     for atoms in structures:
-        found = in_ase(atoms, file) if program == "ASE" else in_lammps(atoms, made.elements, *pair_commands(file, made))
-        assert_the_same(found, made, atoms)
+        assert_the_same(in_either(program, atoms, tables), made, atoms)
+
+
+def with_both_signs() -> EAMInteraction:
+    """Silicon in positive densities beside oxygen, and in negative ones beside silicon."""
+    made = potential(core=True)
+    with torch.no_grad():
+        made.A[made.pairs.index((14, 14))] *= -0.1
+    return made
+
+
+@pytest.mark.parametrize("program", ["ASE", "LAMMPS"])
+def test_densities_of_both_signs_take_three_tables(program, tmp_path, caplog):
+    made = with_both_signs()
+    dimer = Atoms("Si2", [[0, 0, 0], [1.6, 0.2, 0.1]], cell=[9, 9, 9], pbc=True)
+    structures = [crystal(), liquid(1), dimer]
+    tables = write_setfl(tmp_path / "sio.eam.fs", made, structures=structures, n_r=4000, n_rho=4000)
+    assert [f.name for f in tables.files] == [f"sio.{k}.eam.fs" for k in (1, 2, 3)]
+    assert "densities of both signs occur at Si" in caplog.text
+    assert tables.lammps_commands()[1] == "pair_style hybrid/overlay eam/fs eam/fs eam/fs"
+    for atoms in structures:
+        assert_the_same(in_either(program, atoms, tables), made, atoms)
 
 
 def test_negative_densities_are_turned_round(tmp_path):
@@ -135,45 +161,44 @@ def test_negative_densities_are_turned_round(tmp_path):
     with torch.no_grad():
         made.A.neg_()
         made.rho0.neg_()
-    assert write_setfl(tmp_path / "x.eam.fs", made, structures=[atoms], n_r=4000, n_rho=4000) == []
-    assert_the_same(in_ase(atoms, tmp_path / "x.eam.fs"), made, atoms)
+    tables = write_setfl(tmp_path / "x.eam.fs", made, structures=[atoms], n_r=4000, n_rho=4000)
+    assert tables.notes == []
+    assert_the_same(in_ase(atoms, tables), made, atoms)
 
 
 def test_isolated_atoms_have_their_energy_or_none(tmp_path):
     made, atom = potential(), Atoms("O", cell=[9, 9, 9], pbc=True)
-    write_setfl(tmp_path / "a.eam.fs", made, n_r=1000)
-    assert_the_same(in_ase(atom, tmp_path / "a.eam.fs"), made, atom, 1e-12)
-    write_setfl(tmp_path / "b.eam.fs", made, n_r=1000, isolated_atoms_zero=True)
-    assert in_ase(atom, tmp_path / "b.eam.fs")[0] == 0.0
-    crystals = [in_ase(crystal(), tmp_path / name)[0] for name in ("a.eam.fs", "b.eam.fs")]
+    tables = [
+        write_setfl(tmp_path / f"{zero}.eam.fs", made, n_r=1000, isolated_atoms_zero=zero) for zero in (False, True)
+    ]
+    assert_the_same(in_ase(atom, tables[0]), made, atom, 1e-12)
+    assert abs(in_ase(atom, tables[1])[0]) < 1e-12
+    crystals = [in_ase(crystal(), own)[0] for own in tables]
     alone = sum(float((made.E0[k] + made.B[k] * made.rho0[k] ** 2).detach()) for k in (0, 1)) * 4
     assert crystals[0] - crystals[1] == pytest.approx(alone, rel=1e-9)
 
 
-def test_what_the_grid_does_not_cover_is_said(tmp_path, caplog):
-    made, atoms = potential(), crystal()
-    file = tmp_path / "x.eam.fs"
-    assert write_setfl(file, made, structures=[atoms], n_r=1000) == []
+@pytest.mark.parametrize("build", [potential, with_both_signs])
+def test_what_the_grid_does_not_cover_is_said(build, tmp_path, caplog):
+    structures, file = [crystal(), liquid(1)], tmp_path / "x.eam.fs"
+    assert "up to" not in " ".join(write_setfl(file, build(), structures=structures, n_r=1000).notes)
     with caplog.at_level(logging.WARNING):
-        notes = write_setfl(file, made, structures=[atoms], rho_max=0.5, n_r=1000)
-    assert len(notes) == 2 and "densities at Si up to" in notes[0] and "the grid ends at 0.5" in caplog.text
-    with torch.no_grad():
-        made.A[1] *= -0.05  # atoms beside one element are in positive densities, beside the other in negative ones
-    alone = [Atoms("Si2", [[0, 0, 0], [2, 0, 0]]), atoms]
-    assert "down to -" in " ".join(write_setfl(file, made, structures=alone, n_r=1000))
+        notes = write_setfl(file, build(), structures=structures, rho_max=0.3, n_r=1000).notes
+    assert any("densities at Si up to" in note for note in notes) and "the grid ends at 0.3" in caplog.text
 
 
 def test_below_the_grid_lammps_goes_on_with_a_line(tmp_path):
+    """A dimer with a negative density, which the structures for the grid do not have."""
     made = potential()
     with torch.no_grad():
-        made.A[1] *= -0.05
-    dimer, file = Atoms("Si2", [[0, 0, 0], [1.6, 0, 0]], cell=[12, 12, 12], pbc=True), tmp_path / "x.eam.fs"
-    write_setfl(file, made, structures=[crystal(), dimer])
-    energy, _, _ = in_lammps(dimer, made.elements, *pair_commands(file, made))
+        made.A[made.pairs.index((14, 14))] *= -0.05
+    dimer = Atoms("Si2", [[0, 0, 0], [1.6, 0, 0]], cell=[12, 12, 12], pbc=True)
+    tables = write_setfl(tmp_path / "x.eam.fs", made, structures=[crystal()])
+    assert len(tables.files) == 1
+    energy, _, _ = in_either("LAMMPS", dimer, tables)
     p = made.pairs.index((14, 14))
-    phi, _, rho, _ = (
-        float(x[0].detach()) for x in made.pair_functions(torch.tensor([p]), torch.tensor([1.6]).double())
-    )
+    functions = made.pair_functions(torch.tensor([p]), torch.tensor([1.6]).double())
+    phi, _, rho, _ = (float(x[0].detach()) for x in functions)
     b, rho0, e0 = (float(x[0].detach()) for x in (made.B, made.rho0, made.E0))
     assert rho < 0
     assert energy == pytest.approx(phi + 2 * (e0 + b * rho0**2 - 2 * b * rho0 * rho), rel=1e-5)
@@ -219,7 +244,6 @@ def test_fits_to_real_data_in_lammps(tmp_path):
     for name in ("phosphorus/p_gap_20", "li-mn-o-p/li_mn_o"):
         structures = [a for a in read_structures(Path(DATA) / f"{name}.extxyz.gz")[::20] if 4 < len(a) < 60][:12]
         made = fit_eam(structures, cutoff=6.0, n_basis=4, epochs=20, short_range="zbl", progress=False).potential
-        file = tmp_path / "fit.eam.fs"
-        write_setfl(file, made, structures=structures)
+        tables = write_setfl(tmp_path / "fit.eam.fs", made, structures=structures)
         for atoms in structures[:6]:
-            assert_the_same(in_lammps(atoms, made.elements, *pair_commands(file, made)), made, atoms)
+            assert_the_same(in_either("LAMMPS", atoms, tables), made, atoms)
