@@ -48,6 +48,34 @@ def test_registering_again_changes_nothing():
     assert "backbone physpre-m3gnet" in registered()
 
 
+def test_status_says_what_would_not_work(monkeypatch):
+    import ase.constraints
+
+    from mdl_physpre.hosts.locate import HOSTS, root_of
+    from mdl_physpre.hosts.mattertune.status import problems
+
+    root = root_of(HOSTS["mattertune"])
+    before = problems(root)
+    assert not any("is missing" in line or "stress" in line for line in before) or not hasattr(
+        ase.constraints, "voigt_6_to_full_3x3_stress"
+    )
+    monkeypatch.delattr(ase.constraints, "voigt_6_to_full_3x3_stress", raising=False)
+    assert any(line.startswith("stress of backbones other than physpre-m3gnet") for line in problems(root))
+    monkeypatch.delattr("mattertune.main.MatterTuner")
+    assert any("mattertune.main.MatterTuner is missing (there since 2024-10-30)" in line for line in problems(root))
+    assert any("graph_partition is not compiled" in line for line in problems(root.parent))
+
+
+def test_calculator_under_an_ase_without_the_hosts_names(monkeypatch):
+    import ase.constraints
+
+    module, atoms = model(), crystal()
+    expected = calculated(atoms, PotentialCalculator(copy.deepcopy(module.backbone).eval()))
+    for name in ("voigt_6_to_full_3x3_stress", "full_3x3_to_voigt_6_stress"):
+        monkeypatch.delattr(ase.constraints, name, raising=False)
+    assert_same(expected, calculated(atoms, module.ase_calculator()))
+
+
 def test_all_abstract_methods_are_defined():
     from mattertune.finetune.base import FinetuneModuleBase
 

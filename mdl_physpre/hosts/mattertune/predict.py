@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def predict(
         if kind not in ("cuda", "mps") or not (number or "0").isdigit():
             raise ConfigError(f"--device {device}: expected cpu, cuda, cuda:1 or mps")
         options = {"accelerator": "gpu" if kind == "cuda" else kind, "devices": [int(number or 0)]}
-    found = model.property_predictor(options).predict(list(structures), batch_size=batch_size)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own
+        found = model.property_predictor(options).predict(list(structures), batch_size=batch_size)
     kinds = {prop.name: prop.type for prop in model.hparams.properties}
     return [_labelled(atoms, values, kinds) for atoms, values in zip(structures, found)]
 
