@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import ConfigError
@@ -344,13 +344,14 @@ class Physpre(Section):
     report: Report = Report()
     cache_dir: str | None = None
 
-    @model_validator(mode="after")
-    def _arms_have_a_meaning(self) -> Physpre:
+    @field_validator("arms")
+    @classmethod
+    def _arms_have_a_meaning(cls, arms: list[str]) -> list[str]:
         try:
-            parse_arms(self.arms)
+            parse_arms(arms)
         except ConfigError as error:
             raise ValueError(str(error)) from None
-        return self
+        return arms
 
 
 class Task(Section):

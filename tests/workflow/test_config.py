@@ -51,7 +51,7 @@ def test_yaml_numbers_without_a_dot_are_numbers(tmp_path):
         ("model=null", "model.name: missing"),
         ("physpre.arms=[]", "at least one arm"),
         ("physpre.arms=[baseline,baseline]", "only once"),
-        ("physpre.arms=[sam2]", "physpre.arms.0: found 'sam2'"),
+        ("physpre.arms=[sam2]", "physpre.arms: found ['sam2']; arm 'sam2': unknown part 'sam2'; did you mean 'sam'?"),
         ("physpre.dynamics.steps=1.5", "physpre.dynamics.steps: found 1.5"),
         ("dataset.fraction=0", "dataset.fraction: found 0"),
         ("dataset.src=$NO_SUCH_VARIABLE/x", "NO_SUCH_VARIABLE is not set"),
