@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def engine_config(config: Mapping[str, Any]) -> Config:
     raw["dataset"] = _with_split(dict(raw.get("dataset") or {}))
     task = dict(raw.get("task") or {})
     raw["task"] = {k: v for k, v in task.items() if v is not None}
-    found = with_absolute_paths(parse_config(raw, "MatDeepLearn's configuration"), Path.cwd())
+    found = with_absolute_paths(parse_config(raw, "MatDeepLearn's configuration"), folder_of_configuration())
     for arm in parse_arms(found.physpre.arms):
         if arm.hybrid or arm.replay:
             raise ConfigError(
@@ -63,6 +64,15 @@ def engine_config(config: Mapping[str, Any]) -> Config:
                 "second potential and whose batches none for a second set; run it with physpre run, or leave it out"
             )
     return found
+
+
+def folder_of_configuration() -> Path:
+    """Where the file is that MatDeepLearn's main.py was given, which it does not tell; else the working directory."""
+    words = [part for word in sys.argv for part in word.split("=", 1)]
+    for option, value in zip(words, words[1:]):
+        if option.startswith("--config") and Path(value).is_file():
+            return Path(value).resolve().parent
+    return Path.cwd()
 
 
 def _with_split(dataset: dict[str, Any]) -> dict[str, Any]:
