@@ -40,7 +40,7 @@ def draw_parity(predictions: Mapping[str, Mapping[str, np.ndarray]], test_set: s
                 colour = styles[name]["color"]
                 colour = MIDDLE if colour == INK else colour  # points are a picture, whose ink does not turn on dark
                 axis.plot(
-                    true, ours, MARKERS[row % len(MARKERS)], color=colour, markersize=2.6, alpha=0.35,
+                    true, ours, MARKERS[row % len(MARKERS)], color=colour, markersize=2.6, alpha=0.5,
                     markeredgewidth=0, rasterized=True,
                 )  # fmt: skip
                 outside = int((np.abs(ours - np.mean(limits)) > np.ptp(limits) / 2).sum())

@@ -29,7 +29,7 @@ def draw_curves(measured: Mapping[str, Any], names: Sequence[str], folder: Path,
             for one in names:
                 if one in found["curves"]:
                     axis.plot(r, np.asarray(found["curves"][one], float), label=plain(one), **styles[one])
-            _dress(axis, pair, found, measured, r)
+            _dress(axis, pair, found, measured, r, [c for n, c in found["curves"].items() if n in names])
         _finish(figure, axes, len(pairs))
         save(figure, folder / name)
     return Figure(
@@ -53,7 +53,7 @@ def draw_eam_parts(measured: Mapping[str, Any], folder: Path) -> Figure:
                 values = np.zeros_like(r) if part == "atomic" else np.asarray(parts[part], float)
                 axis.plot(r, values, label=part, **{**style, "linewidth": 1.3})
             axis.plot(r, np.asarray(found["curves"]["EAM"], float), color=INK, label="total")
-            _dress(axis, pair, found, measured, r)
+            _dress(axis, pair, found, measured, r, [parts["pair"], parts["embedding"], found["curves"]["EAM"]])
         _finish(figure, axes, len(pairs))
         save(figure, folder / "eam-parts")
     constants = "; ".join(f"{p}: {c['parts']['EAM']['atomic']:.2f} eV" for p, c in pairs.items())
@@ -96,7 +96,14 @@ def _panels(plt: Any, n: int) -> tuple[Any, list[Any]]:
     return figure, list(axes.flat)
 
 
-def _dress(axis: Any, pair: str, found: Mapping[str, Any], measured: Mapping[str, Any], r: np.ndarray) -> None:
+def _dress(
+    axis: Any,
+    pair: str,
+    found: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    r: np.ndarray,
+    drawn: Sequence[Sequence[float]],
+) -> None:
     end = float(r[-1])
     closest = measured["closest"].get(pair)
     if closest:
@@ -104,7 +111,7 @@ def _dress(axis: Any, pair: str, found: Mapping[str, Any], measured: Mapping[str
     axis.axvline(found["covalent_distance"], color=SOFT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=-1)
     axis.axhline(0.0, color=SOFT, linewidth=0.6, zorder=-1)
     axis.set_yscale("symlog", linthresh=LINEAR, linscale=1.2)
-    lowest = min((float(np.nanmin(c)) for c in found["curves"].values()), default=-1.0)
+    lowest = min((float(np.nanmin(np.asarray(c, float))) for c in drawn), default=-1.0)
     axis.set_ylim(min(-2.0, max(lowest * 1.6, -2000.0)), 3000.0)
     ticks = [t for t in (-1000, -100, -10, -1, 0, 1, 10, 100, 1000) if t > axis.get_ylim()[0]]
     axis.set_yticks(ticks, [f"{t:g}".replace("-", "−") for t in ticks])

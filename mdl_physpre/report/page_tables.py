@@ -14,6 +14,7 @@ from mdl_physpre.report.figures_stability import kind_of
 from mdl_physpre.report.run_files import Run
 from mdl_physpre.report.tables import MISSING, counted, shown
 
+CHECKS = ("-errors", "-errors-before-finetuning", "-force-angles")  # stages that only the CSV file of costs names
 SHOWN_STRUCTURES = 100  # rows of the page's table of structures; the CSV file has all
 
 ERRORS = (
@@ -250,6 +251,25 @@ def set_table(run: Run) -> Table | None:
     return Table("pretraining-set", "Draws of the pretraining set", head, rows, notes=notes)
 
 
+def method_cost(run: Run) -> str:
+    """What pretraining takes beyond plain training, in seconds (the paper's section 4.1); empty where there is none."""
+    parts = {"fit of the embedded-atom potential": (run.summary.get("eam") or {}).get("seconds")}
+    parts["pretraining set"] = (run.summary.get("pretraining_set") or {}).get("seconds")
+    for arm in run.arms:
+        budgets = [(n.get("training") or {}).get("budget") or {} for n in run.networks(arm)]
+        spent = [b["pretrain"]["seconds"] for b in budgets if "pretrain" in b]
+        if spent:
+            parts[f"pretraining of {arm}"] = fmean(spent)
+            known = {what: seconds for what, seconds in parts.items() if seconds is not None}
+            finetune = fmean(b["finetune"]["seconds"] for b in budgets if "finetune" in b)
+            said = ", ".join(f"{what} {seconds:,.0f} s" for what, seconds in known.items())
+            return (
+                f"Beyond plain training the method took {sum(known.values()):,.0f} s: {said}. Finetuning one network "
+                f"took {finetune:,.0f} s."
+            )
+    return ""
+
+
 def cost_table(run: Run) -> Table | None:
     """Time, processor time and memory of each stage."""
     rows, values = [], []
@@ -262,19 +282,21 @@ def cost_table(run: Run) -> Table | None:
         budget = ((done.get("result") or {}).get("budget") or {}).get("total") or {}
         processor, memory, gpu = (cost.get(k) for k in ("processor_seconds", "peak_memory_mb", "peak_gpu_memory_mb"))
         seconds = max(seconds, budget.get("seconds", 0.0))
-        rows.append([
-            name, f"{seconds:,.1f}", shown(processor, "{:,.1f}"), shown(memory, "{:,.0f}"), shown(gpu, "{:,.0f}"),
-            shown(budget.get("epochs"), "{:,.0f}"), shown(budget.get("steps"), "{:,.0f}"),
-            shown(budget.get("structures"), "{:,.0f}"),
-        ])  # fmt: skip
         spent = [budget.get(k) for k in ("epochs", "steps", "structures")]
         values.append([name, seconds, processor, memory, gpu, *spent])
+        if name.endswith(CHECKS):
+            continue
+        rows.append([
+            name, f"{seconds:,.1f}", shown(processor, "{:,.1f}"), shown(memory, "{:,.0f}"), shown(gpu, "{:,.0f}"),
+            *(shown(n, "{:,.0f}") for n in spent),
+        ])  # fmt: skip
     if not rows:
         return None
     head = ["stage", "seconds", "processor, s", "memory, MB", "GPU memory, MB", "epochs", "steps", "structures seen"]
     notes = (
         "Wall time since the stage was last started (training: over all its starts), processor time of all threads, "
-        "and the largest memory of the process while it ran. –: was not recorded."
+        f"and the largest memory of the process while it ran. {MISSING}: was not recorded. cost.csv has the "
+        "computation of errors and angles, too."
     )
     return Table("cost", "Time, memory and cost of each stage", head, rows, values, head, notes=notes)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from mdl_physpre.analysis.rdf import average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.rdf_sampling import RDFS
 from mdl_physpre.report.figures_errors import draw_force_angles, draw_parity
@@ -24,6 +25,7 @@ from mdl_physpre.report.page_tables import (
     data_table,
     eam_tables,
     error_table,
+    method_cost,
     set_table,
     stability_table,
     structures_table,
@@ -137,8 +139,12 @@ def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
 
 def _distributions(run: Run, beside: Path) -> Section:
     section = Section("rdf", "Radial distribution functions")
-    stored = {name: read_json(run.folder / DYNAMICS / name / RDFS) for name in run.simulated()}
-    found = {name: one["average"] for name, one in stored.items() if one.get("average", {}).get("g")}
+    found = {}
+    for arm, networks in run.simulations.items():
+        stored = [read_json(run.folder / DYNAMICS / name / RDFS) for name in networks]
+        structures = [one for own in stored for one in own.get("structures", [])]
+        if any(one.get("g") for one in structures):
+            found[arm] = average_rdfs(structures)
     if not found:
         section.missing.append(
             "Radial distribution functions were not sampled; physpre.dynamics.rdf_interval: 10 does so in a run."
@@ -152,7 +158,8 @@ def _distributions(run: Run, beside: Path) -> Section:
         return Figure(
             beside, "rdf", "Radial distribution functions",
             f"Radial distribution functions of {', '.join(found)}" + (f" and of {name}." if reference else "."),
-            "Averages over the structures and over the time that each ran; one that failed adds the steps before."
+            "Averages over the networks of an arm, their structures, and the time that each ran; a structure that "
+            "failed adds the steps before."
             + (" Grey: the reference." if reference else ""),
         )  # fmt: skip
 
@@ -166,7 +173,7 @@ def _distributions(run: Run, beside: Path) -> Section:
             shown = [MISSING if error[k] is None else f"{error[k]:.3f}" for k in ("mae", "wasserstein")]
             rows.append([arm, pair, *shown])
             values.append([arm, pair, error["mae"], error["wasserstein"]])
-    head = ["network", "pair", "mean absolute error", "Wasserstein-1 distance, Å"]
+    head = ["arm", "pair", "mean absolute error", "Wasserstein-1 distance, Å"]
     section.add(Table("rdf-errors", "Errors of the radial distribution functions", head, rows, values, head, words=2))
     return section
 
@@ -194,6 +201,8 @@ def _training(run: Run, beside: Path) -> Section:
     else:
         section.missing.append("No training has begun.")
     section.add(cost_table(run))
+    said = method_cost(run)
+    section.text += [said] if said else []
     return section
 
 

@@ -76,6 +76,8 @@ def _stability_sentence(run: Run, first: str, second: str) -> str:
     test = stability_test(run, first, second)
     if test is None or test["p"] is None:
         return f"{said}; they share no structure, so that no test was made."
+    if not one["count"] and not other["count"]:
+        return f"{said}: the simulation was too mild to tell them apart."
     fewer = (other["fraction"] or 0) < (one["fraction"] or 0)
     if test["over"] == "networks":
         of = f"{test['networks'][1]} and {test['networks'][0]} networks, exact permutation test {p_value(test['p'])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -42,15 +43,51 @@ class EpochSums:
         return {f"{split}_loss": loss, **row}
 
 
-def write_log(path: Path, history: list[dict[str, Any]]) -> None:
-    """Write the record of all epochs as CSV, in one piece."""
-    columns = list(dict.fromkeys(key for row in history for key in row))
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(history)
-    os.replace(part, path)
+class EpochLog:
+    """A row for each epoch, kept in a CSV file and, as text, in a checkpoint.
+
+    An epoch costs as much to keep after a thousand others as at the start: a row is added to the file, and the text of
+    the others is not made again.
+
+    Parameters
+    ----------
+    path : the CSV file.
+    text : rows of an earlier part of the training, as ``text()`` gave them; the file is then written anew.
+    """
+
+    def __init__(self, path: Path, text: str = "") -> None:
+        self.path = path
+        self._lines = text.splitlines()
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in self._lines]
+        self._columns: list[str] = []
+        if self.rows:
+            self._write()
+
+    def text(self) -> str:
+        """All rows."""
+        return "\n".join(self._lines)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Take the row of one epoch; ``write`` adds it to the file."""
+        self.rows.append(row)
+        self._lines.append(json.dumps(row))
+
+    def write(self) -> None:
+        """Bring the file up to the newest row, in one piece where it brings a new column."""
+        row = self.rows[-1]
+        if any(key not in self._columns for key in row):
+            return self._write()
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    def _write(self) -> None:
+        self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        part = self.path.with_name(self.path.name + ".part")
+        with open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(part, self.path)
 
 
 def training_record(best: Mapping[str, Any], settings: TrainingSettings) -> dict[str, Any]:

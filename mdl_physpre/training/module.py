@@ -20,7 +20,7 @@ from mdl_physpre.potentials.base import Potential, Predictions, evaluate
 from mdl_physpre.progress import progress, shows_bars
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches, batch_indices
-from mdl_physpre.training.history import EpochSums, training_record, write_log
+from mdl_physpre.training.history import EpochLog, EpochSums, training_record
 from mdl_physpre.training.loss import LabelError, check_labels, label_errors, total_loss, wanted_labels
 from mdl_physpre.training.optimizer import make_optimizer
 from mdl_physpre.training.replay import Replay
@@ -30,9 +30,10 @@ from mdl_physpre.training.settings import TrainingSettings
 logger = logging.getLogger(__name__)
 
 STATE = "physpre"  # key of our part of a Lightning checkpoint
-STATE_VERSION = 1
+STATE_VERSION = 2
 NAN_EPOCHS = 3  # epochs in a row with a loss that is not a number, after which training stops
 LINE_EVERY = 10.0  # seconds between lines on progress
+SAVE_EVERY = 1.0  # seconds between writes of the state: what a kill loses at most, beyond the epoch that runs
 
 Online = Callable[[int], GraphDataset]
 
@@ -71,16 +72,21 @@ class PotentialTraining(pl.LightningModule):
         self._validation_batches = GraphBatches(
             validation, batch_indices(validation.n_edges, settings.batch_size, settings.max_edges)
         )
-        self.history: list[dict[str, Any]] = []
+        self.log_file = EpochLog(out / "log.csv")
         self.best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": None}
         self.stopped_by: str | None = None
         self._nan_epochs = 0
         self._nan_batch: int | None = None
         self._train_sums = self._validation_sums = self._replay_sums = EpochSums(settings)
-        self._last_line = -math.inf
+        self._last_line = self._last_saved = -math.inf
         self._bar: Any = None
 
     # --- data ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row for each epoch."""
+        return self.log_file.rows
 
     @property
     def epoch(self) -> int:
@@ -240,7 +246,7 @@ class PotentialTraining(pl.LightningModule):
             "structures": self._structures,
             "seconds": time.perf_counter() - self._started,
         }
-        self.history.append(row)
+        self.log_file.append(row)
         self._stop_on_nan(row, taken)
         followed = row["train_loss" if self.settings.scheduler_loss == "train" else "validation_loss"]
         if math.isfinite(followed):
@@ -292,10 +298,12 @@ class PotentialTraining(pl.LightningModule):
 
     def _save(self, row: dict[str, Any]) -> None:
         # the checkpoint comes first: the log is written anew from it when training is taken up again
-        part = self.out / "last.ckpt.part"
-        self.trainer.save_checkpoint(part)
-        os.replace(part, self.out / "last.ckpt")
-        write_log(self.out / "log.csv", self.history)
+        if self.stopped_by or time.monotonic() - self._last_saved > SAVE_EVERY:
+            part = self.out / "last.ckpt.part"
+            self.trainer.save_checkpoint(part)
+            os.replace(part, self.out / "last.ckpt")
+            self._last_saved = time.monotonic()
+        self.log_file.write()
         for log in self.trainer.loggers:
             log.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=row["epoch"])
         if self._bar is not None:
@@ -321,7 +329,7 @@ class PotentialTraining(pl.LightningModule):
             "version": STATE_VERSION,
             "settings": asdict(self.settings),
             "identity": self._identity,
-            "history": self.history,
+            "history": self.log_file.text(),
             "best": self.best,
             "nan_epochs": self._nan_epochs,
             "stopped_by": self.stopped_by,
@@ -329,6 +337,6 @@ class PotentialTraining(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint[STATE]
-        self.history = list(state["history"])
+        self.log_file = EpochLog(self.out / "log.csv", state["history"])
         self.best = dict(state["best"])
         self._nan_epochs = state["nan_epochs"]

@@ -24,7 +24,7 @@ from mdl_physpre.potentials.checkpoints import save_potential
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.data import fingerprint
 from mdl_physpre.training.energy_zero import refit_reference
-from mdl_physpre.training.history import training_record, write_log
+from mdl_physpre.training.history import EpochLog, training_record
 from mdl_physpre.training.loss import check_labels
 from mdl_physpre.training.module import STATE, STATE_VERSION, Online, PotentialTraining
 from mdl_physpre.training.replay import Replay
@@ -114,10 +114,10 @@ def train_potential(
         for name in ("last.ckpt", "last.ckpt.part", "best.pt", "log.csv"):
             (out / name).unlink(missing_ok=True)
     else:
-        write_log(out / "log.csv", state["history"])
-        if _is_finished(state, settings):
-            return _finish(potential, out, state["history"], state["best"], state["stopped_by"], settings, train, val)
-        logger.info("%s: going on after epoch %d", last, len(state["history"]))
+        history = EpochLog(out / "log.csv", state["history"]).rows
+        if _is_finished(state, history, settings):
+            return _finish(potential, out, history, state["best"], state["stopped_by"], settings, train, val)
+        logger.info("%s: going on after epoch %d", last, len(history))
 
     def save_best(trained: Potential, record: dict[str, Any]) -> None:
         save_potential(out / "best.pt", trained, training=record)
@@ -238,12 +238,12 @@ def _stored_state(path: Path, identity: str, settings: TrainingSettings) -> dict
     return state
 
 
-def _is_finished(state: dict[str, Any], settings: TrainingSettings) -> bool:
+def _is_finished(state: dict[str, Any], history: list[dict[str, Any]], settings: TrainingSettings) -> bool:
     if state["stopped_by"] == "max_seconds":
         return settings.max_seconds is not None and settings.max_seconds <= state["settings"]["max_seconds"]
     if state["stopped_by"] == "early stopping":
         return settings.early_stopping_patience == state["settings"]["early_stopping_patience"]
-    return len(state["history"]) >= settings.max_epochs
+    return len(history) >= settings.max_epochs
 
 
 def _fit(trainer: pl.Trainer, module: PotentialTraining, checkpoint: Path | None) -> None:

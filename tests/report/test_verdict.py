@@ -41,6 +41,13 @@ def test_a_difference_between_two_networks_is_not_one_between_arms(tmp_path: Pat
     assert "this pretrain network is less stable" in stability
 
 
+def test_where_nothing_fails_nothing_is_told(tmp_path: Path) -> None:
+    for networks in (1, 3):
+        each = [failing(set())] * networks
+        stability, _ = said(make_run(tmp_path / str(networks), {"baseline": each, "pretrain": each}))
+        assert stability.endswith(": the simulation was too mild to tell them apart.")
+
+
 def test_no_difference(tmp_path: Path) -> None:
     stability, _ = said(make_run(tmp_path, {"baseline": [failing(range(6))], "pretrain": [failing(range(4, 12))]}))
     assert "no difference is shown" in stability and "stable than" not in stability
