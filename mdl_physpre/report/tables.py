@@ -21,6 +21,12 @@ def shown(value: Any, form: str) -> str:
     return MISSING if value is None else form.format(value)
 
 
+def rounded(value: float, digits: int = 3) -> str:
+    """A number to so many significant digits, zeros at the end kept: 0.360, 9.28, 1450."""
+    text = f"{value:#.{digits}g}".rstrip(".")
+    return f"{value:.0f}" if "e+" in text else text
+
+
 def text_table(rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """Rows, the first of them headings, as aligned text; the first ``words`` columns are not numbers."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]

@@ -16,13 +16,13 @@ from mdl_physpre.report.comparison import Simulated, paired_counts
 from mdl_physpre.report.measurements import Measured
 from mdl_physpre.report.page_tables import Table, each_of, error_sources
 from mdl_physpre.report.run_files import Run
-from mdl_physpre.report.tables import MISSING, counted
+from mdl_physpre.report.tables import MISSING, counted, rounded
 
 LEVEL = 0.05  # of a p-value below which a difference is called one
 QUANTITIES = (
-    ("forces", "force error", "eV/Å", "{:.4g}"),
-    ("energy_per_atom", "energy error", "meV/atom", "{:.4g}"),
-    ("stress", "stress error", "eV/Å³", "{:.3g}"),
+    ("forces", "force error", "eV/Å", 4),
+    ("energy_per_atom", "energy error", "meV/atom", 4),
+    ("stress", "stress error", "eV/Å³", 3),
 )
 FEWEST = 6  # structures that fail with one network alone: with fewer, the exact test cannot reach the level
 
@@ -117,7 +117,7 @@ def _error_sentence(run: Run, measured: Measured, first: str, second: str) -> st
             judged = "higher: it did not help"
         kind = "all pairs of networks" if change["several"] else "95 %"
         interval = f", {kind} {_ends(ends)}" if ends else ""
-        values = f"{change['first']:.3g} → {change['second']:.3g} eV/Å"
+        values = f"{rounded(change['first'])} → {rounded(change['second'])} eV/Å"
         parts.append(f"{test_set} {values} ({signed(change['change'])}{interval}; {judged})")
     if not parts:
         return f"Errors: nothing can be said; errors of {first} or {second} are missing."
@@ -172,8 +172,8 @@ def verdict_table(run: Run, measured: Measured) -> Table:
         tests = [None if arm == first else stability_test(run, first, arm) for arm in run.arms]
         rows.append([f"against {first}", *(MISSING if not t or t["p"] is None else p_value(t["p"]) for t in tests)])
     for test_set in dict.fromkeys(name for name, _, _ in error_sources(run)):
-        for quantity, text, unit, form in QUANTITIES:
-            cells = [_error(run, measured, test_set, first, arm, quantity, form) for arm in run.arms]
+        for quantity, text, unit, digits in QUANTITIES:
+            cells = [_error(run, measured, test_set, first, arm, quantity, digits) for arm in run.arms]
             if any(cell != MISSING for cell in cells):
                 rows.append([f"{text}, {test_set} ({unit})", *cells])
     several = any(len(run.networks(arm)) > 1 for arm in run.arms)
@@ -193,11 +193,11 @@ def _failed(run: Run, arm: str) -> str:
     return counted(dynamics["failed"]) + each_of(dynamics["failed"]) if dynamics else "not simulated"
 
 
-def _error(run: Run, measured: Measured, test_set: str, first: str, arm: str, quantity: str, form: str) -> str:
+def _error(run: Run, measured: Measured, test_set: str, first: str, arm: str, quantity: str, digits: int) -> str:
     change = force_change(run, measured, test_set, first, arm, quantity)
     if change is None:
         return MISSING
-    value = form.format(change["second"])
+    value = rounded(change["second"], digits)
     if arm == first:
         return value
     ends = change["interval"]
@@ -228,8 +228,8 @@ def cautions(run: Run) -> list[str]:
         own = [e["forces_mae"] for e in each if e.get("forces_mae") is not None]
         if who in run.arms and own and 0 < teacher.get(name, 0) < fmean(own):
             found.append(
-                f"On {name} the force error of {who} ({fmean(own):.3g} eV/Å) is larger than that of the teacher "
-                f"({taught}, {teacher[name]:.3g} eV/Å)."
+                f"On {name} the force error of {who} ({rounded(fmean(own))} eV/Å) is larger than that of the teacher "
+                f"({taught}, {rounded(teacher[name])} eV/Å)."
             )
     steps = {}
     for arm in run.arms:
