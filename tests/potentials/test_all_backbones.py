@@ -11,10 +11,12 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+import small_cells
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.stress import full_3x3_to_voigt_6_stress
+from small_cells import ROUTES, WithoutShortcuts, alone, crystal, left_handed, slab
 
 from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, M3GNet, PotentialCalculator, TorchMDET, build_graph
 from mdl_physpre.errors import DataError
@@ -25,7 +27,6 @@ from mdl_physpre.potentials.reference import N_ELEMENTS, EnergyReference
 CUTOFF = 4.0
 ELEMENTS = ["H", "O", "Si"]
 REFERENCE = {1: -2.0, 8: -3.0, 14: -5.0}
-ROUTES = ["prediction", "training", "autograd"]
 
 
 @dataclass(frozen=True)
@@ -113,47 +114,11 @@ def case(request, monkeypatch) -> Case:
     return found
 
 
-def crystal(seed: int = 0) -> Atoms:
-    """A triclinic Si-O cell, narrower than the cutoff, unwrapped, out of equilibrium."""
-    rng = np.random.default_rng(seed)
-    cell = np.diag([3.1, 3.6, 4.4]) + 0.7 * rng.uniform(-1, 1, (3, 3))
-    fractions = np.array([[0, 0, 0], [0.5, 0.45, 0.1], [0.1, 0.5, 0.55], [1.6, -0.4, 0.5]])
-    fractions += 0.05 * rng.uniform(-1, 1, (4, 3))
-    return Atoms("SiO2Si", scaled_positions=fractions, cell=cell, pbc=True)
-
-
-def left_handed() -> Atoms:
-    atoms = crystal(3)
-    return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell[[1, 0, 2]], pbc=True)
-
-
-def slab() -> Atoms:
-    atoms = crystal(4)
-    atoms.pbc = [True, True, False]
-    return atoms
-
-
-def alone(symbol: str) -> Atoms:
-    return Atoms(symbol, cell=[9, 9, 9], pbc=True)
-
-
-class WithoutShortcuts(torch.nn.Module):
-    """The same potential with nothing but its atomic energies, so that evaluate differentiates them by autograd."""
-
-    def __init__(self, potential: Potential) -> None:
-        super().__init__()
-        self.cutoff, self.elements = potential.cutoff, potential.elements
-        self.atomic_energies = potential.atomic_energies
-
-
 def predict(potential: Potential, atoms, route: str = "prediction", forces: bool = True, stress: bool = True):
-    graph = build_graph(atoms, potential.cutoff, dtype=next(potential.parameters()).dtype)
-    wrapped = WithoutShortcuts(potential) if route == "autograd" else potential
-    found = evaluate(wrapped, graph, forces=forces, stress=stress, create_graph=route == "training")
-    if route == "training":
-        for name in ("energies", "forces", "stress"):
-            value = getattr(found, name)
-            setattr(found, name, None if value is None else value.detach())
+    found = small_cells.predict(potential, atoms, route, forces, stress)
+    for name in ("energies", "forces", "stress"):
+        value = getattr(found, name)
+        setattr(found, name, None if value is None else value.detach())
     return found
 
 
