@@ -14,6 +14,7 @@ from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
 from mdl_physpre.potentials.covalent_radii import covalent_radius
 from mdl_physpre.potentials.edge_sums import fixed_edge_vectors, last_edges, virial_sums
+from mdl_physpre.potentials.parameter_state import ParameterState
 from mdl_physpre.potentials.radial_functions import (
     PairParameters,
     RadialTable,
@@ -132,7 +133,7 @@ class EAMInteraction(Potential):
         self.b = nn.Parameter(ones(n_elements))
         self.rho0 = nn.Parameter(ones(n_elements))
         self.E0 = nn.Parameter(ones(n_elements) * (0.0 if spread else 1.0))
-        self._table: tuple[Any, RadialTable] | None = None
+        self._table: tuple[torch.dtype, ParameterState, RadialTable] | None = None
 
     @property
     def B(self) -> Tensor:
@@ -257,10 +258,11 @@ class EAMInteraction(Potential):
 
     def _radial_table(self, dtype: torch.dtype) -> RadialTable:
         parameters = (self.A, self.beta, self.D, self.alpha, self.r_e)
-        key = (dtype, *((p.data_ptr(), p._version, p.device) for p in parameters))
-        if self._table is None or self._table[0] != key:
-            self._table = (key, RadialTable(PairParameters(*parameters), self.cutoff, dtype))
-        return self._table[1]
+        kept = self._table
+        if kept is None or kept[0] != dtype or not kept[1].holds(parameters):
+            kept = (dtype, ParameterState(parameters), RadialTable(PairParameters(*parameters), self.cutoff, dtype))
+            self._table = kept
+        return kept[2]
 
 
 def pair_curve(potential: EAMInteraction, zi: str | int, zj: str | int, r: Any) -> Tensor:

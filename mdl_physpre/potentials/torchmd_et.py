@@ -18,6 +18,7 @@ from torch.nn import functional
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
 from mdl_physpre.potentials.edge_sums import last_edges, virial_sums
+from mdl_physpre.potentials.parameter_state import ParameterState
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.potentials.torchmd_et_layers import (
     AttentionLayer,
@@ -29,7 +30,6 @@ from mdl_physpre.potentials.torchmd_et_layers import (
 from mdl_physpre.potentials.torchmd_et_messages import Edges, MessageSums, edges_within
 from mdl_physpre.potentials.torchmd_et_outputs import (
     Arrangement,
-    ParameterState,
     outputs,
     outputs_and_slopes,
     plain_outputs,

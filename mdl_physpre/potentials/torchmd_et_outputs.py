@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mdl_physpre.potentials.parameter_state import ParameterState
 from mdl_physpre.potentials.torchmd_et_layers import HeadLayout, LayerWeights, layer_weights
 from mdl_physpre.potentials.torchmd_et_messages import Edges, Sums, message_sums, radial_functions
 from mdl_physpre.potentials.torchmd_et_native import NativeEdges, NativeSums, native_layout
@@ -26,19 +26,6 @@ class Arrangement(NamedTuple):
     grid: RadialGrid
     weights: list[LayerWeights]
     tables: list[Tensor]
-
-
-class ParameterState:
-    """Whether parameters are still what they were, by identity, place and number of changes."""
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.seen = [(p, p.data_ptr(), p._version) for p in parameters]
-
-    def holds(self, parameters: Sequence[Tensor]) -> bool:
-        return len(parameters) == len(self.seen) and all(
-            p is q and p.data_ptr() == place and p._version == version
-            for p, (q, place, version) in zip(parameters, self.seen)
-        )
 
 
 def plain_outputs(model: TorchMDET, z: Tensor, edges: Edges) -> Tensor:

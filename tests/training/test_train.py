@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import logging
@@ -16,6 +17,7 @@ import pytest
 import torch
 from tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
+from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints import load_potential
@@ -82,6 +84,28 @@ def test_best_state_is_that_of_the_lowest_validation_loss(tmp_path):
         + 50 * (found.stress - graph.stress).abs().double().mean()
     )
     assert float(loss) == pytest.approx(result.best_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["CGCNN", "ET", "M3GNet", "hybrid"])
+def test_validation_is_of_the_parameters_of_its_epoch(tmp_path, name):
+    """Some networks keep what follows from their parameters alone between predictions."""
+    torch.manual_seed(0)
+    elements = ["Si", "O"]
+    network = {
+        "CGCNN": lambda: CGCNN(elements, CUTOFF, dim1=8, dim2=8, gc_count=1),
+        "ET": lambda: TorchMDET(elements, CUTOFF, hidden_channels=8, num_layers=2, num_heads=2, num_rbf=6),
+        "M3GNet": lambda: M3GNet(elements=elements, cutoff=CUTOFF, threebody_cutoff=2.5, num_blocks=1, units=8),
+        "hybrid": lambda: HybridPotential(CGCNN(elements, CUTOFF, dim1=8), EAMInteraction(elements, CUTOFF, n_basis=3)),
+    }[name]().float()
+    train, val = data()
+    result = train_potential(network, train, val, TrainingSettings(max_epochs=3, lr=3e-2, batch_size=4), tmp_path)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    fresh = copy.deepcopy(network)
+    fresh.load_state_dict({key.removeprefix("potential."): value for key, value in state.items()})
+    graph = val.batch()
+    error = (evaluate(fresh, graph).forces - graph.forces).abs().double().mean()
+    assert result.history[-1]["validation_forces_mae"] == pytest.approx(float(error), rel=1e-4)
+    assert result.history[-1]["validation_forces_mae"] != result.history[0]["validation_forces_mae"]
 
 
 def test_log_and_history_agree_and_nothing_else_is_left(tmp_path, capfd):
