@@ -93,7 +93,7 @@ def label(
     if failures:
         text = failure_text(structures, failures)
         if on_error == "raise" or len(failures) == len(structures):
-            raise DataError(f"{text}. Leave these structures out, or pass on_error='skip'")
+            raise DataError(f"{text}. Leave these structures out, or call label(…, on_error='skip') from Python")
         logger.warning("%s; they are left out", text)
     labelled = []
     for atoms, result in zip(structures, found):
@@ -294,4 +294,5 @@ def _label_one(structure: Atoms, factory: CalculatorFactory) -> Labels | LabelFa
             stress = atoms.get_stress(voigt=False, apply_constraint=False)
         return _checked(structure, float(np.asarray(energy).reshape(())), np.array(forces), stress)
     except Exception as error:
+        getattr(calculator, "reset", lambda: None)()  # it must not take what it had half done for done
         return LabelFailure(f"{type(error).__name__}: {error}")

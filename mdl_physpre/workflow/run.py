@@ -62,9 +62,10 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
         summary: dict[str, Any] = {"data": data.summary(), "arms": list(config.physpre.arms)}
         arms = parse_arms(config.physpre.arms)
         pretraining_key = ""
-        if eam_is_needed(arms, config.physpre.teacher):
-            fit_stage(folder, config, data, summary)
-        if any(arm.pretrain for arm in arms):
+        pretrained = any(arm.pretrain for arm in arms)
+        if eam_is_needed(arms, config.physpre.teacher) and not (pretrained and config.physpre.teacher is None):
+            fit_stage(folder, config, data, summary)  # else it is the teacher, which is next
+        if pretrained:
             teacher = teacher_stage(folder, config, data, summary)
             pretraining_key = pretraining_set_stage(folder, config, data, teacher, summary)
         networks = networks_of(config)

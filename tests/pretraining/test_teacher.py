@@ -100,6 +100,13 @@ def test_failures_are_named_or_skipped(workers, caplog):
         label(structures[1:2], Fragile, on_error="skip")
 
 
+def test_a_calculator_that_failed_starts_anew():
+    """ASE's EMT looks at the elements only where they have changed, and they had, before it raised."""
+    found = compute_labels([bulk("Si"), bulk("Si", a=5.6), bulk("Cu")], "ase.calculators.emt.EMT", workers=1)
+    reason = "NotImplementedError: No EMT-potential for Si"
+    assert [getattr(result, "reason", "") for result in found] == [reason, reason, ""]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_bad_structure_does_not_spoil_its_batch(structures, monkeypatch, workers):
     monkeypatch.setattr(teacher_module, "PARALLEL_FROM", 0)

@@ -114,6 +114,7 @@ def test_a_checkpoint_of_another_format_labels(config, data, tmp_path):
 def test_an_eam_with_a_core_is_fitted_and_kept(config, tmp_path):
     keys = ["physpre.teacher=null", "physpre.eam.short_range=zbl", "physpre.eam.short_range_radii={Cu-Au: 1.5}"]
     run(config, keys, out=tmp_path / "run")
+    assert (tmp_path / "run" / "log.txt").read_text().count("embedded-atom potential\n") == 1
     core = load_potential(tmp_path / "run" / "1-eam" / "eam.pt").core
     assert core.radii == {"Cu-Au": 1.5} and core.pair_radius(29, 29) == pytest.approx(2.24)
     assert "repulsion of the nuclei" in (tmp_path / "run" / "1-eam" / "fit.txt").read_text()
