@@ -100,6 +100,14 @@ class CalculatorPotential(Potential):
         ------
         DataError : stress of a periodic structure asked of a calculator that has none; results of a wrong shape.
         """
+        try:
+            return self._predictions(graph, forces, stress)
+        except Exception:
+            # what it had half done must not be taken for done with the next structure
+            getattr(self.calculator, "reset", lambda: None)()
+            raise
+
+    def _predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
         energies, all_forces, stresses = [], [], []
         for atoms in graph_structures(graph):
             atoms.calc = self.calculator

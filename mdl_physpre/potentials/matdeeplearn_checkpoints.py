@@ -149,7 +149,7 @@ def write_matdeeplearn_checkpoint(
         edge_dim = getattr(potential, "edge_dim", 50)
     else:
         raise CheckpointError(
-            f"{path}: a {type(potential).__name__} has no counterpart in MatDeepLearn; CGCNN, TorchMDET and "
+            f"{path}: {type(potential).__name__} has no counterpart in MatDeepLearn; CGCNN, TorchMDET and "
             "EAMInteraction have"
         )
     content = {"epoch": 0, "step": 0, "state_dict": state, "optimizer": None, "scheduler": None, "scaler": None,

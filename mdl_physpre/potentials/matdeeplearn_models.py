@@ -182,7 +182,10 @@ def lost_of_network(potential: CGCNN | TorchMDET) -> list[str]:
         energies = ", ".join(f"{chemical_symbols[z]} {energy:.6g}" for z, energy in reference.items())
         lost.append(f"the energies of the elements ({energies} eV) stand in the YAML alone: the host's lack them")
     if potential.envelope:
-        lost.append("the envelope is left out: the host's energies and forces differ, and jump at the cutoff")
+        lost.append(
+            "the envelope is left out: the host's energies and forces jump at the cutoff, and a network that was "
+            "trained with one is spoilt there until it is finetuned (for use there, train with model.envelope: false)"
+        )
     if potential.elements is not None:
         lost.append("the elements are left out: the host does not refuse others")
     if isinstance(potential, CGCNN) and potential.edge_width != 0.2:

@@ -75,7 +75,7 @@ def write_mattersim_checkpoint(path: str | Path, potential: Potential, descripti
     """
     path = Path(path)
     if not isinstance(potential, M3GNet):
-        raise CheckpointError(f"{path}: a {type(potential).__name__} has no counterpart in MatterSim; M3GNet has")
+        raise CheckpointError(f"{path}: {type(potential).__name__} has no counterpart in MatterSim; M3GNet has")
     lost = []
     if potential.elements is not None:
         lost.append("the list of elements that the potential knows is not kept: MatterSim takes any element")

@@ -181,6 +181,18 @@ def test_a_calculator_that_raises_loses_its_structure_alone():
     assert verdicts[1]["status"] == "stable"
 
 
+def test_a_calculator_that_raised_is_reset():
+    """EMT leaves its neighbour list undone where it does not know an element."""
+    potential, copper = CalculatorPotential(EMT), bulk("Cu", cubic=True)
+    expected = evaluate(potential, build_graph(copper, 0.0), stress=False)
+    with_iron = copper.copy()
+    with_iron.symbols[0] = "Fe"
+    with pytest.raises(NotImplementedError, match="Fe"):
+        evaluate(potential, build_graph(with_iron, 0.0), stress=False)
+    found = evaluate(potential, build_graph(copper, 0.0), stress=False)
+    assert torch.equal(found.energies, expected.energies)
+
+
 def test_different_calculators_have_different_run_keys(structures):
     def key(potential):
         return run_key(potential, structures[:1], ["0"], [DynamicsSettings()], [0])
