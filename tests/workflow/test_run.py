@@ -219,8 +219,6 @@ def test_control_c_ends_with_a_word(config, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell that starts tests in the background has them ignore the signal
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     training = tmp_path / "run" / "3-train" / "baseline" / "finetune" / "last.ckpt"
     deadline = time.monotonic() + 120
