@@ -16,10 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.potentials import cgcnn_native
 from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
-from mdl_physpre.potentials.cgcnn_edges import Edges, make_edges
+from mdl_physpre.potentials.cgcnn_edges import Edges, cut_edges
 from mdl_physpre.potentials.cgcnn_kernels import EnergiesAndSlopes, energies_and_slopes
-from mdl_physpre.potentials.cgcnn_radial import GaussianBasis, compress_basis, smoothstep, smoothstep_slope
+from mdl_physpre.potentials.cgcnn_radial import (
+    GaussianBasis,
+    compress_basis,
+    piecewise_polynomials,
+    smoothstep,
+    smoothstep_slope,
+)
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.structures.graph import AtomGraph
 
@@ -208,9 +215,6 @@ class CGCNN(Potential):
         return vectors, distances, index
 
     def _edges(self, distances: Tensor, index: Tensor, n_atoms: int) -> Edges:
-        columns = self._basis_columns(distances)
-        gaussians = self.distance_expansion(distances)
-        slopes = self.distance_expansion.slopes(distances, gaussians)
         weights = self.edge_weights(distances, index[0], n_atoms)
         weight_slope = torch.zeros_like(weights)
         if self.envelope:
@@ -218,22 +222,44 @@ class CGCNN(Potential):
             f = smoothstep(distances, start, self.cutoff)
             norm = f.new_ones(n_atoms).index_add(0, index[0], f)
             weight_slope = smoothstep_slope(distances, start, self.cutoff) / norm.index_select(0, index[0])
-        return make_edges(index[0], index[1], gaussians @ columns, slopes @ columns, weights, weight_slope, n_atoms)
+        if (library := cgcnn_native.library_for(distances)) is not None:
+            sweeps = cgcnn_native.NativeSweeps(
+                library, index, distances, weights, n_atoms, self.cutoff, self._n_pieces
+            )
+            return Edges(n_atoms, [], sweeps, weights, weight_slope, index[0])
+        columns = self._radial_columns(distances)
+        gaussians = self.distance_expansion(distances)
+        slopes = self.distance_expansion.slopes(distances, gaussians)
+        return cut_edges(index[0], index[1], gaussians @ columns, slopes @ columns, weights, weight_slope, n_atoms)
 
-    def _basis_columns(self, like: Tensor) -> Tensor:
-        """Q of :func:`compress_basis` in the precision and on the device of ``like``; made once."""
-        key = (like.dtype, like.device)
+    @property
+    def _n_pieces(self) -> int:
+        """Pieces half as long as the Gaussians are wide: polynomials of degree 7 are then exact to rounding."""
+        return math.ceil(2.0 / self.edge_width)
+
+    def _radial_columns(self, like: Tensor) -> Tensor:
+        """(edge_dim, K): what turns weights of the Gaussians into weights of the functions that the sweeps use.
+
+        :func:`piecewise_polynomials` in C, :func:`compress_basis` in tensor operations; in the precision and on the
+        device of ``like``; made once.
+        """
+        library = cgcnn_native.library_for(like)
+        key = (like.dtype, like.device, library is None)
         if key not in self._columns:
-            samples = torch.linspace(0.0, self.cutoff, 40 * self.edge_dim, dtype=torch.float64)
-            exact = copy.deepcopy(self.distance_expansion).to("cpu", torch.float64)
-            tolerance = 1e-8 if like.dtype == torch.float32 else 1e-15
-            self._columns[key] = compress_basis(exact(samples), tolerance).to(like)
+            if library is not None:
+                terms = cgcnn_native.terms(library)
+                columns = piecewise_polynomials(self.distance_expansion, self.cutoff, self._n_pieces, terms)
+            else:
+                samples = torch.linspace(0.0, self.cutoff, 40 * self.edge_dim, dtype=torch.float64)
+                exact = copy.deepcopy(self.distance_expansion).to("cpu", torch.float64)
+                columns = compress_basis(exact(samples), 1e-8 if like.dtype == torch.float32 else 1e-15)
+            self._columns[key] = columns.to(like)
         return self._columns[key]
 
     def _packed_parameters(self) -> list[Tensor]:
         """Parameters as the kernels take them: node and edge parts apart, the softplus channel with its sign turned."""
         packed: list[Tensor] = []
-        columns = self._basis_columns(self.lin_out.weight)
+        columns = self._radial_columns(self.lin_out.weight)
         for convolution in self.conv_list:
             f, s = convolution.lin_f, convolution.lin_s
             dim = len(f.bias)

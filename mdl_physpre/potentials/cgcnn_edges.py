@@ -48,16 +48,11 @@ class Edges:
     centre: Tensor  # (E,)
 
 
-def make_edges(
+def cut_edges(
     centre: Tensor, neighbour: Tensor, basis: Tensor, slope: Tensor, weights: Tensor, weight_slope: Tensor, n_atoms: int
 ) -> Edges:
-    """Edges, sorted by centre, for the sweeps in C where they can be had, else cut into chunks of whole atoms."""
-    by_atom = torch.bincount(centre, minlength=n_atoms)
-    real = cgcnn_native.DTYPES.get(basis.dtype) if basis.device.type == "cpu" else None
-    if real is not None and (compiled := cgcnn_native.library(real)) is not None:
-        native = cgcnn_native.NativeSweeps(compiled, by_atom, neighbour, basis, slope, weights)
-        return Edges(n_atoms, [], native, weights, weight_slope, centre)
-    counts = by_atom.tolist()
+    """Edges, sorted by centre, cut into chunks of whole atoms for the tensor operations."""
+    counts = torch.bincount(centre, minlength=n_atoms).tolist()
     chunks: list[Chunk] = []
     atom = first = 0
     while atom < n_atoms:
@@ -103,7 +98,7 @@ class Layer:
 
     node_weight: Tensor  # (dim, 4 dim)
     node_bias: Tensor  # (4 dim)
-    edge_weight: Tensor  # (2, K, dim)
+    edge_weight: Tensor  # (2, K, dim); in C K counts coefficients of polynomials
     h: Tensor  # (N, dim)
     centre: Tensor  # P_i (2, N, dim)
     neighbour: Tensor  # P_j (2, N, dim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -49,3 +51,19 @@ def compress_basis(gaussians: Tensor, tolerance: float) -> Tensor:
     """
     _, size, right = torch.linalg.svd(gaussians, full_matrices=False)
     return right[size > tolerance * size[0]].T.contiguous()
+
+
+def piecewise_polynomials(gaussians: GaussianBasis, cutoff: float, n_pieces: int, terms: int) -> Tensor:
+    """Coefficients (n, n_pieces · terms) of polynomials that equal the Gaussians on equal pieces of ``[0, cutoff]``:
+
+        g_k(r) = Σ_m c_{k, p terms + m} t^m,    t = 2 (r n_pieces / cutoff - p) - 1  for r in piece p
+
+    by interpolation at Chebyshev's nodes, in double precision. W g(r) = Σ_m (W c)_m t^m
+    then takes few products.
+    """
+    exact = copy.deepcopy(gaussians).to("cpu", torch.float64)
+    nodes = torch.cos(torch.pi * (torch.arange(terms, dtype=torch.float64) + 0.5) / terms)
+    distances = (torch.arange(n_pieces)[:, None] + 0.5 * (nodes + 1.0)) * (cutoff / n_pieces)
+    values = exact(distances.reshape(-1)).view(n_pieces, terms, -1)
+    coefficients = torch.linalg.solve(torch.vander(nodes, increasing=True), values)
+    return coefficients.flatten(0, 1).T.contiguous()

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 HEADER = Path(__file__).with_name("native_vectors.h")
 VECTOR_BYTES = 64
-COMMON_FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC"]
+COMMON_FLAGS = ["-std=c11", "-O3", "-fschedule-insns", "-ffp-contract=fast", "-shared", "-fPIC"]
 
 
 def compiled(source: Path, real: str, functions: Sequence[str], what: str) -> ctypes.CDLL | None:

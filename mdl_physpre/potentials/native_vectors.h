@@ -21,6 +21,9 @@ INLINE vec load(const REAL *p) { return *(const vec *)p; }
 INLINE void store(REAL *p, vec x) { *(vec *)p = x; }
 INLINE vec all(REAL x) { vec v = {0}; return v + x; }
 INLINE REAL sum(vec x) {
+#if defined(SINGLE) && defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#endif
   REAL s = 0;
   for (int k = 0; k < (int)(BYTES / sizeof(REAL)); k++) s += x[k];
   return s;
@@ -30,23 +33,47 @@ INLINE REAL sum(vec x) {
 typedef int32_t ivec __attribute__((vector_size(BYTES), may_alias));
 
 INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask)); }
+INLINE vec absolute(vec x) { return (vec)((ivec)x & ((ivec){0} + 0x7fffffff)); }
 
-/* exp(x) for -87 <= x <= 0 to rounding: 2^n times a polynomial on |r| <= ln(2)/2 */
+/* yes where x >= 0, no elsewhere */
+INLINE vec where_positive(vec x, vec yes, vec no) {
+#ifdef __AVX512F__
+  return (vec)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)all(0), _CMP_GE_OQ), (__m512)no, (__m512)yes);
+#else
+  return choose(x >= 0.0f, yes, no);
+#endif
+}
+
+/* x where it is below the bound or NaN, the bound elsewhere */
+INLINE vec at_most(vec x, REAL bound) {
+#ifdef __AVX512F__
+  return (vec)_mm512_min_ps((__m512)all(bound), (__m512)x);
+#else
+  return choose(x > bound, all(bound), x);
+#endif
+}
+
+/* exp(x) for x <= 87 to rounding: 2^n times a polynomial on |r| <= 1/2; 0 or nearly so below -87 */
 INLINE vec exponential(vec x) {
   const vec magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer, which is left in the low bits */
+#ifndef __AVX512F__
+  x = choose(x < -87.0f, all(-87.0f), x);
+#endif
   vec shifted = x * 1.44269504f + magic;
   vec n = shifted - magic;
-  vec r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  vec p = all(1.394858085e-3f);
-  p = p * r + 8.375128890e-3f;
-  p = p * r + 4.166621826e-2f;
-  p = p * r + 1.666641548e-1f;
-  p = p * r + 5.000000108e-1f;
+  vec r = x * 1.44269504f - n;
+  vec p = all(1.535336191e-4f);
+  p = p * r + 1.339887441e-3f;
+  p = p * r + 9.618437358e-3f;
+  p = p * r + 5.550332471e-2f;
+  p = p * r + 2.402264791e-1f;
+  p = p * r + 6.931472029e-1f;
   p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  ivec scale = ((ivec)shifted << 23) + (127 << 23);
-  return p * (vec)scale;
+#ifdef __AVX512F__
+  return (vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  return p * (vec)(((ivec)shifted << 23) + (127 << 23));
+#endif
 }
 
 INLINE vec reciprocal(vec x) {
@@ -60,10 +87,8 @@ INLINE vec reciprocal(vec x) {
 
 /* 1 / (1 + exp(-x)) */
 INLINE vec sigmoid(vec x) {
-  const vec most = all(87.0f);
-  vec size = (vec)((ivec)x & ((ivec){0} + 0x7fffffff));
-  vec z = exponential(-choose(size < most, size, most));
-  return choose(x >= 0.0f, all(1.0f), z) * reciprocal(1.0f + z);
+  vec z = exponential(-absolute(x));
+  return where_positive(x, all(1.0f), z) * reciprocal(1.0f + z);
 }
 #else
 INLINE vec sigmoid(vec x) {
