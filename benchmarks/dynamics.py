@@ -6,13 +6,14 @@
     torchsim  TorchSim's Langevin with this package's TorchSimModel, all structures at once
     lammps  LAMMPS with the exported eam/fs table, one structure after another, one thread (EAM only)
     here    mdl_physpre.dynamics.simulation.simulate, with its observers
+    processes  the same through simulate_parallel: a process for each of ``--threads``, if several
 
 TorchSim and LAMMPS take part where they are installed. LAMMPS has the same time step, a Langevin thermostat with the
 same relaxation time, and the same neighbour skin.
 
-Same structures, weights, precision and threads, in one process. The two ASE sides run ``--ase-structures`` of the
-structures, enough for a rate. Set-up (first neighbour lists, first forces) is left out of ``here`` by the difference of
-two runs. The second table says where a step's time goes.
+Same structures, weights, precision and threads, in one process but for the last side. The two ASE sides run
+``--ase-structures`` of the structures, enough for a rate. Set-up (first neighbour lists, first forces) is left out of
+``here`` by the difference of two runs. The second table says where a step's time goes (of all threads together).
 
     python benchmarks/dynamics.py --threads 2 --out dynamics.json
 """
@@ -51,6 +52,7 @@ from mdl_physpre.dynamics import forces as forces_module
 from mdl_physpre.dynamics.observers import Observers
 from mdl_physpre.dynamics.simulation import DynamicsSettings, simulate
 from mdl_physpre.dynamics.skin_lists import SkinLists
+from mdl_physpre.dynamics.splitting import simulate_parallel
 from mdl_physpre.potentials.base import Potential, edge_vectors
 from mdl_physpre.potentials.calculator import PotentialCalculator
 from mdl_physpre.potentials.cgcnn import CGCNN
@@ -260,6 +262,22 @@ def our_rate(potential: Potential, structures: list[Atoms], steps: int, **change
     return done / whole, {name: seconds / whole for name, seconds in parts.items()}
 
 
+def parallel_rate(potential: Potential, structures: list[Atoms], steps: int, processes: int, **changes: Any) -> float:
+    """Atom-steps per second of wall time of several processes, their start left out by the difference of two runs."""
+
+    def run(n: int) -> tuple[float, int]:
+        settings = DynamicsSettings(
+            timestep=2.0, steps=n, stop_on_overlap=False, max_temperature=1e12, lindemann_min_steps=10, **changes
+        )
+        start = time.perf_counter()
+        verdicts = simulate_parallel(potential, structures, settings, progress=False, processes=processes, threads=1)
+        return time.perf_counter() - start, sum(v["steps_run"] * v["n_atoms"] for v in verdicts)
+
+    before, _ = run(1)
+    after, done = run(steps + 1)
+    return done * steps / (steps + 1) / (after - before)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -293,6 +311,8 @@ def main() -> None:
         changes = {"temperature": args.temperature, "skin": args.skin, "max_edges": args.max_edges}
         rate, parts = our_rate(potential, structures, args.steps, **changes)
         row = {"potential": name, "cutoff": potential.cutoff, "edges_per_atom": float(edges), "here": rate}
+        if args.threads > 1:
+            row["processes"] = parallel_rate(potential, structures, 4 * args.steps, args.threads, **changes)
         row["ase"] = ase_rate(PotentialCalculator(potential), few, args.ase_steps, args.temperature)
         if isinstance(potential, CGCNN):
             row["plain"] = ase_rate(PlainCalculator(potential), few, args.ase_steps, args.temperature)
@@ -303,11 +323,12 @@ def main() -> None:
     sizes = sorted(len(a) for a in structures)
     what = f"{len(structures)} silica structures of {sizes[0]} to {sizes[-1]} atoms"
     print(f"{what}, {args.threads} threads, Langevin 2 fs, {args.clock} time")
-    sides = [side for side in ("plain", "ase", "torchsim", "lammps", "here") if any(side in row for row in rows)]
-    print("atom-steps per second, and here against each")
+    known = ("plain", "ase", "torchsim", "lammps", "here", "processes")
+    sides = [side for side in known if any(side in row for row in rows)]
+    print("atom-steps per second, and the last column against each")
     print(f"{'potential':10}{'edges/atom':>12}" + "".join(f"{side:>18}" for side in sides))
     for row in rows:
-        cells = [f"{row[s]:.0f} ({row['here'] / row[s]:.2g})" if s in row else "–" for s in sides]
+        cells = [f"{row[s]:.0f} ({row[sides[-1]] / row[s]:.2g})" if s in row else "–" for s in sides]
         print(f"{row['potential']:10}{row['edges_per_atom']:12.0f}" + "".join(f"{cell:>18}" for cell in cells))
     for row in rows:
         print(f"{row['potential']}: " + ", ".join(f"{name} {share:.1%}" for name, share in row["parts"].items()))

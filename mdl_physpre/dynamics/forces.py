@@ -1,10 +1,18 @@
-"""A potential as dynamics uses it: in evaluation mode, chunk by chunk, and one by one where it raises."""
+"""A potential as dynamics uses it: in evaluation mode, chunk by chunk, and one by one where it raises.
+
+On several cores, each thread evaluates chunks of its own, with the operations inside on fewer threads: the threads of
+an operation wait for each other at its end, hundreds of times in one evaluation, and those of chunks only once.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +21,8 @@ from mdl_physpre.dynamics.skin_lists import Chunk, SkinLists
 from mdl_physpre.potentials.base import Potential, Predictions, evaluate
 
 logger = logging.getLogger(__name__)
+SHARE_EDGES = 25_000
+"""Edges of a chunk, at least, where chunks are evaluated at the same time: Python's part is too much for fewer."""
 
 
 @contextmanager
@@ -39,6 +49,30 @@ def floating(potential: Potential) -> tuple[torch.dtype, torch.device]:
     return torch.float64, torch.device("cpu")
 
 
+def chunks_at_once(potential: Potential, device: torch.device, max_edges: int) -> int:
+    """How many threads are to evaluate chunks of their own, with at most ``max_edges`` edges in all of them."""
+    if device.type != "cpu" or not potential.concurrent:
+        return 1
+    return max(1, min(torch.get_num_threads(), max_edges // SHARE_EDGES))
+
+
+@lru_cache(maxsize=1)
+def _workers(process: int, number: int, threads: int) -> ThreadPoolExecutor:
+    """So many threads, which share PyTorch's ``threads``; for one process, because threads do not survive a fork."""
+    all_there = threading.Barrier(number)
+
+    def begin() -> None:
+        torch.set_num_threads(max(1, threads // number))
+        torch.get_num_threads()  # a thread keeps what it finds here first; below it is set back for all others
+        all_there.wait()
+
+    pool = ThreadPoolExecutor(number, thread_name_prefix="mdl_physpre-chunks", initializer=begin)
+    for started in [pool.submit(int) for _ in range(number)]:
+        started.result()
+    torch.set_num_threads(threads)
+    return pool
+
+
 def evaluate_chunks(
     potential: Potential, lists: SkinLists, positions: Tensor, stress: bool = False
 ) -> tuple[Predictions, dict[int, Exception]]:
@@ -58,11 +92,21 @@ def evaluate_chunks(
     assert found.forces is not None
     raised: dict[int, Exception] = {}
     too_large = 0
-    for chunk in lists.chunks:
-        several = chunk.last - chunk.first > 1
+
+    def attempt(chunk: Chunk) -> Exception | None:
         try:
             _evaluate(potential, lists, positions, chunk, stress, found)
         except Exception as error:
+            return error
+        return None
+
+    workers = None
+    if min(lists.shares, len(lists.chunks)) > 1:
+        workers = _workers(os.getpid(), lists.shares, torch.get_num_threads())
+    errors = map(attempt, lists.chunks) if workers is None else workers.map(attempt, lists.chunks)
+    for chunk, error in zip(lists.chunks, list(errors), strict=True):
+        several = chunk.last - chunk.first > 1
+        if error is not None:
             if not several:
                 raised[chunk.first] = error
                 continue

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mdl_physpre.analysis.overlap import minimum_distance
 from mdl_physpre.dynamics.batch_run import BatchRun
+from mdl_physpre.dynamics.forces import chunks_at_once
 from mdl_physpre.dynamics.judging import unusable
 from mdl_physpre.dynamics.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.observers import Broken, Observers, add_reason
@@ -85,6 +86,7 @@ def _watch(run: BatchRun, start: Tensor, smallest: Tensor) -> None:
         max_edges=s.max_edges,
         max_neighbours=s.max_neighbours,
         changing=run.changing,
+        shares=chunks_at_once(run.potential, run.device, s.max_edges),
     )
 
 

@@ -82,7 +82,8 @@ class SkinLists:
     cutoff : Å, of the potential.
     skin : Å.
     dtype, device : of the graphs; distances are taken in float64.
-    max_edges : edges of one chunk; a larger structure is a chunk of its own.
+    max_edges : edges that are evaluated at the same time; a larger structure is a chunk of its own.
+    shares : chunks that are evaluated at the same time; each gets its share of ``max_edges``.
     max_neighbours : :class:`Collapsed` is reported for a structure where an atom has more.
     changing : whether cells change; if so, all structures must be periodic in three directions.
     """
@@ -101,10 +102,12 @@ class SkinLists:
         max_edges: int,
         max_neighbours: int,
         changing: bool = False,
+        shares: int = 1,
     ) -> None:
         self.numbers, self.cells, self.pbc, self.radii = list(numbers), cells, list(pbc), list(radii)
         self.cutoff, self.skin, self.dtype, self.device = cutoff, skin, dtype, device
         self.max_edges, self.max_neighbours, self.changing = max_edges, max_neighbours, changing
+        self.shares = shares
         self.reference = torch.zeros((sum(len(z) for z in numbers), 3), dtype=torch.float64, device=device)
         self.reference_cells = cells.clone()
         self.lists: list[_List] = []
@@ -153,7 +156,8 @@ class SkinLists:
             return {}
         collapsed = self._build(structures, positions)
         sizes = [self.lists[k].edges.shape[1] for k in range(len(self.lists))]
-        if any(c.last - c.first > 1 and sum(sizes[c.first : c.last]) > 1.25 * self.max_edges for c in self.chunks):
+        most = 1.25 * self._most_edges(sizes)
+        if any(c.last - c.first > 1 and sum(sizes[c.first : c.last]) > most for c in self.chunks):
             self.cut()
         changed = set(structures)
         for chunk in self.chunks:
@@ -204,11 +208,20 @@ class SkinLists:
         chosen = torch.from_numpy(half).to(self.device)
         return _List(edges, images, edges.index_select(1, chosen), images.index_select(0, chosen))
 
+    def _most_edges(self, sizes: list[int]) -> int:
+        """Edges of one chunk, so that the chunks of ``shares`` threads are few, no larger than allowed, and alike."""
+        if self.shares == 1:
+            return self.max_edges
+        rounds = math.ceil(sum(sizes) / self.max_edges)
+        # half a structure more than an equal share, because chunks hold whole structures
+        return math.ceil(sum(sizes) / max(1, rounds * self.shares) + 0.5 * max(sizes, default=0))
+
     def cut(self, boundaries: list[int] | None = None) -> None:
-        """Cut the structures into chunks of at most ``max_edges`` edges."""
+        """Cut the structures into chunks of whole structures."""
         n = len(self.numbers)
         if boundaries is None:
-            boundaries = [group[0] for group in batch_by_edges([e.edges.shape[1] for e in self.lists], self.max_edges)]
+            sizes = [e.edges.shape[1] for e in self.lists]
+            boundaries = [group[0] for group in batch_by_edges(sizes, self._most_edges(sizes))]
         ends = [*boundaries[1:], n] if n else []
         self.chunks = [self._chunk(first, last) for first, last in zip(boundaries, ends, strict=True)]
 

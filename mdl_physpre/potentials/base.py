@@ -31,6 +31,8 @@ class Potential(nn.Module, ABC):
     cutoff : Å; the graph must hold every edge within it.
     elements : atomic numbers that the potential knows, or ``None`` for any.
     gives_stress : False for a potential that has no stress; asking it for one is then a DataError.
+    concurrent : whether several threads are to evaluate it at the same time in dynamics on the CPU: where that is
+        safe, and where most of its work is done outside Python, which only one thread at a time can be in.
 
     A subclass may also define ``predictions(graph, forces, stress) -> Predictions`` (derivatives by hand, no graph for
     training) and ``differentiable_predictions(graph, forces, stress) -> Predictions`` (derivatives by hand that
@@ -40,6 +42,7 @@ class Potential(nn.Module, ABC):
     cutoff: float
     elements: tuple[int, ...] | None = None
     gives_stress: bool = True
+    concurrent: bool = False
 
     @abstractmethod
     def atomic_energies(self, graph: AtomGraph) -> Tensor:

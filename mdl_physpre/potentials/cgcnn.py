@@ -91,6 +91,8 @@ class CGCNN(Potential):
     Raises ConfigError for a value that is not supported, DataError for an atomic number outside 1 to 100.
     """
 
+    concurrent = True
+
     def __init__(
         self,
         elements: Iterable[int | str] | None = None,

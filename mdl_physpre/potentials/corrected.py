@@ -43,7 +43,7 @@ class CorrectedPotential(Potential):
     def __init__(self, base: Potential, core: ZBL | None = None) -> None:
         super().__init__()
         self.base, self.correction = base, Correction(core)
-        self.elements, self.gives_stress = base.elements, base.gives_stress
+        self.elements, self.gives_stress, self.concurrent = base.elements, base.gives_stress, base.concurrent
         self.cutoff = max(base.cutoff, self.correction.cutoff)
 
     def extra_repr(self) -> str:

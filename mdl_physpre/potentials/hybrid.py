@@ -57,6 +57,7 @@ class HybridPotential(Potential):
         if not known:
             raise ConfigError("hybrid: network and embedded-atom potential know no element in common")
         self.network, self.eam = network, eam
+        self.concurrent = network.concurrent
         self.elements = tuple(sorted(known))
         self.cutoff = max(network.cutoff, eam.cutoff)
         self.gives_stress = network.gives_stress

@@ -54,6 +54,8 @@ class M3GNet(Potential):
     Raises ConfigError for a value that is not supported, DataError for an atomic number outside 1 to ``max_z``.
     """
 
+    concurrent = True
+
     def __init__(
         self,
         elements: Iterable[int | str] | None = None,

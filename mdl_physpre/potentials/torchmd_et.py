@@ -77,6 +77,8 @@ class TorchMDET(Potential):
     Raises ConfigError for a value that is not supported, DataError for an atomic number outside the embedding.
     """
 
+    concurrent = True
+
     def __init__(
         self,
         elements: Iterable[int | str] | None = None,

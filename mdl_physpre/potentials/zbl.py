@@ -56,6 +56,8 @@ class ZBL(Potential):
 
     radius: Tensor  # (119, 119) Å
 
+    concurrent = True
+
     def __init__(self, elements: Sequence[str | int] | None = None, radii: Mapping[str, float] | None = None) -> None:
         super().__init__()
         known = range(1, N_ELEMENTS)
