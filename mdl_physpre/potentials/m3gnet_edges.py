@@ -1,41 +1,52 @@
-"""What M3GNet does with each edge apart from matrix products, and the derivatives of it.
+"""What M3GNet does with each edge, and the derivatives of it, on tensors.
 
-Two operations and, of each, its adjoint (a bar: derivative of the total energy in a value), its tangent (a dot:
-derivative of a value along a change of positions and cell) and the tangent of its adjoint:
+Three operations and, of each, its adjoint (a bar: derivative of the total energy in a value), its tangent (a dot:
+derivative of a value along a change of positions and cell) and the tangent of its adjoint, called second:
 
-    hidden   a_ij ← a_ij + P_i + Q_j,  h = silu(a)              the first layer of a gated perceptron
-    gate     o = silu(y_g) σ(y_s),  t ← t + o ⊙ d               the second layer; t belongs to an edge or to its centre
+    encoder      t = d
+    three_body   t = s + o of y = W_3 q                          near edges only; t = s for the others
+    perceptron   a = W_1 e + P_i + Q_j,  y = W_2 silu(a) + b,  t = s + o ⊙ d
 
-with d = p, silu(p) or 1 and p = W g(r_ij); where there is no y, o = 1. Arrays are (rows, 2 units), the value's half
-before the gate's, one row an edge. In single precision the same is done in C, in one pass over memory
-(:mod:`mdl_physpre.potentials.m3gnet_native`).
+with o = silu(y_g) σ(y_s), d = p or silu(p) and p = W g(r_ij). The target t and the source s belong to an edge or to its
+centre. Arrays of a, y and their derivatives are (n_edges, 2 units), the value's half before the gate's, and each half
+has its own W_2. In single precision the same is done in C (:mod:`mdl_physpre.potentials.m3gnet_native`).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-class Factor(NamedTuple):
-    """d of each row: radial functions (rows, max_n), their tangent, W (max_n, units), and whether d = silu(p)."""
+class Piece(NamedTuple):
+    """A range of edges, and the range of the near edges among them."""
 
-    radial: Tensor
-    tangent: Tensor | None
-    weight: Tensor
-    silu: bool
+    edges: slice
+    near: slice
 
-    def value(self) -> Tensor:
-        p = self.radial @ self.weight
-        return functional.silu(p) if self.silu else p
 
-    def derivatives(self) -> tuple[Tensor, Tensor]:
-        """dd/dp and d²d/dp²."""
-        p = self.radial @ self.weight
-        return silu_derivatives(p) if self.silu else (torch.ones_like(p), torch.zeros_like(p))
+class Arrays(SimpleNamespace):
+    """What an operation reads and writes, of all edges; an operation works on those of a piece.
+
+    silu : bool, whether d = silu(p); ``radial`` and ``weight`` give p, ``radial_dot`` its tangent.
+    i, j : centre and neighbour of each edge.
+    at : row of the target of each edge, None where it is the edge's own; the near edges of a three-body term.
+    node : P and Q of every atom side by side, their tangents, or the sums of their adjoints, which are added to.
+    first, second, bias, gate : W_1, W_2, b and W_3.
+    e, q, a, y : as above, with their tangents ``e_dot``, … ; ``h_bar`` is the adjoint of silu(a).
+    source, target : s and t, or their tangents; where there is no source, the target is added to.
+    target_bar, target_bar_dot : adjoint of t and its tangent.
+    above, below : adjoint of e, or its tangent, without this operation (None for zero) and with it.
+    radial_bar, weight_sum, … : adjoints of g, and gradients of the parameters, which are added to.
+    q_bar : adjoint of q, or its tangent.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return None
 
 
 def silu_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,146 +56,171 @@ def silu_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
     return slope, s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s))
 
 
-def hidden(i: Tensor, j: Tensor, node: Tensor, a: Tensor) -> Tensor:
-    """h; adds P_i + Q_j to ``a`` in place. ``node`` (n_atoms, 4 units) holds P and Q side by side."""
-    p, q = node.chunk(2, dim=1)
-    a += p.index_select(0, i)
-    a += q.index_select(0, j)
-    return functional.silu(a)
+class _Factor:
+    """d of the rows and its derivatives in p; 1 for a three-body term."""
+
+    def __init__(self, r: slice, x: Arrays) -> None:
+        self.radial, self.weight = x.radial[r], x.weight
+        self.tangent = None if x.radial_dot is None else x.radial_dot[r]
+        p = self.radial @ x.weight
+        self.d, self.slope, self.curvature = p, torch.ones_like(p), torch.zeros_like(p)
+        if x.silu:
+            self.d, (self.slope, self.curvature) = functional.silu(p), silu_derivatives(p)
 
 
-def hidden_adjoint(i: Tensor, j: Tensor, a: Tensor, h_bar: Tensor, node_bar: Tensor) -> Tensor:
-    """ā; adds its sums to those of P and Q."""
-    a_bar = h_bar * silu_derivatives(a)[0]
-    _add_to_nodes(i, j, a_bar, node_bar)
-    return a_bar
+class _Opening:
+    """The two halves of y and their derivatives: G = silu(y_g), S = σ(y_s), o = G S."""
 
-
-def hidden_tangent(i: Tensor, j: Tensor, node_dot: Tensor, a: Tensor, a_dot: Tensor) -> Tensor:
-    """ḣ; adds Ṗ_i + Q̇_j to ``a_dot`` in place."""
-    p, q = node_dot.chunk(2, dim=1)
-    a_dot += p.index_select(0, i)
-    a_dot += q.index_select(0, j)
-    return silu_derivatives(a)[0] * a_dot
-
-
-def hidden_second(
-    i: Tensor, j: Tensor, a: Tensor, a_dot: Tensor, h_bar: Tensor, h_bar_dot: Tensor, node_bar_dot: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h, ḣ, ā and the tangent of ā; adds the sums of the last to those of P and Q."""
-    slope, curvature = silu_derivatives(a)
-    a_bar_dot = h_bar_dot * slope + h_bar * (curvature * a_dot)
-    _add_to_nodes(i, j, a_bar_dot, node_bar_dot)
-    return functional.silu(a), slope * a_dot, h_bar * slope, a_bar_dot
-
-
-def _add_to_nodes(i: Tensor, j: Tensor, values: Tensor, node: Tensor) -> None:
-    p, q = node.chunk(2, dim=1)
-    p.index_add_(0, i, values)
-    q.index_add_(0, j, values)
-
-
-class _Gate:
-    """The two halves of y and their derivatives: G = silu(y_g), S = σ(y_s), o = G S; o = 1 where there is no y."""
-
-    def __init__(self, y: Tensor | None, like: Tensor) -> None:
-        if y is None:
-            self.G, self.S, self.G1 = torch.ones_like(like), torch.ones_like(like), torch.zeros_like(like)
-            self.G2 = self.S1 = self.S2 = self.G1
-            return
+    def __init__(self, y: Tensor) -> None:
         yg, ys = y.chunk(2, dim=1)
         self.G, self.S = functional.silu(yg), torch.sigmoid(ys)
         self.G1, self.G2 = silu_derivatives(yg)
         self.S1 = self.S * (1.0 - self.S)
         self.S2 = self.S1 * (1.0 - 2.0 * self.S)
+        self.o = self.G * self.S
 
-    def tangent(self, y_dot: Tensor | None) -> Tensor:
-        if y_dot is None:
-            return torch.zeros_like(self.G)
+    def tangent(self, y_dot: Tensor) -> Tensor:
         yg, ys = y_dot.chunk(2, dim=1)
         return self.G1 * self.S * yg + self.G * self.S1 * ys
 
+    def adjoint(self, o_bar: Tensor) -> Tensor:
+        return torch.cat([o_bar * self.G1 * self.S, o_bar * self.G * self.S1], dim=1)
 
-def gate(
-    y: Tensor | None,
-    bias: Tensor | None,
-    factor: Factor | None,
-    at: Tensor,
-    target: Tensor,
-    source: Tensor | None = None,
-) -> None:
-    """Row ``at`` of the target is that of the source (of itself where None) plus o ⊙ d; ``y`` gets the bias added."""
-    if bias is not None and y is not None:
-        y += bias
-    terms = []
-    if y is not None:
-        yg, ys = y.chunk(2, dim=1)
-        terms.append(functional.silu(yg) * torch.sigmoid(ys))
-    if factor is not None:
-        terms.append(factor.value())
-    _add_to_rows(at, terms[0] * terms[1] if len(terms) == 2 else terms[0], target, source)
+    def second(self, y_dot: Tensor, o_bar: Tensor, o_bar_dot: Tensor) -> Tensor:
+        """The tangent of :meth:`adjoint`."""
+        yg, ys = y_dot.chunk(2, dim=1)
+        first = o_bar_dot * self.G1 * self.S + o_bar * (self.G2 * self.S * yg + self.G1 * self.S1 * ys)
+        second = o_bar_dot * self.G * self.S1 + o_bar * (self.G1 * self.S1 * yg + self.G * self.S2 * ys)
+        return torch.cat([first, second], dim=1)
 
 
-def _add_to_rows(at: Tensor, values: Tensor, target: Tensor, source: Tensor | None) -> None:
-    if source is None:
-        target.index_add_(0, at, values)
+def encoder(piece: Piece, x: Arrays) -> None:
+    x.target[piece.edges] = _Factor(piece.edges, x).d
+
+
+def encoder_adjoint(piece: Piece, x: Arrays) -> None:
+    f = _Factor(piece.edges, x)
+    x.radial_bar[piece.edges] += (x.target_bar[piece.edges] * f.slope) @ f.weight.T
+
+
+def encoder_tangent(piece: Piece, x: Arrays) -> None:
+    f = _Factor(piece.edges, x)
+    x.target[piece.edges] = f.slope * (f.tangent @ f.weight)
+
+
+def encoder_second(piece: Piece, x: Arrays) -> None:
+    f, t_bar, t_bar_dot = _Factor(piece.edges, x), x.target_bar[piece.edges], x.target_bar_dot[piece.edges]
+    p_bar_dot = t_bar_dot * f.slope + t_bar * f.curvature * (f.tangent @ f.weight)
+    x.weight_sum += f.radial.T @ p_bar_dot + f.tangent.T @ (t_bar * f.slope)
+
+
+def three_body(piece: Piece, x: Arrays) -> None:
+    r, n = piece
+    x.target[r] = x.source[r]
+    x.target.index_add_(0, x.at[n], _Opening(x.q[n] @ x.gate.T).o)
+
+
+def three_body_adjoint(piece: Piece, x: Arrays) -> None:
+    n = piece.near
+    y_bar = _Opening(x.q[n] @ x.gate.T).adjoint(x.target_bar.index_select(0, x.at[n]))
+    torch.mm(y_bar, x.gate, out=x.q_bar[n])
+
+
+def three_body_tangent(piece: Piece, x: Arrays) -> None:
+    r, n = piece
+    x.target[r] = x.source[r]
+    x.target.index_add_(0, x.at[n], _Opening(x.q[n] @ x.gate.T).tangent(x.q_dot[n] @ x.gate.T))
+
+
+def three_body_second(piece: Piece, x: Arrays) -> None:
+    n = piece.near
+    opening, y_dot = _Opening(x.q[n] @ x.gate.T), x.q_dot[n] @ x.gate.T
+    o_bar, o_bar_dot = (bar.index_select(0, x.at[n]) for bar in (x.target_bar, x.target_bar_dot))
+    y_bar_dot = opening.second(y_dot, o_bar, o_bar_dot)
+    x.gate_sum.addmm_(y_bar_dot.T, x.q[n]).addmm_(opening.adjoint(o_bar).T, x.q_dot[n])
+    torch.mm(y_bar_dot, x.gate, out=x.q_bar[n])
+
+
+def perceptron(piece: Piece, x: Arrays) -> None:
+    r = piece.edges
+    a = torch.mm(x.e[r], x.first.T, out=x.a[r])
+    _add_nodes(r, x, a)
+    _halves(functional.silu(a), x.second.mT, x.y[r])
+    x.y[r] += x.bias
+    _add_to_target(r, x, _Opening(x.y[r]).o * _Factor(r, x).d)
+
+
+def perceptron_adjoint(piece: Piece, x: Arrays) -> None:
+    r = piece.edges
+    opening, f, t_bar = _Opening(x.y[r]), _Factor(r, x), _of_target(r, x, x.target_bar)
+    x.radial_bar[r] += (t_bar * opening.o * f.slope) @ f.weight.T
+    _halves(opening.adjoint(t_bar * f.d), x.second, x.h_bar[r])
+    _add_below(r, x, x.h_bar[r] * silu_derivatives(x.a[r])[0])
+
+
+def perceptron_tangent(piece: Piece, x: Arrays) -> None:
+    r = piece.edges
+    a_dot = torch.mm(x.e_dot[r], x.first.T, out=x.a_dot[r])
+    _add_nodes(r, x, a_dot)
+    _halves(silu_derivatives(x.a[r])[0] * a_dot, x.second.mT, x.y_dot[r])
+    opening, f = _Opening(x.y[r]), _Factor(r, x)
+    _add_to_target(r, x, opening.tangent(x.y_dot[r]) * f.d + opening.o * f.slope * (f.tangent @ f.weight))
+
+
+def perceptron_second(piece: Piece, x: Arrays) -> None:
+    r = piece.edges
+    opening, f, y_dot = _Opening(x.y[r]), _Factor(r, x), x.y_dot[r]
+    t_bar, t_bar_dot = (_of_target(r, x, bar) for bar in (x.target_bar, x.target_bar_dot))
+    p_dot = f.tangent @ f.weight
+    p_bar_dot = (t_bar_dot * opening.o + t_bar * opening.tangent(y_dot)) * f.slope
+    p_bar_dot += t_bar * opening.o * f.curvature * p_dot
+    x.weight_sum += f.radial.T @ p_bar_dot + f.tangent.T @ (t_bar * opening.o * f.slope)
+    y_bar = opening.adjoint(t_bar * f.d)
+    y_bar_dot = opening.second(y_dot, t_bar * f.d, t_bar_dot * f.d + t_bar * f.slope * p_dot)
+    x.bias_sum += y_bar_dot.sum(0)
+
+    a, a_dot, h_bar = x.a[r], x.a_dot[r], x.h_bar[r]
+    slope, curvature = silu_derivatives(a)
+    h, h_dot, h_bar_dot = functional.silu(a), slope * a_dot, torch.empty_like(a)
+    _halves(y_bar_dot, x.second, h_bar_dot)
+    for sums, *halves in zip(x.second_sum, *(t.chunk(2, dim=1) for t in (y_bar, y_bar_dot, h, h_dot)), strict=True):
+        bar, bar_dot, value, dot = halves
+        sums.addmm_(bar_dot.T, value).addmm_(bar.T, dot)
+    a_bar_dot = h_bar_dot * slope + h_bar * (curvature * a_dot)
+    x.first_sum.addmm_(a_bar_dot.T, x.e[r]).addmm_((h_bar * slope).T, x.e_dot[r])
+    _add_below(r, x, a_bar_dot)
+
+
+def _halves(b: Tensor, matrices: Tensor, out: Tensor) -> None:
+    """Each half of the rows of b times its own matrix."""
+    u = b.shape[1] // 2
+    torch.mm(b[:, :u], matrices[0], out=out[:, :u])
+    torch.mm(b[:, u:], matrices[1], out=out[:, u:])
+
+
+def _add_nodes(r: slice, x: Arrays, a: Tensor) -> None:
+    p, q = x.node.chunk(2, dim=1)
+    a += p.index_select(0, x.i[r])
+    a += q.index_select(0, x.j[r])
+
+
+def _add_below(r: slice, x: Arrays, a_bar: Tensor) -> None:
+    """What follows from the adjoint of a, or from its tangent, for P and Q and for e."""
+    p, q = x.node.chunk(2, dim=1)
+    p.index_add_(0, x.i[r], a_bar)
+    q.index_add_(0, x.j[r], a_bar)
+    if x.above is None:
+        torch.mm(a_bar, x.first, out=x.below[r])
     else:
-        target.index_copy_(0, at, source.index_select(0, at) + values)
+        torch.addmm(x.above[r], a_bar, x.first, out=x.below[r])
 
 
-def gate_adjoint(
-    y: Tensor | None, factor: Factor | None, at: Tensor, target_bar: Tensor, radial_bar: Tensor | None
-) -> Tensor | None:
-    """ȳ; adds the adjoint of the radial functions to ``radial_bar``."""
-    t_bar = target_bar.index_select(0, at)
-    g, o_bar = _Gate(y, t_bar), t_bar
-    if factor is not None and radial_bar is not None:
-        o_bar = t_bar * factor.value()
-        radial_bar += (t_bar * (g.G * g.S) * factor.derivatives()[0]) @ factor.weight.T
-    return None if y is None else torch.cat([o_bar * g.G1 * g.S, o_bar * g.G * g.S1], dim=1)
+def _of_target(r: slice, x: Arrays, values: Tensor) -> Tensor:
+    return values[r] if x.at is None else values.index_select(0, x.at[r])
 
 
-def gate_tangent(
-    y: Tensor | None,
-    y_dot: Tensor | None,
-    factor: Factor | None,
-    at: Tensor,
-    target_dot: Tensor,
-    source: Tensor | None = None,
-) -> None:
-    """Row ``at`` of ``target_dot`` is that of the source (of itself where None) plus the tangent of o ⊙ d."""
-    g = _Gate(y, target_dot[: len(at)])
-    o_dot = g.tangent(y_dot)
-    if factor is not None and factor.tangent is not None:
-        d_dot = factor.derivatives()[0] * (factor.tangent @ factor.weight)
-        o_dot = o_dot * factor.value() + g.G * g.S * d_dot
-    _add_to_rows(at, o_dot, target_dot, source)
-
-
-def gate_second(
-    y: Tensor | None,
-    y_dot: Tensor | None,
-    factor: Factor | None,
-    at: Tensor,
-    target_bar: Tensor,
-    target_bar_dot: Tensor,
-    weight_bar_dot: Tensor | None,
-) -> tuple[Tensor, Tensor] | None:
-    """ȳ and its tangent; adds the gradient of W to ``weight_bar_dot``."""
-    t_bar, t_bar_dot = target_bar.index_select(0, at), target_bar_dot.index_select(0, at)
-    g, o_bar, o_bar_dot = _Gate(y, t_bar), t_bar, t_bar_dot
-    if factor is not None and factor.tangent is not None and weight_bar_dot is not None:
-        d, (slope, curvature) = factor.value(), factor.derivatives()
-        p_dot = factor.tangent @ factor.weight
-        o, o_dot = g.G * g.S, g.tangent(y_dot)
-        o_bar, o_bar_dot = t_bar * d, t_bar_dot * d + t_bar * slope * p_dot
-        p_bar = t_bar * o * slope
-        p_bar_dot = (t_bar_dot * o + t_bar * o_dot) * slope + t_bar * o * curvature * p_dot
-        weight_bar_dot += factor.radial.T @ p_bar_dot + factor.tangent.T @ p_bar
-    if y_dot is None:
-        return None
-    yg, ys = y_dot.chunk(2, dim=1)
-    y_bar = torch.cat([o_bar * g.G1 * g.S, o_bar * g.G * g.S1], dim=1)
-    first = o_bar_dot * g.G1 * g.S + o_bar * (g.G2 * g.S * yg + g.G1 * g.S1 * ys)
-    second = o_bar_dot * g.G * g.S1 + o_bar * (g.G1 * g.S1 * yg + g.G * g.S2 * ys)
-    return y_bar, torch.cat([first, second], dim=1)
+def _add_to_target(r: slice, x: Arrays, values: Tensor) -> None:
+    if x.at is None:
+        torch.add(x.source[r], values, out=x.target[r])
+    else:
+        x.target.index_add_(0, x.at[r], values)

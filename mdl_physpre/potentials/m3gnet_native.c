@@ -1,13 +1,29 @@
-/* The operations of m3gnet_edges.py in one pass over memory each, for the rows first <= r < last.
+/* The operations of m3gnet_edges.py for the rows first <= r < last, BLOCK of them at a time, so that what passes from a
+   matrix product to the next stays in the processor's cache.
 
-   Compiled with -DREAL=float -DSINGLE or with -DREAL=double. A row is an edge; "units" is a whole number of vectors.
-   Arrays of two halves have 2 units values a row: the value's half, then the gate's. The rows of the arrays "node",
-   which are views of a wider array, are "stride" values apart.
+   Compiled with -DREAL=float -DSINGLE or with -DREAL=double. A row is an edge, in three_body*() but the first and the
+   tangent a near edge; "units" is a whole number of vectors. Arrays of two halves have 2 units values a row: the value's
+   half, then the gate's. Names are those of m3gnet_edges.py; _t is a transposed matrix.
 */
 
 #include "native_vectors.h"
 
 #define MOST 4 /* radial functions */
+#define BLOCK 96
+
+typedef struct {
+  int64_t begin, end; /* of the rows at hand, all threads' together */
+  int64_t units, size, kind, n, n_near;
+  int64_t stride;       /* of the rows of node, which are part of longer ones */
+  int64_t wide, narrow; /* strides of rows of 2 units and of units values in matrices and in the scratch */
+  const int64_t *i, *j, *at;
+  const REAL *radial, *radial_dot, *weight, *first, *first_t, *second, *second_t, *bias, *gate, *gate_t;
+  const REAL *e, *e_dot, *q, *q_dot, *source, *target_bar, *target_bar_dot, *above;
+  REAL *a, *a_dot, *y, *y_dot, *h_bar, *node, *target, *radial_bar, *below, *q_bar;
+  REAL *weight_sum, *first_sum, *second_sum, *bias_sum, *gate_sum;
+} Arrays;
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE void silu(vec x, vec *f, vec *slope, vec *curvature) {
   vec s = sigmoid(x), rest = 1 - s;
@@ -18,95 +34,86 @@ INLINE void silu(vec x, vec *f, vec *slope, vec *curvature) {
 
 /* ---- the first layer: a += P_i + Q_j, h = silu(a) ---- */
 
-void hidden(int64_t first, int64_t last, int64_t units, int64_t stride, const int64_t *i, const int64_t *j,
-            const REAL *node, REAL *a, REAL *h) {
-  const int64_t width = 2 * units;
-  for (int64_t r = first; r < last; r++) {
-    const REAL *p = node + i[r] * stride, *q = node + j[r] * stride + width;
+static void hidden(const Arrays *x, int64_t r, int64_t rows, REAL *h) {
+  const int64_t width = 2 * x->units;
+  for (const int64_t end = r + rows; r < end; r++, h += x->wide) {
+    const REAL *p = x->node + x->i[r] * x->stride, *q = x->node + x->j[r] * x->stride + width;
+    REAL *a = x->a + r * width;
     for (int64_t c = 0; c < width; c += W) {
-      vec x = load(a + r * width + c) + load(p + c) + load(q + c);
-      store(a + r * width + c, x);
-      store(h + r * width + c, x * sigmoid(x));
+      vec s = load(a + c) + load(p + c) + load(q + c);
+      store(a + c, s);
+      store(h + c, s * sigmoid(s));
     }
   }
 }
 
-void hidden_tangent(int64_t first, int64_t last, int64_t units, int64_t stride, const int64_t *i, const int64_t *j,
-                    const REAL *node, const REAL *a, REAL *a_dot, REAL *h_dot) {
-  const int64_t width = 2 * units;
+static void hidden_tangent(const Arrays *x, int64_t r, int64_t rows, REAL *h_dot) {
+  const int64_t width = 2 * x->units;
   vec f, slope, curvature;
-  for (int64_t r = first; r < last; r++) {
-    const REAL *p = node + i[r] * stride, *q = node + j[r] * stride + width;
+  for (const int64_t end = r + rows; r < end; r++, h_dot += x->wide) {
+    const REAL *p = x->node + x->i[r] * x->stride, *q = x->node + x->j[r] * x->stride + width;
+    REAL *a = x->a + r * width, *a_dot = x->a_dot + r * width;
     for (int64_t c = 0; c < width; c += W) {
-      vec x = load(a_dot + r * width + c) + load(p + c) + load(q + c);
-      silu(load(a + r * width + c), &f, &slope, &curvature);
-      store(a_dot + r * width + c, x);
-      store(h_dot + r * width + c, slope * x);
+      vec s = load(a_dot + c) + load(p + c) + load(q + c);
+      silu(load(a + c), &f, &slope, &curvature);
+      store(a_dot + c, s);
+      store(h_dot + c, slope * s);
     }
   }
 }
 
-void hidden_adjoint(int64_t first, int64_t last, int64_t units, int64_t stride, const int64_t *i, const int64_t *j,
-                    const REAL *a, const REAL *h_bar, REAL *node_bar, REAL *a_bar) {
-  const int64_t width = 2 * units;
+static void hidden_adjoint(const Arrays *x, int64_t r, int64_t rows, REAL *a_bar) {
+  const int64_t width = 2 * x->units;
   vec f, slope, curvature;
-  for (int64_t r = first; r < last; r++) {
-    REAL *p = node_bar + i[r] * stride, *q = node_bar + j[r] * stride + width;
+  for (const int64_t end = r + rows; r < end; r++, a_bar += x->wide) {
+    REAL *p = x->node + x->i[r] * x->stride, *q = x->node + x->j[r] * x->stride + width;
+    const REAL *a = x->a + r * width, *h_bar = x->h_bar + r * width;
     for (int64_t c = 0; c < width; c += W) {
-      silu(load(a + r * width + c), &f, &slope, &curvature);
-      vec x = load(h_bar + r * width + c) * slope;
-      store(a_bar + r * width + c, x);
-      store(p + c, load(p + c) + x);
-      store(q + c, load(q + c) + x);
+      silu(load(a + c), &f, &slope, &curvature);
+      vec s = load(h_bar + c) * slope;
+      store(a_bar + c, s);
+      store(p + c, load(p + c) + s);
+      store(q + c, load(q + c) + s);
     }
   }
 }
 
-void hidden_second(int64_t first, int64_t last, int64_t units, int64_t stride, const int64_t *i, const int64_t *j,
-                   const REAL *a, const REAL *a_dot, const REAL *h_bar, const REAL *h_bar_dot, REAL *node_bar_dot,
-                   REAL *h, REAL *h_dot, REAL *a_bar, REAL *a_bar_dot) {
-  const int64_t width = 2 * units;
+/* The tangent of h_bar becomes that of a_bar. */
+static void hidden_second(const Arrays *x, int64_t r, int64_t rows, REAL *h, REAL *h_dot, REAL *a_bar, REAL *bar_dot) {
+  const int64_t width = 2 * x->units;
   vec f, slope, curvature;
-  for (int64_t r = first; r < last; r++) {
-    REAL *p = node_bar_dot + i[r] * stride, *q = node_bar_dot + j[r] * stride + width;
+  for (const int64_t end = r + rows; r < end; r++) {
+    REAL *p = x->node + x->i[r] * x->stride, *q = x->node + x->j[r] * x->stride + width;
+    const REAL *a = x->a + r * width, *a_dot = x->a_dot + r * width, *h_bar = x->h_bar + r * width;
     for (int64_t c = 0; c < width; c += W) {
-      const int64_t at = r * width + c;
-      silu(load(a + at), &f, &slope, &curvature);
-      vec dot = load(a_dot + at), bar = load(h_bar + at);
-      vec x = load(h_bar_dot + at) * slope + bar * (curvature * dot);
-      store(h + at, f);
-      store(h_dot + at, slope * dot);
-      store(a_bar + at, bar * slope);
-      store(a_bar_dot + at, x);
-      store(p + c, load(p + c) + x);
-      store(q + c, load(q + c) + x);
+      silu(load(a + c), &f, &slope, &curvature);
+      vec dot = load(a_dot + c), bar = load(h_bar + c);
+      vec s = load(bar_dot + c) * slope + bar * (curvature * dot);
+      store(h + c, f);
+      store(h_dot + c, slope * dot);
+      store(a_bar + c, bar * slope);
+      store(bar_dot + c, s);
+      store(p + c, load(p + c) + s);
+      store(q + c, load(q + c) + s);
     }
+    h += x->wide, h_dot += x->wide, a_bar += x->wide, bar_dot += x->wide;
   }
 }
 
-/* ---- the second layer: o = silu(y_g) sigmoid(y_s), target[at] = source[at] + o d with d = p (kind 1), silu(p) (2) or 1
-   (0). Without a y, o is 1, and the adjoints of y are left out. Without a source, the target itself is the source. ---- */
+/* ---- one row of the second layer: o = silu(y_g) sigmoid(y_s), target = source + o d with d = p (kind 1), silu(p) (2)
+   or 1 (0). Without a y, o is 1, and the adjoints of y are left out. ---- */
 
-/* Rows with the same target stay with one thread */
-INLINE void own_rows(const int64_t *at, int64_t rows, int64_t *first, int64_t *last) {
-  while (*first > 0 && *first < rows && at[*first] == at[*first - 1]) ++*first;
-  while (*last > 0 && *last < rows && at[*last] == at[*last - 1]) ++*last;
-}
-
-INLINE vec weighted(const REAL *radial, const REAL *weight, int64_t n, int64_t units, int64_t c) {
+INLINE vec weighted(const REAL *radial, const Arrays *x, int64_t r, int64_t c) {
   vec p = all(0);
-  for (int64_t k = 0; k < n; k++) p += radial[k] * load(weight + k * units + c);
+  for (int64_t k = 0; k < x->n; k++) p += radial[r * x->n + k] * load(x->weight + k * x->units + c);
   return p;
 }
 
-INLINE void factor(int kind, vec p, vec *d, vec *slope, vec *curvature) {
-  if (kind == 2) {
-    silu(p, d, slope, curvature);
-  } else {
-    *d = kind ? p : all(1);
-    *slope = all(1);
-    *curvature = all(0);
-  }
+INLINE void factor(const Arrays *x, int64_t r, int64_t c, vec *d, vec *slope, vec *curvature) {
+  *d = *slope = all(1);
+  *curvature = all(0);
+  if (x->kind) *d = weighted(x->radial, x, r, c);
+  if (x->kind == 2) silu(*d, d, slope, curvature);
 }
 
 INLINE void opened(const REAL *y, int64_t units, vec *g, vec *g1, vec *g2, vec *s) {
@@ -118,101 +125,264 @@ INLINE void opened(const REAL *y, int64_t units, vec *g, vec *g1, vec *g2, vec *
   }
 }
 
-void gate(int64_t first, int64_t last, int64_t rows, int64_t units, int64_t kind, int64_t n, const REAL *radial,
-          const REAL *weight, const int64_t *at, const REAL *bias, REAL *y, const REAL *source, REAL *target) {
-  own_rows(at, rows, &first, &last);
-  for (int64_t r = first; r < last; r++) {
-    REAL *t = target + at[r] * units, *yg = y ? y + r * 2 * units : y;
-    const REAL *before = source ? source + at[r] * units : t;
-    for (int64_t c = 0; c < units; c += W) {
-      vec o = all(1), d, slope, curvature;
-      if (y) {
-        vec g = load(yg + c), s = load(yg + units + c);
-        if (bias) {
-          g += load(bias + c);
-          s += load(bias + units + c);
-          store(yg + c, g);
-          store(yg + units + c, s);
-        }
-        o = g * sigmoid(g) * sigmoid(s);
+INLINE int64_t place(const Arrays *x, int64_t r) { return (x->at ? x->at[r] : r) * x->units; }
+
+INLINE void gate(const Arrays *x, int64_t r, const REAL *y, const REAL *source, REAL *target) {
+  for (int64_t c = 0; c < x->units; c += W) {
+    vec o, g1, g2, s, d, slope, curvature;
+    opened(y ? y + c : y, x->units, &o, &g1, &g2, &s);
+    factor(x, r, c, &d, &slope, &curvature);
+    store(target + c, load(source + c) + o * s * d);
+  }
+}
+
+INLINE void gate_adjoint(const Arrays *x, int64_t r, const REAL *y, REAL *y_bar) {
+  const REAL *bar = x->target_bar + place(x, r);
+  const int64_t units = x->units;
+  vec sums[MOST] = {{0}};
+  for (int64_t c = 0; c < units; c += W) {
+    vec g, g1, g2, s, d, slope, curvature, t = load(bar + c);
+    opened(y ? y + c : y, units, &g, &g1, &g2, &s);
+    factor(x, r, c, &d, &slope, &curvature);
+    vec p_bar = t * g * s * slope, o_bar = t * d;
+    for (int64_t k = 0; k < x->n; k++) sums[k] += p_bar * load(x->weight + k * units + c);
+    if (!y) continue;
+    store(y_bar + c, o_bar * g1 * s);
+    store(y_bar + units + c, o_bar * g * (s * (1 - s)));
+  }
+  for (int64_t k = 0; k < x->n; k++) x->radial_bar[r * x->n + k] += sum(sums[k]);
+}
+
+INLINE void gate_tangent(const Arrays *x, int64_t r, const REAL *y, const REAL *y_dot, const REAL *source,
+                         REAL *target) {
+  for (int64_t c = 0; c < x->units; c += W) {
+    vec g, g1, g2, s, d, slope, curvature, o_dot = all(0);
+    opened(y ? y + c : y, x->units, &g, &g1, &g2, &s);
+    factor(x, r, c, &d, &slope, &curvature);
+    if (y) o_dot = g1 * s * load(y_dot + c) + g * (s * (1 - s)) * load(y_dot + x->units + c);
+    if (x->kind) o_dot = o_dot * d + g * s * slope * weighted(x->radial_dot, x, r, c);
+    store(target + c, load(source + c) + o_dot);
+  }
+}
+
+INLINE void gate_second(const Arrays *x, int64_t r, const REAL *y, const REAL *y_dot, REAL *y_bar, REAL *y_bar_dot) {
+  const REAL *bar = x->target_bar + place(x, r), *bar_dot = x->target_bar_dot + place(x, r);
+  const int64_t units = x->units;
+  for (int64_t c = 0; c < units; c += W) {
+    vec g, g1, g2, s, d, slope, curvature, t = load(bar + c), t_dot = load(bar_dot + c), yg = all(0), ys = all(0);
+    opened(y ? y + c : y, units, &g, &g1, &g2, &s);
+    factor(x, r, c, &d, &slope, &curvature);
+    if (y) {
+      yg = load(y_dot + c);
+      ys = load(y_dot + units + c);
+    }
+    vec s1 = s * (1 - s), s2 = s1 * (1 - 2 * s);
+    vec along_g = g1 * s * yg + g * s1 * ys, o_bar = t * d, o_bar_dot = t_dot * d;
+    if (x->kind) {
+      vec p_dot = weighted(x->radial_dot, x, r, c), o = g * s;
+      vec p_bar = t * o * slope, p_bar_dot = (t_dot * o + t * along_g) * slope + t * o * curvature * p_dot;
+      o_bar_dot += t * slope * p_dot;
+      for (int64_t k = 0; k < x->n; k++) {
+        REAL *w = x->weight_sum + k * units + c;
+        store(w, load(w) + p_bar_dot * x->radial[r * x->n + k] + p_bar * x->radial_dot[r * x->n + k]);
       }
-      factor(kind, weighted(radial + r * n, weight, n, units, c), &d, &slope, &curvature);
-      store(t + c, load(before + c) + o * d);
+    }
+    if (!y) continue;
+    vec first = o_bar_dot * g1 * s + o_bar * (g2 * s * yg + g1 * s1 * ys);
+    vec second = o_bar_dot * g * s1 + o_bar * (g1 * s1 * yg + g * s2 * ys);
+    store(y_bar + c, o_bar * g1 * s);
+    store(y_bar + units + c, o_bar * g * s1);
+    store(y_bar_dot + c, first);
+    store(y_bar_dot + units + c, second);
+    if (x->bias_sum) {
+      store(x->bias_sum + c, load(x->bias_sum + c) + first);
+      store(x->bias_sum + units + c, load(x->bias_sum + units + c) + second);
     }
   }
 }
 
-void gate_adjoint(int64_t first, int64_t last, int64_t rows, int64_t units, int64_t kind, int64_t n,
-                  const REAL *radial, const REAL *weight, const int64_t *at, const REAL *y, const REAL *target_bar,
-                  REAL *radial_bar, REAL *y_bar) {
-  for (int64_t r = first; r < last; r++) {
-    const REAL *t = target_bar + at[r] * units;
-    const int64_t row = r * 2 * units;
-    vec sums[MOST] = {{0}};
-    for (int64_t c = 0; c < units; c += W) {
-      vec g, g1, g2, s, d, slope, curvature, x = load(t + c);
-      opened(y ? y + row + c : y, units, &g, &g1, &g2, &s);
-      factor(kind, weighted(radial + r * n, weight, n, units, c), &d, &slope, &curvature);
-      vec p_bar = x * g * s * slope, o_bar = x * d;
-      for (int64_t k = 0; k < n; k++) sums[k] += p_bar * load(weight + k * units + c);
-      if (!y) continue;
-      store(y_bar + row + c, o_bar * g1 * s);
-      store(y_bar + row + units + c, o_bar * g * (s * (1 - s)));
+/* ---- the encoder: target = silu(W g) ---- */
+
+void encoder(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  memset(x->target + first * x->units, 0, (last - first) * x->units * sizeof(REAL));
+  for (int64_t r = first; r < last; r++) gate(x, r, NULL, x->target + place(x, r), x->target + place(x, r));
+}
+
+void encoder_adjoint(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  for (int64_t r = first; r < last; r++) gate_adjoint(x, r, NULL, NULL);
+}
+
+void encoder_tangent(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  memset(x->target + first * x->units, 0, (last - first) * x->units * sizeof(REAL));
+  for (int64_t r = first; r < last; r++)
+    gate_tangent(x, r, NULL, NULL, x->target + place(x, r), x->target + place(x, r));
+}
+
+void encoder_second(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  for (int64_t r = first; r < last; r++) gate_second(x, r, NULL, NULL, NULL, NULL);
+}
+
+/* ---- a gated perceptron ---- */
+
+/* Rows with the same target stay with one thread. */
+INLINE void own_rows(const Arrays *x, int64_t *first, int64_t *last) {
+  if (!x->at) return;
+  while (*first > x->begin && *first < x->end && x->at[*first] == x->at[*first - 1]) ++*first;
+  while (*last > x->begin && *last < x->end && x->at[*last] == x->at[*last - 1]) ++*last;
+}
+
+/* Each half of the rows of b times its own matrix. */
+INLINE void halves(const Arrays *x, int64_t rows, const REAL *b, const REAL *matrices, const REAL *bias, REAL *out,
+                   int64_t stride) {
+  for (int64_t half = 0; half < 2; half++)
+    product(rows, x->units, x->units, b + half * x->units, x->wide, 1, matrices + half * x->units * x->narrow,
+            x->narrow, bias ? bias + half * x->units : bias, 0, out + half * x->units, stride);
+}
+
+void perceptron(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  const int64_t u = x->units, w = 2 * u;
+  own_rows(x, &first, &last);
+  for (int64_t r = first; r < last; r += BLOCK) {
+    const int64_t n = least(BLOCK, last - r);
+    product(n, w, u, x->e + r * u, u, 1, x->first_t, x->wide, NULL, 0, x->a + r * w, w);
+    hidden(x, r, n, scratch);
+    halves(x, n, scratch, x->second_t, x->bias, x->y + r * w, w);
+    for (int64_t k = r; k < r + n; k++) {
+      REAL *t = x->target + place(x, k);
+      gate(x, k, x->y + k * w, x->source ? x->source + place(x, k) : t, t);
     }
-    for (int64_t k = 0; k < n; k++) radial_bar[r * n + k] += sum(sums[k]);
   }
 }
 
-void gate_tangent(int64_t first, int64_t last, int64_t rows, int64_t units, int64_t kind, int64_t n,
-                  const REAL *radial, const REAL *radial_dot, const REAL *weight, const int64_t *at, const REAL *y,
-                  const REAL *y_dot, const REAL *source, REAL *target_dot) {
-  own_rows(at, rows, &first, &last);
-  for (int64_t r = first; r < last; r++) {
-    REAL *t = target_dot + at[r] * units;
-    const REAL *before = source ? source + at[r] * units : t;
-    const int64_t row = r * 2 * units;
-    for (int64_t c = 0; c < units; c += W) {
-      vec g, g1, g2, s, d, slope, curvature, o_dot = all(0);
-      opened(y ? y + row + c : y, units, &g, &g1, &g2, &s);
-      factor(kind, weighted(radial + r * n, weight, n, units, c), &d, &slope, &curvature);
-      if (y) o_dot = g1 * s * load(y_dot + row + c) + g * (s * (1 - s)) * load(y_dot + row + units + c);
-      vec d_dot = slope * weighted(radial_dot + r * n, weight, n, units, c);
-      store(t + c, load(before + c) + o_dot * d + g * s * d_dot);
+void perceptron_adjoint(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  const int64_t u = x->units, w = 2 * u;
+  for (int64_t r = first; r < last; r += BLOCK) {
+    const int64_t n = least(BLOCK, last - r);
+    for (int64_t k = 0; k < n; k++) gate_adjoint(x, r + k, x->y + (r + k) * w, scratch + k * x->wide);
+    halves(x, n, scratch, x->second, NULL, x->h_bar + r * w, w);
+    hidden_adjoint(x, r, n, scratch);
+    product(n, u, w, scratch, x->wide, 1, x->first, x->narrow, x->above ? x->above + r * u : NULL, u, x->below + r * u,
+            u);
+  }
+}
+
+void perceptron_tangent(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  const int64_t u = x->units, w = 2 * u;
+  own_rows(x, &first, &last);
+  for (int64_t r = first; r < last; r += BLOCK) {
+    const int64_t n = least(BLOCK, last - r);
+    product(n, w, u, x->e_dot + r * u, u, 1, x->first_t, x->wide, NULL, 0, x->a_dot + r * w, w);
+    hidden_tangent(x, r, n, scratch);
+    halves(x, n, scratch, x->second_t, NULL, x->y_dot + r * w, w);
+    for (int64_t k = r; k < r + n; k++) {
+      REAL *t = x->target + place(x, k);
+      gate_tangent(x, k, x->y + k * w, x->y_dot + k * w, x->source ? x->source + place(x, k) : t, t);
     }
   }
 }
 
-void gate_second(int64_t first, int64_t last, int64_t rows, int64_t units, int64_t kind, int64_t n,
-                 const REAL *radial, const REAL *radial_dot, const REAL *weight, const int64_t *at, const REAL *y,
-                 const REAL *y_dot, const REAL *target_bar, const REAL *target_bar_dot, REAL *weight_bar_dot,
-                 REAL *y_bar, REAL *y_bar_dot) {
-  for (int64_t r = first; r < last; r++) {
-    const REAL *t = target_bar + at[r] * units, *t_dot = target_bar_dot + at[r] * units;
-    const int64_t row = r * 2 * units;
-    for (int64_t c = 0; c < units; c += W) {
-      vec g, g1, g2, s, d, slope, curvature, x = load(t + c), x_dot = load(t_dot + c), yg = all(0), ys = all(0);
-      opened(y ? y + row + c : y, units, &g, &g1, &g2, &s);
-      factor(kind, weighted(radial + r * n, weight, n, units, c), &d, &slope, &curvature);
-      if (y) {
-        yg = load(y_dot + row + c);
-        ys = load(y_dot + row + units + c);
-      }
-      vec s1 = s * (1 - s), s2 = s1 * (1 - 2 * s);
-      vec along_g = g1 * s * yg + g * s1 * ys, o_bar = x * d, o_bar_dot = x_dot * d;
-      if (kind) {
-        vec p_dot = weighted(radial_dot + r * n, weight, n, units, c), o = g * s;
-        vec p_bar = x * o * slope, p_bar_dot = (x_dot * o + x * along_g) * slope + x * o * curvature * p_dot;
-        o_bar_dot += x * slope * p_dot;
-        for (int64_t k = 0; k < n; k++) {
-          REAL *w = weight_bar_dot + k * units + c;
-          store(w, load(w) + p_bar_dot * radial[r * n + k] + p_bar * radial_dot[r * n + k]);
-        }
-      }
-      if (!y) continue;
-      store(y_bar + row + c, o_bar * g1 * s);
-      store(y_bar + row + units + c, o_bar * g * s1);
-      store(y_bar_dot + row + c, o_bar_dot * g1 * s + o_bar * (g2 * s * yg + g1 * s1 * ys));
-      store(y_bar_dot + row + units + c, o_bar_dot * g * s1 + o_bar * (g1 * s1 * yg + g * s2 * ys));
+/* sums (units_a, units_b) += a_dot^T b + a^T b_dot over the rows */
+INLINE void add_products(int64_t rows, int64_t columns_a, int64_t columns_b, const REAL *a, const REAL *a_dot,
+                         int64_t a_row, const REAL *b, const REAL *b_dot, int64_t b_row, REAL *sums) {
+  product(columns_a, columns_b, rows, a_dot, 1, a_row, b, b_row, sums, columns_b, sums, columns_b);
+  product(columns_a, columns_b, rows, a, 1, a_row, b_dot, b_row, sums, columns_b, sums, columns_b);
+}
+
+void perceptron_second(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  const int64_t u = x->units, w = 2 * u, size = BLOCK * x->wide;
+  REAL *y_bar = scratch, *y_bar_dot = y_bar + size, *h = y_bar_dot + size, *h_dot = h + size;
+  REAL *a_bar = h_dot + size, *bar_dot = a_bar + size;
+  for (int64_t r = first; r < last; r += BLOCK) {
+    const int64_t n = least(BLOCK, last - r);
+    for (int64_t k = 0; k < n; k++) {
+      const int64_t at = (r + k) * w, to = k * x->wide;
+      gate_second(x, r + k, x->y + at, x->y_dot + at, y_bar + to, y_bar_dot + to);
     }
+    halves(x, n, y_bar_dot, x->second, NULL, bar_dot, x->wide);
+    hidden_second(x, r, n, h, h_dot, a_bar, bar_dot);
+    for (int64_t c = 0; c < w; c += u)
+      add_products(n, u, u, y_bar + c, y_bar_dot + c, x->wide, h + c, h_dot + c, x->wide, x->second_sum + c * u);
+    add_products(n, w, u, a_bar, bar_dot, x->wide, x->e + r * u, x->e_dot + r * u, u, x->first_sum);
+    product(n, u, w, bar_dot, x->wide, 1, x->first, x->narrow, x->above ? x->above + r * u : NULL, u, x->below + r * u,
+            u);
+  }
+}
+
+/* ---- three-body terms: t = W q of the near edges, which are added to all edges' target ---- */
+
+INLINE void opening(const Arrays *x, int64_t rows, const REAL *q, REAL *t) {
+  product(rows, 2 * x->units, x->size, q, x->size, 1, x->gate_t, x->wide, NULL, 0, t, x->wide);
+}
+
+/* Place among the near edges of the first that is not before this edge. */
+INLINE int64_t near_from(const Arrays *x, int64_t edge) {
+  int64_t low = 0, high = x->n_near;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (x->at[middle] < edge) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+/* Copies edges from the source, up to the first near edge after the next block; returns the near edges of the block. */
+INLINE int64_t next_block(const Arrays *x, int64_t k, int64_t stop, int64_t *edge, int64_t last) {
+  const int64_t n = least(BLOCK, stop - k), end = k + n < stop ? x->at[k + n] : last;
+  memcpy(x->target + *edge * x->units, x->source + *edge * x->units, (end - *edge) * x->units * sizeof(REAL));
+  *edge = end;
+  return n;
+}
+
+void three_body(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  const int64_t stop = near_from(x, last);
+  for (int64_t k = near_from(x, first), n; first < last; k += n) {
+    n = next_block(x, k, stop, &first, last);
+    opening(x, n, x->q + k * x->size, scratch);
+    for (int64_t m = 0; m < n; m++) {
+      REAL *t = x->target + x->at[k + m] * x->units;
+      gate(x, 0, scratch + m * x->wide, t, t);
+    }
+  }
+}
+
+void three_body_adjoint(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  REAL *t_bar = scratch + BLOCK * x->wide;
+  for (int64_t k = first; k < last; k += BLOCK) {
+    const int64_t n = least(BLOCK, last - k);
+    opening(x, n, x->q + k * x->size, scratch);
+    for (int64_t m = 0; m < n; m++) gate_adjoint(x, k + m, scratch + m * x->wide, t_bar + m * x->wide);
+    product(n, x->size, 2 * x->units, t_bar, x->wide, 1, x->gate, x->size, NULL, 0, x->q_bar + k * x->size, x->size);
+  }
+}
+
+void three_body_tangent(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  REAL *t_dot = scratch + BLOCK * x->wide;
+  const int64_t stop = near_from(x, last);
+  for (int64_t k = near_from(x, first), n; first < last; k += n) {
+    n = next_block(x, k, stop, &first, last);
+    opening(x, n, x->q + k * x->size, scratch);
+    opening(x, n, x->q_dot + k * x->size, t_dot);
+    for (int64_t m = 0; m < n; m++) {
+      REAL *t = x->target + x->at[k + m] * x->units;
+      gate_tangent(x, 0, scratch + m * x->wide, t_dot + m * x->wide, t, t);
+    }
+  }
+}
+
+void three_body_second(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+  const int64_t size = BLOCK * x->wide;
+  REAL *t = scratch, *t_dot = t + size, *t_bar = t_dot + size, *t_bar_dot = t_bar + size;
+  for (int64_t k = first; k < last; k += BLOCK) {
+    const int64_t n = least(BLOCK, last - k);
+    const REAL *q = x->q + k * x->size, *q_dot = x->q_dot + k * x->size;
+    opening(x, n, q, t);
+    opening(x, n, q_dot, t_dot);
+    for (int64_t m = 0; m < n; m++) {
+      const int64_t to = m * x->wide;
+      gate_second(x, k + m, t + to, t_dot + to, t_bar + to, t_bar_dot + to);
+    }
+    add_products(n, 2 * x->units, x->size, t_bar, t_bar_dot, x->wide, q, q_dot, x->size, x->gate_sum);
+    product(n, x->size, 2 * x->units, t_bar_dot, x->wide, 1, x->gate, x->size, NULL, 0, x->q_bar + k * x->size,
+            x->size);
   }
 }

@@ -99,3 +99,69 @@ INLINE vec sigmoid(vec x) {
   return x;
 }
 #endif
+
+/* ---- matrix products ---- */
+
+/* A tile of the result, TILE_ROWS times TILE_PARTS registers, has to fit the processor's registers. */
+#if defined __AVX512F__
+#define PART_BYTES 64
+#define TILE_ROWS 8
+#define TILE_PARTS 2
+#elif defined __AVX__
+#define PART_BYTES 32
+#define TILE_ROWS 6
+#define TILE_PARTS 2
+#else
+#define PART_BYTES 16
+#define TILE_ROWS 6
+#define TILE_PARTS 2
+#endif
+#define PART ((int64_t)(PART_BYTES / sizeof(REAL)))
+
+typedef REAL part __attribute__((vector_size(PART_BYTES), aligned(sizeof(REAL)), may_alias));
+
+/* The numbers of rows and parts are constants wherever this is inlined, so that the sums stay in registers. */
+INLINE void tile(const int rows, const int parts, int64_t depth, const REAL *a, int64_t a_row, int64_t a_step,
+                 const REAL *b, int64_t b_row, const REAL *start, int64_t start_row, REAL *c, int64_t c_row) {
+  part sums[TILE_ROWS][TILE_PARTS];
+  for (int m = 0; m < rows; m++)
+    for (int v = 0; v < parts; v++)
+      sums[m][v] = start ? *(const part *)(start + m * start_row + v * PART) : (part){0};
+  for (int64_t k = 0; k < depth; k++)
+    for (int m = 0; m < rows; m++)
+      for (int v = 0; v < parts; v++)
+        sums[m][v] += a[m * a_row + k * a_step] * *(const part *)(b + k * b_row + v * PART);
+  for (int m = 0; m < rows; m++)
+    for (int v = 0; v < parts; v++) *(part *)(c + m * c_row + v * PART) = sums[m][v];
+}
+
+/* C = S + A B for A (rows, depth), B (depth, columns) and S (rows, columns), which is zero without a start.
+
+   A row of an array begins "row" values after the one before; a column of A "step" values, so that A may be transposed.
+   Fastest where rows of B lie an odd number of vectors apart: a power of two crowds them into few places of the cache.
+*/
+static inline void product(int64_t rows, int64_t columns, int64_t depth, const REAL *a, int64_t a_row, int64_t a_step,
+                           const REAL *b, int64_t b_row, const REAL *start, int64_t start_row, REAL *c, int64_t c_row) {
+#define TILES(height, parts)                                                                                     \
+  for (; m + height <= rows; m += height)                                                                          \
+    tile(height, parts, depth, a + m * a_row, a_row, a_step, b + n, b_row, start ? start + m * start_row + n : start, \
+         start_row, c + m * c_row + n, c_row);
+  int64_t n = 0;
+  for (; n + TILE_PARTS * PART <= columns; n += TILE_PARTS * PART) {
+    int64_t m = 0;
+    TILES(TILE_ROWS, TILE_PARTS)
+    TILES(1, TILE_PARTS)
+  }
+  for (; n + PART <= columns; n += PART) {
+    int64_t m = 0;
+    TILES(TILE_ROWS, 1)
+    TILES(1, 1)
+  }
+#undef TILES
+  for (; n < columns; n++)
+    for (int64_t m = 0; m < rows; m++) {
+      REAL s = start ? start[m * start_row + n] : 0;
+      for (int64_t k = 0; k < depth; k++) s += a[m * a_row + k * a_step] * b[k * b_row + n];
+      c[m * c_row + n] = s;
+    }
+}
