@@ -32,69 +32,65 @@ INLINE void silu(vec x, vec *f, vec *slope, vec *curvature) {
   *curvature = s * rest * (2 + x * (1 - 2 * s));
 }
 
-/* ---- the first layer: a += P_i + Q_j, h = silu(a) ---- */
+/* ---- the first layer: a += P_i + Q_j, h = silu(a); from a, the tangent of a or the adjoint of h in place ---- */
 
-static void hidden(const Arrays *x, int64_t r, int64_t rows, REAL *h) {
+INLINE void hidden(const Arrays *x, int64_t r, int64_t rows, REAL *h) {
   const int64_t width = 2 * x->units;
   for (const int64_t end = r + rows; r < end; r++, h += x->wide) {
     const REAL *p = x->node + x->i[r] * x->stride, *q = x->node + x->j[r] * x->stride + width;
-    REAL *a = x->a + r * width;
     for (int64_t c = 0; c < width; c += W) {
-      vec s = load(a + c) + load(p + c) + load(q + c);
-      store(a + c, s);
-      store(h + c, s * sigmoid(s));
+      vec a = load(h + c) + load(p + c) + load(q + c);
+      stream(x->a + r * width + c, a);
+      store(h + c, a * sigmoid(a));
     }
   }
 }
 
-static void hidden_tangent(const Arrays *x, int64_t r, int64_t rows, REAL *h_dot) {
+INLINE void hidden_tangent(const Arrays *x, int64_t r, int64_t rows, REAL *h_dot) {
   const int64_t width = 2 * x->units;
   vec f, slope, curvature;
   for (const int64_t end = r + rows; r < end; r++, h_dot += x->wide) {
     const REAL *p = x->node + x->i[r] * x->stride, *q = x->node + x->j[r] * x->stride + width;
-    REAL *a = x->a + r * width, *a_dot = x->a_dot + r * width;
     for (int64_t c = 0; c < width; c += W) {
-      vec s = load(a_dot + c) + load(p + c) + load(q + c);
-      silu(load(a + c), &f, &slope, &curvature);
-      store(a_dot + c, s);
-      store(h_dot + c, slope * s);
+      vec a_dot = load(h_dot + c) + load(p + c) + load(q + c);
+      silu(load(x->a + r * width + c), &f, &slope, &curvature);
+      stream(x->a_dot + r * width + c, a_dot);
+      store(h_dot + c, slope * a_dot);
     }
   }
 }
 
-static void hidden_adjoint(const Arrays *x, int64_t r, int64_t rows, REAL *a_bar) {
+INLINE void hidden_adjoint(const Arrays *x, int64_t r, int64_t rows, REAL *bar) {
   const int64_t width = 2 * x->units;
   vec f, slope, curvature;
-  for (const int64_t end = r + rows; r < end; r++, a_bar += x->wide) {
+  for (const int64_t end = r + rows; r < end; r++, bar += x->wide) {
     REAL *p = x->node + x->i[r] * x->stride, *q = x->node + x->j[r] * x->stride + width;
-    const REAL *a = x->a + r * width, *h_bar = x->h_bar + r * width;
     for (int64_t c = 0; c < width; c += W) {
-      silu(load(a + c), &f, &slope, &curvature);
-      vec s = load(h_bar + c) * slope;
-      store(a_bar + c, s);
-      store(p + c, load(p + c) + s);
-      store(q + c, load(q + c) + s);
+      silu(load(x->a + r * width + c), &f, &slope, &curvature);
+      vec h_bar = load(bar + c), a_bar = h_bar * slope;
+      stream(x->h_bar + r * width + c, h_bar);
+      store(bar + c, a_bar);
+      store(p + c, load(p + c) + a_bar);
+      store(q + c, load(q + c) + a_bar);
     }
   }
 }
 
-/* The tangent of h_bar becomes that of a_bar. */
-static void hidden_second(const Arrays *x, int64_t r, int64_t rows, REAL *h, REAL *h_dot, REAL *a_bar, REAL *bar_dot) {
+INLINE void hidden_second(const Arrays *x, int64_t r, int64_t rows, REAL *h, REAL *h_dot, REAL *a_bar, REAL *bar_dot) {
   const int64_t width = 2 * x->units;
   vec f, slope, curvature;
   for (const int64_t end = r + rows; r < end; r++) {
     REAL *p = x->node + x->i[r] * x->stride, *q = x->node + x->j[r] * x->stride + width;
-    const REAL *a = x->a + r * width, *a_dot = x->a_dot + r * width, *h_bar = x->h_bar + r * width;
     for (int64_t c = 0; c < width; c += W) {
-      silu(load(a + c), &f, &slope, &curvature);
-      vec dot = load(a_dot + c), bar = load(h_bar + c);
-      vec s = load(bar_dot + c) * slope + bar * (curvature * dot);
+      silu(load(x->a + r * width + c), &f, &slope, &curvature);
+      vec a_dot = load(x->a_dot + r * width + c), h_bar = load(x->h_bar + r * width + c);
+      vec a_bar_dot = load(bar_dot + c) * slope + h_bar * (curvature * a_dot);
       store(h + c, f);
-      store(h_dot + c, slope * dot);
-      store(a_bar + c, bar * slope);
-      store(bar_dot + c, s);
-      store(p + c, load(p + c) + s);
-      store(q + c, load(q + c) + s);
+      store(h_dot + c, slope * a_dot);
+      store(a_bar + c, h_bar * slope);
+      store(bar_dot + c, a_bar_dot);
+      store(p + c, load(p + c) + a_bar_dot);
+      store(q + c, load(q + c) + a_bar_dot);
     }
     h += x->wide, h_dot += x->wide, a_bar += x->wide, bar_dot += x->wide;
   }
@@ -103,9 +99,14 @@ static void hidden_second(const Arrays *x, int64_t r, int64_t rows, REAL *h, REA
 /* ---- one row of the second layer: o = silu(y_g) sigmoid(y_s), target = source + o d with d = p (kind 1), silu(p) (2)
    or 1 (0). Without a y, o is 1, and the adjoints of y are left out. ---- */
 
+/* Each radial function; unrolled, which a loop of x->n rounds would not be. */
+#define EACH(k)                        \
+  for (int64_t k = 0; k < MOST; k++) \
+    if (k < x->n)
+
 INLINE vec weighted(const REAL *radial, const Arrays *x, int64_t r, int64_t c) {
   vec p = all(0);
-  for (int64_t k = 0; k < x->n; k++) p += radial[r * x->n + k] * load(x->weight + k * x->units + c);
+  EACH(k) p += radial[r * x->n + k] * load(x->weight + k * x->units + c);
   return p;
 }
 
@@ -145,12 +146,12 @@ INLINE void gate_adjoint(const Arrays *x, int64_t r, const REAL *y, REAL *y_bar)
     opened(y ? y + c : y, units, &g, &g1, &g2, &s);
     factor(x, r, c, &d, &slope, &curvature);
     vec p_bar = t * g * s * slope, o_bar = t * d;
-    for (int64_t k = 0; k < x->n; k++) sums[k] += p_bar * load(x->weight + k * units + c);
+    EACH(k) sums[k] += p_bar * load(x->weight + k * units + c);
     if (!y) continue;
     store(y_bar + c, o_bar * g1 * s);
     store(y_bar + units + c, o_bar * g * (s * (1 - s)));
   }
-  for (int64_t k = 0; k < x->n; k++) x->radial_bar[r * x->n + k] += sum(sums[k]);
+  EACH(k) x->radial_bar[r * x->n + k] += sum(sums[k]);
 }
 
 INLINE void gate_tangent(const Arrays *x, int64_t r, const REAL *y, const REAL *y_dot, const REAL *source,
@@ -182,7 +183,7 @@ INLINE void gate_second(const Arrays *x, int64_t r, const REAL *y, const REAL *y
       vec p_dot = weighted(x->radial_dot, x, r, c), o = g * s;
       vec p_bar = t * o * slope, p_bar_dot = (t_dot * o + t * along_g) * slope + t * o * curvature * p_dot;
       o_bar_dot += t * slope * p_dot;
-      for (int64_t k = 0; k < x->n; k++) {
+      EACH(k) {
         REAL *w = x->weight_sum + k * units + c;
         store(w, load(w) + p_bar_dot * x->radial[r * x->n + k] + p_bar * x->radial_dot[r * x->n + k]);
       }
@@ -203,22 +204,26 @@ INLINE void gate_second(const Arrays *x, int64_t r, const REAL *y, const REAL *y
 
 /* ---- the encoder: target = silu(W g) ---- */
 
-void encoder(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+void encoder(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   memset(x->target + first * x->units, 0, (last - first) * x->units * sizeof(REAL));
   for (int64_t r = first; r < last; r++) gate(x, r, NULL, x->target + place(x, r), x->target + place(x, r));
 }
 
-void encoder_adjoint(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+void encoder_adjoint(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   for (int64_t r = first; r < last; r++) gate_adjoint(x, r, NULL, NULL);
 }
 
-void encoder_tangent(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+void encoder_tangent(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   memset(x->target + first * x->units, 0, (last - first) * x->units * sizeof(REAL));
   for (int64_t r = first; r < last; r++)
     gate_tangent(x, r, NULL, NULL, x->target + place(x, r), x->target + place(x, r));
 }
 
-void encoder_second(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+void encoder_second(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   for (int64_t r = first; r < last; r++) gate_second(x, r, NULL, NULL, NULL, NULL);
 }
 
@@ -232,51 +237,65 @@ INLINE void own_rows(const Arrays *x, int64_t *first, int64_t *last) {
 }
 
 /* Each half of the rows of b times its own matrix. */
-INLINE void halves(const Arrays *x, int64_t rows, const REAL *b, const REAL *matrices, const REAL *bias, REAL *out,
-                   int64_t stride) {
+INLINE void halves(const Arrays *x, int64_t rows, const REAL *b, const REAL *matrices, const REAL *bias,
+                   REAL *out) {
   for (int64_t half = 0; half < 2; half++)
     product(rows, x->units, x->units, b + half * x->units, x->wide, 1, matrices + half * x->units * x->narrow,
-            x->narrow, bias ? bias + half * x->units : bias, 0, out + half * x->units, stride);
+            x->narrow, bias ? bias + half * x->units : bias, 0, out + half * x->units, x->wide);
 }
 
-void perceptron(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+/* Both halves of a row for the sweeps to come. */
+INLINE void keep(const Arrays *x, const REAL *row, REAL *kept) {
+  for (int64_t c = 0; c < 2 * x->units; c += W) stream(kept + c, load(row + c));
+}
+
+void perceptron(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   const int64_t u = x->units, w = 2 * u;
+  REAL *y = scratch + BLOCK * x->wide;
   own_rows(x, &first, &last);
   for (int64_t r = first; r < last; r += BLOCK) {
     const int64_t n = least(BLOCK, last - r);
-    product(n, w, u, x->e + r * u, u, 1, x->first_t, x->wide, NULL, 0, x->a + r * w, w);
+    product(n, w, u, x->e + r * u, u, 1, x->first_t, x->wide, NULL, 0, scratch, x->wide);
     hidden(x, r, n, scratch);
-    halves(x, n, scratch, x->second_t, x->bias, x->y + r * w, w);
-    for (int64_t k = r; k < r + n; k++) {
-      REAL *t = x->target + place(x, k);
-      gate(x, k, x->y + k * w, x->source ? x->source + place(x, k) : t, t);
+    halves(x, n, scratch, x->second_t, x->bias, y);
+    for (int64_t k = 0; k < n; k++) {
+      REAL *t = x->target + place(x, r + k);
+      keep(x, y + k * x->wide, x->y + (r + k) * w);
+      gate(x, r + k, y + k * x->wide, x->source ? x->source + place(x, r + k) : t, t);
     }
   }
 }
 
-void perceptron_adjoint(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+void perceptron_adjoint(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   const int64_t u = x->units, w = 2 * u;
+  REAL *bar = scratch + BLOCK * x->wide;
   for (int64_t r = first; r < last; r += BLOCK) {
     const int64_t n = least(BLOCK, last - r);
     for (int64_t k = 0; k < n; k++) gate_adjoint(x, r + k, x->y + (r + k) * w, scratch + k * x->wide);
-    halves(x, n, scratch, x->second, NULL, x->h_bar + r * w, w);
-    hidden_adjoint(x, r, n, scratch);
-    product(n, u, w, scratch, x->wide, 1, x->first, x->narrow, x->above ? x->above + r * u : NULL, u, x->below + r * u,
+    halves(x, n, scratch, x->second, NULL, bar);
+    hidden_adjoint(x, r, n, bar);
+    product(n, u, w, bar, x->wide, 1, x->first, x->narrow, x->above ? x->above + r * u : NULL, u, x->below + r * u,
             u);
   }
 }
 
-void perceptron_tangent(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+void perceptron_tangent(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   const int64_t u = x->units, w = 2 * u;
+  REAL *y_dot = scratch + BLOCK * x->wide;
   own_rows(x, &first, &last);
   for (int64_t r = first; r < last; r += BLOCK) {
     const int64_t n = least(BLOCK, last - r);
-    product(n, w, u, x->e_dot + r * u, u, 1, x->first_t, x->wide, NULL, 0, x->a_dot + r * w, w);
+    product(n, w, u, x->e_dot + r * u, u, 1, x->first_t, x->wide, NULL, 0, scratch, x->wide);
     hidden_tangent(x, r, n, scratch);
-    halves(x, n, scratch, x->second_t, NULL, x->y_dot + r * w, w);
-    for (int64_t k = r; k < r + n; k++) {
-      REAL *t = x->target + place(x, k);
-      gate_tangent(x, k, x->y + k * w, x->y_dot + k * w, x->source ? x->source + place(x, k) : t, t);
+    halves(x, n, scratch, x->second_t, NULL, y_dot);
+    for (int64_t k = 0; k < n; k++) {
+      const REAL *y = x->y + (r + k) * w;
+      REAL *t = x->target + place(x, r + k);
+      keep(x, y_dot + k * x->wide, x->y_dot + (r + k) * w);
+      gate_tangent(x, r + k, y, y_dot + k * x->wide, x->source ? x->source + place(x, r + k) : t, t);
     }
   }
 }
@@ -288,7 +307,8 @@ INLINE void add_products(int64_t rows, int64_t columns_a, int64_t columns_b, con
   product(columns_a, columns_b, rows, a, 1, a_row, b_dot, b_row, sums, columns_b, sums, columns_b);
 }
 
-void perceptron_second(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+void perceptron_second(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   const int64_t u = x->units, w = 2 * u, size = BLOCK * x->wide;
   REAL *y_bar = scratch, *y_bar_dot = y_bar + size, *h = y_bar_dot + size, *h_dot = h + size;
   REAL *a_bar = h_dot + size, *bar_dot = a_bar + size;
@@ -298,7 +318,7 @@ void perceptron_second(int64_t first, int64_t last, const Arrays *x, REAL *scrat
       const int64_t at = (r + k) * w, to = k * x->wide;
       gate_second(x, r + k, x->y + at, x->y_dot + at, y_bar + to, y_bar_dot + to);
     }
-    halves(x, n, y_bar_dot, x->second, NULL, bar_dot, x->wide);
+    halves(x, n, y_bar_dot, x->second, NULL, bar_dot);
     hidden_second(x, r, n, h, h_dot, a_bar, bar_dot);
     for (int64_t c = 0; c < w; c += u)
       add_products(n, u, u, y_bar + c, y_bar_dot + c, x->wide, h + c, h_dot + c, x->wide, x->second_sum + c * u);
@@ -333,7 +353,8 @@ INLINE int64_t next_block(const Arrays *x, int64_t k, int64_t stop, int64_t *edg
   return n;
 }
 
-void three_body(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+void three_body(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   const int64_t stop = near_from(x, last);
   for (int64_t k = near_from(x, first), n; first < last; k += n) {
     n = next_block(x, k, stop, &first, last);
@@ -345,7 +366,8 @@ void three_body(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
   }
 }
 
-void three_body_adjoint(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+void three_body_adjoint(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   REAL *t_bar = scratch + BLOCK * x->wide;
   for (int64_t k = first; k < last; k += BLOCK) {
     const int64_t n = least(BLOCK, last - k);
@@ -355,7 +377,8 @@ void three_body_adjoint(int64_t first, int64_t last, const Arrays *x, REAL *scra
   }
 }
 
-void three_body_tangent(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+void three_body_tangent(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   REAL *t_dot = scratch + BLOCK * x->wide;
   const int64_t stop = near_from(x, last);
   for (int64_t k = near_from(x, first), n; first < last; k += n) {
@@ -369,7 +392,8 @@ void three_body_tangent(int64_t first, int64_t last, const Arrays *x, REAL *scra
   }
 }
 
-void three_body_second(int64_t first, int64_t last, const Arrays *x, REAL *scratch) {
+void three_body_second(int64_t first, int64_t last, const Arrays *arrays, REAL *scratch) {
+  const Arrays own = *arrays, *x = &own;
   const int64_t size = BLOCK * x->wide;
   REAL *t = scratch, *t_dot = t + size, *t_bar = t_dot + size, *t_bar_dot = t_bar + size;
   for (int64_t k = first; k < last; k += BLOCK) {

@@ -29,6 +29,15 @@ INLINE REAL sum(vec x) {
   return s;
 }
 
+/* Stores what is not wanted again soon past the cache; p is a multiple of BYTES. */
+INLINE void stream(REAL *p, vec x) {
+#ifdef __AVX512F__
+  _mm512_stream_si512((__m512i *)p, (__m512i)x);
+#else
+  store(p, x);
+#endif
+}
+
 #ifdef SINGLE
 typedef int32_t ivec __attribute__((vector_size(BYTES), may_alias));
 
