@@ -114,25 +114,25 @@ def encoder_second(piece: Piece, x: Arrays) -> None:
     x.weight_sum += f.radial.T @ p_bar_dot + f.tangent.T @ (t_bar * f.slope)
 
 
-def three_body(piece: Piece, x: Arrays) -> None:
+def _three_body(piece: Piece, x: Arrays) -> None:
     r, n = piece
     x.target[r] = x.source[r]
     x.target.index_add_(0, x.at[n], _Opening(x.q[n] @ x.gate.T).o)
 
 
-def three_body_adjoint(piece: Piece, x: Arrays) -> None:
+def _three_body_adjoint(piece: Piece, x: Arrays) -> None:
     n = piece.near
     y_bar = _Opening(x.q[n] @ x.gate.T).adjoint(x.target_bar.index_select(0, x.at[n]))
     torch.mm(y_bar, x.gate, out=x.q_bar[n])
 
 
-def three_body_tangent(piece: Piece, x: Arrays) -> None:
+def _three_body_tangent(piece: Piece, x: Arrays) -> None:
     r, n = piece
     x.target[r] = x.source[r]
     x.target.index_add_(0, x.at[n], _Opening(x.q[n] @ x.gate.T).tangent(x.q_dot[n] @ x.gate.T))
 
 
-def three_body_second(piece: Piece, x: Arrays) -> None:
+def _three_body_second(piece: Piece, x: Arrays) -> None:
     n = piece.near
     opening, y_dot = _Opening(x.q[n] @ x.gate.T), x.q_dot[n] @ x.gate.T
     o_bar, o_bar_dot = (bar.index_select(0, x.at[n]) for bar in (x.target_bar, x.target_bar_dot))
@@ -141,7 +141,7 @@ def three_body_second(piece: Piece, x: Arrays) -> None:
     torch.mm(y_bar_dot, x.gate, out=x.q_bar[n])
 
 
-def perceptron(piece: Piece, x: Arrays) -> None:
+def _perceptron(piece: Piece, x: Arrays) -> None:
     r = piece.edges
     a = torch.mm(x.e[r], x.first.T, out=x.a[r])
     _add_nodes(r, x, a)
@@ -150,7 +150,7 @@ def perceptron(piece: Piece, x: Arrays) -> None:
     _add_to_target(r, x, _Opening(x.y[r]).o * _Factor(r, x).d)
 
 
-def perceptron_adjoint(piece: Piece, x: Arrays) -> None:
+def _perceptron_adjoint(piece: Piece, x: Arrays) -> None:
     r = piece.edges
     opening, f, t_bar = _Opening(x.y[r]), _Factor(r, x), _of_target(r, x, x.target_bar)
     x.radial_bar[r] += (t_bar * opening.o * f.slope) @ f.weight.T
@@ -158,7 +158,7 @@ def perceptron_adjoint(piece: Piece, x: Arrays) -> None:
     _add_below(r, x, x.h_bar[r] * silu_derivatives(x.a[r])[0])
 
 
-def perceptron_tangent(piece: Piece, x: Arrays) -> None:
+def _perceptron_tangent(piece: Piece, x: Arrays) -> None:
     r = piece.edges
     a_dot = torch.mm(x.e_dot[r], x.first.T, out=x.a_dot[r])
     _add_nodes(r, x, a_dot)
@@ -167,7 +167,7 @@ def perceptron_tangent(piece: Piece, x: Arrays) -> None:
     _add_to_target(r, x, opening.tangent(x.y_dot[r]) * f.d + opening.o * f.slope * (f.tangent @ f.weight))
 
 
-def perceptron_second(piece: Piece, x: Arrays) -> None:
+def _perceptron_second(piece: Piece, x: Arrays) -> None:
     r = piece.edges
     opening, f, y_dot = _Opening(x.y[r]), _Factor(r, x), x.y_dot[r]
     t_bar, t_bar_dot = (_of_target(r, x, bar) for bar in (x.target_bar, x.target_bar_dot))
@@ -189,6 +189,30 @@ def perceptron_second(piece: Piece, x: Arrays) -> None:
     a_bar_dot = h_bar_dot * slope + h_bar * (curvature * a_dot)
     x.first_sum.addmm_(a_bar_dot.T, x.e[r]).addmm_((h_bar * slope).T, x.e_dot[r])
     _add_below(r, x, a_bar_dot)
+
+
+def block(piece: Piece, three: Arrays, edge: Arrays, atom: Arrays) -> None:
+    _three_body(piece, three)
+    _perceptron(piece, edge)
+    _perceptron(piece, atom)
+
+
+def block_adjoint(piece: Piece, three: Arrays, edge: Arrays, atom: Arrays) -> None:
+    _perceptron_adjoint(piece, atom)
+    _perceptron_adjoint(piece, edge)
+    _three_body_adjoint(piece, three)
+
+
+def block_tangent(piece: Piece, three: Arrays, edge: Arrays, atom: Arrays) -> None:
+    _three_body_tangent(piece, three)
+    _perceptron_tangent(piece, edge)
+    _perceptron_tangent(piece, atom)
+
+
+def block_second(piece: Piece, three: Arrays, edge: Arrays, atom: Arrays) -> None:
+    _perceptron_second(piece, atom)
+    _perceptron_second(piece, edge)
+    _three_body_second(piece, three)
 
 
 def _halves(b: Tensor, matrices: Tensor, out: Tensor) -> None:

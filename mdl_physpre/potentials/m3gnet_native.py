@@ -8,31 +8,27 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mdl_physpre.potentials.m3gnet_edges import Arrays, Piece
+from mdl_physpre.potentials.m3gnet_edges import Arrays
 from mdl_physpre.potentials.native import VECTOR_BYTES, compiled, thread_pool
 
 SOURCE = Path(__file__).with_name("m3gnet_native.c")
 DTYPES = {torch.float32: "float"}
 """Precisions that run in C; double precision gains little, because its exponentials are not vectorised."""
 
-FUNCTIONS = [
-    f"{name}{which}"
-    for name in ("encoder", "three_body", "perceptron")
-    for which in ("", "_adjoint", "_tangent", "_second")
-]
+FUNCTIONS = [f"{name}{which}" for name in ("encoder", "block") for which in ("", "_adjoint", "_tangent", "_second")]
 BLOCK, BLOCKS = 96, 6
-"""Rows that C works on at a time (BLOCK there), and the most arrays of so many rows that it keeps."""
+"""Edges that C works on together, and the most arrays of so many rows that it keeps."""
 THREAD_ROWS = 128
 """Rows below which a second thread does not pay."""
 
-NUMBERS = ("begin", "end", "units", "size", "kind", "n", "n_near", "stride", "wide", "narrow")
+NUMBERS = ("edges", "near", "units", "size", "kind", "n", "stride", "wide", "narrow")
 SUMS = ("weight_sum", "first_sum", "second_sum", "bias_sum", "gate_sum")
 TENSORS = (
     "i", "j", "at", "radial", "radial_dot", "weight", "first", "first_t", "second", "second_t", "bias", "gate",
@@ -73,12 +69,10 @@ class NativeOperations:
         self.scratch = like.new_empty(torch.get_num_threads(), BLOCKS * BLOCK * self._stride(2 * units))
         self.copies: dict[tuple[int, bool], Tensor] = {}
 
-    def __getattr__(self, name: str) -> Callable[[Piece, Arrays], None]:
+    def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in FUNCTIONS:
             raise AttributeError(name)
-        on_near = name in ("three_body_adjoint", "three_body_second")
-        adds = name.endswith(("_adjoint", "_second"))
-        return lambda piece, x: self._run(name, piece.near if on_near else piece.edges, x, adds)
+        return lambda piece, *arrays: self._run(name, piece.edges, arrays)
 
     def _stride(self, columns: int) -> int:
         """An odd number of vectors: rows a power of two apart would crowd into few places of the cache."""
@@ -98,9 +92,8 @@ class NativeOperations:
             self.copies[key] = copy
         return self.copies[key]
 
-    def _arrays(self, x: Arrays, r: slice) -> _Arrays:
-        found = _Arrays(begin=r.start, end=r.stop, units=self.units)
-        found.wide, found.narrow = self._stride(2 * self.units), self._stride(self.units)
+    def _arrays(self, x: Arrays) -> _Arrays:
+        found = _Arrays(units=self.units, wide=self._stride(2 * self.units), narrow=self._stride(self.units))
         spread = {
             "first": self._spread(x.first, False), "first_t": self._spread(x.first, True),
             "second": self._spread(x.second, False), "second_t": self._spread(x.second, True),
@@ -110,33 +103,35 @@ class NativeOperations:
             if isinstance(value, Tensor):
                 setattr(found, name, value.data_ptr())
         if x.radial is not None:
-            found.kind, found.n = 2 if x.silu else 1, x.radial.shape[1]
+            found.edges, found.n, found.kind = *x.radial.shape, 2 if x.silu else 1
         if x.q is not None:
-            found.size, found.n_near = x.q.shape[1], len(x.at)
+            found.near, found.size = x.q.shape
         if x.node is not None:
             found.stride = x.node.stride(0)
         return found
 
-    def _run(self, name: str, r: slice, x: Arrays, adds: bool) -> None:
-        function, arrays, rows = getattr(self.library, name), self._arrays(x, r), r.stop - r.start
-        threads = max(1, min(len(self.scratch), rows // THREAD_ROWS))
-        shared = [t for t in ("node", *SUMS) if adds and getattr(x, t) is not None]
-        copies: list[dict[str, Tensor]] = [
-            {t: torch.empty_strided(v.shape, v.stride(), dtype=v.dtype).zero_() for t in shared if (v := getattr(x, t)) is not None}
-            for _ in range(threads - 1)
-        ]
+    def _run(self, name: str, edges: slice, arrays: Sequence[Arrays]) -> None:
+        function, n = getattr(self.library, name), edges.stop - edges.start
+        threads = max(1, min(len(self.scratch), n // THREAD_ROWS))
+        fields = [self._arrays(x) for x in arrays]
+        shared = ("node", *SUMS) if name.endswith(("_adjoint", "_second")) else ()
+        copies = []  # of each thread but the first, (place among the arrays, name, zeros)
+        for _ in range(threads - 1):
+            given = [(k, t, getattr(x, t)) for k, x in enumerate(arrays) for t in shared]
+            copies.append([(k, t, torch.empty_strided(v.shape, v.stride(), dtype=v.dtype).zero_())
+                           for k, t, v in given if v is not None])  # fmt: skip
 
-        def work(k: int) -> None:
-            own = _Arrays.from_buffer_copy(arrays)
-            for t, copy in copies[k - 1].items() if k else ():
-                setattr(own, t, copy.data_ptr())
-            first, last = (ctypes.c_int64(r.start + rows * (k + n) // threads) for n in (0, 1))
-            function(first, last, ctypes.byref(own), ctypes.c_void_p(self.scratch[k].data_ptr()))
+        def work(thread: int) -> None:
+            own = [_Arrays.from_buffer_copy(f) for f in fields]
+            for k, t, copy in copies[thread - 1] if thread else ():
+                setattr(own[k], t, copy.data_ptr())
+            first, last = (ctypes.c_int64(edges.start + n * (thread + k) // threads) for k in (0, 1))
+            scratch = ctypes.c_void_p(self.scratch[thread].data_ptr())
+            function(first, last, *map(ctypes.byref, own), scratch)
 
         if threads == 1:
             work(0)
             return
         list(thread_pool(os.getpid(), threads).map(work, range(threads)))
-        for copy in copies:
-            for t, values in copy.items():
-                getattr(x, t).add_(values)
+        for k, t, copy in (one for own in copies for one in own):
+            getattr(arrays[k], t).add_(copy)

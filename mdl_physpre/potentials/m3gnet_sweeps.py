@@ -57,7 +57,7 @@ BLOCK_TENSORS = 13
 
 
 class Edges:
-    """Centre, neighbour (n_edges,) and near edges (n_near,), and the pieces they are cut into.
+    """Centre, neighbour (n_edges,) and near edges (n_near,), and the pieces they are cut into for tensor operations.
 
     The edges of an atom stay together.
     """
@@ -70,6 +70,7 @@ class Edges:
             start = torch.bincount(centre, minlength=n_atoms).cumsum(0)
             goals = torch.arange(PIECE, len(centre), PIECE)
             cuts = torch.cat([cuts[:1], start[torch.searchsorted(start, goals)], cuts[1:]]).unique()
+        self.whole = Piece(slice(0, len(centre)), slice(0, len(near)))
         near_cuts = torch.searchsorted(near, cuts.to(near.device)).tolist()
         ends = cuts.tolist()
         self.pieces = [
@@ -113,7 +114,9 @@ class Sweeps:
         self.edges, self.features, self.blocks = edges, features, blocks
         self.states: list[SimpleNamespace] = []
         self.units = encoder.shape[1]
-        self.operations: Any = native_operations(features.radial, self.units) or tensor_operations
+        native = native_operations(features.radial, self.units)
+        self.operations: Any = native or tensor_operations
+        self.pieces = [edges.whole] if native else edges.pieces
         self.workspace = Workspace(features.radial)
         self.encoder = Arrays(radial=features.radial, weight=encoder, silu=True)
 
@@ -145,12 +148,10 @@ class Sweeps:
             s.three_body = Arrays(at=edges.near, gate=w.gate, q=s.q, source=e, target=e1)
             s.edge = self._perceptron(w.edge, node=node[:, : 4 * u], e=e1, source=e1, target=e2)
             s.atom = self._perceptron(w.atom, node=node[:, 4 * u :], e=e2, target=v, at=edges.centre, silu=True)
-            for piece in edges.pieces:
+            for piece in self.pieces:
                 if not self.states:
                     ops.encoder(piece, self.encoder)
-                ops.three_body(piece, s.three_body)
-                ops.perceptron(piece, s.edge)
-                ops.perceptron(piece, s.atom)
+                ops.block(piece, s.three_body, s.edge, s.atom)
             e = e2
             self.states.append(s)
         return v
@@ -170,17 +171,15 @@ class Sweeps:
             for x in (s.atom, s.edge):
                 x.h_bar, x.radial_bar = self._rows(2), radial_bar
             s.three_body.q_bar = s.q_bar
-            for piece in edges.pieces:
-                ops.perceptron_adjoint(piece, s.atom)
-                ops.perceptron_adjoint(piece, s.edge)
-                ops.three_body_adjoint(piece, s.three_body)
+            for piece in self.pieces:
+                ops.block_adjoint(piece, s.three_body, s.edge, s.atom)
             three_body_bar += s.m.index_select(0, edges.near_centre) * s.q_bar
             s.m_bar = torch.zeros_like(s.m).index_add(0, edges.near_centre, features.three_body * s.q_bar)
             s.z_bar = s.m_bar * s.m * (1.0 - s.m)
             v_bar = v_bar + s.node_bar @ w.node_weight + s.z_bar @ w.mask_weight
             e_bar = e1_bar
         self.encoder.target_bar, self.encoder.radial_bar = e_bar, radial_bar
-        for piece in edges.pieces:
+        for piece in self.pieces:
             ops.encoder_adjoint(piece, self.encoder)
         return Features(radial_bar, three_body_bar)
 
@@ -202,12 +201,10 @@ class Sweeps:
             s.atom.node, s.atom.e_dot, s.atom.target = node_dot[:, 4 * u :], e2_dot, v_dot
             for x in (s.edge, s.atom):
                 x.radial_dot, x.a_dot, x.y_dot = dot.radial, self._rows(2), self._rows(2)
-            for piece in edges.pieces:
+            for piece in self.pieces:
                 if s is self.states[0]:
                     ops.encoder_tangent(piece, self.encoder)
-                ops.three_body_tangent(piece, s.three_body)
-                ops.perceptron_tangent(piece, s.edge)
-                ops.perceptron_tangent(piece, s.atom)
+                ops.block_tangent(piece, s.three_body, s.edge, s.atom)
             e_dot = e2_dot
         return v_dot
 
@@ -225,10 +222,8 @@ class Sweeps:
             for x, p in ((s.atom, g.atom), (s.edge, g.edge)):
                 x.first_sum, x.second_sum, x.bias_sum, x.weight_sum = p
             s.three_body.q_bar, s.three_body.gate_sum = q_bar_dot, g.gate
-            for piece in edges.pieces:
-                ops.perceptron_second(piece, s.atom)
-                ops.perceptron_second(piece, s.edge)
-                ops.three_body_second(piece, s.three_body)
+            for piece in self.pieces:
+                ops.block_second(piece, s.three_body, s.edge, s.atom)
             sums = dot.three_body * s.q_bar + features.three_body * q_bar_dot
             m_bar_dot = torch.zeros_like(s.m).index_add(0, edges.near_centre, sums)
             slope = s.m * (1.0 - s.m)
@@ -240,6 +235,6 @@ class Sweeps:
             v_bar_dot = v_bar_dot + node_bar_dot @ w.node_weight + z_bar_dot @ w.mask_weight
             e_bar_dot = e1_bar_dot
         self.encoder.target_bar_dot, self.encoder.weight_sum = e_bar_dot, torch.zeros_like(self.encoder.weight)
-        for piece in edges.pieces:
+        for piece in self.pieces:
             ops.encoder_second(piece, self.encoder)
         return v_bar_dot, self.encoder.weight_sum, gradients

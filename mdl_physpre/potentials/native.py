@@ -20,7 +20,6 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-HEADER = Path(__file__).with_name("native_vectors.h")
 VECTOR_BYTES = 64
 COMMON_FLAGS = ["-std=c11", "-O3", "-fschedule-insns", "-ffp-contract=fast", "-shared", "-fPIC"]
 
@@ -49,7 +48,7 @@ def compiled(source: Path, real: str, functions: Sequence[str], what: str) -> ct
 
 def _compile(compiler: str, source: Path, real: str) -> Path:
     """Path of the shared library, made if the cache does not have it for this source, compiler and processor."""
-    text = source.read_bytes() + HEADER.read_bytes()
+    text = b"".join(file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h"))))
     version = subprocess.run([*compiler.split(), "--version"], capture_output=True, timeout=60, check=True).stdout
     key = hashlib.sha256(text + version + f"{_processor()} {real} {COMMON_FLAGS}".encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdl_physpre"
