@@ -1,15 +1,16 @@
 """What M3GNet does with each edge, and the derivatives of it, on tensors.
 
-Three operations and, of each, its adjoint (a bar: derivative of the total energy in a value), its tangent (a dot:
-derivative of a value along a change of positions and cell) and the tangent of its adjoint, called second:
+The encoder and the block, which is a three-body term and two gated perceptrons, the edges' and the atoms':
 
     encoder      t = d
     three_body   t = s + o of y = W_3 q                          near edges only; t = s for the others
     perceptron   a = W_1 e + P_i + Q_j,  y = W_2 silu(a) + b,  t = s + o ⊙ d
 
 with o = silu(y_g) σ(y_s), d = p or silu(p) and p = W g(r_ij). The target t and the source s belong to an edge or to its
-centre. Arrays of a, y and their derivatives are (n_edges, 2 units), the value's half before the gate's, and each half
-has its own W_2. In single precision the same is done in C (:mod:`mdl_physpre.potentials.m3gnet_native`).
+centre. Of each there is the adjoint (a bar: derivative of the total energy in a value), the tangent (a dot: derivative
+of a value along a change of positions and cell) and the tangent of the adjoint, called second. Arrays of a, y and their
+derivatives are (n_edges, 2 units), the value's half before the gate's, and each half has its own W_2. In single
+precision the same is done in C (:mod:`mdl_physpre.potentials.m3gnet_native`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional
 
 
 class Piece(NamedTuple):
-    """A range of edges, and the range of the near edges among them."""
+    """A range of edges, and the range of the near edges (within the three-body cutoff) among them."""
 
     edges: slice
     near: slice
@@ -57,11 +58,11 @@ def silu_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Factor:
-    """d of the rows and its derivatives in p; 1 for a three-body term."""
+    """d of the rows and its derivatives in p, with the tangent of the radial functions where there is one."""
 
     def __init__(self, r: slice, x: Arrays) -> None:
         self.radial, self.weight = x.radial[r], x.weight
-        self.tangent = None if x.radial_dot is None else x.radial_dot[r]
+        self.tangent: Any = None if x.radial_dot is None else x.radial_dot[r]
         p = self.radial @ x.weight
         self.d, self.slope, self.curvature = p, torch.ones_like(p), torch.zeros_like(p)
         if x.silu:

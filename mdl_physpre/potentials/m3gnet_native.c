@@ -1,8 +1,8 @@
 /* The operations of m3gnet_edges.py, BLOCK edges at a time from the three-body terms to the atoms, so that what passes
    from one matrix product to the next stays in the processor's cache.
 
-   Compiled with -DREAL=float -DSINGLE or with -DREAL=double; "units" is a whole number of vectors. Each function works on
-   the edges first <= r < last, which are those of one thread, and has scratch for BLOCKS arrays of BLOCK rows.
+   Compiled with -DREAL=float -DSINGLE or with -DREAL=double; "units" is a whole number of vectors. Each function works
+   on the edges first <= r < last, which are those of one thread, and has scratch for six arrays of BLOCK rows.
 */
 
 #include "m3gnet_rows.h"
@@ -86,28 +86,31 @@ static void perceptron_tangent(int64_t r, int64_t n, const Arrays *arrays, REAL 
   }
 }
 
-/* sums += a_dot^T b + a^T b_dot over the rows */
-INLINE void add_products(int64_t rows, int64_t columns_a, int64_t columns_b, const REAL *a, const REAL *a_dot,
-                         int64_t a_row, const REAL *b, const REAL *b_dot, int64_t b_row, REAL *sums) {
-  product(columns_a, columns_b, rows, a_dot, 1, a_row, b, b_row, sums, columns_b, sums, columns_b);
-  product(columns_a, columns_b, rows, a, 1, a_row, b_dot, b_row, sums, columns_b, sums, columns_b);
+/* sums += a_dot^T b + a^T b_dot over n edges as one product: a_dot is followed by a, and b by b_dot. */
+INLINE void add_products(int64_t n, int64_t columns_a, int64_t columns_b, const REAL *a, int64_t a_row, const REAL *b,
+                         int64_t b_row, REAL *sums) {
+  product(columns_a, columns_b, 2 * n, a, 1, a_row, b, b_row, sums, columns_b, sums, columns_b);
 }
 
-static void perceptron_second(int64_t r, int64_t n, const Arrays *arrays, REAL *y_bar) {
+static void perceptron_second(int64_t r, int64_t n, const Arrays *arrays, REAL *y_bar_dot) {
   const Arrays own = *arrays, *x = &own;
-  const int64_t u = x->units, w = 2 * u, size = BLOCK * x->wide;
-  REAL *y_bar_dot = y_bar + size, *h = y_bar_dot + size, *h_dot = h + size;
-  REAL *a_bar = h_dot + size, *bar_dot = a_bar + size;
+  const int64_t u = x->units, w = 2 * u, size = n * x->wide;
+  REAL *y_bar = y_bar_dot + size, *h = y_bar + size, *h_dot = h + size, *a_bar_dot = h_dot + size;
+  REAL *a_bar = a_bar_dot + size, *e = h, *e_dot = e + n * x->narrow;
   for (int64_t k = 0; k < n; k++) {
     const int64_t at = (r + k) * w, to = k * x->wide;
     gate_second(x, r + k, x->y + at, x->y_dot + at, y_bar + to, y_bar_dot + to);
   }
-  halves(x, n, y_bar_dot, x->second, NULL, bar_dot);
-  hidden_second(x, r, n, h, h_dot, a_bar, bar_dot);
+  halves(x, n, y_bar_dot, x->second, NULL, a_bar_dot);
+  hidden_second(x, r, n, h, h_dot, a_bar, a_bar_dot);
   for (int64_t c = 0; c < w; c += u)
-    add_products(n, u, u, y_bar + c, y_bar_dot + c, x->wide, h + c, h_dot + c, x->wide, x->second_sum + c * u);
-  add_products(n, w, u, a_bar, bar_dot, x->wide, x->e + r * u, x->e_dot + r * u, u, x->first_sum);
-  below(x, r, n, bar_dot);
+    add_products(n, u, u, y_bar_dot + c, x->wide, h + c, x->wide, x->second_sum + c * u);
+  for (int64_t k = 0; k < n; k++) {
+    memcpy(e + k * x->narrow, x->e + (r + k) * u, u * sizeof(REAL));
+    memcpy(e_dot + k * x->narrow, x->e_dot + (r + k) * u, u * sizeof(REAL));
+  }
+  add_products(n, w, u, a_bar_dot, x->wide, e, x->narrow, x->first_sum);
+  below(x, r, n, a_bar_dot);
 }
 
 /* ---- three-body terms t = W q for n near edges from k on ---- */
@@ -146,16 +149,17 @@ static void three_body_tangent(int64_t k, int64_t n, const Arrays *x, REAL *t) {
 }
 
 static void three_body_second(int64_t k, int64_t n, const Arrays *x, REAL *t) {
-  const int64_t size = BLOCK * x->wide;
-  const REAL *q = x->q + k * x->size, *q_dot = x->q_dot + k * x->size;
-  REAL *t_dot = t + size, *t_bar = t_dot + size, *t_bar_dot = t_bar + size;
+  const int64_t size = n * x->wide, values = n * x->size;
+  REAL *t_dot = t + size, *t_bar_dot = t_dot + size, *t_bar = t_bar_dot + size, *q = t_bar + size;
+  memcpy(q, x->q + k * x->size, values * sizeof(REAL));
+  memcpy(q + values, x->q_dot + k * x->size, values * sizeof(REAL));
   opening(x, n, q, t);
-  opening(x, n, q_dot, t_dot);
+  opening(x, n, q + values, t_dot);
   for (int64_t m = 0; m < n; m++) {
     const int64_t to = m * x->wide;
     gate_second(x, k + m, t + to, t_dot + to, t_bar + to, t_bar_dot + to);
   }
-  add_products(n, 2 * x->units, x->size, t_bar, t_bar_dot, x->wide, q, q_dot, x->size, x->gate_sum);
+  add_products(n, 2 * x->units, x->size, t_bar_dot, x->wide, q, x->size, x->gate_sum);
   closing(x, k, n, t_bar_dot);
 }
 

@@ -23,7 +23,7 @@ DTYPES = {torch.float32: "float"}
 """Precisions that run in C; double precision gains little, because its exponentials are not vectorised."""
 
 FUNCTIONS = [f"{name}{which}" for name in ("encoder", "block") for which in ("", "_adjoint", "_tangent", "_second")]
-BLOCK, BLOCKS = 96, 6
+BLOCK, BLOCKS = 64, 6
 """Edges that C works on together, and the most arrays of so many rows that it keeps."""
 THREAD_ROWS = 128
 """Rows below which a second thread does not pay."""
@@ -103,7 +103,8 @@ class NativeOperations:
             if isinstance(value, Tensor):
                 setattr(found, name, value.data_ptr())
         if x.radial is not None:
-            found.edges, found.n, found.kind = *x.radial.shape, 2 if x.silu else 1
+            found.edges, found.n = x.radial.shape
+            found.kind = 2 if x.silu else 1
         if x.q is not None:
             found.near, found.size = x.q.shape
         if x.node is not None:

@@ -1,11 +1,13 @@
-/* What m3gnet_native.c does with the rows of its arrays between two matrix products. Names are those of m3gnet_edges.py;
-   _t is a transposed matrix. Arrays of two halves have 2 units values a row: the value's half, then the gate's.
+/* What m3gnet_native.c does with the rows of its arrays between two matrix products.
+
+   Names are those of m3gnet_edges.py; _t is a transposed matrix. Arrays of two halves have 2 units values a row: the
+   value's half, then the gate's.
 */
 
 #include "native_vectors.h"
 
 #define MOST 4 /* radial functions */
-#define BLOCK 96
+#define BLOCK 64
 
 typedef struct {
   int64_t edges, near; /* how many */
@@ -72,6 +74,7 @@ INLINE void hidden_adjoint(const Arrays *x, int64_t r, int64_t rows, REAL *bar) 
   }
 }
 
+/* bar_dot is the tangent of h_bar, and becomes that of a_bar. */
 INLINE void hidden_second(const Arrays *x, int64_t r, int64_t rows, REAL *h, REAL *h_dot, REAL *a_bar, REAL *bar_dot) {
   const int64_t width = 2 * x->units;
   vec f, slope, curvature;

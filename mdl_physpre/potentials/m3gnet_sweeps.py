@@ -2,7 +2,7 @@
 
 Four sweeps through the blocks: energies; adjoints (derivatives of the total energy E); tangents along a change of the
 features; and adjoints of Σ α_i E_i + dE/dt, which are the gradient of a loss on energies and forces. Names with ``bar``
-are adjoints, with ``dot`` tangents. Edges are taken in pieces that stay in the processor's cache.
+are adjoints, with ``dot`` tangents. Edges are taken in pieces that stay in the processor's cache, by C in its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mdl_physpre.potentials.m3gnet_edges import Arrays, Piece
 from mdl_physpre.potentials.m3gnet_native import native_operations
 
 PIECE = 1024
-"""Edges worked on together on a processor."""
+"""Edges that tensor operations work on together on a processor."""
 
 
 class Perceptron(NamedTuple):
@@ -218,7 +218,8 @@ class Sweeps:
             node_bar_dot = torch.zeros_like(s.node_bar)
             s.atom.node, s.edge.node = node_bar_dot[:, 4 * u :], node_bar_dot[:, : 4 * u]
             s.atom.above, s.atom.below, s.edge.above, s.edge.below = e_bar_dot, e2_bar_dot, e2_bar_dot, e1_bar_dot
-            s.atom.target_bar_dot, s.edge.target_bar_dot, s.three_body.target_bar_dot = v_bar_dot, e2_bar_dot, e1_bar_dot
+            s.atom.target_bar_dot, s.edge.target_bar_dot = v_bar_dot, e2_bar_dot
+            s.three_body.target_bar_dot = e1_bar_dot
             for x, p in ((s.atom, g.atom), (s.edge, g.edge)):
                 x.first_sum, x.second_sum, x.bias_sum, x.weight_sum = p
             s.three_body.q_bar, s.three_body.gate_sum = q_bar_dot, g.gate
