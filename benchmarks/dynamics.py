@@ -1,5 +1,6 @@
 """Molecular dynamics: atom-steps per second of all structures at once, against ASE's Langevin one after another.
 
+    matdeeplearn  ASE's Langevin with MatDeepLearn's own calculator and network, same weights (CGCNN only)
     plain   ASE's Langevin; CGCNN from PyG's CGConv on concatenated vectors, forces by automatic differentiation, a new
             neighbour list at every step (CGCNN only)
     ase     ASE's Langevin with this package's PotentialCalculator
@@ -8,10 +9,10 @@
     here    mdl_physpre.dynamics.simulation.simulate, with its observers
     processes  the same through simulate_parallel: a process for each of ``--threads``, if several
 
-TorchSim and LAMMPS take part where they are installed. LAMMPS has the same time step, a Langevin thermostat with the
-same relaxation time, and the same neighbour skin.
+MatDeepLearn, TorchSim and LAMMPS take part where they are installed. LAMMPS has the same time step, a Langevin
+thermostat with the same relaxation time, and the same neighbour skin.
 
-Same structures, weights, precision and threads, in one process but for the last side. The two ASE sides run
+Same structures, weights, precision and threads, in one process but for the last side. The ASE sides run
 ``--ase-structures`` of the structures, enough for a rate. Set-up (first neighbour lists, first forces) is left out of
 ``here`` by the difference of two runs. The second table says where a step's time goes (of all threads together).
 
@@ -121,6 +122,25 @@ class PlainCalculator(Calculator):
         energy = self.energy(graph)
         (gradient,) = torch.autograd.grad(energy, graph.pos)
         self.results = {"energy": float(energy.detach()), "forces": -gradient.double().numpy()}
+
+
+def matdeeplearn_calculator(potential: CGCNN) -> Calculator | None:
+    """MatDeepLearn's calculator with the weights of ``potential``; ``None`` without MatDeepLearn.
+
+    Its network has no envelope, and its calculator computes the stress at every step.
+    """
+    try:
+        from matdeeplearn.common.ase_utils import MDLCalculator
+    except ImportError:
+        return None
+    from mdl_physpre.hosts.matdeeplearn.calculator import setup_models
+    from mdl_physpre.potentials.matdeeplearn_checkpoints import write_matdeeplearn_checkpoint
+
+    setup_models()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "cgcnn.pt"
+        write_matdeeplearn_checkpoint(checkpoint, potential)
+        return MDLCalculator(str(checkpoint.with_suffix(".yml")))
 
 
 def ase_rate(calculator: Calculator, structures: list[Atoms], steps: int, temperature: float) -> float:
@@ -316,6 +336,9 @@ def main() -> None:
         row["ase"] = ase_rate(PotentialCalculator(potential), few, args.ase_steps, args.temperature)
         if isinstance(potential, CGCNN):
             row["plain"] = ase_rate(PlainCalculator(potential), few, args.ase_steps, args.temperature)
+            host = matdeeplearn_calculator(potential)
+            if host is not None:
+                row["matdeeplearn"] = ase_rate(host, few, args.ase_steps, args.temperature)
         row["torchsim"] = torchsim_rate(potential, structures, args.torchsim_steps, args.temperature)
         if isinstance(potential, EAMInteraction):
             row["lammps"] = lammps_rate(potential, few, 20 * args.steps, args.temperature)
@@ -323,7 +346,7 @@ def main() -> None:
     sizes = sorted(len(a) for a in structures)
     what = f"{len(structures)} silica structures of {sizes[0]} to {sizes[-1]} atoms"
     print(f"{what}, {args.threads} threads, Langevin 2 fs, {args.clock} time")
-    known = ("plain", "ase", "torchsim", "lammps", "here", "processes")
+    known = ("matdeeplearn", "plain", "ase", "torchsim", "lammps", "here", "processes")
     sides = [side for side in known if any(side in row for row in rows)]
     print("atom-steps per second, and the last column against each")
     print(f"{'potential':10}{'edges/atom':>12}" + "".join(f"{side:>18}" for side in sides))

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mdl_physpre.errors import ConfigError
 
+if TYPE_CHECKING:
+    from mdl_physpre.potentials.base import Potential
+
 Modules = Annotated[
     list[str] | None, typer.Option("--import", metavar="MODULE", help="Import first: it defines the backbone. Repeat.")
 ]
+ShortRange = Annotated[str | None, typer.Option(help="zbl adds the repulsion of nuclei to the teacher.")]
+ShortRangeRadius = Annotated[
+    list[str] | None, typer.Option(help="Where it has vanished: Si-O=0.9 (Å); repeat. Covalent distance otherwise.")
+]
+ZeroFrom = Annotated[
+    Path | None, typer.Option(help="Shift the teacher's energies of the elements to the energies of these structures.")
+]
+Processes = Annotated[int | None, typer.Option(help="Worker processes; as many as cores if not given.")]
 
 
 def convert(
@@ -69,6 +80,10 @@ def perturb(
     teacher: Annotated[
         str | None, typer.Option(help="Label with this checkpoint or calculator and filter by force.")
     ] = None,
+    short_range: ShortRange = None,
+    short_range_radius: ShortRangeRadius = None,
+    zero_from: ZeroFrom = None,
+    processes: Processes = None,
     modules: Modules = None,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
 ) -> None:
@@ -77,7 +92,7 @@ def perturb(
     This is the paper's Algorithm 1.
     """
     from mdl_physpre.pretraining.perturbation import PerturbationSettings
-    from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
+    from mdl_physpre.pretraining.pretraining_set import make_pretraining_set
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.structures.write import write_structures
 
@@ -91,9 +106,12 @@ def perturb(
         min_distance=min_distance,
         max_force=max_force,
     )
-    made = make_pretraining_set(read_structures(source), settings, _named(teacher, modules) if teacher else None, seed)
+    options = (short_range, short_range_radius, zero_from)
+    if not teacher and any(options):
+        raise ConfigError("--short-range, --short-range-radius and --zero-from belong to a teacher; give --teacher")
+    labels_by = _teacher(teacher, *options, processes, modules) if teacher else None
+    made = make_pretraining_set(read_structures(source), settings, labels_by, seed, workers=processes)
     write_structures(target, made.structures)
-    print(format_report(made.report))
     print(f"{target}: {len(made.structures)} structures")
 
 
@@ -103,27 +121,19 @@ def label(
     teacher: Annotated[
         str, typer.Option(help="A checkpoint, calculator:package.module.Class?key=value, or an import path.")
     ],
-    short_range: Annotated[str | None, typer.Option(help="zbl adds the repulsion of nuclei.")] = None,
-    short_range_radius: Annotated[
-        list[str] | None, typer.Option(help="Where it has vanished: Si-O=0.9 (Å); repeat. Covalent distance otherwise.")
-    ] = None,
-    zero_from: Annotated[
-        Path | None, typer.Option(help="Shift the energies of the elements to the energies of these structures.")
-    ] = None,
-    processes: Annotated[int | None, typer.Option(help="Worker processes; as many as cores if not given.")] = None,
+    short_range: ShortRange = None,
+    short_range_radius: ShortRangeRadius = None,
+    zero_from: ZeroFrom = None,
+    processes: Processes = None,
     modules: Modules = None,
 ) -> None:
     """Label structures by a potential or ASE calculator."""
     from mdl_physpre.pretraining.teacher import label as label_structures
-    from mdl_physpre.pretraining.teacher_names import make_teacher
-    from mdl_physpre.pretraining.teacher_zero import fit_teacher_zero
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.structures.write import write_structures
 
-    structures, radii = read_structures(source), _radii(short_range_radius or ())
-    made = make_teacher(_named(teacher, modules), short_range=short_range, short_range_radii=radii)
-    if zero_from:
-        fit_teacher_zero(made, read_structures(zero_from), workers=processes)
+    structures = read_structures(source)
+    made = _teacher(teacher, short_range, short_range_radius, zero_from, processes, modules)
     labelled = label_structures(structures, made, workers=processes)
     write_structures(target, labelled)
     print(f"{target}: {len(labelled)} structures")
@@ -140,10 +150,23 @@ def _radii(given: Sequence[str]) -> dict[str, float]:
     return radii
 
 
-def _named(teacher: str, modules: list[str] | None) -> str:
-    """The teacher's name, once the modules that define it have been imported."""
+def _teacher(
+    name: str,
+    short_range: str | None,
+    short_range_radius: Sequence[str] | None,
+    zero_from: Path | None,
+    processes: int | None,
+    modules: Sequence[str] | None,
+) -> Potential:
+    """The teacher that the options describe."""
     from mdl_physpre.potentials.import_paths import import_named_module
+    from mdl_physpre.pretraining.teacher_names import make_teacher
+    from mdl_physpre.pretraining.teacher_zero import fit_teacher_zero
+    from mdl_physpre.structures.read import read_structures
 
-    for module in modules or ():
+    for module in modules or ():  # they define what the name stands for
         import_named_module(module)
-    return teacher
+    made = make_teacher(name, short_range=short_range, short_range_radii=_radii(short_range_radius or ()))
+    if zero_from:
+        fit_teacher_zero(made, read_structures(zero_from), workers=processes)
+    return made

@@ -207,6 +207,22 @@ def test_the_command(tmp_path):
     assert isinstance(wrong.exception, ConfigError) and "PAIR=DISTANCE" in str(wrong.exception)
 
 
+def test_perturbed_structures_carry_the_labels_of_the_same_teacher(tmp_path):
+    """``physpre perturb`` takes the core and the zero of ``physpre label``, says once what it drew, and redraws."""
+    dft, out, again = (tmp_path / name for name in ("dft.extxyz", "out.extxyz", "again.extxyz"))
+    write_structures(dft, [set_labels(a, 2.0 * len(a)) for a in alloys(4)])
+    teacher = ["--teacher", EMT_NAME, "--short-range", "zbl", "--zero-from", str(dft), "--processes", "2"]
+    made = CliRunner().invoke(app, ["perturb", str(dft), str(out), "--n-aug", "2", *teacher])
+    assert made.exit_code == 0, (made.output, made.exception)
+    assert made.output.count("pretraining set:") == 1 and "8 structures" in made.output
+    assert CliRunner().invoke(app, ["label", str(out), str(again), *teacher]).exit_code == 0
+    for atoms, labelled in zip(read_structures(out), read_structures(again), strict=True):
+        assert get_labels(atoms).energy == pytest.approx(get_labels(labelled).energy, abs=1e-5)
+        np.testing.assert_allclose(get_labels(atoms).forces, get_labels(labelled).forces, atol=1e-5)
+    alone = CliRunner().invoke(app, ["perturb", str(dft), str(out), "--short-range", "zbl"])
+    assert isinstance(alone.exception, ConfigError) and "give --teacher" in str(alone.exception)
+
+
 def test_chgnet_labels_oxides():
     """A foundation model whose weights come with its package, with another zero of energy than the labels."""
     pytest.importorskip("chgnet", reason="CHGNet is not installed (docs/teachers.md says how)")
