@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mdl_physpre.dynamics.skin_native import pairs_inside
 from mdl_physpre.structures.graph import AtomGraph, batch_by_edges
 from mdl_physpre.structures.neighbours import neighbour_list
 
@@ -253,28 +254,32 @@ class SkinLists:
             counts,
         )
 
-    def _vectors(self, pairs: _Pairs, positions: Tensor) -> Tensor:
-        """r_j + S·cell − r_i of each pair, (E, 3)."""
+    def _shift(self, pairs: _Pairs) -> Tensor:
+        """S·cell of each pair, (E, 3)."""
         shift = pairs.shift
         if shift is None:
             images = pairs.offsets.to(torch.float64).split(pairs.counts)
             shift = torch.cat([s @ cell for s, cell in zip(images, self.cells[pairs.first :], strict=False)])
             pairs.shift = None if self.changing else shift
+        return shift
+
+    def _vectors(self, pairs: _Pairs, positions: Tensor) -> Tensor:
+        """r_j + S·cell − r_i of each pair, (E, 3)."""
         edges = pairs.edges
-        return positions.index_select(0, edges[1]).sub_(positions.index_select(0, edges[0])).add_(shift)
+        vectors = positions.index_select(0, edges[1]).sub_(positions.index_select(0, edges[0]))
+        return vectors.add_(self._shift(pairs))
 
     def graph(self, chunk: Chunk, positions: Tensor) -> AtomGraph:
         """The exact graph of a chunk at ``positions`` (all atoms of all structures, float64)."""
         if chunk.pairs is None:
             chunk.pairs = self._gather(chunk.first, chunk.last, "edges", "offsets")
-        here = positions[chunk.atoms]
-        distances = torch.linalg.vector_norm(self._vectors(chunk.pairs, here), dim=1)
-        inside = (distances < self.cutoff).nonzero().flatten()
-        fields = {
-            "pos": here.to(self.dtype),
-            "edge_index": chunk.pairs.edges.index_select(1, inside),
-            "cell_offsets": chunk.pairs.offsets.index_select(0, inside),
-        }
+        pairs, here = chunk.pairs, positions[chunk.atoms]
+        found = pairs_inside(pairs.edges, pairs.offsets, self._shift(pairs), here, self.cutoff)
+        if found is None:
+            distances = torch.linalg.vector_norm(self._vectors(pairs, here), dim=1)
+            inside = (distances < self.cutoff).nonzero().flatten()
+            found = pairs.edges.index_select(1, inside), pairs.offsets.index_select(0, inside)
+        fields = {"pos": here.to(self.dtype), "edge_index": found[0], "cell_offsets": found[1]}
         if self.changing:
             fields["cell"] = self.cells[chunk.first : chunk.last].to(self.dtype)
         return AtomGraph.from_tensors(chunk.static, **fields)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
 from mdl_physpre.potentials.covalent_radii import covalent_radius
-from mdl_physpre.potentials.edge_sums import fixed_edge_vectors, last_edges, virial_sums
+from mdl_physpre.potentials.eam_edges import NativeEdges, TensorEdges, library_for
 from mdl_physpre.potentials.parameter_state import ParameterState
 from mdl_physpre.potentials.radial_functions import (
     PairParameters,
@@ -208,52 +208,50 @@ class EAMInteraction(Potential):
         F_i = Σ_j g_ij r_ij/|r_ij|
         σ = 1/(2V) Σ_ij g_ij r_ij⊗r_ij/|r_ij|
 
-        In double precision the radial functions are exact; in single precision they come from a
-        :class:`~mdl_physpre.potentials.radial_functions.RadialTable`, which is rebuilt when a parameter changes.
+        The radial functions come from a :class:`~mdl_physpre.potentials.radial_functions.RadialTable`, which is made
+        anew when a parameter changes; in double precision by tensor operations they are exact.
         """
         with torch.no_grad():
-            return self._by_hand(graph, forces, stress, exact=graph.pos.dtype == torch.float64)
+            element = self.element_of.index_select(0, graph.z)
+            table, found = self._radial_table(graph.pos.dtype), library_for(graph.pos)
+            if found is not None:
+                edges = NativeEdges(found, graph, element, self.pair_of, table)
+                return self._from_edges(graph, element, edges, forces, stress)
+            exact = graph.pos.dtype == torch.float64
+            return self._by_tensors(graph, element, None if exact else table, forces, stress)
 
     def differentiable_predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
         """As :meth:`predictions`, exact in any precision, and differentiable in the parameters (not in positions)."""
-        return self._by_hand(graph, forces, stress, exact=True)
+        return self._by_tensors(graph, self.element_of.index_select(0, graph.z), None, forces, stress)
 
-    def _by_hand(self, graph: AtomGraph, forces: bool, stress: bool, exact: bool) -> Predictions:
-        dtype, (i, j) = graph.pos.dtype, graph.edge_index
-        element = self.element_of.index_select(0, graph.z)
-        pair = self._edge_pairs(graph, element)
-        ends = last_edges(graph)
-        vectors = fixed_edge_vectors(graph, ends)
-        r = torch.linalg.vector_norm(vectors, dim=1)
-        derivatives = forces or stress
-        if exact:
-            phi, dphi, rho, drho = radial_functions(r, pair, self.pair_parameters(dtype), self.cutoff)
-        else:
-            table = self._radial_table(dtype)
-            row, u = table.locate(r, pair)
-            phi, dphi = table.look_up(table.phi, row, u)
-            rho, drho = table.look_up(table.rho, row, u)
+    def _by_tensors(
+        self, graph: AtomGraph, element: Tensor, table: RadialTable | None, forces: bool, stress: bool
+    ) -> Predictions:
+        pair, parameters = self._edge_pairs(graph, element), self.pair_parameters(graph.pos.dtype)
+
+        def functions(r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            return table.functions(r, pair) if table else radial_functions(r, pair, parameters, self.cutoff)
+
+        return self._from_edges(graph, element, TensorEdges(graph, functions), forces, stress)
+
+    def _from_edges(
+        self, graph: AtomGraph, element: Tensor, edges: TensorEdges | NativeEdges, forces: bool, stress: bool
+    ) -> Predictions:
         if self.core is not None:  # exact also beside a table, which could not hold a divergence
-            near, repulsion, its_slope = self.core.of_edges(graph.z, graph.edge_index, r)
-            phi, dphi = phi.index_add(0, near, repulsion), dphi.index_add(0, near, its_slope)
-
-        def atomic_sum(values: Tensor) -> Tensor:
-            out = torch.zeros((len(element), *values.shape[1:]), dtype=dtype, device=values.device)
-            return out.index_add(0, i, values)
-
-        b, rho0 = (p.index_select(0, element) for p in self.element_parameters(dtype))
-        excess = atomic_sum(rho) - rho0
-        energies = sum_by_structure(b * excess**2 + 0.5 * atomic_sum(phi), graph)
+            near, repulsion, its_slope = self.core.of_edges(graph.z, graph.edge_index, edges.distance)
+            edges.phi = edges.phi.index_add(0, graph.edge_index[0].index_select(0, near), repulsion)
+            edges.phi_slope.index_add_(0, near, its_slope)
+        b, rho0 = (p.index_select(0, element) for p in self.element_parameters(graph.pos.dtype))
+        excess = edges.rho - rho0
+        energies = sum_by_structure(b * excess**2 + 0.5 * edges.phi, graph)
         energies = energies + sum_by_structure(self.E0.double().index_select(0, element), graph)
         result = Predictions(energies)
-        if derivatives:
-            slope = 2.0 * b * excess
-            g = torch.addcmul(dphi, drho, slope.index_select(0, i) + slope.index_select(0, j))
-            along = vectors * (g / r.clamp(min=1e-12))[:, None]
+        if forces or stress:
+            found, virials = edges.forces_and_virials(2.0 * b * excess)
             if forces:
-                result.forces = atomic_sum(along)
+                result.forces = found
             if stress:
-                result.stress = virial_sums(vectors, along, graph, ends) / (2.0 * volumes(graph))[:, None, None]
+                result.stress = virials / (2.0 * volumes(graph))[:, None, None]
         return result
 
     def _radial_table(self, dtype: torch.dtype) -> RadialTable:

@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from mdl_physpre.analysis.overlap import minimum_distance
+from mdl_physpre.dynamics import skin_native
 from mdl_physpre.dynamics.skin_lists import SkinLists, expected_neighbours
 from mdl_physpre.structures.neighbours import neighbour_list
 
@@ -30,8 +31,13 @@ def edges_of(atoms: Atoms, cutoff: float) -> set[tuple]:
     return {(int(a), int(b), *map(int, s)) for a, b, s in zip(i, j, shifts)}
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("kind", ["fixed", "scaled", "strained"])
-def test_graphs_and_smallest_distances_are_those_of_new_lists(kind: str) -> None:
+def test_graphs_and_smallest_distances_are_those_of_new_lists(kind: str, native: bool, monkeypatch) -> None:
+    if not native:
+        monkeypatch.setattr(skin_native, "DTYPES", {})
+    elif skin_native.library("double") is None:
+        pytest.skip("there is no C compiler here")
     rng = np.random.default_rng(3)
     atoms = [
         bulk("Cu", "fcc", a=3.5).repeat((2, 2, 1)),

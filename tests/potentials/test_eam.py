@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.potentials import eam_edges
 from mdl_physpre.potentials.base import edge_vectors, evaluate
 from mdl_physpre.potentials.checkpoints import load_potential, save_potential
 from mdl_physpre.potentials.eam import EAMInteraction, pair_curve
@@ -165,6 +166,43 @@ def test_table_in_single_precision_matches_the_exact_functions_at_all_distances(
         assert float(((found - expected).abs() / scale).max()) < 2e-5
     assert table.forces.dtype == torch.float32
     assert table.energies.dtype == torch.float64
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("short_range", [None, "zbl"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_c_and_tensor_operations_agree(dtype, tolerance, short_range, threads, monkeypatch):
+    """Forces and virials in C against exact radial functions by tensor operations; also cells of a single atom, narrow
+    cells, no cell and no edges."""
+    if eam_edges.library("double") is None:
+        pytest.skip("there is no C compiler here")
+    potential = EAMInteraction(SYMBOLS, cutoff=7.0, n_basis=10, short_range=short_range)
+    structures = [random_structure(k, n) for k, n in enumerate((30, 1, 7))] + [random_structure(9, 5, pbc=False)]
+    structures += [Atoms("Si"), Atoms("Li", cell=np.eye(3) * 2.2, pbc=True)]
+    graph = build_graph(structures, 7.0, dtype=dtype)
+    assert graph.edge_index.shape[1] > 2000  # so that threads take part
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = evaluate(potential, graph)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(eam_edges, "DTYPES", {})
+    exact = evaluate(potential, build_graph(structures, 7.0))
+    for name in ("energies", "forces", "stress"):
+        ours, expected = getattr(found, name), getattr(exact, name)
+        assert ours.dtype == (torch.float64 if name == "energies" else dtype)
+        assert ours.isnan().equal(expected.isnan())
+        assert (ours - expected).nan_to_num().abs().max() < tolerance * expected.nan_to_num().abs().max(), name
+
+
+def test_a_position_that_is_no_number_gives_forces_that_are_none():
+    potential = random_potential(1)
+    graph = build_graph([random_structure(1), random_structure(2)], 4.0)
+    graph.pos[0, 0] = torch.nan
+    found = evaluate(potential, graph)
+    assert found.energies.isfinite().tolist() == [False, True]
+    assert found.forces[0].isnan().all() and found.forces[4:].isfinite().all()
 
 
 def test_table_follows_its_parameters():
