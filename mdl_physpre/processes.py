@@ -1,4 +1,5 @@
-"""Work in several processes at once, one for each piece: results in order, one log, no process left behind."""
+"""Work in several processes at once, one for each piece: results in order, one log, no process left behind, and none in
+the folder of another."""
 
 from __future__ import annotations
 
@@ -8,9 +9,12 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mdl_physpre.errors import ConfigError, PhyspreError
@@ -109,7 +113,7 @@ class _Emit(logging.Handler):
 def _work(answer: Connection, sent: bytes, name: str, lines: Any, level: int) -> None:
     """What a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, which ends this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     without_bars()
     package = logging.getLogger("mdl_physpre")
     package.handlers, package.propagate = [_Named(lines, name)], False
@@ -140,9 +144,51 @@ class _Named(logging.handlers.QueueHandler):
         return record
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, however it went."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+def end_with_parent() -> None:
+    """From now on, end this process when the one that started it is gone, however it went."""
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def run_lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
+    """Keep a second process out of a run's folder; the lock falls with the process that holds it.
+
+    Parameters
+    ----------
+    wait : seconds in which another process may give it free.
+
+    Raises
+    ------
+    PhyspreError : another process works in the folder, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a")  # noqa: SIM115 - held open for as long as the lock
+    except OSError as error:
+        raise PhyspreError(f"{folder}: cannot be written: {error.strerror}; give another --out") from None
+    deadline = time.monotonic() + wait
+    with file:
+        while not _lock(file):
+            if time.monotonic() >= deadline:
+                raise PhyspreError(f"{folder}: another process is running there; wait for it, or give another --out")
+            time.sleep(0.1)
+        yield
+
+
+def _lock(file: Any) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # no advisory locks on this system
+        pass
+    except OSError:
+        return False
+    return True

@@ -24,7 +24,7 @@ from mdl_physpre.dynamics.skin_lists import SkinLists
 from mdl_physpre.dynamics.storage import FAILING, FAILING_AT_MOST, TRAJECTORIES, TrajectoryFiles
 from mdl_physpre.dynamics.thermostats import INTEGRATORS
 from mdl_physpre.dynamics.trajectory_frames import make_frame
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import Potential, Predictions
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class BatchRun:
         self.rdfs = RDFSampler(settings, structures) if settings.rdf_interval else None
         self.changing = INTEGRATORS[settings.ensemble].changes_cells
         self.seconds_per_step: float | None = None  # of this process, for those who ask how long it will take
+        self.stress_missed = False  # and said so
         self.left_at: dict[int, tuple[Tensor, Tensor]] = {}  # where structures were whose step could not be finished
 
     def advance(self) -> None:
@@ -112,10 +113,28 @@ class BatchRun:
         """Forces, energies and stress at the present positions; returns the errors that the potential raised."""
         found, raised = evaluate_chunks(self.potential, self.lists, self.atoms.positions, stress)
         assert found.forces is not None and found.stress is not None
+        if raised and stress and not self.changing:
+            raised = self.without_stress(found, raised)
         self.atoms.forces, self.atoms.energies, self.atoms.stress = found.forces, found.energies, found.stress
         for k, error in raised.items():
             add_reason(broken, k, "potential_error", f"the potential raised {type(error).__name__}: {error}")
         return raised
+
+    def without_stress(self, found: Predictions, raised: dict[int, Exception]) -> dict[int, Exception]:
+        """Put forces and energies of structures whose stress alone raises into ``found``; returns the other errors.
+
+        At constant volume the pressure is only watched: that it cannot be had ends no run.
+        """
+        again, still = evaluate_chunks(self.potential, self.lists, self.atoms.positions)
+        assert found.forces is not None and again.forces is not None
+        for k in raised.keys() - still.keys():
+            if not self.stress_missed:
+                self.stress_missed = True
+                said = f"{type(raised[k]).__name__}: {raised[k]}"
+                logger.warning("the potential raised for the stress (%s): such structures get no pressure", said)
+            mine = self.atoms.batch == k
+            found.forces[mine], found.energies[k] = again.forces[mine], again.energies[k]
+        return still
 
     def settle(self, broken: Broken, deformation: Tensor | None, stress: bool) -> None:
         """Judge the step, let the broken structures go, count it for the others, and let the finished ones go."""

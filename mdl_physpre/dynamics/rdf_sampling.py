@@ -13,11 +13,10 @@ from ase import Atoms
 
 from mdl_physpre.analysis.rdf import RDFAccumulator, average_rdfs, plain_rdf
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.storage import write_atomically
+from mdl_physpre.dynamics.storage import RDFS, write_atomically
 from mdl_physpre.errors import DataError
 
 logger = logging.getLogger(__name__)
-RDFS = "rdf.json"
 
 
 class RDFSampler:

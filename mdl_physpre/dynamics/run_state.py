@@ -21,7 +21,7 @@ from mdl_physpre.dynamics.observers import Broken, Observers, add_reason
 from mdl_physpre.dynamics.random_numbers import NoiseStreams, maxwell_boltzmann_velocities, structure_generator
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.skin_lists import SkinLists, expected_neighbours
-from mdl_physpre.dynamics.storage import read_state, write_state
+from mdl_physpre.dynamics.storage import clear, read_state, write_state
 from mdl_physpre.dynamics.thermostats import DRAWS, INTEGRATORS
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
@@ -51,6 +51,8 @@ def begin_or_resume(
     run = BatchRun(potential, structures, ids, places, settings, each, folder, key)
     stored = None if folder is None else read_state(folder, key)
     if stored is None:
+        if folder is not None:
+            clear(folder)
         _begin(run, raise_at_start)
     else:
         _resume(run, *stored)
@@ -118,9 +120,6 @@ def _begin(run: BatchRun, raise_at_start: bool) -> None:
         else:
             run.verdicts[k] = unusable(run.each[k], atoms, run.ids[k], run.places[k], *problem)
             logger.warning("structure %s: %s", run.ids[k], problem[1])
-    for files in (run.files, run.failing):
-        if files is not None:
-            files.restore({}, run.places)
     generators = [structure_generator(run.settings.seed, run.places[k]) for k in active]
     velocities = [
         maxwell_boltzmann_velocities(run.structures[k].get_masses(), run.each[k].temperature, g)

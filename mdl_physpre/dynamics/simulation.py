@@ -18,14 +18,15 @@ from ase.data import chemical_symbols
 
 from mdl_physpre.dynamics.batch_run import BatchRun
 from mdl_physpre.dynamics.forces import inference
-from mdl_physpre.dynamics.rdf_sampling import RDFS, write_rdfs
+from mdl_physpre.dynamics.rdf_sampling import write_rdfs
 from mdl_physpre.dynamics.run_state import begin_or_resume, store
 from mdl_physpre.dynamics.settings import DynamicsSettings, settings_of_each
-from mdl_physpre.dynamics.storage import STATE, read_verdicts, run_key, write_speed, write_verdicts
+from mdl_physpre.dynamics.storage import LOCK_WAIT, STATE, read_verdicts, run_key, write_speed, write_verdicts
 from mdl_physpre.dynamics.thermostats import INTEGRATORS
 from mdl_physpre.dynamics.verdicts import summarise
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.processes import run_lock
 from mdl_physpre.progress import progress as show_progress
 
 __all__ = ["DynamicsSettings", "simulate", "summarise"]
@@ -71,6 +72,7 @@ def simulate(
         that is not periodic in three directions.
     ConfigError : trajectories or radial distribution functions without a folder; constant pressure with a potential
         that has no stress; values for single structures that cannot be used.
+    PhyspreError : another process works in the folder.
     Exception : whatever the potential raises at the start, if it does so for every structure.
     """
     settings = settings or DynamicsSettings()
@@ -78,21 +80,18 @@ def simulate(
     places, ids = check_input(potential, structures, settings, out, indices)
     if not structures:
         return []
-    folder = None if out is None else Path(out)
-    key = ""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        key = run_key(potential, structures, ids, each, places)
-        finished = read_verdicts(folder, key)
-        if finished is not None:
-            return finished
-    with inference(potential):
+    if out is None:
+        with inference(potential):
+            run = begin_or_resume(potential, structures, ids, places, settings, each, raise_at_start=raise_at_start)
+            return run_to_the_end(run, progress)
+    folder, key = Path(out), run_key(potential, structures, ids, each, places)
+    finished = read_verdicts(folder, key)
+    if finished is not None:
+        return finished
+    with run_lock(folder, LOCK_WAIT), inference(potential):
         run = begin_or_resume(potential, structures, ids, places, settings, each, folder, key, raise_at_start)
         verdicts = run_to_the_end(run, progress)
-    if folder is not None:
-        if run.rdfs is None:
-            (folder / RDFS).unlink(missing_ok=True)  # of an earlier run
-        else:
+        if run.rdfs is not None:
             write_rdfs(folder, key, ids, run.rdfs.results())
         write_verdicts(folder, key, settings, each, verdicts)
         (folder / STATE).unlink(missing_ok=True)

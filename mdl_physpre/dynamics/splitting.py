@@ -4,34 +4,53 @@ Random numbers depend on the seed and a structure's place in the whole list, so 
 whatever process it is in, up to the rounding of sums over other batches.
 
 The processes are spawned, so that they work with a GPU, too. Each has a folder of its own, ``parts/K-of-N`` in the
-folder of the run, and stores its state there. If one dies, the others finish, and the same call goes on from there.
+folder of the run, and stores its state there. If one dies, the others finish, and the same call goes on from there;
+if the first process dies, so do the others. A run goes on with as many processes as it began with.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
 
-from mdl_physpre.dynamics.rdf_sampling import RDFS, read_rdfs, write_rdfs
+from mdl_physpre.dynamics.rdf_sampling import read_rdfs, write_rdfs
 from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings, settings_of_each
 from mdl_physpre.dynamics.simulation import check_input, simulate
-from mdl_physpre.dynamics.storage import FAILING, TRAJECTORIES, read_verdicts, run_key, write_verdicts
+from mdl_physpre.dynamics.storage import (
+    FAILING,
+    LOCK_WAIT,
+    PARTS,
+    RDFS,
+    SPEED,
+    STATE,
+    TRAJECTORIES,
+    clear,
+    read_verdicts,
+    run_key,
+    write_atomically,
+    write_speed,
+    write_verdicts,
+)
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.processes import end_with_parent, run_lock
 
 logger = logging.getLogger(__name__)
-PARTS = "parts"
+DIVISION = "division.json"
 
 
 def divide(work: Sequence[float], n: int) -> list[list[int]]:
@@ -75,31 +94,44 @@ def simulate_parallel(
     ConfigError : a potential that cannot be sent to another process; and as in ``simulate``.
     DataError : as in ``simulate``.
     PhyspreError : a process died or raised an error; the others have finished and their results are kept, so that the
-        same call takes up what is left.
+        same call takes up what is left. The potential raised an error at the start for every structure. Another run
+        works in the folder.
     """
     settings, structures = settings or DynamicsSettings(), list(structures)
     if processes < 1 or (threads is not None and threads < 1) or (devices is not None and not devices):
         raise ConfigError(f"processes is {processes}, threads is {threads}, devices is {devices}; give at least one")
     each = settings_of_each(settings, len(structures), per_structure)
     places, ids = check_input(potential, structures, settings, out, indices)
-    options: dict[str, Any] = {"per_structure": per_structure, "indices": indices}
-    if min(processes, len(structures)) <= 1 and not devices:
-        return simulate(potential, structures, settings, out, progress, **options)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(out or temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        key = run_key(potential, structures, ids, each, places)
-        finished = read_verdicts(folder, key)
-        if finished is not None:
-            return finished
-        parts = divide([len(a) * s.steps for a, s in zip(structures, each, strict=True)], processes)
+    options: dict[str, Any] = {"per_structure": per_structure, "indices": indices, "raise_at_start": False}
+    key = run_key(potential, structures, ids, each, places)
+    number = min(processes, len(structures))
+    begun = None if out is None or devices else _begun_with(Path(out), key)
+    if begun not in (None, number):
+        logger.info("%s goes on in %s, as it began", out, "1 process" if begun == 1 else f"{begun} processes")
+        number = begun
+    if number <= 1 and not devices:
+        return _checked(simulate(potential, structures, settings, out, progress, **options), out)
+    with ExitStack() as stack:
+        if out is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = Path(out)
+            finished = read_verdicts(folder, key)
+            if finished is not None:
+                return finished
+            stack.enter_context(run_lock(folder, LOCK_WAIT))
+            if _begun_with(folder, key) != number:
+                clear(folder)
+        parts = divide([len(a) * s.steps for a, s in zip(structures, each, strict=True)], number)
+        (folder / PARTS).mkdir(exist_ok=True)
+        write_atomically(folder / PARTS / DIVISION, json.dumps({"key": key, "processes": len(parts)}).encode())
         tasks: list[dict[str, Any]] = []
-        for number, part in enumerate(parts):
+        for place, part in enumerate(parts):
             own = {name: [getattr(each[k], name) for k in part] for name in PER_STRUCTURE}
             task = {
                 "structures": [_bare(structures[k]) for k in part], "settings": settings, "per_structure": own,
-                "out": folder / PARTS / f"{number}-of-{len(parts)}", "indices": [places[k] for k in part],
-                "device": devices[number % len(devices)] if devices else None, "progress": progress and number == 0,
+                "out": folder / PARTS / f"{place}-of-{len(parts)}", "indices": [places[k] for k in part],
+                "device": devices[place % len(devices)] if devices else None, "progress": progress and place == 0,
                 "threads": threads or max(1, cores() // len(parts)), "raise_at_start": False,
             }  # fmt: skip
             tasks.append(task)
@@ -107,13 +139,32 @@ def simulate_parallel(
         for part, found in zip(parts, _run(potential, tasks), strict=True):
             for k, verdict in zip(part, found, strict=True):
                 verdicts[k] = verdict
-        if all(v["reasons"][:1] == ["potential_error"] and not v["steps_run"] for v in verdicts):
-            shutil.rmtree(folder / PARTS, ignore_errors=True)
-            raise PhyspreError(f"for every structure {verdicts[0]['failures'][0]['text']}")
+        _checked(verdicts, out)
         if out is not None:
             _merge(folder, key, [task["out"] for task in tasks], parts, ids)
             write_verdicts(folder, key, settings, each, verdicts)
-        shutil.rmtree(folder / PARTS, ignore_errors=True)
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
+    return verdicts
+
+
+def _begun_with(folder: Path, key: str) -> int | None:
+    """Number of processes whose states of this run lie in the folder; None where there are none."""
+    with suppress(OSError, ValueError, KeyError, EOFError), np.load(folder / STATE, allow_pickle=False) as stored:
+        if str(stored["key"]) == key:
+            return 1
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        stored_division = json.loads((folder / PARTS / DIVISION).read_text())
+        if stored_division["key"] == key:
+            return int(stored_division["processes"])
+    return None
+
+
+def _checked(verdicts: list[dict], out: str | Path | None) -> list[dict]:
+    """The verdicts, unless the potential raised for every structure at the start: then it is the potential's fault."""
+    if verdicts and all(v["reasons"][:1] == ["potential_error"] and not v["steps_run"] for v in verdicts):
+        if out is not None:
+            clear(Path(out))
+        raise PhyspreError(f"for every structure {verdicts[0]['failures'][0]['text']}")
     return verdicts
 
 
@@ -177,6 +228,7 @@ def _few(indices: Sequence[int]) -> str:
 
 def _work(connection: Connection, sent: bytes) -> None:
     """What a process does."""
+    end_with_parent()
     try:
         potential, task = pickle.loads(sent)
         torch.set_num_threads(task.pop("threads"))
@@ -192,17 +244,23 @@ def _work(connection: Connection, sent: bytes) -> None:
 
 
 def _merge(folder: Path, key: str, outs: list[Path], parts: list[list[int]], ids: list[str]) -> None:
-    """Trajectories and radial distribution functions of the parts, in the folder of the run."""
-    shutil.rmtree(folder / FAILING, ignore_errors=True)  # of an earlier run
+    """Trajectories, radial distribution functions and speed of the parts, in the folder of the run."""
     results: list[Any] = [None] * len(ids)
+    speeds: list[dict[str, Any]] = []
     for out, part in zip(outs, parts, strict=True):
         for frames in (TRAJECTORIES, FAILING):
             if (out / frames).exists():
                 (folder / frames).mkdir(exist_ok=True)
                 for path in sorted((out / frames).iterdir()):
                     os.replace(path, folder / frames / path.name)
+        if (out / SPEED).exists():
+            speeds.append(json.loads((out / SPEED).read_text()))
         if (out / RDFS).exists():
             for k, result in zip(part, read_rdfs(out)["structures"], strict=True):
                 results[k] = result
     if all(result is not None for result in results):
         write_rdfs(folder, key, ids, results)
+    if speeds:
+        steps, seconds = (max(s[name] for s in speeds) for name in ("steps", "seconds"))
+        atom_steps, rebuilds = (sum(s[name] for s in speeds) for name in ("atom_steps", "neighbour_lists_built"))
+        write_speed(folder, steps, atom_steps, seconds, rebuilds)

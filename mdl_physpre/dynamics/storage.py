@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from mdl_physpre.structures.graph import content_hash
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-STATE, VERDICTS, SPEED, TRAJECTORIES = "state.npz", "verdicts.json", "speed.json", "trajectories"
-FAILING = "failing_frames"
+STATE, VERDICTS, SPEED, RDFS = "state.npz", "verdicts.json", "speed.json", "rdf.json"
+TRAJECTORIES, FAILING, PARTS = "trajectories", "failing_frames", "parts"
+LOCK_WAIT = 10.0  # s; the processes of a run that was killed need a moment to notice
 FAILING_AT_MOST = 200  # structures whose frames are kept, so that 10,000 that break do not fill a disk
 
 
@@ -71,6 +73,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def clear(out: Path) -> None:
+    """Remove what another run wrote into a folder, so that nothing of it is taken for the new one's."""
+    for name in (STATE, VERDICTS, SPEED, RDFS):
+        (out / name).unlink(missing_ok=True)
+    for name in (TRAJECTORIES, FAILING, PARTS):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
 def write_verdicts(
     out: Path, key: str, settings: DynamicsSettings, each: Sequence[DynamicsSettings], verdicts: list[dict]
 ) -> None:
@@ -90,7 +100,7 @@ def write_verdicts(
 
 
 def write_speed(out: Path, steps: int, atom_steps: int, seconds: float, rebuilds: int) -> None:
-    """``speed.json``: what this process has simulated since it began or went on, and how fast."""
+    """``speed.json``: what has been simulated since the processes began or went on, and how fast."""
     content = {
         "steps": steps,
         "atom_steps": atom_steps,
@@ -108,6 +118,7 @@ def read_verdicts(out: Path, key: str) -> list[dict] | None:
     try:
         stored = json.loads(path.read_text())
         if stored["key"] == key:
+            logger.info("%s: this run has been done; its results are read", path)
             return stored["verdicts"]
     except FileNotFoundError:
         return None

@@ -10,8 +10,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -158,30 +158,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-@contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run's folder; the lock falls with the process that holds it.
-
-    Raises
-    ------
-    PhyspreError : another process works in the folder, or it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a")  # noqa: SIM115 - held open for as long as the lock
-    except OSError as error:
-        raise PhyspreError(f"{folder}: cannot be written: {error.strerror}; give another --out") from None
-    with file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no advisory locks on this system
-            pass
-        except OSError:
-            raise PhyspreError(
-                f"{folder}: another process is running there; wait for it, or give another --out"
-            ) from None
-        yield

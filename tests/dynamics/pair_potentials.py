@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -41,6 +42,14 @@ class Morse(PairPotential):
     def pair(self, r: Tensor) -> Tensor:
         well = self.depth * ((1 - torch.exp(-self.a * (r - self.r0))) ** 2 - 1)
         return self.scale * well * (1 - (r / self.cutoff) ** 2) ** 3
+
+
+class Slow(Morse):
+    """Takes its time, so that a run can be killed in the middle."""
+
+    def atomic_energies(self, graph: AtomGraph) -> Tensor:
+        time.sleep(0.01)
+        return super().atomic_energies(graph)
 
 
 class Abrupt(Morse):

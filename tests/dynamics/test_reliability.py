@@ -256,6 +256,34 @@ def test_any_calculator_runs_and_may_raise() -> None:
     assert all(v["metrics"]["pressure_samples"] == 30 for v in found)
 
 
+class NoStress(Calculator):
+    """Lennard-Jones that promises a stress and raises for it."""
+
+    implemented_properties = ["energy", "forces", "stress"]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = LennardJones(sigma=2.2, epsilon=0.3, rc=5.0)
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        if "stress" in properties:
+            raise RuntimeError("no stress today")
+        self.inner.calculate(atoms, properties, system_changes)
+        self.results = {name: self.inner.results[name] for name in ("energy", "forces")}
+
+
+def test_a_stress_that_raises_ends_no_run_at_constant_volume(caplog: pytest.LogCaptureFixture) -> None:
+    sound = CalculatorPotential(LennardJones(sigma=2.2, epsilon=0.3, rc=5.0), name="lj")
+    settings = with_(steps=30, temperature=50, pressure_interval=10)
+    found = simulate(CalculatorPotential(NoStress(), name="no stress"), crystals(2), settings)
+    for one, other in zip(found, simulate(sound, crystals(2), settings), strict=True):
+        assert one["reasons"] == [] and one["metrics"]["mean_pressure"] is None
+        assert one["metrics"]["total_energy_end"] == other["metrics"]["total_energy_end"]
+        assert other["metrics"]["pressure_samples"] == 3
+    assert caplog.text.count("no stress today") == 1
+
+
 def test_ten_thousand_neighbours() -> None:
     """A structure that collapses leaves before its neighbours fill the memory, with overlaps allowed."""
     gas = Atoms("H40", np.random.default_rng(0).random((40, 3)) * 5, cell=[5, 5, 5], pbc=True)

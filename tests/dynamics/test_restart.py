@@ -157,8 +157,17 @@ def test_a_killed_process_continues(tmp_path: Path) -> None:
     for name in ("killed", "whole"):
         simulate(Morse(), atoms, DynamicsSettings(temperature=600, steps=200, checkpoint_steps=20), tmp_path / name)
     assert (tmp_path / "killed" / "verdicts.json").read_bytes() == (tmp_path / "whole" / "verdicts.json").read_bytes()
-    left = sorted(p.name for p in (tmp_path / "killed").iterdir() if p.suffix != ".part")
+    left = sorted(p.name for p in (tmp_path / "killed").iterdir() if p.suffix != ".part" and p.name != ".lock")
     assert left == ["speed.json", "verdicts.json"]
+
+
+def test_nothing_of_an_earlier_run_is_taken_for_the_new_one(tmp_path: Path) -> None:
+    before = with_(steps=20, trajectory_interval=10, rdf_interval=5, rdf_bins=10)
+    simulate(Morse(), crystals(4), before, tmp_path)
+    assert len(list((tmp_path / "trajectories").iterdir())) == 4 and (tmp_path / "rdf.json").exists()
+    simulate(Morse(), crystals(2), with_(steps=20, temperature=400, trajectory_interval=10), tmp_path)
+    assert sorted(p.name for p in (tmp_path / "trajectories").iterdir()) == ["00000.extxyz", "00001.extxyz"]
+    assert not (tmp_path / "rdf.json").exists()
 
 
 def test_what_a_result_depends_on(tmp_path: Path) -> None:

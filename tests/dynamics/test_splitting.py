@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pair_potentials import Dying, Morse, RaisesAtOnce
+from pair_potentials import Dying, Killed, Morse, RaisesAtOnce
 from small_structures import crystals, with_
 
 from mdl_physpre.dynamics import splitting
@@ -15,6 +18,7 @@ from mdl_physpre.dynamics.rdf_sampling import read_rdfs
 from mdl_physpre.dynamics.simulation import simulate
 from mdl_physpre.dynamics.splitting import divide, simulate_parallel
 from mdl_physpre.errors import ConfigError, PhyspreError
+from mdl_physpre.processes import run_lock
 
 
 def test_work_is_divided_evenly() -> None:
@@ -61,10 +65,11 @@ def test_several_processes_give_what_one_gives_and_outlive_the_death_of_one(
     finished = [p for p in (out / "parts").iterdir() if (p / "verdicts.json").exists()]
     assert len(finished) == 1
     assert marker.exists()
-    unfinished = next(p for p in (out / "parts").iterdir() if p not in finished)
+    unfinished = next(p for p in (out / "parts").iterdir() if p.is_dir() and p not in finished)
     assert (unfinished / "state.npz").exists()
     monkeypatch.setattr(splitting, "_run", in_this_process)
-    verdicts = simulate_parallel(potential, structures, settings, out, False, processes=2, **options)
+    # as many processes as it began with, whatever is asked for: the states are theirs
+    verdicts = simulate_parallel(potential, structures, settings, out, False, processes=3, **options)
     assert potential.calls <= 72, "the part that died went on from its stored state"
     assert not (out / "parts").exists()
     single = simulate(potential, structures, settings, tmp_path / "one", False, **options)
@@ -81,6 +86,52 @@ def test_several_processes_give_what_one_gives_and_outlive_the_death_of_one(
     stored = [json.loads((folder / "verdicts.json").read_text()) for folder in (out, tmp_path / "one")]
     assert stored[0]["key"] == stored[1]["key"], "a run in one process finds the result"
     assert stored[0]["per_structure"] == own
+    speed = json.loads((out / "speed.json").read_text())
+    assert speed["atom_steps"] > 0 and speed["atom_steps_per_second"] > 0
+
+
+def test_a_run_of_one_process_goes_on_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    structures, settings = crystals(3), with_(steps=30, checkpoint_steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(Killed(20), structures, settings, tmp_path)
+    monkeypatch.setattr(splitting, "_run", None)
+    resumed = Killed(10**9)
+    verdicts = simulate_parallel(resumed, structures, settings, tmp_path, False, processes=2)
+    assert 10**9 - resumed.at < 20, "it must not have begun again"
+    assert [v["steps_run"] for v in verdicts] == [30] * 3
+    assert not (tmp_path / "state.npz").exists()
+
+
+KILLED = """
+import sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from pair_potentials import Slow
+from small_structures import crystals, with_
+from mdl_physpre.dynamics.splitting import simulate_parallel
+if __name__ == "__main__":
+    settings = with_(steps=100_000, checkpoint_steps=5, trajectory_interval=5)
+    simulate_parallel(Slow(), crystals(4), settings, Path(sys.argv[1]), False, processes=2, threads=1)
+"""
+
+
+def test_no_process_outlives_a_run_that_was_killed(tmp_path: Path) -> None:
+    """Otherwise two would write into one folder when it is started again."""
+    here = Path(__file__).parent
+    script, out = tmp_path / "killed.py", tmp_path / "out"
+    script.write_text(KILLED.format(paths=[str(here), str(here.parents[1])]))
+    process = subprocess.Popen([sys.executable, str(script), str(out)])
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("parts/*/state.npz"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    with pytest.raises(PhyspreError, match="another process is running there"), run_lock(out):
+        pass
+    process.kill()
+    process.wait()
+    for part in out.glob("parts/*-of-2"):
+        with run_lock(part, wait=20):  # free: its process is gone
+            pass
 
 
 def test_errors_say_whose_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

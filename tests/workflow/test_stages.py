@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mdl_physpre.errors import PhyspreError
-from mdl_physpre.workflow.stages import Stage, run_lock, write_json, write_text
+from mdl_physpre.processes import run_lock
+from mdl_physpre.workflow.stages import Stage, write_json, write_text
 
 
 def test_a_stage_is_done_for_its_key_only(tmp_path):

@@ -33,11 +33,12 @@ from mdl_physpre.potentials.open_potential import open_potential
 from mdl_physpre.potentials.reference import fit_energy_reference
 from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
 from mdl_physpre.pretraining.teacher import label
+from mdl_physpre.processes import run_lock
 from mdl_physpre.structures.graph import GraphDataset, content_hash
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.write import write_structures
 from mdl_physpre.training.energy_zero import energy_errors, refit_reference
-from mdl_physpre.workflow.stages import Stage, hash_of_file, run_lock, write_json, write_text
+from mdl_physpre.workflow.stages import Stage, hash_of_file, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
