@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
-from ase.calculators.calculator import PropertyNotImplementedError
 from ase.data import atomic_numbers, chemical_symbols
 
 from mdl_physpre.analysis.doctor_atoms import (
@@ -34,6 +34,7 @@ from mdl_physpre.analysis.doctor_subject import (
     WARNING,
     Check,
     Subject,
+    verdict_on,
 )
 from mdl_physpre.analysis.doctor_symmetry import (
     determinism_checks,
@@ -43,7 +44,7 @@ from mdl_physpre.analysis.doctor_symmetry import (
     supercell_checks,
     symmetry_checks,
 )
-from mdl_physpre.errors import DataError
+from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.covalent_radii import covalent_radius
 from mdl_physpre.progress import progress as show_progress
@@ -89,19 +90,24 @@ def examine(
     structures : up to four of them are used, small ones that hold all elements, rattled by 0.05 Å. Where ``None``,
         rattled face-centred and rock-salt crystals of the potential's elements, and a cluster.
     cutoff : Å, of a calculator or TorchSim model, which does not say; without it, smoothness is not checked.
+        Ignored for a potential that says.
     seed : of rotations, displacements and samples.
     progress : show how far it is.
 
     Returns
     -------
     The checks, in order. A check that raises is ``failed``, with what it raised; one that cannot be done (no stress, no
-    periodic structure, no known cutoff) is ``n/a``, with the reason.
+    periodic structure, no known cutoff, something that is not implemented) is ``n/a``, with the reason. Where stress
+    raises, that holds for the checks of stress alone.
 
     Raises
     ------
     DataError : no structures for a potential that takes any element or more than eight; an element that it does not
         know.
+    ConfigError : a cutoff that is not positive and finite.
     """
+    if cutoff is not None and not (cutoff > 0 and math.isfinite(cutoff)):
+        raise ConfigError(f"the cutoff is {cutoff:g} Å; give a distance above 0, or none where it is not known")
     chosen = _default_structures(potential) if structures is None else _choose(structures)
     rng = np.random.default_rng(seed)
     for atoms in chosen:
@@ -130,11 +136,10 @@ def _examine(
     for name, group in show_progress(groups, description="checks") if progress else groups:
         try:
             checks.extend(group(subject))
-        except (DataError, PropertyNotImplementedError, NotImplementedError) as error:
-            checks.append(Check(name, NOT_APPLICABLE, text=str(error)))
         except Exception as error:
             logger.debug("%s raised", name, exc_info=True)
-            checks.append(Check(name, FAILED, text=f"raised {type(error).__name__}: {error}"))
+            verdict, reason = verdict_on(error)
+            checks.append(Check(name, verdict, text=reason))
     return checks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,10 +11,13 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from torch import Tensor
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
+
+logger = logging.getLogger(__name__)
 
 PASSED, FAILED, WARNING, NOT_APPLICABLE = "passed", "failed", "warning", "n/a"
 MAX_EDGES, MAX_ATOMS = 100_000, 20_000  # in one evaluation
@@ -99,11 +103,15 @@ SINGLE = Bounds(
 
 @dataclass
 class Results:
-    """Energies (n_structures,) eV; forces of each structure (n_atoms, 3) eV/Å; stress (n_structures, 3, 3) eV/Å³."""
+    """Energies (n_structures,) eV; forces of each structure (n_atoms, 3) eV/Å; stress (n_structures, 3, 3) eV/Å³.
+
+    no_stress : without stress, the verdict and the reason of the checks that need it.
+    """
 
     energies: np.ndarray
     forces: list[np.ndarray] = field(default_factory=list)
     stress: np.ndarray | None = None
+    no_stress: tuple[str, str] = (NOT_APPLICABLE, "the potential gives no stress")
 
 
 class Subject:
@@ -189,7 +197,25 @@ class Subject:
     def predict(
         self, structures: Sequence[Atoms], forces: bool = True, stress: bool = False, potential: Potential | None = None
     ) -> Results:
-        """Energies, forces and stress of structures, in batches."""
+        """Energies, forces and stress of structures, in batches.
+
+        Where stress cannot be had, energies and forces are there all the same, and ``no_stress`` says why.
+
+        Raises
+        ------
+        ValueError : results of a wrong shape; besides, whatever the potential raises on energies and forces.
+        """
+        if not (stress and self.potential.gives_stress):
+            return self._predict(structures, forces, False, potential)
+        try:
+            return self._predict(structures, forces, True, potential)
+        except Exception as error:
+            logger.debug("energies, forces and stress raised; asking without stress", exc_info=True)
+            found = self._predict(structures, forces, False, potential)
+            found.no_stress = _why_no_stress(error)
+            return found
+
+    def _predict(self, structures: Sequence[Atoms], forces: bool, stress: bool, potential: Potential | None) -> Results:
         dtype = self.dtype if potential is None else self.stored_dtype
         potential = potential or self.potential
         data = GraphDataset(structures, potential.cutoff, dtype=dtype, workers=1, labels=False)
@@ -198,17 +224,42 @@ class Subject:
         for batch in batch_by_edges(sizes, MAX_EDGES):
             graph = data.batch(batch).to(self.device)
             predicted = evaluate(potential, graph, forces=forces, stress=stress)
-            found.energies[batch] = predicted.energies.detach().double().cpu().numpy()
-            if predicted.forces is not None:
-                ends = np.cumsum(data.n_atoms[batch])[:-1]
-                found.forces += np.split(predicted.forces.detach().double().cpu().numpy(), ends)
-            if predicted.stress is not None and found.stress is not None:
-                found.stress[batch] = predicted.stress.detach().double().cpu().numpy()
+            found.energies[batch] = _numbers("energies", predicted.energies, (len(batch),))
+            if forces:
+                ends = np.cumsum(data.n_atoms[batch])
+                found.forces += np.split(_numbers("forces", predicted.forces, (int(ends[-1]), 3)), ends[:-1])
+            if found.stress is not None:
+                found.stress[batch] = _numbers("stress", predicted.stress, (len(batch), 3, 3))
         return found
 
     def count_edges(self, structures: Sequence[Atoms]) -> np.ndarray:
         """Edges within the cutoff of each structure; 0 where the cutoff is not known."""
         return GraphDataset(structures, self.cutoff or 0.0, torch.float64, workers=1, labels=False).n_edges
+
+
+def _numbers(name: str, values: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
+    """A result as float64. Raises ValueError where it is missing or has another shape."""
+    if values is None:
+        raise ValueError(f"{name}: none given, though asked for")
+    if tuple(values.shape) != shape:
+        raise ValueError(f"{name}: shape {tuple(values.shape)}, expected {shape}")
+    return values.detach().double().cpu().numpy()
+
+
+def verdict_on(error: Exception) -> tuple[str, str]:
+    """Verdict and reason of a check that raised: ``n/a`` for what is not implemented, else ``failed``."""
+    if isinstance(error, NotImplementedError):
+        return NOT_APPLICABLE, str(error) or "not implemented"
+    if isinstance(error, DataError):  # a sentence for users
+        return FAILED, str(error)
+    return FAILED, f"raised {type(error).__name__}: {error}"
+
+
+def _why_no_stress(error: Exception) -> tuple[str, str]:
+    # how the wrapper of a calculator passes on that stress is not implemented; a wrong shape is a DataError, too
+    if isinstance(error, DataError) and "gives no stress" in str(error):
+        return NOT_APPLICABLE, "the potential says that it has stress, and then that stress is not implemented"
+    return verdict_on(error)
 
 
 def moved(atoms: Atoms, displacements: np.ndarray) -> Atoms:

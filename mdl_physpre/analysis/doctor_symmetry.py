@@ -33,7 +33,7 @@ class Transformed:
 
 def symmetry_checks(subject: Subject) -> Iterator[Check]:
     """E(T x) = E(x), F(T x) = F(x) R with atoms in their new order, σ(T x) = Rᵀ σ(x) R for each change T."""
-    before = subject.predict(subject.structures, stress=subject.potential.gives_stress)
+    before = subject.predict(subject.structures, stress=True)
     for name, (change, text) in CHANGES.items():
         made = [change(atoms, subject.random(name, k)) for k, atoms in enumerate(subject.structures)]
         kept = [k for k, new in enumerate(made) if new is not None]
@@ -41,7 +41,7 @@ def symmetry_checks(subject: Subject) -> Iterator[Check]:
             yield Check(name, NOT_APPLICABLE, text="no structure is periodic in enough directions")
             continue
         new = [made[k] for k in kept]
-        after = subject.predict([t.atoms for t in new if t], stress=subject.potential.gives_stress)
+        after = subject.predict([t.atoms for t in new if t], stress=True)
         yield from _compare(subject, name, text, kept, [t for t in new if t], before, after)
 
 
@@ -69,16 +69,21 @@ def _compare(
         where,
     )
     whole = [n for n, k in enumerate(kept) if is_periodic(subject.structures[k])]
-    if name == ROTATION and after.stress is not None and before.stress is not None and whole:
-        stress = [new[n].rotation.T @ before.stress[kept[n]] @ new[n].rotation for n in whole]
-        yield worst(
-            f"{name}: stress",
-            [_largest(after.stress[n] - s) for n, s in zip(whole, stress)],
-            [subject.bounds.stress * max(1.0, _largest(s)) for s in stress],
-            "eV/Å³",
-            text,
-            [where[n] for n in whole],
-        )
+    if name != ROTATION or not whole:
+        return
+    if after.stress is None or before.stress is None:
+        verdict, reason = (before if before.stress is None else after).no_stress
+        yield Check(f"{name}: stress", verdict, text=reason)
+        return
+    stress = [new[n].rotation.T @ before.stress[kept[n]] @ new[n].rotation for n in whole]
+    yield worst(
+        f"{name}: stress",
+        [_largest(after.stress[n] - s) for n, s in zip(whole, stress)],
+        [subject.bounds.stress * max(1.0, _largest(s)) for s in stress],
+        "eV/Å³",
+        text,
+        [where[n] for n in whole],
+    )
 
 
 def _largest(array: np.ndarray) -> float:

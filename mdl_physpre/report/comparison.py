@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.several_networks import permutation_p_value
 from mdl_physpre.dynamics.verdicts import summarise
 from mdl_physpre.errors import DataError
 from mdl_physpre.report.tables import MISSING, counted, paired_sentence, shown, text_table
 
-# settings that say how a simulation was done; where they differ, counts cannot be compared without more ado
-PROTOCOL = (
-    "ensemble",
-    "temperature",
-    "timestep",
-    "steps",
-    "pressure",
-    "overlap_ratio",
-    "lindemann_local",
-    "lindemann_global",
-    "distance",
-)
+# how the work is done, and what else is measured, which change no verdict; the seed: other random numbers of the same
+NO_PROTOCOL = (
+    "seed", "skin", "max_edges", "checkpoint_steps", "checkpoint_seconds", "trajectory_interval", "pressure_interval",
+    "rdf_interval", "rdf_start", "rdf_r_max", "rdf_bins", "rdf_smoothing",
+)  # fmt: skip
+PROTOCOL = tuple(field.name for field in fields(DynamicsSettings) if field.name not in NO_PROTOCOL)
+"""Settings of what was simulated and how it was judged: where they differ, counts are not of the same thing."""
+
+SAME_START = 1e-5  # relative; more than what a structure changes by when it is written to a file and read again
+NAMED = 5  # structures that a sentence names
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,22 @@ class Simulated:
     settings: Mapping[str, Any]
     verdicts: Sequence[Mapping[str, Any]]
 
-    def by_structure(self) -> dict[tuple[int, str], bool]:
-        """Whether each structure broke, by its place and name."""
-        return {(v["index"], v["structure_id"]): v["status"] == "failed" for v in self.verdicts}
+    def by_structure(self) -> dict[tuple[str, int], Mapping[str, Any]]:
+        """Verdicts by the name of their structure and the number of earlier ones of the same name."""
+        seen: Counter[str] = Counter()
+        found = {}
+        for verdict in self.verdicts:
+            name = verdict["structure_id"]
+            found[name, seen[name]] = verdict
+            seen[name] += 1
+        return found
+
+    def value(self, setting: str) -> Any:
+        """A setting; lowest and highest value, as text, where structures have their own."""
+        own = sorted({v["conditions"][setting] for v in self.verdicts if setting in v.get("conditions", {})})
+        if len(own) > 1:
+            return f"{own[0]:g} to {own[-1]:g}"
+        return own[0] if own else self.settings.get(setting)
 
 
 def read_simulations(folders: Sequence[str | Path]) -> list[Simulated]:
@@ -72,8 +86,23 @@ def read_simulation(path: Path, name: str) -> Simulated:
 
 def differing_settings(simulations: Sequence[Simulated]) -> dict[str, list[Any]]:
     """Settings of the protocol that are not the same in all simulations, with the value in each."""
-    values = {key: [s.settings.get(key) for s in simulations] for key in PROTOCOL}
+    values = {key: [s.value(key) for s in simulations] for key in PROTOCOL}
     return {key: found for key, found in values.items() if any(v != found[0] for v in found)}
+
+
+def same_start(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two verdicts are of the same structure at the start, as far as they tell.
+
+    Names do not tell: structures without names are called by their places. Formula, number of atoms, smallest distance
+    and volume at the start must be the same; a structure with which no step could be taken has only the first two.
+    """
+    if any(first.get(key) != second.get(key) for key in ("n_atoms", "formula")):
+        return False
+    for key in ("start_min_distance", "volume_start"):
+        one, other = (v.get("metrics", {}).get(key) for v in (first, second))
+        if one is not None and other is not None and not math.isclose(one, other, rel_tol=SAME_START):
+            return False
+    return True
 
 
 def paired_counts(first: Simulated, second: Simulated) -> dict[str, Any]:
@@ -85,13 +114,14 @@ def paired_counts(first: Simulated, second: Simulated) -> dict[str, Any]:
 
     Returns
     -------
-    ``shared`` structures, ``first_only`` (b), ``second_only`` (c), ``both``, and ``p_value`` (``None`` without a shared
-    structure).
+    ``shared`` structures (same name and :func:`same_start`), ``first_only`` (b), ``second_only`` (c), ``both``,
+    ``p_value`` (``None`` without a shared structure), and ``different``, names that both have for different structures.
     """
     from scipy.stats import binomtest
 
     left, right = first.by_structure(), second.by_structure()
-    pairs = [(left[k], right[k]) for k in left if k in right]
+    same = {key: same_start(left[key], right[key]) for key in left if key in right}
+    pairs = [(left[k]["status"] == "failed", right[k]["status"] == "failed") for k, is_same in same.items() if is_same]
     b, c = sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
     p_value = None if not pairs else 1.0 if b + c == 0 else float(binomtest(b, b + c).pvalue)
     return {
@@ -100,6 +130,7 @@ def paired_counts(first: Simulated, second: Simulated) -> dict[str, Any]:
         "second_only": c,
         "both": sum(x and y for x, y in pairs),
         "p_value": p_value,
+        "different": [key[0] for key, is_same in same.items() if not is_same],
     }
 
 
@@ -182,8 +213,21 @@ def format_comparison(found: Mapping[str, Any]) -> str:
                 shown(s["median_failing_step"], "{:.0f}"),
             ]
         )
-    parts = [text_table(rows), *map(paired_sentence, found["pairs"])]
+    parts = [text_table(rows)]
+    for pair in found["pairs"]:
+        parts.append(paired_sentence(pair))
+        if pair["different"]:
+            parts.append(_different_sentence(pair))
     for key, values in found["differing_settings"].items():
         named = ", ".join(MISSING if v is None else str(v) for v in values)
         parts.append(f"They differ in {key}: {named}. Compare their counts with care.")
     return "\n".join(parts)
+
+
+def _different_sentence(pair: Mapping[str, Any]) -> str:
+    names = pair["different"]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        f"Structures of the same name in {pair['first']} and {pair['second']} that differ in atoms or start, and are "
+        f"not compared: {len(names)} ({', '.join(names[:NAMED])}{more})."
+    )

@@ -106,6 +106,20 @@ class WrongStress(Sound):
         return found
 
 
+class StressOfWrongShape(Sound):
+    def predictions(self, graph, forces, stress):
+        found = by_derivatives(graph, forces, stress, self)
+        found.stress = None if found.stress is None else found.stress[:, :2]
+        return found
+
+
+class ForcesOfWrongShape(Sound):
+    def predictions(self, graph, forces, stress):
+        found = by_derivatives(graph, forces, stress, self)
+        found.forces = None if found.forces is None else found.forces[:, :2]
+        return found
+
+
 class PullsAlong(Sound):
     """Forces with a constant part."""
 

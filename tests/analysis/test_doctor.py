@@ -9,6 +9,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.lj import LennardJones
 from broken_potentials import (
     CUTOFF,
@@ -19,6 +20,7 @@ from broken_potentials import (
     DependsOnOrder,
     DependsOnPlace,
     FewImages,
+    ForcesOfWrongShape,
     Hollow,
     InSingle,
     InSingleWithWrongForces,
@@ -31,6 +33,7 @@ from broken_potentials import (
     PullsAlong,
     Random,
     Sound,
+    StressOfWrongShape,
     WrongForces,
     WrongStress,
 )
@@ -39,7 +42,7 @@ from mdl_physpre import CGCNN, EAMInteraction, PotentialCalculator
 from mdl_physpre.analysis.doctor import any_failed, checks_as_dict, examine, format_checks
 from mdl_physpre.analysis.doctor_atoms import PairCurve, pair_curves
 from mdl_physpre.analysis.doctor_subject import Subject
-from mdl_physpre.errors import DataError
+from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
 
 
@@ -75,6 +78,7 @@ BROKEN = [
     (Kinks, {"smooth at the cutoff, two atoms", "smooth at the cutoff, in a structure"}),
     (WrongForces, {"forces are the slope of the energy"}),
     (WrongStress, {"stress is the slope of the energy"}),
+    (StressOfWrongShape, {"rotation", "stress is the slope of the energy"}),
     (PullsAlong, {"net force", "rotation", "mirror image", "forces are the slope of the energy", "no neighbours"}),
     (NotExtensive, {"supercell", "two far copies", "no neighbours"}),
     (Attractive, {"two atoms at 0.3 Å", "pair Cu-Cu"}),
@@ -234,6 +238,92 @@ def test_a_calculator_without_stress_has_its_stress_unchecked():
     assert failed == set()
     check = verdict(checks, "stress is the slope of the energy")
     assert (check.verdict, check.text) == ("n/a", "the potential gives no stress")
+    assert verdict(checks, "rotation: stress").verdict == "n/a"
+
+
+STRESS = {"rotation: stress", "stress is the slope of the energy"}
+
+
+class StressRaises(LennardJones):
+    """Lists stress among what it gives; ``error`` is what comes instead, ``factor`` makes forces wrong."""
+
+    error: Exception = PropertyNotImplementedError("stress")
+    factor = 1.0
+
+    def get_property(self, name, *args, **kwargs):
+        if name == "stress":
+            raise self.error
+        found = super().get_property(name, *args, **kwargs)
+        return self.factor * found if name == "forces" else found
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "reason"),
+    [
+        (PropertyNotImplementedError("no stress here"), "n/a", "stress is not implemented"),
+        (NotImplementedError("no stress here"), "n/a", "stress is not implemented"),
+        (RuntimeError("lost"), "failed", "raised RuntimeError: lost"),
+        (DataError("of a wrong kind"), "failed", "of a wrong kind"),
+    ],
+)
+def test_stress_that_raises_is_judged_by_itself(error, expected, reason):
+    def calculator(factor):
+        made = StressRaises(sigma=2.0, rc=5.0)
+        made.error, made.factor = error, factor
+        return made
+
+    sound = examine(CalculatorPotential(lambda: LennardJones(sigma=2.0, rc=5.0)), crystals(), progress=False)
+    checks = examine(CalculatorPotential(lambda: calculator(1.0)), crystals(), progress=False)
+    assert [c.name for c in checks] == [c.name for c in sound]
+    assert {c.name: (c.verdict, c.number) for c in checks if c.name not in STRESS} == {
+        c.name: (c.verdict, c.number) for c in sound if c.name not in STRESS
+    }
+    for name in STRESS:
+        assert verdict(checks, name).verdict == expected
+        assert reason in verdict(checks, name).text
+    failed, _ = failures(CalculatorPotential(lambda: calculator(1.3)), crystals())
+    assert "forces are the slope of the energy" in failed
+
+
+FORCES = {"finite numbers", "determinism", "symmetry", "net force", "derivatives", "supercell", "no neighbours"}
+
+
+@pytest.mark.parametrize("wrong", [lambda f: f[:-1], lambda f: f[:, :2], lambda f: f.reshape(-1), lambda f: f[None]])
+def test_forces_of_a_wrong_shape_fail(wrong):
+    class WrongShape(LennardJones):
+        def calculate(self, *args, **kwargs):
+            super().calculate(*args, **kwargs)
+            self.results["forces"] = wrong(self.results["forces"])
+
+    failed, checks = failures(CalculatorPotential(lambda: WrongShape(sigma=2.0, rc=5.0)), crystals())
+    assert failed >= FORCES
+    assert "gives forces of shape" in verdict(checks, "symmetry").text
+    assert {c.name for c in checks if c.verdict == "n/a"} == {
+        "smooth at the cutoff",
+        "single against double precision",
+    }
+
+
+def test_forces_of_a_wrong_shape_fail_in_a_network_too():
+    failed, checks = failures(ForcesOfWrongShape())
+    assert failed >= FORCES
+    assert verdict(checks, "net force").text == "raised ValueError: forces: shape (12, 2), expected (12, 3)"
+
+
+def test_a_calculator_without_forces_fails_once():
+    class EnergyAlone(LennardJones):
+        implemented_properties = ["energy"]
+
+    failed, checks = failures(CalculatorPotential(lambda: EnergyAlone(sigma=2.0, rc=5.0)), crystals())
+    assert failed == {"finite numbers"}
+    assert verdict(checks, "finite numbers").text.startswith("forces are not implemented: ")
+    assert verdict(checks, "symmetry").verdict == "n/a"
+
+
+@pytest.mark.parametrize("cutoff", [0.0, -5.0, np.nan, np.inf])
+def test_a_cutoff_that_is_none_is_refused(cutoff):
+    with pytest.raises(ConfigError, match=rf"the cutoff is {cutoff:g} Å"):
+        examine(CalculatorPotential(lambda: LennardJones(sigma=2.0, rc=5.0)), crystals(), cutoff=cutoff)
 
 
 def test_molecules_alone_leave_periodic_checks_out():

@@ -1,28 +1,30 @@
 """Simulations side by side."""
 
 import json
+from dataclasses import asdict, replace
 from math import comb
 
 import pytest
 
+from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts import REASONS, make_verdict
 from mdl_physpre.errors import DataError
-from mdl_physpre.report.comparison import Simulated, compare, format_comparison, paired_counts
+from mdl_physpre.report.comparison import PROTOCOL, Simulated, compare, format_comparison, paired_counts
 
 
-def verdict(index, broken):
+def verdict(index, broken, formula="SiO2", n_atoms=3, place=None, conditions=None, **metrics):
     return make_verdict(
         structure_id=f"s{index}",
-        index=index,
-        formula="SiO2",
-        n_atoms=3,
+        index=index if place is None else place,
+        formula=formula,
+        n_atoms=n_atoms,
         failures={"overlap": (7, "too near")} if broken else {},
         not_applicable={},
         steps_run=7 if broken else 20,
         steps_asked=20,
         timestep=1.0,
-        conditions={},
-        metrics={},
+        conditions=conditions or {},
+        metrics=metrics,
     )
 
 
@@ -42,6 +44,82 @@ def test_paired_counts_are_those_of_shared_structures():
     assert found["p_value"] == pytest.approx(2 * (comb(8, 0) + comb(8, 1)) / 2**8)
     assert paired_counts(one, one)["p_value"] == 1.0
     assert paired_counts(one, Simulated("none", {}, []))["p_value"] is None
+
+
+def test_other_structures_of_the_same_name_are_not_shared(tmp_path):
+    copper = [("Cu16", 16)] * 4, [("Cu32", 32), ("Cu16", 16), ("Cu", 1), ("Cu", 1)]
+    for name, structures in zip(("one", "two"), copper):
+        (tmp_path / name).mkdir()
+        verdicts = [verdict(k, False, *structure) for k, structure in enumerate(structures)]
+        content = json.dumps({"settings": {}, "verdicts": verdicts})
+        (tmp_path / name / "verdicts.json").write_text(content)
+    found = compare([tmp_path / "one", tmp_path / "two"])
+    assert found["pairs"][0]["shared"] == 1
+    assert found["pairs"][0]["different"] == ["s0", "s2", "s3"]
+    text = format_comparison(found)
+    assert "Of 1 structures simulated by both" in text
+    assert "of the same name in one and two that differ in atoms or start" in text
+    assert "and are not compared: 3 (s0, s2, s3)." in text
+
+
+@pytest.mark.parametrize(
+    ("change", "shared"),
+    [
+        ({"start_min_distance": 2.3500001}, 1),  # as rounded in a file
+        ({"start_min_distance": 2.36}, 0),
+        ({"volume_start": 41.0}, 0),
+        ({"start_min_distance": None, "volume_start": None}, 1),  # no step could be taken
+        ({"formula": "Si2O"}, 0),
+        ({"n_atoms": 6}, 0),
+        ({"place": 7}, 1),
+    ],
+)
+def test_what_tells_structures_of_one_name_apart(change, shared):
+    usual = {"start_min_distance": 2.35, "volume_start": 40.0}
+    one, two = (Simulated("", {}, [verdict(0, True, **given)]) for given in (usual, usual | change))
+    found = paired_counts(one, two)
+    assert (found["shared"], found["both"], len(found["different"])) == (shared, shared, 1 - shared)
+
+
+def test_structures_with_one_name_are_taken_in_order():
+    one = Simulated("one", {}, [verdict(0, broken, place=k) for k, broken in enumerate([True, False, True])])
+    two = Simulated("two", {}, [verdict(0, broken, place=k) for k, broken in enumerate([False, False])])
+    found = paired_counts(one, two)
+    assert (found["shared"], found["first_only"], found["second_only"]) == (2, 1, 0)
+
+
+OTHER = {
+    "ensemble": "npt", "temperature": 400.0, "timestep": 2.0, "steps": 10, "friction": 0.02, "fixcm": False, "seed": 1,
+    "overlap_ratio": 0.6, "stop_on_overlap": False, "lindemann_local": 0.3, "lindemann_global": 0.3,
+    "distance": "minimum_image", "lindemann_interval": 6, "lindemann_check_interval": 60, "lindemann_min_steps": 5,
+    "lindemann_max_atoms": 5, "max_temperature": 5000.0, "max_displacement": 5.0, "max_neighbours": 5, "pressure": 2.0,
+    "taut": 50.0, "taup": 500.0, "compressibility": 1e-5, "min_volume_ratio": 0.2, "max_volume_ratio": 5.0,
+}  # fmt: skip
+WORK = {"skin": 2.0, "max_edges": 7, "checkpoint_steps": 7, "checkpoint_seconds": 7.0, "trajectory_interval": 7}
+OBSERVED = {"pressure_interval": 7, "rdf_interval": 7, "rdf_start": 7, "rdf_r_max": 7.0, "rdf_bins": 7}
+
+
+def test_settings_that_change_verdicts_are_named(tmp_path):
+    assert set(PROTOCOL) == set(OTHER)
+    usual = DynamicsSettings()
+    stored(tmp_path / "usual", {1}, **asdict(usual))
+    for key, value in OTHER.items():
+        stored(tmp_path / key, {1}, **asdict(replace(usual, **{key: value})))
+        found = compare([tmp_path / "usual", tmp_path / key])
+        assert found["differing_settings"] == {key: [getattr(usual, key), value]}
+        assert f"They differ in {key}: " in format_comparison(found) and str(value) in format_comparison(found)
+    stored(tmp_path / "work", {1}, **asdict(replace(usual, **WORK, **OBSERVED, rdf_smoothing=0.1)))
+    assert not compare([tmp_path / "usual", tmp_path / "work"])["differing_settings"]
+
+
+def test_temperatures_of_single_structures_are_told(tmp_path):
+    shared = asdict(DynamicsSettings(temperature=300.0))
+    for name, temperatures in (("one", (300.0, 300.0)), ("two", (300.0, 2000.0))):
+        (tmp_path / name).mkdir()
+        verdicts = [verdict(k, False, conditions={"temperature": t}) for k, t in enumerate(temperatures)]
+        (tmp_path / name / "verdicts.json").write_text(json.dumps({"settings": shared, "verdicts": verdicts}))
+    text = format_comparison(compare([tmp_path / "one", tmp_path / "two"]))
+    assert "They differ in temperature: 300.0, 300 to 2000." in text
 
 
 def test_folders_of_md_and_of_runs(tmp_path):
