@@ -19,6 +19,7 @@ from mdl_physpre.analysis.rdf_errors import rdf_errors, reference_rdf
 from mdl_physpre.dynamics.rdf_sampling import read_rdfs
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.splitting import simulate_parallel
+from mdl_physpre.dynamics.verdicts import summarise
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.open_potential import is_scheme, open_potential
@@ -58,7 +59,7 @@ def compare_with_reference(
 
     Raises
     ------
-    DataError : a trajectory that cannot be read, or shares no structure with the simulation.
+    DataError : a trajectory that cannot be read, or shares no structure or no pair of elements with the simulation.
     CheckpointError, ConfigError : a reference that cannot be opened.
     """
     settings = settings or DynamicsSettings()
@@ -91,6 +92,10 @@ def compare_with_reference(
     result["rdf"] = average_rdfs([found[name] for name in shared])
     result["reference_rdf"] = average_rdfs([stored[name] for name in shared])
     result["errors"] = rdf_errors(result["rdf"], result["reference_rdf"])
+    if all(error["mae"] is None for error in result["errors"].values()):
+        pairs = (", ".join(rdf["g"]) or "none" for rdf in (result["rdf"], result["reference_rdf"]))
+        both = " against ".join(pairs)
+        raise DataError(f"{reference}: no pair of elements in common with the simulation ({both})")
     result["structure_errors"] = {name: rdf_errors(found[name], stored[name]) for name in shared}
     return {**result, "structures": len(shared)}
 
@@ -109,4 +114,7 @@ def format_rdf_errors(compared: Mapping[str, Any]) -> str:
     for pair, error in compared["errors"].items():
         mae, distance = ("–" if error[key] is None else f"{error[key]:.3f}" for key in ("mae", "wasserstein"))
         lines.append(f"  {pair}: mean absolute error {mae}, Wasserstein-1 distance {distance} Å")
+    if "reference_verdicts" in compared:
+        found = summarise(compared["reference_verdicts"])["failed"]
+        lines.append(f"Broken with the reference itself: {found['count']} of {found['n']}")
     return "\n".join(lines)

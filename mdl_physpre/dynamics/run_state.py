@@ -20,12 +20,12 @@ from mdl_physpre.dynamics.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.observers import Broken, Observers, add_reason
 from mdl_physpre.dynamics.random_numbers import NoiseStreams, maxwell_boltzmann_velocities, structure_generator
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.skin_lists import SkinLists, expected_neighbours
+from mdl_physpre.dynamics.skin_lists import SkinLists
 from mdl_physpre.dynamics.storage import clear, read_state, write_state
 from mdl_physpre.dynamics.thermostats import DRAWS, INTEGRATORS
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.structures.neighbours import complete_cell
+from mdl_physpre.structures.neighbours import complete_cell, expected_neighbours
 
 logger = logging.getLogger(__name__)
 SEARCH_RADIUS = 3.0  # Å; where the search for the smallest distance begins

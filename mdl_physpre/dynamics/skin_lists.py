@@ -29,7 +29,7 @@ from torch import Tensor
 
 from mdl_physpre.dynamics.skin_native import pairs_inside
 from mdl_physpre.structures.graph import AtomGraph, batch_by_edges
-from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.structures.neighbours import expected_neighbours, neighbour_list
 
 
 class Collapsed(Exception):
@@ -309,18 +309,3 @@ class SkinLists:
         self._close = None
         self._number_atoms()
         self.cut()
-
-
-def expected_neighbours(n_atoms: int, cell: np.ndarray, pbc: np.ndarray, radius: float) -> float:
-    """How many neighbours an atom has on average if the atoms fill the cell evenly along its periodic directions.
-
-    For fewer than three of these only images of the atom itself are counted: the other atoms may be out of reach.
-    """
-    vectors = np.asarray(cell, dtype=float)[np.asarray(pbc, dtype=bool)]
-    p = len(vectors)
-    if p == 0:
-        return 0.0
-    measure = math.sqrt(max(float(np.linalg.det(vectors @ vectors.T)), 0.0))
-    ball = {1: 2 * radius, 2: math.pi * radius**2, 3: 4 / 3 * math.pi * radius**3}[p]
-    with np.errstate(all="ignore"):
-        return (n_atoms if p == 3 else 1) * ball / measure if measure > 0 else math.inf

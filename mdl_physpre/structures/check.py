@@ -10,9 +10,10 @@ from ase import Atoms
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.label_sources import label_names
 from mdl_physpre.structures.labels import LABELS, get_labels
-from mdl_physpre.structures.neighbours import complete_cell, neighbour_list
+from mdl_physpre.structures.neighbours import complete_cell, expected_neighbours, neighbour_list
 
 SAME_PLACE = 0.1  # Å: closer than any two nuclei in a calculation that converged
+MOST_NEIGHBOURS = 10_000  # of an atom within SEARCH; a crystal has about ten
 SEARCH = 2.0  # Å: the neighbour search is fastest here; shorter radii cost more cells than they save pairs
 
 
@@ -86,6 +87,10 @@ def _finite(name: str, array: np.ndarray, row: str) -> None:
 
 def _check_coincident(atoms: Atoms, same_place: float) -> None:
     radius = max(SEARCH, same_place)
+    # before the search: the pairs of a collapsed cell might not fit into memory
+    mean = expected_neighbours(len(atoms), atoms.cell[:], atoms.pbc, radius)
+    if mean > MOST_NEIGHBOURS:
+        raise DataError(f"an atom has about {mean:.3g} neighbours within {radius:g} Å; the cell is too small")
     i, j, shifts = neighbour_list(atoms.positions, atoms.cell[:], atoms.pbc, radius)
     if not len(i):
         return

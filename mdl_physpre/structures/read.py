@@ -8,14 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ase.io
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
+from ase.io.formats import UnknownFileTypeError
 
 from mdl_physpre.errors import ConfigError, DataError, nearest
 from mdl_physpre.progress import progress
 from mdl_physpre.structures.ase_database import read_ase_database
 from mdl_physpre.structures.check import check_structures
 from mdl_physpre.structures.extxyz import read_extxyz
+from mdl_physpre.structures.files import existing_file
 from mdl_physpre.structures.json_stream import iterate_json
 from mdl_physpre.structures.label_sources import assign_labels
 from mdl_physpre.structures.load_atoms_dataset import PREFIX, read_load_atoms
@@ -53,7 +56,7 @@ def read_structures(path: str | Path, keys: Mapping[str, str] | None = None, **o
     Parameters
     ----------
     path : a file, its format taken from its name: .extxyz/.xyz (also .gz), .db (ASE), .json (also .gz; MatDeepLearn,
-        MPtrj or ASE, told apart by content), or "load-atoms:NAME".
+        MPtrj or ASE, told apart by content); any other that ASE reads (.traj, .cif, POSCAR, …); or "load-atoms:NAME".
     keys : where labels stand, {"energy": …, "forces": …, "stress": …}, any of them; names of entries of ``info``,
         ``arrays`` or calculator results. Then ``REF_energy``, ``REF_forces``, ``REF_stress`` count, then calculator
         results. Energies are totals in eV, forces eV/Å, stress eV/Å³ with tension positive, as (6,) in Voigt order,
@@ -113,12 +116,27 @@ def _symbols(elements: Iterable[str] | None) -> frozenset[str] | None:
 
 
 def _read_file(path: Path, energy: str, elements: frozenset[str] | None) -> list[Atoms]:
-    kind = format_of(path)
+    try:
+        kind = format_of(path)
+    except DataError as unknown:
+        return _read_by_ase(path, unknown)
     if kind == "extxyz":
         return read_extxyz(path)
     if kind == "db":
         return read_ase_database(path)
     return _read_json(path, energy, elements)
+
+
+def _read_by_ase(path: Path, unknown: DataError) -> list[Atoms]:
+    """Whatever else ASE reads: trajectories, CIF, POSCAR, results of DFT codes, …"""
+    existing_file(path)
+    try:
+        found = ase.io.read(path, index=":")
+    except UnknownFileTypeError:
+        raise DataError(f"{unknown}; nor does ASE know it") from None
+    except Exception as error:  # ASE's readers raise errors of many kinds
+        raise DataError(f"{path}: ASE cannot read it ({type(error).__name__}: {error}); known: {FORMATS}") from error
+    return found if isinstance(found, list) else [found]
 
 
 def _read_json(path: Path, energy: str, elements: frozenset[str] | None) -> list[Atoms]:

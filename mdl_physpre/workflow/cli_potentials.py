@@ -80,14 +80,16 @@ def md(
     pressure: Annotated[float, typer.Option(help="bar; npt only.")] = 1.01325,
     timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Steps of each structure.")] = 5000,
-    n_structures: Annotated[int | None, typer.Option(help="The first so many structures; all if not given.")] = None,
+    n_structures: Annotated[
+        int | None, typer.Option(min=1, help="The first so many structures; all if not given.")
+    ] = None,
     min_atoms: Annotated[int, typer.Option(help="Smaller structures are doubled until they have so many.")] = 1,
     trajectory_interval: Annotated[int, typer.Option(help="Steps between stored frames; 0 stores none.")] = 0,
     reference: Annotated[
         str | None,
         typer.Option(help="Compare radial distribution functions with a trajectory, a folder of them, or a MODEL."),
     ] = None,
-    processes: Annotated[int, typer.Option(help="Share the structures among so many processes.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Share the structures among so many processes.")] = 1,
     device: Annotated[list[str] | None, typer.Option(help="cpu, cuda:0, …; repeat to share among several.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of velocities and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for verdicts, and the state to go on from.")] = None,
@@ -117,7 +119,8 @@ def md(
     }
     chosen = dynamics_settings(named, settings or ())
     potential = open_potential(model, modules=modules or (), map_location=(device or ["cpu"])[0])
-    found = [enlarge(atoms, min_atoms) for atoms in read_structures(structures)[:n_structures]]
+    # unchecked: a start from which no step can be taken is a verdict, and stops no other structure
+    found = [enlarge(atoms, min_atoms) for atoms in read_structures(structures, check=False)[:n_structures]]
     workers: dict[str, Any] = {"processes": max(processes, len(device or ())), "devices": device}
     if reference is None:
         verdicts = simulate_parallel(potential, found, chosen, out, **workers)
@@ -128,6 +131,10 @@ def md(
     print(format_rdf_errors(compared))
     if out:
         from mdl_physpre.report.rdf_figure import draw_rdfs
+        from mdl_physpre.workflow.stages import write_json
+
+        names = ("structures", "errors", "structure_errors", "reference_verdicts")
+        write_json(out / "rdf_errors.json", {name: compared[name] for name in names if name in compared})
 
         draw_rdfs({Path(model).name: compared["rdf"]}, out / "rdf.png", reference=compared["reference_rdf"])
         print(f"figure: {out / 'rdf.png'}")

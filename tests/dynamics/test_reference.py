@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
+from ase.calculators.lj import LennardJones
 
-from mdl_physpre import DynamicsSettings, EAMInteraction, simulate
+from mdl_physpre import CalculatorPotential, DynamicsSettings, EAMInteraction, simulate
 from mdl_physpre.dynamics.reference import compare_with_reference, format_rdf_errors
 from mdl_physpre.errors import DataError
 
@@ -51,6 +52,14 @@ def test_a_calculator_from_the_same_start(eam, structures):
     assert len(found["reference_verdicts"]) == 1
     assert found["errors"]["O-Mg"]["mae"] > 0.05
     assert found["structure_errors"].keys() == {"rock salt 0"}
+
+
+def test_what_shares_no_elements_is_no_reference(eam, structures, tmp_path):
+    simulate(eam, structures[:1], SETTINGS, tmp_path / "own", progress=False)
+    argon = CalculatorPotential(LennardJones(sigma=3.4, epsilon=0.01, rc=4.0), name="argon")
+    atoms = bulk("Ar", cubic=True)
+    with pytest.raises(DataError, match=r"no pair of elements in common .*Ar-Ar against O-O"):
+        compare_with_reference(argon, [atoms], tmp_path / "own" / "trajectories", SETTINGS, progress=False)
 
 
 def test_late_frames_only(eam, structures, tmp_path):

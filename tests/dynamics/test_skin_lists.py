@@ -10,8 +10,8 @@ from ase.build import bulk
 
 from mdl_physpre.analysis.overlap import minimum_distance
 from mdl_physpre.dynamics import skin_native
-from mdl_physpre.dynamics.skin_lists import SkinLists, expected_neighbours
-from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.dynamics.skin_lists import SkinLists
+from mdl_physpre.structures.neighbours import expected_neighbours, neighbour_list
 
 CPU = torch.device("cpu")
 

@@ -8,6 +8,8 @@ import logging
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.db import connect
 from ase.io import write as ase_write
 
@@ -239,8 +241,30 @@ def test_a_missing_file_and_its_nearest_name(tmp_path):
         read_structures(tmp_path / "phosphorous.extxyz")
     with pytest.raises(DataError, match="is a folder"):
         read_structures(tmp_path.rename(tmp_path.with_suffix(".xyz")))
-    with pytest.raises(DataError, match="stands for no known format"):
+    with pytest.raises(DataError, match="no such file"):
         read_structures(tmp_path / "a.cif")
+
+
+def test_whatever_else_ase_reads(tmp_path):
+    """A trajectory with results of a calculator, a CIF, a POSCAR without a suffix; and what ASE does not know."""
+    frames = [bulk("Cu", cubic=True), bulk("Cu", cubic=True).repeat(2)]
+    for atoms in frames:
+        atoms.calc = EMT()
+        atoms.get_stress()
+    ase_write(tmp_path / "a.traj", frames)
+    found = read_structures(tmp_path / "a.traj")
+    assert [len(atoms) for atoms in found] == [4, 32]
+    assert get_labels(found[1]).energy == pytest.approx(frames[1].get_potential_energy())
+    for name, kind in (("a.cif", "cif"), ("POSCAR", "vasp")):
+        ase_write(tmp_path / name, frames[0], format=kind)
+        (one,) = read_structures(tmp_path / name)
+        np.testing.assert_allclose(one.cell[:], frames[0].cell[:], atol=1e-6)
+    (tmp_path / "a.cif").write_text("data_\n_cell_length_a\n")
+    with pytest.raises(DataError, match=r"a.cif: ASE cannot read it"):
+        read_structures(tmp_path / "a.cif")
+    (tmp_path / "a.thing").write_text("hello")
+    with pytest.raises(DataError, match="stands for no known format.*nor does ASE know it"):
+        read_structures(tmp_path / "a.thing")
 
 
 def test_unknown_keys_and_options_name_the_nearest(tmp_path):
