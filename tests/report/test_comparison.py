@@ -89,13 +89,13 @@ def test_structures_with_one_name_are_taken_in_order():
 
 
 OTHER = {
-    "ensemble": "npt", "temperature": 400.0, "timestep": 2.0, "steps": 10, "friction": 0.02, "fixcm": False, "seed": 1,
+    "ensemble": "npt", "temperature": 400.0, "timestep": 2.0, "steps": 10, "friction": 0.02, "fixcm": False,
     "overlap_ratio": 0.6, "stop_on_overlap": False, "lindemann_local": 0.3, "lindemann_global": 0.3,
     "distance": "minimum_image", "lindemann_interval": 6, "lindemann_check_interval": 60, "lindemann_min_steps": 5,
     "lindemann_max_atoms": 5, "max_temperature": 5000.0, "max_displacement": 5.0, "max_neighbours": 5, "pressure": 2.0,
     "taut": 50.0, "taup": 500.0, "compressibility": 1e-5, "min_volume_ratio": 0.2, "max_volume_ratio": 5.0,
 }  # fmt: skip
-WORK = {"skin": 2.0, "max_edges": 7, "checkpoint_steps": 7, "checkpoint_seconds": 7.0, "trajectory_interval": 7}
+WORK = {"seed": 7, "skin": 2.0, "max_edges": 7, "checkpoint_steps": 7, "checkpoint_seconds": 7.0, "trajectory_interval": 7}
 OBSERVED = {"pressure_interval": 7, "rdf_interval": 7, "rdf_start": 7, "rdf_r_max": 7.0, "rdf_bins": 7}
 
 
