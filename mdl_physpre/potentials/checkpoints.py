@@ -1,6 +1,7 @@
 """Saving and loading potentials, and building backbones by name.
 
-A checkpoint is one file, written by ``torch.save``, that holds a dictionary of tensors and plain values:
+Files in the formats of others are loaded, too: READERS. A checkpoint of this package is one file, written by
+``torch.save``, that holds a dictionary of tensors and plain values:
 
     format             "mdl_physpre potential"
     format_version     1
@@ -24,10 +25,10 @@ import pickle
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,11 @@ from torch import Tensor
 from mdl_physpre import __version__
 from mdl_physpre.errors import CheckpointError, ConfigError, nearest
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.import_paths import import_object
+from mdl_physpre.potentials.matdeeplearn_checkpoints import is_matdeeplearn_checkpoint, read_matdeeplearn_checkpoint
+from mdl_physpre.potentials.mattersim_checkpoints import is_mattersim_checkpoint, read_mattersim_checkpoint
+from mdl_physpre.potentials.mattertune_checkpoints import is_mattertune_checkpoint, read_mattertune_checkpoint
 from mdl_physpre.potentials.reference import EnergyReference
 
 FORMAT = "mdl_physpre potential"
@@ -134,14 +139,22 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
 
 
 def load_potential(path: str | Path, map_location: str | torch.device = "cpu") -> Potential:
-    """The potential that :func:`save_potential` wrote, in evaluation mode, with the precision it was saved in.
+    """The potential in a checkpoint file, in evaluation mode, with the precision it was saved in.
+
+    The file is one that :func:`save_potential` wrote, or one of another format in ``READERS``; its content tells which.
 
     A backbone of a third party must be registered as an entry point, or its module be imported beforehand (which
     ``open_potential(path, modules=["package.module"])`` does): a file alone may not name a module to import.
 
     Raises CheckpointError for a missing, truncated or foreign file, one of another version, one that would execute
-    code, and one whose backbone is unknown or does not fit its parameters.
+    code, and one whose backbone is unknown or does not fit its parameters; ConfigError for a device that is not there.
     """
+    path, device = Path(path), available_device(map_location)
+    reader = next(reader for reader in READERS.values() if reader.recognises(path))
+    return reader.read(path, device)
+
+
+def _load_own(path: Path, map_location: str | torch.device) -> Potential:
     content = read_checkpoint(path, map_location)
     name = content["backbone"]
     for used in _backbones_in(content):
@@ -164,6 +177,25 @@ def load_potential(path: str | Path, map_location: str | torch.device = "cpu") -
     return potential.to(map_location).eval()
 
 
+class Reader(NamedTuple):
+    """A format of checkpoint files: whether a file has it, and the potential in it, on a device."""
+
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path, torch.device], Potential]
+
+
+READERS: dict[str, Reader] = {
+    "MatDeepLearn": Reader(
+        is_matdeeplearn_checkpoint, lambda path, device: read_matdeeplearn_checkpoint(path, map_location=device)
+    ),
+    "MatterSim": Reader(is_mattersim_checkpoint, read_mattersim_checkpoint),
+    "MatterTune": Reader(is_mattertune_checkpoint, read_mattertune_checkpoint),
+    "mdl_physpre": Reader(lambda path: True, _load_own),
+}
+"""Formats by name. The first that recognises a file reads it; that of this package comes last and takes every file,
+because its errors say best what is wrong with one."""
+
+
 def _backbones_in(content: Mapping[str, Any]) -> list[str]:
     """Names of the backbone and of those that its hyperparameters name in turn (a network inside a hybrid)."""
     inside = content.get("hyperparameters")
@@ -173,8 +205,11 @@ def _backbones_in(content: Mapping[str, Any]) -> list[str]:
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """The dictionary stored in a checkpoint, checked for format and version. Raises as :func:`load_potential` does."""
-    path = Path(path)
+    """The dictionary stored in a checkpoint of this package, checked for format and version.
+
+    Raises as :func:`load_potential` does.
+    """
+    path, device = Path(path), available_device(map_location)
     try:
         with open(path, "rb") as file:
             head = file.read(4)
@@ -188,7 +223,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             raise CheckpointError(f"{path}: the checkpoint is truncated or damaged; copy or write it again")
         raise CheckpointError(f"{path}: not a checkpoint of this package (no PyTorch archive); nothing in it was run")
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         lines = (line.strip() for line in str(error).splitlines())
         reason = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), "")

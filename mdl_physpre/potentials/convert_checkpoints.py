@@ -37,7 +37,7 @@ def convert_checkpoint(
     target : the file to write.
     format : ``mdl_physpre``, ``matdeeplearn`` or ``mattersim``; where ``None``, ``mattersim`` for the ending ``.pth``,
         and ``mdl_physpre`` for any other.
-    config : the YAML of a source of MatDeepLearn; looked for beside it where ``None``.
+    config : the YAML of a source of MatDeepLearn; looked for beside it where ``None``. For MatDeepLearn's alone.
 
     Returns
     -------
@@ -46,8 +46,10 @@ def convert_checkpoint(
 
     Raises
     ------
-    ConfigError : an unknown format; a calculator as source; source and target the same file.
-    CheckpointError : a source that cannot be read, or a potential that has no counterpart in the format.
+    ConfigError : an unknown format; a calculator as source; source and target the same file; for MatDeepLearn's format,
+        a target named like a YAML, or another YAML where the one that belongs to the target is to be.
+    CheckpointError : a source that cannot be read, or is not MatDeepLearn's although ``config`` is given; a potential
+        that has no counterpart in the format.
     """
     target = Path(target)
     if format is None:

@@ -37,6 +37,7 @@ class CalculatorPotential(Potential):
     name : what identifies the calculator with all its settings. Stored results of a run are used again where the name
         is the same, so two calculators that differ need two names. Where ``None``, a hash of the calculator's state; a
         state that cannot be hashed is taken to be different every time.
+    source : more that tells stored results apart and is not shown to people, such as a hash of the calculator's code.
 
     Attributes
     ----------
@@ -50,7 +51,9 @@ class CalculatorPotential(Potential):
     cutoff = 0.0
     elements = None
 
-    def __init__(self, calculator: Calculator | Callable[[], Calculator], name: str | None = None) -> None:
+    def __init__(
+        self, calculator: Calculator | Callable[[], Calculator], name: str | None = None, source: str = ""
+    ) -> None:
         super().__init__()
         given = not isinstance(calculator, type) and hasattr(calculator, "get_property")
         self.factory: Callable[[], Calculator] = _Given(calculator) if given else calculator
@@ -59,6 +62,7 @@ class CalculatorPotential(Potential):
         built = self.calculator
         cls = type(built)
         self.name = name if name is not None else f"{cls.__module__}.{cls.__qualname__} {fingerprint(built)}"
+        self.source = source
         self.gives_stress = "stress" in getattr(built, "implemented_properties", ())
 
     @property
@@ -75,9 +79,14 @@ class CalculatorPotential(Potential):
         """What ``print`` shows."""
         return self.name
 
+    @property
+    def identity(self) -> str:
+        """Name and source: by what stored results are told apart."""
+        return f"{self.name} {self.source}".rstrip()
+
     def get_extra_state(self) -> Tensor:
-        """The name as bytes: the state by which stored results tell potentials apart."""
-        return name_as_tensor(self.name)
+        """The identity as bytes: the state by which stored results tell potentials apart."""
+        return name_as_tensor(self.identity)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Raises CheckpointError: a calculator is not stored in a checkpoint."""

@@ -8,6 +8,7 @@ left out. Energies of the elements that the YAML has under ``physpre.energy_refe
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +22,10 @@ from ase.data import atomic_numbers, chemical_symbols
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.cgcnn import CGCNN, NODE_DIM
+from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.matdeeplearn_models import (
     EARLY_POOLING,
-    LATE,
     MODELS,
     eam_keys,
     eam_state,
@@ -39,12 +40,14 @@ logger = logging.getLogger(__name__)
 
 CALCULATOR = "mdl_physpre.hosts.matdeeplearn.MatDeepLearnCalculator"
 """Import path of the calculator that needs the host and knows all of its models."""
+MARKS = {"best_metric", "identifier"}
+"""What the host's trainer writes beside the parameters, and no other format has."""
 
 
 def is_matdeeplearn_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint that MatDeepLearn's trainer wrote."""
     try:
-        return {"best_metric", "identifier"} <= load_checkpoint(path, "cpu").keys()
+        return load_checkpoint(path, "cpu").keys() >= MARKS
     except CheckpointError:  # of another kind, or damaged: the reader that takes it says what is wrong
         return False
 
@@ -65,9 +68,15 @@ def read_matdeeplearn_checkpoint(
     ------
     CheckpointError : a file that is missing, damaged or of another kind; no YAML; a model that is not supported, with
         the reason; a YAML that does not fit the checkpoint, with the keys that differ.
+    ConfigError : a device that is not there.
     """
-    path = Path(path)
-    content = load_checkpoint(path, map_location)
+    path, device = Path(path), available_device(map_location)
+    content = load_checkpoint(path, device)
+    if not content.keys() >= MARKS:
+        raise CheckpointError(
+            f"{path}: no checkpoint of MatDeepLearn: it lacks {', '.join(sorted(MARKS - content.keys()))}; open it "
+            "without a YAML (no config, no --config), and its format is recognised by its content"
+        )
     where, keys = read_config(path, config)
     state = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
     try:
@@ -105,7 +114,7 @@ def read_matdeeplearn_checkpoint(
     given_reference = (keys.get("physpre") or {}).get("energy_reference")
     if given_reference:
         potential.shift_reference(_reference(where, given_reference))
-    return potential.to(map_location).eval()
+    return potential.to(device).eval()
 
 
 def _reference(where: str, energies: Mapping[str, float]) -> torch.Tensor:
@@ -126,7 +135,8 @@ def write_matdeeplearn_checkpoint(
     ----------
     path : the checkpoint, usually ``best_checkpoint.pt``.
     potential : a CGCNN, TorchMDET or EAMInteraction.
-    config : the YAML; ``path`` with the ending ``.yml`` where None.
+    config : the YAML; ``path`` with the ending ``.yml`` where None. One that is there is only replaced where this
+        function wrote it for a checkpoint of the same name, and nobody has changed it since.
 
     Returns
     -------
@@ -136,9 +146,17 @@ def write_matdeeplearn_checkpoint(
     Raises
     ------
     CheckpointError : another potential, or files that cannot be written.
+    ConfigError : a checkpoint that ends in ``.yml`` or ``.yaml``; another YAML in the place of this one.
     """
     path = Path(path)
     config = path.with_suffix(".yml") if config is None else Path(config)
+    if path.suffix.lower() in (".yml", ".yaml"):
+        raise ConfigError(f"{path}: is the name of a YAML file, which is written beside the checkpoint; end it in .pt")
+    if config.exists() and not _is_ours(config, path):
+        raise ConfigError(
+            f"{config}: is there already and is not the YAML that was written with {path.name}, as it was written; "
+            f"{path} needs a YAML in its place. Move that away, or give the checkpoint another name"
+        )
     lost: list[str] = []
     if isinstance(potential, EAMInteraction):
         state, model, edge_dim = eam_state(potential), eam_keys(potential), 50
@@ -169,17 +187,28 @@ def write_matdeeplearn_checkpoint(
         keys["physpre"] = {"energy_reference": {chemical_symbols[z]: e for z, e in reference.as_dict().items()}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
-        with replacing(config) as temporary:
-            temporary.write_text(yaml.safe_dump(keys, sort_keys=False))
+        with replacing(path) as checkpoint, replacing(config) as beside:
+            torch.save(content, checkpoint)
+            text = yaml.safe_dump(keys, sort_keys=False)
+            beside.write_text(_first_line(path, text) + text)
     except (OSError, DataError) as error:
         raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
     for sentence in lost:
         logger.warning("%s: %s", path, sentence)
-    if isinstance(potential, TorchMDET):
-        logger.warning("%s: %s; there name the model %s", config, EARLY_POOLING, LATE)
     return lost
+
+
+def _first_line(path: Path, text: str) -> str:
+    """The comment by which a YAML is known that was written with the checkpoint ``path`` and is unchanged."""
+    return f"# Written by mdl_physpre with {path.name}; sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}\n"
+
+
+def _is_ours(config: Path, path: Path) -> bool:
+    try:
+        first, end, text = config.read_text().partition("\n")
+    except (OSError, UnicodeDecodeError):  # a folder, or no text
+        return False
+    return first + end == _first_line(path, text)
 
 
 def load_checkpoint(path: Path, map_location: str | torch.device) -> dict[str, Any]:

@@ -190,4 +190,6 @@ def lost_of_network(potential: CGCNN | TorchMDET) -> list[str]:
         lost.append("the elements are left out: the host does not refuse others")
     if isinstance(potential, CGCNN) and potential.edge_width != 0.2:
         lost.append(f"the host's Gaussians are 0.2 of the cutoff wide, not {potential.edge_width}: its energies differ")
+    if isinstance(potential, TorchMDET):
+        lost.append(f"{EARLY_POOLING}; for such a one, name the model {LATE} in the YAML")
     return lost

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.m3gnet import M3GNet
 from mdl_physpre.structures.files import replacing
 
@@ -44,9 +45,9 @@ def read_mattersim_checkpoint(path: str | Path, map_location: str | torch.device
     """The M3GNet in a checkpoint of MatterSim, in evaluation mode.
 
     Raises CheckpointError for a file that is missing, damaged or of another kind, and for one whose parameters do not
-    fit its sizes.
+    fit its sizes, and ConfigError for a device that is not there.
     """
-    path = Path(path)
+    path, device = Path(path), available_device(map_location)
     content = read_without_running(path)
     state, arguments = content.get("model"), content.get("model_args")
     if not isinstance(state, Mapping) or not isinstance(arguments, Mapping):
@@ -58,7 +59,7 @@ def read_mattersim_checkpoint(path: str | Path, map_location: str | torch.device
     missing = [key for key in MODEL_ARGS if key not in arguments]
     if missing:
         raise CheckpointError(f"{path}: its model_args lack {', '.join(missing)}")
-    return m3gnet_from_state(path, state, {key: arguments[key] for key in MODEL_ARGS}).to(map_location)
+    return m3gnet_from_state(path, state, {key: arguments[key] for key in MODEL_ARGS}).to(device)
 
 
 def write_mattersim_checkpoint(path: str | Path, potential: Potential, description: str = "") -> list[str]:

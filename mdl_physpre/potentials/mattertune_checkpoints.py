@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mdl_physpre.errors import CheckpointError
+from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.m3gnet import M3GNet
 from mdl_physpre.potentials.mattersim_checkpoints import m3gnet_from_state, read_without_running
 
@@ -55,8 +56,9 @@ def read_mattertune_checkpoint(
     CheckpointError : a file that is missing, damaged or of another kind; another backbone; neighbours within other
         cutoffs than the network's; normalizers after which energies are no sum over atoms, or forces not their
         derivative.
+    ConfigError : a device that is not there.
     """
-    path = Path(path)
+    path, device = Path(path), available_device(map_location)
     content = read_without_running(path)
     parameters, state = content.get("hyper_parameters"), content.get("state_dict")
     if not isinstance(parameters, Mapping) or not isinstance(state, Mapping):
@@ -88,7 +90,7 @@ def read_mattertune_checkpoint(
     potential = m3gnet_from_state(path, own, sizes)
     if same_normalizers is None or not _equal(same_normalizers, parameters.get("normalizers") or {}):
         _apply_normalizers(path, potential, parameters, state)
-    return potential.to(map_location)
+    return potential.to(device)
 
 
 def _equal(one: Any, other: Any) -> bool:

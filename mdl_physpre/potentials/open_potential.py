@@ -1,6 +1,6 @@
 """One function that opens a potential from anywhere: a checkpoint, an ASE calculator, or a TorchSim model, by name.
 
-    path/to/best.pt                                     a checkpoint, in any format of READERS
+    path/to/best.pt                                     a checkpoint, in any format of checkpoints.READERS
     calculator:package.module.Class                     an ASE calculator: a class, or a function that returns one
     calculator:package.module:function?key=value&key=value
     torchsim:package.module:Class?key=value             a TorchSim ModelInterface
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import torch
@@ -27,33 +29,11 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.potentials.import_paths import import_named_module, import_object
-from mdl_physpre.potentials.matdeeplearn_checkpoints import is_matdeeplearn_checkpoint, read_matdeeplearn_checkpoint
-from mdl_physpre.potentials.mattersim_checkpoints import is_mattersim_checkpoint, read_mattersim_checkpoint
-from mdl_physpre.potentials.mattertune_checkpoints import is_mattertune_checkpoint, read_mattertune_checkpoint
 
 ACCEPTED = (
     "a checkpoint file, calculator:package.module.Class, calculator:package.module:function?key=value, or "
     "torchsim:package.module:Class?key=value"
 )
-
-
-class Reader(NamedTuple):
-    """A format of checkpoint files: whether a file has it, and the potential in it, on a device."""
-
-    recognises: Callable[[Path], bool]
-    read: Callable[[Path, str | torch.device], Potential]
-
-
-READERS: dict[str, Reader] = {
-    "MatDeepLearn": Reader(
-        is_matdeeplearn_checkpoint, lambda path, device: read_matdeeplearn_checkpoint(path, map_location=device)
-    ),
-    "MatterSim": Reader(is_mattersim_checkpoint, read_mattersim_checkpoint),
-    "MatterTune": Reader(is_mattertune_checkpoint, read_mattertune_checkpoint),
-    "mdl_physpre": Reader(lambda path: True, load_potential),
-}
-"""Formats by name. The first that recognises a file reads it; that of this package comes last and takes every file,
-because its errors say best what is wrong with one."""
 
 
 def open_potential(
@@ -71,33 +51,38 @@ def open_potential(
     kwargs : more arguments for a calculator or TorchSim model; they win over those in the name.
     modules : modules to import first. A checkpoint whose backbone is somebody else's class can only be loaded where
         its module has been imported or registered: a file alone may not name code to run.
-    map_location : device of a checkpoint.
+    map_location : device of a checkpoint; a calculator or TorchSim model takes its own as an argument.
 
     Returns
     -------
     A :class:`Potential`. For calculators and TorchSim models, its ``name`` is the name given here with all arguments
-    and a hash of each file that they name, so that stored results of another potential are not taken for its own.
+    and a hash of each file that they name. Stored results are told apart by it and by a hash of the source file that
+    defines the class or function, so that those of another potential are not taken for its own.
 
     Raises
     ------
     ConfigError : a module, class or function that cannot be imported; a class that is not what the name says it is;
-        arguments that it does not take; arguments for a checkpoint.
+        arguments that it does not take; arguments for a checkpoint; a device that is not there, and any but the CPU
+        for what is not a checkpoint.
     CheckpointError : no such file, or one that no format recognises or that is damaged.
     """
     for module in modules:
         import_named_module(module)
     text = str(name)
     if is_scheme(text):
+        if str(map_location).partition(":")[0] != "cpu":
+            raise ConfigError(
+                f"{text}: the device {map_location} is asked for, but it is no checkpoint and computes where it was "
+                "built; leave that at cpu, and give the device to the calculator itself, if it takes one: "
+                f"{text}{'&' if '?' in text else '?'}device={map_location}"
+            )
         return _built(text, kwargs or {})
     if kwargs:
         raise ConfigError(f"{text}: a checkpoint takes no arguments, found {', '.join(sorted(kwargs))}")
     file = Path(text)
     if not file.is_file():
         raise CheckpointError(_not_found(text, file))
-    for reader in READERS.values():
-        if reader.recognises(file):
-            return reader.read(file, map_location)
-    raise CheckpointError(f"{file}: in no format known here; known: {', '.join(READERS)}")
+    return load_potential(file, map_location)
 
 
 def is_scheme(name: str) -> bool:
@@ -112,20 +97,21 @@ def _built(text: str, kwargs: Mapping[str, Any]) -> Potential:
     target = import_object(path, text)
     if not callable(target):
         raise ConfigError(f"{text}: found {type(target).__name__}, expected a class or a function")
-    return _SCHEMES[scheme](partial(target, **arguments) if arguments else target, _identity(path, arguments))
+    factory = partial(target, **arguments) if arguments else target
+    return _SCHEMES[scheme](factory, _identity(path, arguments), source_of(target, path))
 
 
-def _calculator(factory: Callable[[], Any], name: str) -> Potential:
-    return CalculatorPotential(factory, name=name)
+def _calculator(factory: Callable[[], Any], name: str, source: str) -> Potential:
+    return CalculatorPotential(factory, name=name, source=source)
 
 
-def _torchsim(factory: Callable[[], Any], name: str) -> Potential:
+def _torchsim(factory: Callable[[], Any], name: str, source: str) -> Potential:
     from mdl_physpre.potentials.torchsim import TorchSimPotential
 
-    return TorchSimPotential(factory, name=name)
+    return TorchSimPotential(factory, name=name, source=source)
 
 
-_SCHEMES: dict[str, Callable[[Callable[[], Any], str], Potential]] = {
+_SCHEMES: dict[str, Callable[[Callable[[], Any], str, str], Potential]] = {
     "calculator": _calculator,
     "torchsim": _torchsim,
 }
@@ -158,10 +144,26 @@ def _identity(path: str, arguments: Mapping[str, Any]) -> str:
     for key, value in sorted(arguments.items()):
         file = Path(value) if isinstance(value, (str, Path)) and len(str(value)) < 4096 else None
         if file is not None and file.is_file():
-            told.append(f"{key}={file.name} sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}")
+            told.append(f"{key}={file.name} {_hash(file)}")
         else:
             told.append(f"{key}={value!r}")
     return f"{path}({', '.join(told)})"
+
+
+def source_of(target: Any, path: str) -> str:
+    """A hash of the source file that defines ``target``; empty where there is none (compiled or built in)."""
+    thing = inspect.unwrap(target)
+    if not inspect.isclass(thing) and not inspect.isroutine(thing):  # an object: the module that it was taken from
+        thing = sys.modules.get((path.partition(":") if ":" in path else path.rpartition("."))[0])
+    try:
+        file = inspect.getsourcefile(thing)
+    except (TypeError, OSError):
+        return ""
+    return f"source {_hash(Path(file))}" if file and Path(file).is_file() else ""
+
+
+def _hash(file: Path) -> str:
+    return f"sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
 
 
 def _not_found(text: str, path: Path) -> str:

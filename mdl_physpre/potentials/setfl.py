@@ -94,7 +94,8 @@ def write_setfl(
     ----------
     path : usually ``NAME.eam.fs``; three tables are called ``NAME.1.eam.fs`` and so on.
     potential : an :class:`EAMInteraction`.
-    structures : what is to be simulated; the grid of densities covers 1.5 times their largest density.
+    structures : what is to be simulated; the grid of densities covers 1.5 times their largest density. Without them
+        one table is written, with a warning where densities of an element may have either sign.
     rho_max : the end of that grid. Without it and without structures there is room for 24 neighbours at half the
         covalent distance.
     n_r, n_rho : points of the grids of distances and densities.
@@ -138,7 +139,7 @@ def write_setfl(
                 temporary.write_text(text)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    notes = _notes(potential, low, parts) if structures else []
+    notes = _notes(potential, low, parts) if structures else _notes_without_structures(potential, sign, low)
     for sentence in notes:
         logger.warning("%s: %s", path, sentence)
     return Setfl(files, [chemical_symbols[z] for z in potential.elements], notes)
@@ -289,3 +290,19 @@ def _notes(potential: EAMInteraction, low: np.ndarray, parts: Sequence[_Part]) -
             if largest > part.rho_max
         ]
     return notes
+
+
+def _notes_without_structures(potential: EAMInteraction, sign: np.ndarray, low: np.ndarray) -> list[str]:
+    """What the one table does not hold: densities of the other sign, which neighbours at some distance make."""
+    missing = [
+        f"{'below' if own > 0 else 'above'} 0 at {chemical_symbols[z]}"
+        for z, own, lowest in zip(potential.elements, sign, low)
+        if lowest < -1e-9
+    ]
+    if not missing:
+        return []
+    return [
+        f"densities may have both signs, and the grid does not hold those {', '.join(missing)}: LAMMPS goes on with a "
+        "straight line there, and energies and forces are not those of the potential. Give what is to be simulated as "
+        "--structures (structures=…): that shows whether such densities occur, and writes what they need"
+    ]

@@ -122,7 +122,7 @@ class TorchSimPotential(Potential):
     ----------
     model : a ``ModelInterface``, or a callable without arguments that returns one.
     max_atoms : atoms in one call, a limit on memory; a larger structure is alone.
-    name : what identifies the model with its weights, as for
+    name, source : what identifies the model with its weights and its code, as for
         :class:`~mdl_physpre.potentials.from_calculator.CalculatorPotential`.
 
     Raises
@@ -133,7 +133,9 @@ class TorchSimPotential(Potential):
     cutoff = 0.0
     elements = None
 
-    def __init__(self, model: Any | Callable[[], Any], name: str | None = None, max_atoms: int = 4000) -> None:
+    def __init__(
+        self, model: Any | Callable[[], Any], name: str | None = None, max_atoms: int = 4000, source: str = ""
+    ) -> None:
         super().__init__()
         built = model
         if not isinstance(model, ModelInterface):
@@ -149,6 +151,7 @@ class TorchSimPotential(Potential):
         self.max_atoms = max_atoms
         cls = type(built)
         self.name = name if name is not None else f"{cls.__module__}.{cls.__qualname__} {fingerprint(built)}"
+        self.source = source
         if not built.compute_stress:
             try:
                 built.compute_stress = True
@@ -164,9 +167,14 @@ class TorchSimPotential(Potential):
         """What ``print`` shows."""
         return self.name
 
+    @property
+    def identity(self) -> str:
+        """Name and source: by what stored results are told apart."""
+        return f"{self.name} {self.source}".rstrip()
+
     def get_extra_state(self) -> Tensor:
-        """The name as bytes: the state by which stored results tell potentials apart."""
-        return name_as_tensor(self.name)
+        """The identity as bytes: the state by which stored results tell potentials apart."""
+        return name_as_tensor(self.identity)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Raises CheckpointError: a TorchSim model is not stored in a checkpoint."""

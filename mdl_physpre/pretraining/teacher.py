@@ -22,11 +22,11 @@ from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.potentials.corrected import CorrectedPotential
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.pretraining.perturbation import is_label
-from mdl_physpre.pretraining.teacher_names import CalculatorFactory, Teacher, resolve_teacher
+from mdl_physpre.pretraining.teacher_names import CALCULATOR_ERRORS, CalculatorFactory, Teacher, resolve_teacher
 from mdl_physpre.pretraining.worker_pool import run_chunks, start_method
 from mdl_physpre.progress import progress as show_progress
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
-from mdl_physpre.structures.labels import Labels, set_labels
+from mdl_physpre.structures.labels import Labels, as_stress_matrix, set_labels
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def label(
     kwargs : arguments for the callable or class.
     batch_edges : edges in a batch (potentials only).
     dtype : precision of a potential; energies are summed in float64 either way.
-    workers : processes; as many as there are cores where ``None``. 1 stays in this process.
+    workers : processes, at least 1; as many as there are cores where ``None``. 1 stays in this process.
     progress : show how far it is.
     on_error : ``"raise"`` where a structure cannot be labelled, or ``"skip"``: leave it out with a warning.
 
@@ -75,7 +75,7 @@ def label(
     Raises
     ------
     DataError : structures without labels, named (always where none could be labelled).
-    ConfigError : a teacher that cannot be found or built.
+    ConfigError : a teacher that cannot be found or built; fewer than one process.
     """
     if on_error not in ("raise", "skip"):
         raise ConfigError(f"on_error: found {on_error!r}, expected 'raise' or 'skip'")
@@ -92,8 +92,13 @@ def label(
     failures = {k: result.reason for k, result in enumerate(found) if isinstance(result, LabelFailure)}
     if failures:
         text = failure_text(structures, failures)
-        if on_error == "raise" or len(failures) == len(structures):
-            raise DataError(f"{text}. Leave these structures out, or call label(…, on_error='skip') from Python")
+        if len(failures) == len(structures):
+            raise DataError(f"{text}. Look at the elements, the arguments and the installation of the teacher")
+        if on_error == "raise":
+            raise DataError(
+                f"{text}. Take these structures out of the data, or label the others alone: physpre label "
+                "--skip-failed, from Python label(…, on_error='skip')"
+            )
         logger.warning("%s; they are left out", text)
     labelled = []
     for atoms, result in zip(structures, found):
@@ -113,6 +118,8 @@ def compute_labels(
     progress: bool = True,
 ) -> list[Labels | LabelFailure]:
     """The labels of each structure, or why there are none; arguments as in :func:`label`."""
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}; expected at least 1 process, or None for as many as there are cores")
     resolved = resolve_teacher(teacher, kwargs)
     if not structures:
         return []
@@ -238,27 +245,38 @@ def _evaluate_batch(
             energies = found.energies.detach().double().cpu().numpy()
             forces = found.forces.detach().double().cpu().numpy()
             stress = found.stress.detach().double().cpu().numpy()
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-        else:
             ends = np.cumsum(graphs.n_atoms)
             return [
                 _checked(structures[k], energies[b], forces[end - len(structures[k]) : end], stress[b])
                 for b, (k, end) in enumerate(zip(chunk, ends))
             ]
+        except CALCULATOR_ERRORS as error:
+            reason = f"{type(error).__name__}: {error}"
     if len(chunk) == 1:
         return [LabelFailure(str(reason))]
     # One structure spoils its batch: take them one at a time, to say which it is and to label the others.
     return [result for k in chunk for result in _label_batch(structures, potential, [k])]
 
 
-def _checked(atoms: Atoms, energy: float, forces: np.ndarray, stress: np.ndarray | None) -> Labels | LabelFailure:
-    if not (atoms.pbc.all() and atoms.cell.rank == 3):
-        stress = None
+def _checked(atoms: Atoms, energy: Any, forces: Any, stress: Any) -> Labels | LabelFailure:
+    """Copies of what a teacher gave as labels, or what is wrong with their shapes or values.
+
+    The stress, (3, 3) or in Voigt order, is left out where the structure is not periodic in three directions.
+    """
+    energy, forces = np.array(energy, dtype=float), np.array(forces, dtype=float)
+    if energy.size != 1:
+        return LabelFailure(f"energy has shape {energy.shape}; expected one number")
+    if forces.shape != (len(atoms), 3):
+        return LabelFailure(f"forces have shape {forces.shape}; expected ({len(atoms)}, 3)")
+    try:
+        periodic = atoms.pbc.all() and atoms.cell.rank == 3
+        stress = as_stress_matrix(np.array(stress, dtype=float)) if periodic and stress is not None else None
+    except DataError as error:
+        return LabelFailure(str(error))
     for name, value in (("energy", energy), ("forces", forces), ("stress", stress)):
         if value is not None and not np.isfinite(value).all():
             return LabelFailure(f"{name} is not finite")
-    return Labels(float(energy), np.asarray(forces, dtype=float), stress)
+    return Labels(float(energy.reshape(())), forces, stress)
 
 
 _calculators: dict[int, tuple[CalculatorFactory, Any]] = {}
@@ -291,8 +309,8 @@ def _label_one(structure: Atoms, factory: CalculatorFactory) -> Labels | LabelFa
         energy, forces = atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)
         stress = None
         if "stress" in calculator.implemented_properties and atoms.pbc.all() and atoms.cell.rank == 3:
-            stress = atoms.get_stress(voigt=False, apply_constraint=False)
-        return _checked(structure, float(np.asarray(energy).reshape(())), np.array(forces), stress)
-    except Exception as error:
+            stress = calculator.get_stress(atoms)  # atoms.get_stress asserts a shape without a word
+        return _checked(structure, energy, forces, stress)
+    except CALCULATOR_ERRORS as error:
         getattr(calculator, "reset", lambda: None)()  # it must not take what it had half done for done
         return LabelFailure(f"{type(error).__name__}: {error}")

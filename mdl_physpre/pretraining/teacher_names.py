@@ -13,12 +13,14 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.corrected import CorrectedPotential
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.potentials.import_paths import import_object
-from mdl_physpre.potentials.open_potential import is_scheme, open_potential
-from mdl_physpre.potentials.zbl import core_for
+from mdl_physpre.potentials.open_potential import is_scheme, open_potential, source_of
+from mdl_physpre.potentials.zbl import ZBL, core_for
 
 ENTRY_POINTS = "mdl_physpre.teachers"
 CalculatorFactory: TypeAlias = Callable[[], Any]
 Teacher: TypeAlias = "Potential | Callable[..., Any] | str"
+# What a calculator may raise: one that was written as a program of its own leaves by SystemExit where it gives up.
+CALCULATOR_ERRORS = (Exception, SystemExit)
 
 
 def make_teacher(
@@ -50,8 +52,9 @@ def make_teacher(
         target, found = _by_name(name), resolve_teacher(name, arguments)
         told = ", ".join(f"{key}={value!r}" for key, value in sorted((arguments or {}).items()))
         identity = f"{target.__module__}.{getattr(target, '__qualname__', name)}({told})"
-        base = found if isinstance(found, Potential) else CalculatorPotential(found, name=identity)
-    if short_range and getattr(base, "core", None) is not None:
+        base = found if isinstance(found, Potential) else CalculatorPotential(found, identity, source_of(target, name))
+    # among the parts: that of a hybrid belongs to its embedded-atom potential
+    if short_range and any(isinstance(part, ZBL) for part in base.modules()):
         raise ConfigError(f"teacher {name}: has a short-range core already; leave short_range out")
     return CorrectedPotential(base, core_for(short_range, short_range_radii, base.elements))
 
@@ -82,7 +85,7 @@ def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -
     factory = partial(teacher, **kwargs) if kwargs else teacher
     try:
         built = factory()
-    except Exception as error:
+    except CALCULATOR_ERRORS as error:
         name = getattr(teacher, "__name__", teacher)
         raise ConfigError(f"teacher {name} cannot be built: {type(error).__name__}: {error}") from error
     if isinstance(built, Potential):

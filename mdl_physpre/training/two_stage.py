@@ -16,6 +16,7 @@ spends is part of its result.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +29,14 @@ from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.hybrid import HybridPotential
 from mdl_physpre.potentials.reference import fit_energy_reference
 from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.training.loss import check_labels
 from mdl_physpre.training.module import Online
 from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import TrainingResult, train_potential
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "ArmResult",
@@ -71,7 +75,8 @@ def initial_potential(
     """A new potential with random weights drawn from ``seed`` and the energy reference of the DFT training part.
 
     The global random numbers of the program are left as they were. A potential without reference energies is returned
-    as built.
+    as built. Where no structure carries an energy, as in training on forces alone, the reference is zero, and the log
+    says so.
 
     Parameters
     ----------
@@ -81,10 +86,6 @@ def initial_potential(
     eam : a fitted embedded-atom potential, which is added to the network (:class:`HybridPotential`). Its reference
         energies, fitted to the same totals, are then those of the sum.
     train_eam : whether its parameters are trained, too.
-
-    Raises
-    ------
-    DataError : no structure carries an energy.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -94,7 +95,10 @@ def initial_potential(
     reference = getattr(potential, "reference", None)
     if reference is not None:
         reference.energies.zero_()
-    potential.shift_reference(fit_energy_reference(structures).energies)
+    if any(get_labels(atoms).energy is not None for atoms in structures):
+        potential.shift_reference(fit_energy_reference(structures).energies)
+    else:
+        logger.info("none of %d training structures carries an energy: the energy reference is zero", len(structures))
     return potential
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdl_physpre.errors import ConfigError
+from mdl_physpre.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from mdl_physpre.potentials.base import Potential
@@ -23,7 +24,7 @@ ShortRangeRadius = Annotated[
 ZeroFrom = Annotated[
     Path | None, typer.Option(help="Shift the teacher's energies of the elements to the energies of these structures.")
 ]
-Processes = Annotated[int | None, typer.Option(help="Worker processes; as many as cores if not given.")]
+Processes = Annotated[int | None, typer.Option(min=1, help="Worker processes; as many as cores if not given.")]
 
 
 def convert(
@@ -96,6 +97,7 @@ def perturb(
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.structures.write import write_structures
 
+    _check_target(target)
     settings = PerturbationSettings(
         n_aug=n_aug,
         n_pairs=n_pairs,
@@ -124,19 +126,40 @@ def label(
     short_range: ShortRange = None,
     short_range_radius: ShortRangeRadius = None,
     zero_from: ZeroFrom = None,
+    skip_failed: Annotated[
+        bool, typer.Option("--skip-failed", help="Leave out what the teacher cannot label, and say which.")
+    ] = False,
     processes: Processes = None,
     modules: Modules = None,
 ) -> None:
     """Label structures by a potential or ASE calculator."""
     from mdl_physpre.pretraining.teacher import label as label_structures
+    from mdl_physpre.structures.check import describe
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.structures.write import write_structures
 
+    _check_target(target)
     structures = read_structures(source)
     made = _teacher(teacher, short_range, short_range_radius, zero_from, processes, modules)
-    labelled = label_structures(structures, made, workers=processes)
+    labelled = label_structures(structures, made, workers=processes, on_error="skip" if skip_failed else "raise")
     write_structures(target, labelled)
-    print(f"{target}: {len(labelled)} structures")
+    kept = {atoms.info["structure_id"] for atoms in labelled}  # unique since they were read
+    left = [describe(atoms, k) for k, atoms in enumerate(structures) if atoms.info["structure_id"] not in kept]
+    told = f"; {len(left)} of {len(structures)} left out: {', '.join(left)}" if left else ""
+    print(f"{target}: {len(labelled)} structures{told}")
+
+
+def _check_target(target: Path) -> None:
+    """Raise DataError where ``target`` cannot be written: better known before hours of labelling than after."""
+    from mdl_physpre.structures.read import format_of
+
+    path = target.expanduser()
+    format_of(path)
+    if path.is_dir():
+        raise DataError(f"{target}: is a folder; give the name of a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())  # those below it will be made
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise DataError(f"{target}: cannot be written: {folder} is no folder that may be written; give another OUT")
 
 
 def _radii(given: Sequence[str]) -> dict[str, float]:

@@ -20,21 +20,25 @@ from mdl_physpre.pretraining.pretraining_set import format_report, make_pretrain
 from mdl_physpre.pretraining.teacher import LabelFailure, compute_labels, failure_text, label, without_labels
 from mdl_physpre.pretraining.teacher_zero import fit_teacher_zero
 from mdl_physpre.structures.graph import GraphDataset
-from mdl_physpre.structures.labels import Labels, set_labels
+from mdl_physpre.structures.labels import Labels, get_labels, set_labels
 from mdl_physpre.structures.write import write_structures
+from mdl_physpre.training.arms import parse_arms
 from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.config import Teacher as TeacherSection
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.network_stages import errors_of
 from mdl_physpre.workflow.stages import Stage, hash_of_file, write_json, write_text
-from mdl_physpre.workflow.teachers import EAM, TEACHER, finished, named_teacher, set_zero
+from mdl_physpre.workflow.teachers import EAM, TEACHER, finished, fitted_eam, named_teacher, set_zero
 
 logger = logging.getLogger(__name__)
 
 
 def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, Any]) -> Potential:
-    """1: the embedded-atom potential, fitted to the training structures alone, or loaded."""
+    """1: the embedded-atom potential, fitted to the training structures alone, or loaded.
+
+    Raises ConfigError where an arm is a hybrid and the checkpoint is no embedded-atom potential.
+    """
     settings = config.physpre.eam
     source = hash_of_file(Path(settings.checkpoint)) if settings.checkpoint else ""
     weights = config.optim.loss.loss_args.model_dump()
@@ -82,7 +86,9 @@ def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, An
             result = {"text": fit.text, "table": fit.table, "errors": fit.errors}
         result = stage.finish(result)
     logger.info("embedded-atom potential\n%s", result["text"])
-    potential = load_potential(folder / EAM)
+    hybrid = any(arm.hybrid for arm in parse_arms(config.physpre.arms))
+    # a hybrid that cannot be built is better known before the other arms are trained
+    potential = fitted_eam(folder, config) if hybrid else load_potential(folder / EAM)
     tests = errors_of(folder / "1-eam-errors", potential, data, {"eam": stage.key, "data": data.key})
     summary["eam"] = {
         "table": result["table"],
@@ -107,7 +113,7 @@ def teacher_stage(folder: Path, config: Config, data: RunData, summary: dict[str
     if result is None:
         stage.begin()
         logger.info("zero of energy of the teacher %s", settings.name)
-        result = stage.finish(fit_teacher_zero(teacher, [*data.train, *data.val], workers=settings.processes))
+        result = stage.finish(_fitted_zero(teacher, [*data.train, *data.val], settings.processes))
     else:
         set_zero(teacher, result)
     tested = Stage(folder / f"{TEACHER}-errors", {"teacher": stage.key, "extra_tests": data.extra_key})
@@ -124,10 +130,18 @@ def teacher_stage(folder: Path, config: Config, data: RunData, summary: dict[str
     return teacher
 
 
+def _fitted_zero(teacher: CorrectedPotential, structures: list[Atoms], workers: int | None) -> dict[str, Any]:
+    """As :func:`fit_teacher_zero`; where the data have no energies, the teacher keeps the zero that it has."""
+    if any(get_labels(atoms).energy is not None for atoms in structures):
+        return fit_teacher_zero(teacher, structures, workers=workers)
+    logger.info("no training or validation structure carries an energy: the teacher keeps its own zero of energy")
+    return {"energies": {}, "structures": 0, "before": None, "after": None}
+
+
 def _source(teacher: CorrectedPotential, settings: TeacherSection) -> str:
     """What the labels depend on beside the settings: the content of files."""
     if isinstance(teacher.base, CalculatorPotential):
-        return teacher.base.name
+        return teacher.base.identity
     return hash_of_file(Path(settings.source)) if Path(settings.source).is_file() else ""
 
 

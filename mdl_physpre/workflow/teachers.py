@@ -9,9 +9,11 @@ from typing import Any
 
 from ase.data import atomic_numbers
 
+from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
 from mdl_physpre.potentials.corrected import CorrectedPotential
+from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.pretraining.teacher_names import make_teacher
 from mdl_physpre.workflow.config import Config, Teacher
@@ -27,6 +29,21 @@ def load_teacher(folder: Path, config: Config) -> Potential:
     teacher = named_teacher(config.physpre.teacher)
     set_zero(teacher, finished(folder)["result"])
     return teacher
+
+
+def fitted_eam(folder: Path, config: Config) -> EAMInteraction:
+    """The embedded-atom potential of a run, which hybrid arms add to the network.
+
+    Raises ConfigError where ``physpre.eam.checkpoint`` named something else.
+    """
+    potential = load_potential(folder / EAM)
+    if not isinstance(potential, EAMInteraction):
+        raise ConfigError(
+            f"physpre.eam.checkpoint: {config.physpre.eam.checkpoint} holds a {type(potential).__name__}, and arms "
+            "with hybrid add an embedded-atom potential (EAMInteraction) to the network; name a file of one, or leave "
+            "these arms out of physpre.arms"
+        )
+    return potential
 
 
 def named_teacher(settings: Teacher) -> CorrectedPotential:

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from ase import Atoms
 
-from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import build_backbone, load_potential
-from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.read import read_structures
@@ -22,7 +20,7 @@ from mdl_physpre.training.two_stage import initial_potential, pretrain_then_fine
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.stages import Stage, decisive, hash_of, hash_of_file
-from mdl_physpre.workflow.teachers import EAM, load_teacher
+from mdl_physpre.workflow.teachers import EAM, fitted_eam, load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ def training_stage(
 
     Raises
     ------
-    ConfigError : a hybrid arm beside a teacher that is no embedded-atom potential.
+    ConfigError : a hybrid arm in a run whose ``physpre.eam.checkpoint`` is no embedded-atom potential.
     """
     seed = config.task.seed if seed is None else seed
     parts, physpre = parse_arm(arm), config.physpre
@@ -92,7 +90,7 @@ def training_stage(
             ),
             data.train,
             seed=seed,
-            eam=fitted_eam(folder) if parts.hybrid else None,
+            eam=fitted_eam(folder, config) if parts.hybrid else None,
             train_eam=physpre.hybrid.train_eam,
         )
 
@@ -139,17 +137,6 @@ def training_stage(
             }
         )
     return load_potential(folder / result["checkpoint"]), stage.key
-
-
-def fitted_eam(folder: Path) -> EAMInteraction:
-    """The embedded-atom potential of a run. Raises ConfigError where its teacher is something else."""
-    teacher = load_potential(folder / EAM)
-    if not isinstance(teacher, EAMInteraction):
-        raise ConfigError(
-            "physpre.arms: a hybrid arm adds an embedded-atom potential to the network, and the teacher of this run "
-            f"is {type(teacher).__name__}; leave the arm out"
-        )
-    return teacher
 
 
 def copy_pretraining(folder: Path, target: Path, key: str | None) -> None:

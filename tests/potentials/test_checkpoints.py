@@ -5,18 +5,24 @@ import os
 import pickle
 import zipfile
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase.build import bulk
 
+import mdl_physpre
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials import checkpoints
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.checkpoints import build_backbone, load_potential, read_checkpoint, save_potential
 from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.m3gnet import M3GNet
+from mdl_physpre.potentials.matdeeplearn_checkpoints import read_matdeeplearn_checkpoint
+from mdl_physpre.potentials.mattersim_checkpoints import read_mattersim_checkpoint
+from mdl_physpre.potentials.mattertune_checkpoints import read_mattertune_checkpoint
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.structures.graph import build_graph
 
@@ -257,6 +263,39 @@ def test_the_embedded_atom_potential_comes_back_the_same(tmp_path):
     before, after = evaluate(potential, graph), evaluate(loaded, graph)
     assert torch.equal(before.energies, after.energies)
     assert torch.equal(before.forces, after.forces)
+
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def test_files_in_the_formats_of_others_load_by_the_same_name(tmp_path):
+    network = M3GNet(num_blocks=1, units=8, max_n=2, max_l=2, cutoff=4.0, threebody_cutoff=3.0, max_z=20)
+    mdl_physpre.write_mattersim_checkpoint(tmp_path / "theirs.pth", network)
+    tuned = {
+        "pytorch-lightning_version": "2.6",
+        "hyper_parameters": {"name": "physpre-m3gnet", "properties": [], **network.hyperparameters()},
+        "state_dict": {f"backbone.{name}": value for name, value in network.state_dict().items()},
+    }
+    torch.save(tuned, tmp_path / "theirs.ckpt")
+    for file in (DATA / "matdeeplearn" / "cgcnn.pt", tmp_path / "theirs.pth", tmp_path / "theirs.ckpt"):
+        loaded, opened = mdl_physpre.load_potential(file), mdl_physpre.open_potential(file)
+        assert type(loaded) is type(opened) is (CGCNN if file.suffix == ".pt" else M3GNet)
+        assert not loaded.training
+        state = opened.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        mdl_physpre.load_potential("calculator:ase.calculators.emt.EMT")
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "", torch.device("cuda:99")])
+def test_a_device_that_is_not_there_is_no_damaged_checkpoint(device, tmp_path):
+    path = save_potential(tmp_path / "model.pt", small_cgcnn())
+    readers = [load_potential, read_checkpoint, mdl_physpre.open_potential, read_mattersim_checkpoint]
+    readers += [read_mattertune_checkpoint, read_matdeeplearn_checkpoint]
+    for read in readers:
+        with pytest.raises(ConfigError, match=f"^device '{device}' is not available here; available: cpu"):
+            read(path, map_location=device)
+    assert next(load_potential(path, torch.device("cpu")).parameters()).device.type == "cpu"
 
 
 def _umask() -> int:

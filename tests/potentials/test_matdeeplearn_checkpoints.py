@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 from itertools import combinations
@@ -16,7 +17,7 @@ import yaml
 from ase import Atoms
 from ase.build import bulk
 
-from mdl_physpre.errors import CheckpointError
+from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.eam import EAMInteraction
@@ -99,7 +100,7 @@ def test_the_host_loads_what_is_written(network, tmp_path):
             if not name.endswith("betas"):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     path = tmp_path / "best_checkpoint.pt"
-    assert write_matdeeplearn_checkpoint(path, potential) == []
+    assert len(write_matdeeplearn_checkpoint(path, potential)) == (network == "torchmd_et")  # early pooling, said
     keys = yaml.safe_load(path.with_suffix(".yml").read_text())
     record = recorder()
     model = record.host_model(keys["model"], keys["dataset"]["preprocess_params"])
@@ -210,7 +211,9 @@ def test_written_and_read_back(network, tmp_path):
     reference = EnergyReference({8: -3.0, 14: -5.0})
     potential = NETWORKS[network](elements=["Si", "O"], cutoff=4.0, energy_scale=3.0, reference=reference, **sizes)
     lost = write_matdeeplearn_checkpoint(tmp_path / "new" / "checkpoint.pt", potential)
-    for sentence, words in zip(lost, ("O -3, Si -5 eV", "the envelope is left out", "the elements are"), strict=True):
+    said = ["O -3, Si -5 eV", "the envelope is left out", "the elements are"]
+    said += ["adds up atoms before the output network"] * (network == "torchmd_et")
+    for sentence, words in zip(lost, said, strict=True):
         assert words in sentence
     back = read_matdeeplearn_checkpoint(tmp_path / "new" / "checkpoint.pt")
     potential.envelope = False
@@ -218,6 +221,39 @@ def test_written_and_read_back(network, tmp_path):
     one, other = (evaluate(p, build_graph(atoms, 4.0, dtype=torch.float32)) for p in (potential, back))
     torch.testing.assert_close(one.energies, other.energies, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(one.forces, other.forces, rtol=1e-5, atol=1e-6)
+
+
+def test_a_transformer_s_early_pooling_is_said_once(tmp_path, caplog):
+    potential = TorchMDET(cutoff=4.0, hidden_channels=8, num_heads=2, envelope=False)
+    with caplog.at_level(logging.WARNING):
+        (lost,) = write_matdeeplearn_checkpoint(tmp_path / "t.pt", potential)
+    assert "has other energies" in lost and "mdl_physpre.hosts.matdeeplearn.TorchMDETLate in the YAML" in lost
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / 't.pt'}: {lost}"]
+
+
+def test_only_its_own_yaml_is_replaced(tmp_path):
+    path, config = tmp_path / "eam.pt", tmp_path / "eam.yml"
+    for n_basis in (2, 3):  # again, in place of its own
+        write_matdeeplearn_checkpoint(path, EAMInteraction(["Si"], cutoff=4.0, n_basis=n_basis))
+        assert read_matdeeplearn_checkpoint(path).n_basis == n_basis
+    checkpoint, written = path.read_bytes(), config.read_text()
+    another = EAMInteraction(["O"], cutoff=4.0, n_basis=2)
+    for text in (written.replace("eam.pt", "other.pt"), written + "optim: {max_epochs: 7}\n", "\xff", ""):
+        config.write_text(text, encoding="latin-1")
+        with pytest.raises(ConfigError, match=r"eam\.yml: is there already and is not the YAML"):
+            write_matdeeplearn_checkpoint(path, another)
+        assert config.read_text(encoding="latin-1") == text and path.read_bytes() == checkpoint
+    config.write_text(written)
+    with pytest.raises(ConfigError, match=r"eam\.yml: is there already"):
+        write_matdeeplearn_checkpoint(tmp_path / "new.pt", another, config)
+    config.unlink()
+    config.mkdir()
+    with pytest.raises(ConfigError, match=r"eam\.yml: is there already"):
+        write_matdeeplearn_checkpoint(path, another)
+    for name in ("eam2.yml", "eam2.YAML"):
+        with pytest.raises(ConfigError, match="the name of a YAML file"):
+            write_matdeeplearn_checkpoint(tmp_path / name, another)
+    assert {p.name for p in tmp_path.iterdir()} == {"eam.pt", "eam.yml"}
 
 
 def test_only_what_the_host_has_is_written(tmp_path):

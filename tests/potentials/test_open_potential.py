@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import pytest
@@ -12,9 +13,11 @@ from ase.calculators.lj import LennardJones
 from mdl_physpre import DynamicsSettings, EAMInteraction, build_graph, evaluate, label, save_potential
 from mdl_physpre.dynamics.storage import run_key
 from mdl_physpre.errors import CheckpointError, ConfigError
+from mdl_physpre.potentials import checkpoints
 from mdl_physpre.potentials import open_potential as module
+from mdl_physpre.potentials.checkpoints import Reader
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
-from mdl_physpre.potentials.open_potential import Reader, open_potential
+from mdl_physpre.potentials.open_potential import open_potential
 
 BACKBONE = """
 import torch
@@ -44,6 +47,11 @@ class Box:
 def from_file(path, rc=5.0):
     return LennardJones(sigma=float(open(path).read()), rc=rc)
 
+class Made:
+    def __call__(self):
+        return LennardJones(sigma=2.0)
+
+made = Made()
 CONSTANT = 3
 """
 
@@ -137,6 +145,46 @@ def test_the_identity_has_the_arguments_and_the_files_in_it(somebody_elses):
     assert key(from_file) == first
 
 
+@pytest.mark.parametrize("target", ["Box.soft", "from_file?path=sigma.txt", "made"])
+def test_the_identity_changes_with_the_source_but_not_the_name(somebody_elses, monkeypatch, target):
+    monkeypatch.chdir(somebody_elses)
+    (somebody_elses / "sigma.txt").write_text("2.0")
+
+    def opened():
+        sys.modules.pop("their_calculators", None)
+        importlib.invalidate_caches()
+        potential = open_potential(f"calculator:their_calculators:{target}")
+        return potential.name, run_key(potential, [bulk("Si")], ["0"], [DynamicsSettings()], [0])
+
+    name, key = opened()
+    assert opened() == (name, key)
+    with open(somebody_elses / "their_calculators.py", "a") as file:
+        file.write("# edited\n")
+    edited_name, edited_key = opened()
+    assert edited_name == name and "source" not in name
+    assert edited_key != key
+
+
+def test_a_class_that_is_imported_elsewhere_has_the_source_that_defines_it(somebody_elses):
+    (somebody_elses / "their_door.py").write_text("from their_calculators import Box, LennardJones\n")
+    identities = {open_potential(f"calculator:{m}:Box.soft").source for m in ("their_door", "their_calculators")}
+    assert len(identities) == 1
+    ase = open_potential("calculator:their_door:LennardJones").source
+    assert ase == open_potential("calculator:ase.calculators.lj:LennardJones").source
+    assert {ase, ""}.isdisjoint(identities)
+    assert module._source(int, "builtins:int") == ""
+    sys.modules.pop("their_door")
+
+
+@pytest.mark.parametrize("scheme", ["calculator:ase.calculators.lj.LennardJones", "torchsim:no.such:Model"])
+def test_a_device_for_a_calculator_is_not_ignored(scheme):
+    for device, name in (("cuda:0", scheme), (torch.device("cuda:0"), f"{scheme}?rc=5.0")):
+        with pytest.raises(ConfigError, match=r"give the device to the calculator itself.*[?&]device=cuda:0"):
+            open_potential(name, map_location=device)
+    lj = "calculator:ase.calculators.lj.LennardJones"
+    assert open_potential(lj, map_location=torch.device("cpu")).name == open_potential(lj).name
+
+
 def test_a_new_format_is_one_line_in_the_table(tmp_path, monkeypatch):
     file = tmp_path / "foreign.bin"
     file.write_bytes(b"FOREIGN")
@@ -144,7 +192,7 @@ def test_a_new_format_is_one_line_in_the_table(tmp_path, monkeypatch):
     reader = Reader(lambda path: path.read_bytes()[:7] == b"FOREIGN", lambda path, device: made)
     with pytest.raises(CheckpointError, match="not a checkpoint of this package"):
         open_potential(file)
-    monkeypatch.setattr(module, "READERS", {"foreign": reader, **module.READERS})
+    monkeypatch.setattr(checkpoints, "READERS", {"foreign": reader, **checkpoints.READERS})
     assert open_potential(file) is made
     save_potential(tmp_path / "ours.pt", made)
     assert open_potential(tmp_path / "ours.pt") is not made

@@ -187,6 +187,25 @@ def test_what_the_grid_does_not_cover_is_said(build, tmp_path, caplog):
     assert any("densities at Si up to" in note for note in notes) and "the grid ends at 0.3" in caplog.text
 
 
+@pytest.mark.parametrize("turned", [1.0, -1.0])
+def test_without_structures_densities_of_both_signs_are_said(turned, tmp_path, caplog):
+    made, file = with_both_signs(), tmp_path / "x.eam.fs"
+    with torch.no_grad():
+        made.A.mul_(turned)
+    notes = write_setfl(file, made, n_r=200, n_rho=200).notes
+    where = "below 0 at Si" if turned > 0 else "above 0 at Si"
+    assert len(notes) == 1 and where in notes[0] and "at O" not in notes[0]
+    assert "--structures" in caplog.text and where in caplog.text
+    assert write_setfl(file, potential(), n_r=200, n_rho=200).notes == []
+    mixed = potential()
+    with torch.no_grad():
+        mixed.A[:, 0] = -1e-3  # both signs, and yet no density below 0 at any distance
+    assert write_setfl(file, mixed, n_r=200, n_rho=200).notes == []
+    with torch.no_grad():
+        mixed.A[mixed.pairs.index((8, 8)), 0] = -1.0  # below 0 at larger distances
+    assert "below 0 at O:" in write_setfl(file, mixed, n_r=200, n_rho=200).notes[0]
+
+
 def test_below_the_grid_lammps_goes_on_with_a_line(tmp_path):
     """A dimer with a negative density, which the structures for the grid do not have."""
     made = potential()

@@ -200,6 +200,9 @@ def test_opened_by_name(argon_structures):
     np.testing.assert_array_equal(found.energies, expected.energies)
     other = open_potential(name, {"cutoff": 6.0})
     assert key_of(potential) != key_of(other)
+    assert potential.source.startswith("source sha256") and potential.source not in potential.name
+    potential.source = ""  # as if the file were another
+    assert key_of(potential) != key_of(open_potential(name, {"cutoff": 7.0}))
 
 
 def test_models_without_a_name_differ_by_their_parameters():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from typer.testing import CliRunner
 
 from mdl_physpre.errors import ConfigError, DataError, PhyspreError
 from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.checkpoints import save_potential
 from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.hybrid import HybridPotential
 from mdl_physpre.potentials.zbl import ZBL
 from mdl_physpre.pretraining import teacher as teacher_module
 from mdl_physpre.pretraining.teacher import compute_labels, label
@@ -86,6 +89,18 @@ def test_a_checkpoint_plus_core(tmp_path):
     file = save_potential(tmp_path / "core.pt", with_core)
     with pytest.raises(ConfigError, match="has a short-range core already"):
         make_teacher(str(file), short_range="zbl")
+
+
+def test_the_core_of_a_hybrid_is_found(tmp_path):
+    for core in (None, "zbl"):
+        eam = EAMInteraction(["Cu", "Au"], cutoff=4.0, n_basis=2, short_range=core)
+        network = CGCNN(elements=["Cu", "Au"], cutoff=4.0, dim1=4, dim2=4, gc_count=1, edge_dim=4)
+        file = save_potential(tmp_path / "hybrid.pt", HybridPotential(network, eam))
+        if core is None:
+            assert make_teacher(str(file), short_range="zbl").correction.core is not None
+        else:
+            with pytest.raises(ConfigError, match="has a short-range core already"):
+                make_teacher(str(file), short_range="zbl")
 
 
 def test_the_core_of_a_network_shorter_than_it():
@@ -221,6 +236,90 @@ def test_perturbed_structures_carry_the_labels_of_the_same_teacher(tmp_path):
         np.testing.assert_allclose(get_labels(atoms).forces, get_labels(labelled).forces, atol=1e-5)
     alone = CliRunner().invoke(app, ["perturb", str(dft), str(out), "--short-range", "zbl"])
     assert isinstance(alone.exception, ConfigError) and "give --teacher" in str(alone.exception)
+
+
+class Program(LennardJones):
+    """Ends the program when it meets gold, and counts its calculations in a file."""
+
+    def __init__(self, count: str | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.count = count
+
+    def calculate(self, atoms=None, *args, **kwargs):
+        if self.count:
+            with open(self.count, "a") as file:
+                file.write("x")
+        if 79 in atoms.numbers:
+            sys.exit(3)
+        super().calculate(atoms, *args, **kwargs)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_calculator_that_ends_the_program_fails_at_that_structure(workers):
+    found = compute_labels([bulk("Cu"), bulk("Au"), bulk("Ag")], Program, workers=workers)
+    assert [getattr(result, "reason", "") for result in found] == ["", "SystemExit: 3", ""]
+
+
+def test_a_calculator_that_ends_the_program_when_it_is_built():
+    def build():
+        sys.exit(3)
+
+    with pytest.raises(ConfigError, match="cannot be built: SystemExit: 3"):
+        label([bulk("Cu")], build)
+
+
+def test_the_command_labels_what_can_be_labelled(tmp_path):
+    mixed, out = tmp_path / "mixed.extxyz", tmp_path / "out.extxyz"
+    structures = [bulk("Cu"), *(bulk("Si") for _ in range(12)), bulk("Au")]
+    for k, atoms in enumerate(structures):
+        atoms.info["structure_id"] = f"s{k}"
+    write_structures(mixed, structures)
+    arguments = ["label", str(mixed), str(out), "--teacher", EMT_NAME, "--processes", "1"]
+    failed = CliRunner().invoke(app, arguments)
+    assert isinstance(failed.exception, DataError) and not out.exists()
+    assert "12 of 14" in str(failed.exception) and "physpre label --skip-failed" in str(failed.exception)
+    done = CliRunner().invoke(app, [*arguments, "--skip-failed"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    told = f"{out}: 2 structures; 12 of 14 left out: " + ", ".join(f"{k} (s{k})" for k in range(1, 13))
+    assert told in done.output
+    assert [atoms.info["structure_id"] for atoms in read_structures(out)] == ["s0", "s13"]
+    write_structures(mixed, [bulk("Si")])
+    nothing = CliRunner().invoke(app, [*arguments, "--skip-failed"])
+    assert "1 of 1 structures could not be labelled" in str(nothing.exception)
+    assert "--skip-failed" not in str(nothing.exception)
+
+
+@pytest.mark.parametrize("command", ["label", "perturb"])
+def test_what_cannot_be_written_is_said_before_labelling(command, tmp_path):
+    bare, count, file = tmp_path / "bare.extxyz", tmp_path / "count", tmp_path / "file"
+    write_structures(bare, [bulk("Cu", cubic=True)])
+    file.write_text("")
+    teacher = ["--teacher", f"calculator:{__name__}.Program?count={count}", "--processes", "1"]
+    for target, words in (
+        ("out.cif", ".cif stands for no known format"),
+        ("", "is a folder|no suffix stands for no known format"),
+        ("file/out.extxyz", "cannot be written"),
+    ):
+        result = CliRunner().invoke(app, [command, str(bare), str(tmp_path / target), *teacher])
+        assert isinstance(result.exception, DataError), result.output
+        assert re.search(words, str(result.exception)), result.exception
+    (tmp_path / "folder.extxyz").mkdir()
+    result = CliRunner().invoke(app, [command, str(bare), str(tmp_path / "folder.extxyz"), *teacher])
+    assert isinstance(result.exception, DataError) and "is a folder" in str(result.exception)
+    assert not count.exists()
+    assert CliRunner().invoke(app, [command, str(bare), str(tmp_path / "new" / "out.extxyz"), *teacher]).exit_code == 0
+    assert count.exists()
+
+
+@pytest.mark.parametrize("command", ["label", "perturb"])
+def test_at_least_one_process(command, tmp_path):
+    bare, out = tmp_path / "bare.extxyz", tmp_path / "out.extxyz"
+    write_structures(bare, [bulk("Cu", cubic=True)])
+    result = CliRunner().invoke(app, [command, str(bare), str(out), "--teacher", EMT_NAME, "--processes", "0"])
+    assert result.exit_code == 2 and re.search("--processes.*1", result.output) and "Error" in result.output
+    assert not out.exists()
+    with pytest.raises(ConfigError, match="workers is 0; expected at least 1"):
+        label([bulk("Cu")], EMT_NAME, workers=0)
 
 
 def test_chgnet_labels_oxides():

@@ -11,11 +11,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pair_teachers import Fragile, SoftWall, soft_wall
 
 from mdl_physpre.errors import ConfigError, DataError, PhyspreError
+from mdl_physpre.potentials.base import Predictions
 from mdl_physpre.potentials.calculator import PotentialCalculator
 from mdl_physpre.pretraining import teacher as teacher_module
 from mdl_physpre.pretraining import teacher_names
 from mdl_physpre.pretraining.teacher import LabelFailure, compute_labels, estimated_edges, label
-from mdl_physpre.pretraining.teacher_names import resolve_teacher
+from mdl_physpre.pretraining.teacher_names import make_teacher, resolve_teacher
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import get_labels
 
@@ -105,6 +106,54 @@ def test_a_calculator_that_failed_starts_anew():
     found = compute_labels([bulk("Si"), bulk("Si", a=5.6), bulk("Cu")], "ase.calculators.emt.EMT", workers=1)
     reason = "NotImplementedError: No EMT-potential for Si"
     assert [getattr(result, "reason", "") for result in found] == [reason, reason, ""]
+
+
+class WrongShape(LennardJones):
+    """Lennard-Jones with one result of another shape."""
+
+    def __init__(self, which: str, value: object, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.which, self.value = which, value
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.results[self.which] = np.asarray(self.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("forces", np.ones((1, 3)), "forces have shape (1, 3); expected (2, 3)"),
+        ("forces", np.ones(6), "forces have shape (6,); expected (2, 3)"),
+        ("energy", [1.0, 2.0], "energy has shape (2,); expected one number"),
+        ("stress", np.ones((2, 2)), "stress has shape (2, 2); expected (3, 3)"),
+    ],
+)
+@pytest.mark.parametrize("short_range", [None, "zbl"])
+def test_results_of_another_shape_are_failures(name, value, reason, short_range):
+    """With a core, which is added to what the calculator gives, and without."""
+    teacher = make_teacher("test_teacher.WrongShape", {"which": name, "value": value}, short_range=short_range)
+    (found,) = compute_labels([bulk("Si")], teacher, workers=1)
+    assert isinstance(found, LabelFailure) and found.reason.startswith(reason)
+    if name == "stress":  # it is not asked for where there is no cell
+        (found,) = compute_labels([molecule("H2")], teacher, workers=1)
+        assert found.stress is None and found.forces.shape == (2, 3)
+
+
+@pytest.mark.parametrize("value", [np.array([1.0, 2.0, 3.0, 0, 0, 0]), np.diag([1.0, 2.0, 3.0])])
+def test_stress_may_have_either_shape(value):
+    (found,) = compute_labels([bulk("Si")], lambda: WrongShape("stress", value), workers=1)
+    np.testing.assert_array_equal(found.stress, np.diag([1.0, 2.0, 3.0]))
+
+
+def test_a_potential_of_another_shape_is_a_failure():
+    class OneForce(SoftWall):
+        def predictions(self, graph, forces=True, stress=True):
+            n = len(graph.n_atoms)
+            return Predictions(torch.zeros(n), torch.ones(1, 3), torch.zeros(n, 3, 3))
+
+    found = compute_labels([bulk("Si"), bulk("Si", cubic=True)], OneForce(), workers=1)
+    assert all(isinstance(result, LabelFailure) and "forces have shape" in result.reason for result in found)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,24 @@ def test_energy_reference_comes_from_dft_and_stays(tmp_path):
     result = pretrain_then_finetune(model, teacher, dft, PRETRAIN, FINETUNE, tmp_path)
     for stage in result.stages.values():
         assert torch.equal(load_potential(stage.best_checkpoint).reference.energies, expected)
+
+
+def test_forces_alone_are_learnt_with_a_reference_of_zero(tmp_path, caplog):
+    teacher, dft = sets(1), sets(2)
+    for dataset in (*teacher, *dft):
+        for atoms in dataset.structures:
+            del atoms.calc.results["energy"], atoms.calc.results["stress"]
+    (teacher, dft) = (tuple(GraphDataset(d.structures, CUTOFF) for d in both) for both in (teacher, dft))
+    caplog.set_level("INFO", logger="mdl_physpre")
+    model = initial_potential(TinyPotential, dft[0].structures)
+    assert not model.reference.energies.any()
+    assert "none of 10 training structures carries an energy: the energy reference is zero" in caplog.text
+    weights = {"weight_energy": 0.0, "weight_stress": 0.0}
+    stages = (replace(PRETRAIN, **weights), replace(FINETUNE, **weights, refit_reference=True))
+    result = pretrain_then_finetune(model, teacher, dft, *stages, tmp_path)
+    assert result.stages["finetune"].best_loss > 0 and not result.potential.reference.energies.any()
+    with pytest.raises(ConfigError, match="weight_energy is"):
+        train_baseline(model, *dft, FINETUNE, tmp_path / "wrong")
 
 
 def test_arms_start_alike_and_leave_the_random_numbers_alone():

@@ -16,6 +16,9 @@ from typer.testing import CliRunner
 
 from mdl_physpre import EAMInteraction, label, load_potential, save_potential, write_structures
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.potentials.cgcnn import CGCNN
+from mdl_physpre.structures.labels import get_labels, set_labels
+from mdl_physpre.structures.read import read_structures
 from mdl_physpre.workflow.cli import app
 from mdl_physpre.workflow.run import run
 
@@ -135,6 +138,56 @@ def test_a_given_teacher_takes_the_zero_of_energy_of_the_data(finished, config, 
     assert abs(float((used.E0.detach() - before).sum())) < 5.0  # one Mg for each O: only their sum is known
     with pytest.raises(ConfigError, match="gone.pt: no such file"):
         run(config, [f"physpre.eam.checkpoint={tmp_path / 'gone.pt'}"], out=tmp_path / "none")
+
+
+def test_a_checkpoint_that_is_no_eam_beside_a_hybrid_is_said_before_anything_is_trained(config, tmp_path):
+    network = CGCNN(elements=["Mg", "O"], cutoff=4.0, dim1=4, dim2=4, gc_count=1, edge_dim=4)
+    save_potential(tmp_path / "cgcnn.pt", network)
+    changes = ["physpre.arms=[baseline,hybrid]", f"physpre.eam={{checkpoint: {tmp_path / 'cgcnn.pt'}}}"]
+    with pytest.raises(ConfigError, match=r"physpre.eam.checkpoint: .*cgcnn.pt holds a CGCNN"):
+        run(config, changes, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "3-train").exists()
+    # as the teacher of an arm that is no hybrid it is welcome, and a hybrid that comes later is still found out
+    few = ["optim.max_epochs=1", "physpre.pretrain.max_epochs=1", "physpre.dynamics.n_structures=0"]
+    run(config, [changes[1], *few, "physpre.arms=[pretrain]"], out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"physpre.eam.checkpoint: .*cgcnn.pt holds a CGCNN"):
+        run(config, [changes[1], *few, "physpre.arms=[pretrain,hybrid]"], out=tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def forces_alone(data, config):
+    """The same structures with forces alone, and a configuration for them."""
+    structures = read_structures(data)
+    for atoms in structures:
+        set_labels(atoms, forces=get_labels(atoms).forces)
+    write_structures(data.with_name("forces.extxyz"), structures)
+    return [
+        f"dataset.src={data.with_name('forces.extxyz')}",
+        "optim.loss.loss_args={weight_energy: 0, weight_stress: 0}",
+        "physpre.dynamics={n_structures: 1, steps: 5}",
+        "physpre.report.formats=[html, csv]",
+    ]
+
+
+def test_forces_alone(forces_alone, config, tmp_path):
+    summary = run(config, [*forces_alone, "physpre.arms=[baseline, pretrain, hybrid]"], out=tmp_path / "run")
+    for arm in ("baseline", "pretrain", "hybrid"):
+        errors = summary[arm]["errors"]["test"]
+        assert errors["forces_mae"] > 0 and errors["energy_mae"] is None
+        assert summary[arm]["dynamics"]["n"] == 1
+    assert "carries an energy: the energy reference is zero" in (tmp_path / "run" / "log.txt").read_text()
+    assert not load_potential(tmp_path / "run" / summary["pretrain"]["checkpoint"]).reference.as_dict()
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_forces_alone_beside_a_calculator(forces_alone, config, tmp_path):
+    """Its energies have a zero of their own, which stays."""
+    calculator = "{calculator: ase.calculators.lj.LennardJones, arguments: {sigma: 1.5, rc: 5.0}, processes: 1}"
+    changes = ["physpre.arms=[pretrain]", f"physpre.teacher={calculator}"]
+    summary = run(config, [*forces_alone, *changes], out=tmp_path / "run")
+    assert summary["teacher"]["zero_of_energy"] == {"energies": {}, "structures": 0, "before": None, "after": None}
+    assert summary["pretrain"]["errors"]["test"]["forces_mae"] > 0
+    assert "the teacher keeps its own zero of energy" in (tmp_path / "run" / "log.txt").read_text()
 
 
 STOPS = (
