@@ -95,8 +95,10 @@ OTHER = {
     "lindemann_max_atoms": 5, "max_temperature": 5000.0, "max_displacement": 5.0, "max_neighbours": 5, "pressure": 2.0,
     "taut": 50.0, "taup": 500.0, "compressibility": 1e-5, "min_volume_ratio": 0.2, "max_volume_ratio": 5.0,
 }  # fmt: skip
-WORK = {"seed": 7, "skin": 2.0, "max_edges": 7, "checkpoint_steps": 7, "checkpoint_seconds": 7.0}
-OBSERVED = {"trajectory_interval": 7, "pressure_interval": 7, "rdf_interval": 7, "rdf_start": 7, "rdf_r_max": 7.0, "rdf_bins": 7}
+WORK = {
+    "seed": 7, "skin": 2.0, "max_edges": 7, "checkpoint_steps": 7, "checkpoint_seconds": 7.0, "trajectory_interval": 7,
+}  # fmt: skip
+OBSERVED = {"pressure_interval": 7, "rdf_interval": 7, "rdf_start": 7, "rdf_r_max": 7.0, "rdf_bins": 7}
 
 
 def test_settings_that_change_verdicts_are_named(tmp_path):
