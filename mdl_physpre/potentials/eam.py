@@ -72,6 +72,7 @@ class EAMInteraction(Potential):
     Source: the paper's equations for the EAM teacher; the differences are listed in ``docs/method.md``.
     """
 
+    concurrent = True
     element_of: Tensor  # (119,) place of an atomic number in elements, -1 where it is not among them
     pair_of: Tensor  # (n_elements²,) number of the pair of two elements
     elements: tuple[int, ...]
