@@ -162,4 +162,8 @@ def check_input(
             symbols = ", ".join(sorted(chemical_symbols[z] for z in strange))
             known = ", ".join(chemical_symbols[z] for z in potential.elements or ())
             raise DataError(f"structure {place} ({name}) holds {symbols}; the potential knows {known}. Leave it out")
+    constrained = [name for name, atoms in zip(ids, structures, strict=True) if atoms.constraints]
+    if constrained:
+        first = constrained[0]
+        logger.warning("constraints of %d structures (%s, …) are not applied: all atoms move", len(constrained), first)
     return places, ids

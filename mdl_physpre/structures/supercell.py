@@ -9,10 +9,10 @@ from ase import Atoms
 def enlarge(atoms: Atoms, min_atoms: int) -> Atoms:
     """Double a structure along its shortest periodic vector until it holds at least ``min_atoms`` atoms.
 
-    Labels are left out; ``info`` is kept. A structure that is not periodic, or large enough, is returned as a copy.
+    Labels are left out; masses, constraints and ``info`` are kept. A structure that is not periodic, or large enough,
+    is returned as a copy.
     """
-    made = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    made.info = dict(atoms.info)
+    made = atoms.copy()
     while 0 < len(made) < min_atoms and made.pbc.any():
         lengths = np.where(made.pbc, made.cell.lengths(), np.inf)
         times = [1, 1, 1]

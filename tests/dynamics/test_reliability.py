@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.lj import LennardJones
+from ase.constraints import FixAtoms
 from pair_potentials import Attraction, Frozen, Morse, NanForGold, RaisesForGold
 from small_structures import SHORT, clusters, crystals, with_
 
@@ -189,6 +190,13 @@ def test_constant_pressure_is_refused_where_it_makes_no_sense() -> None:
     with pytest.raises(ConfigError, match="'npt', which needs stress"):
         simulate(NoStress(), crystals(1), with_(ensemble="npt"))
     assert simulate(NoStress(), crystals(1), with_(steps=3))[0]["metrics"]["mean_pressure"] is None
+
+
+def test_constraints_that_are_not_applied_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    structures = crystals(2)
+    structures[1].set_constraint(FixAtoms([0]))
+    simulate(Morse(), structures, with_(steps=2))
+    assert f"constraints of 1 structures ({structures[1].info['structure_id']}, …) are not applied" in caplog.text
 
 
 def test_an_error_at_the_start_is_raised_only_where_it_is_everybodys() -> None:
