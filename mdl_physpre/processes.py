@@ -187,8 +187,8 @@ def _lock(file: Any) -> bool:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # no advisory locks on this system
-        pass
-    except OSError:
+    except BlockingIOError:
         return False
+    except (ImportError, OSError):  # no advisory locks on this system, or on this file system
+        pass
     return True

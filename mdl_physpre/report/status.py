@@ -63,12 +63,12 @@ def _locked(path: Path) -> bool | None:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False
-    except ImportError:
-        return None
     except FileNotFoundError:
         return False
-    except OSError:
+    except BlockingIOError:
         return True
+    except (ImportError, OSError):  # no advisory locks on this system, or on this file system
+        return None
 
 
 def _stage(run: Run, name: str, running: bool | None) -> dict[str, Any]:
