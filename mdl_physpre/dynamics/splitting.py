@@ -143,6 +143,7 @@ def simulate_parallel(
         if out is not None:
             _merge(folder, key, [task["out"] for task in tasks], parts, ids)
             write_verdicts(folder, key, settings, each, verdicts)
+            (folder / STATE).unlink(missing_ok=True)  # of the same run, begun on another device
             shutil.rmtree(folder / PARTS, ignore_errors=True)
     return verdicts
 

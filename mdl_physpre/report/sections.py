@@ -13,6 +13,7 @@ import yaml
 from mdl_physpre.analysis.rdf import average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.rdf_sampling import RDFS
+from mdl_physpre.report.angle_table import angle_table
 from mdl_physpre.report.figures_errors import draw_force_angles, draw_parity
 from mdl_physpre.report.figures_potentials import draw_curves, draw_eam_parts
 from mdl_physpre.report.figures_stability import draw_structures, draw_survival
@@ -186,7 +187,9 @@ def _angles(run: Run, beside: Path) -> Section:
             angles.setdefault(test_set, {})[arm] = found
     for test_set, by_arm in angles.items():
         _drawn(section, f"Angles between forces, {test_set}", partial(draw_force_angles, by_arm, test_set, beside))
-    if not angles:
+    if angles:
+        section.add(angle_table(angles))
+    else:
         section.missing.append(
             "The run holds no angles between the forces of the embedded-atom potential and a network."
         )
