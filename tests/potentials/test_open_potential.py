@@ -172,7 +172,7 @@ def test_a_class_that_is_imported_elsewhere_has_the_source_that_defines_it(someb
     ase = open_potential("calculator:their_door:LennardJones").source
     assert ase == open_potential("calculator:ase.calculators.lj:LennardJones").source
     assert {ase, ""}.isdisjoint(identities)
-    assert module._source(int, "builtins:int") == ""
+    assert module.source_of(int, "builtins:int") == ""
     sys.modules.pop("their_door")
 
 
