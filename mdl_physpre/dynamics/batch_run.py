@@ -134,7 +134,7 @@ class BatchRun:
                 logger.warning("the potential raised for the stress (%s): such structures get no pressure", said)
             mine = self.atoms.batch == k
             found.forces[mine], found.energies[k] = again.forces[mine], again.energies[k]
-        return still
+        return {k: error for k, error in still.items() if k in raised}
 
     def settle(self, broken: Broken, deformation: Tensor | None, stress: bool) -> None:
         """Judge the step, let the broken structures go, count it for the others, and let the finished ones go."""

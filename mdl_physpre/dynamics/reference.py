@@ -69,6 +69,9 @@ def compare_with_reference(
         reference = open_potential(reference, modules=modules)
     stored = None
     if not isinstance(reference, Potential):  # read before hours are spent on the simulation
+        place = Path(reference).resolve()
+        if out is not None and Path(out).resolve() in (place, *place.parents):
+            raise DataError(f"{reference}: lies in {out}, whose contents the run replaces; give another folder")
         stored = reference_rdf(
             reference, settings.rdf_r_max, settings.rdf_bins, settings.rdf_smoothing, first_step=settings.rdf_start
         )

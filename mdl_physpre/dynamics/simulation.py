@@ -89,6 +89,8 @@ def simulate(
     if finished is not None:
         return finished
     with run_lock(folder, LOCK_WAIT), inference(potential):
+        if (finished := read_verdicts(folder, key)) is not None:  # another process was at it
+            return finished
         run = begin_or_resume(potential, structures, ids, places, settings, each, folder, key, raise_at_start)
         verdicts = run_to_the_end(run, progress)
         if run.rdfs is not None:

@@ -31,6 +31,7 @@ from mdl_physpre.dynamics.rdf_sampling import read_rdfs, write_rdfs
 from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings, settings_of_each
 from mdl_physpre.dynamics.simulation import check_input, simulate
 from mdl_physpre.dynamics.storage import (
+    DIVISION,
     FAILING,
     LOCK_WAIT,
     PARTS,
@@ -50,7 +51,6 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.processes import end_with_parent, run_lock
 
 logger = logging.getLogger(__name__)
-DIVISION = "division.json"
 
 
 def divide(work: Sequence[float], n: int) -> list[list[int]]:
@@ -105,12 +105,19 @@ def simulate_parallel(
     options: dict[str, Any] = {"per_structure": per_structure, "indices": indices, "raise_at_start": False}
     key = run_key(potential, structures, ids, each, places)
     number = min(processes, len(structures))
-    begun = None if out is None or devices else _begun_with(Path(out), key)
-    if begun not in (None, number):
-        logger.info("%s goes on in %s, as it began", out, "1 process" if begun == 1 else f"{begun} processes")
+    number = number if number > 1 or devices else 0  # 0: in this process
+    begun = None if out is None else _begun_with(Path(out), key)
+    if begun is not None and begun != number:
+        logger.info("%s goes on with as many processes as it began with, %d", out, max(1, begun))
         number = begun
-    if number <= 1 and not devices:
-        return _checked(simulate(potential, structures, settings, out, progress, **options), out)
+    if number == 0:
+        if devices:
+            potential = potential.to(devices[0])
+        verdicts = simulate(potential, structures, settings, out, progress, **options)
+        if _none_began(verdicts) and out is not None:
+            with run_lock(Path(out), LOCK_WAIT):
+                clear(Path(out))
+        return _checked(verdicts)
     with ExitStack() as stack:
         if out is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -120,6 +127,8 @@ def simulate_parallel(
             if finished is not None:
                 return finished
             stack.enter_context(run_lock(folder, LOCK_WAIT))
+            if (finished := read_verdicts(folder, key)) is not None:  # another process was at it
+                return finished
             if _begun_with(folder, key) != number:
                 clear(folder)
         parts = divide([len(a) * s.steps for a, s in zip(structures, each, strict=True)], number)
@@ -135,24 +144,25 @@ def simulate_parallel(
                 "threads": threads or max(1, cores() // len(parts)), "raise_at_start": False,
             }  # fmt: skip
             tasks.append(task)
-        verdicts: list[dict] = [{}] * len(structures)
+        verdicts = [{}] * len(structures)
         for part, found in zip(parts, _run(potential, tasks), strict=True):
             for k, verdict in zip(part, found, strict=True):
                 verdicts[k] = verdict
-        _checked(verdicts, out)
-        if out is not None:
+        if _none_began(verdicts):
+            clear(folder)
+        elif out is not None:
             _merge(folder, key, [task["out"] for task in tasks], parts, ids)
             write_verdicts(folder, key, settings, each, verdicts)
-            (folder / STATE).unlink(missing_ok=True)  # of the same run, begun on another device
             shutil.rmtree(folder / PARTS, ignore_errors=True)
-    return verdicts
+    return _checked(verdicts)
 
 
 def _begun_with(folder: Path, key: str) -> int | None:
-    """Number of processes whose states of this run lie in the folder; None where there are none."""
+    """Number of processes whose states of this run lie in the folder, 0 where it is the state of a run without parts;
+    None where there are none."""
     with suppress(OSError, ValueError, KeyError, EOFError), np.load(folder / STATE, allow_pickle=False) as stored:
         if str(stored["key"]) == key:
-            return 1
+            return 0
     with suppress(OSError, ValueError, KeyError, TypeError):
         stored_division = json.loads((folder / PARTS / DIVISION).read_text())
         if stored_division["key"] == key:
@@ -160,11 +170,13 @@ def _begun_with(folder: Path, key: str) -> int | None:
     return None
 
 
-def _checked(verdicts: list[dict], out: str | Path | None) -> list[dict]:
-    """The verdicts, unless the potential raised for every structure at the start: then it is the potential's fault."""
-    if verdicts and all(v["reasons"][:1] == ["potential_error"] and not v["steps_run"] for v in verdicts):
-        if out is not None:
-            clear(Path(out))
+def _none_began(verdicts: list[dict]) -> bool:
+    """Whether the potential raised for every structure at the start: then it is the potential's fault."""
+    return bool(verdicts) and all(v["reasons"][:1] == ["potential_error"] and not v["steps_run"] for v in verdicts)
+
+
+def _checked(verdicts: list[dict]) -> list[dict]:
+    if _none_began(verdicts):
         raise PhyspreError(f"for every structure {verdicts[0]['failures'][0]['text']}")
     return verdicts
 

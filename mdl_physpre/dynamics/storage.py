@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 STATE, VERDICTS, SPEED, RDFS = "state.npz", "verdicts.json", "speed.json", "rdf.json"
-TRAJECTORIES, FAILING, PARTS = "trajectories", "failing_frames", "parts"
+RDF_ERRORS = ("rdf_errors.json", "rdf.png", "rdf.svg")  # of physpre md --reference
+TRAJECTORIES, FAILING, PARTS, DIVISION = "trajectories", "failing_frames", "parts", "division.json"
 LOCK_WAIT = 10.0  # s; the processes of a run that was killed need a moment to notice
 FAILING_AT_MOST = 200  # structures whose frames are kept, so that 10,000 that break do not fill a disk
 
@@ -74,11 +75,22 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def clear(out: Path) -> None:
-    """Remove what another run wrote into a folder, so that nothing of it is taken for the new one's."""
-    for name in (STATE, VERDICTS, SPEED, RDFS):
+    """Remove what another run wrote into a folder, so that nothing of it is taken for the new one's.
+
+    Files of other names stay, whoever put them there.
+    """
+    for name in (STATE, VERDICTS, SPEED, RDFS, *RDF_ERRORS):
         (out / name).unlink(missing_ok=True)
-    for name in (TRAJECTORIES, FAILING, PARTS):
-        shutil.rmtree(out / name, ignore_errors=True)
+    (out / PARTS / DIVISION).unlink(missing_ok=True)
+    for part in (out / PARTS).glob("*-of-*"):
+        shutil.rmtree(part, ignore_errors=True)
+    for folder in (TRAJECTORIES, FAILING):
+        for path in (out / folder).glob("*.extxyz"):
+            if path.stem.isdigit():
+                path.unlink(missing_ok=True)
+    for folder in (TRAJECTORIES, FAILING, PARTS):
+        with contextlib.suppress(OSError):  # not there, or not empty
+            (out / folder).rmdir()
 
 
 def write_verdicts(

@@ -214,12 +214,12 @@ class EAMInteraction(Potential):
         """
         with torch.no_grad():
             element = self.element_of.index_select(0, graph.z)
-            table, found = self._radial_table(graph.pos.dtype), library_for(graph.pos)
+            dtype, found = graph.pos.dtype, library_for(graph, element)
             if found is not None:
-                edges = NativeEdges(found, graph, element, self.pair_of, table)
+                edges = NativeEdges(found, graph, element, self.pair_of, self._radial_table(dtype))
                 return self._from_edges(graph, element, edges, forces, stress)
-            exact = graph.pos.dtype == torch.float64
-            return self._by_tensors(graph, element, None if exact else table, forces, stress)
+            table = None if dtype == torch.float64 else self._radial_table(dtype)
+            return self._by_tensors(graph, element, table, forces, stress)
 
     def differentiable_predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
         """As :meth:`predictions`, exact in any precision, and differentiable in the parameters (not in positions)."""

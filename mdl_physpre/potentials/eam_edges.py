@@ -30,10 +30,17 @@ def library(real: str) -> ctypes.CDLL | None:
     return compiled(SOURCE, real, ("terms", "sums"), "the embedded-atom potential")
 
 
-def library_for(like: Tensor) -> ctypes.CDLL | None:
-    """The compiled functions for the precision and device of ``like``, or None where tensor operations have to do."""
-    real = DTYPES.get(like.dtype) if like.device.type == "cpu" else None
-    return None if real is None else library(real)
+def library_for(graph: AtomGraph, element: Tensor) -> ctypes.CDLL | None:
+    """The compiled functions for a batch, or None where tensor operations have to do.
+
+    They look elements up without asking, and take the edges of an atom to stand together: edges in another order, and
+    elements that the potential does not know (``element`` below 0), are left to tensor operations.
+    """
+    real = DTYPES.get(graph.pos.dtype) if graph.pos.device.type == "cpu" else None
+    found, centre = None if real is None else library(real), graph.edge_index[0]
+    if found is None or bool((element < 0).any()) or bool((centre[1:] < centre[:-1]).any()):
+        return None
+    return found
 
 
 class TensorEdges:
@@ -102,14 +109,15 @@ class NativeEdges:
     ) -> None:
         n_atoms, n_edges = graph.z.shape[0], graph.edge_index.shape[1]
         self.library = found
-        centre, neighbour = graph.edge_index
+        centre, neighbour = graph.edge_index.to(torch.int64)
         start = torch.searchsorted(centre.contiguous(), torch.arange(n_atoms + 1))
         scratch = graph.pos.new_empty(6, n_edges)  # vectors take three rows
         self.distance, self.phi_slope, self.rho_slope = scratch[3:]
         self.phi, self.rho = graph.pos.new_empty(2, n_atoms)
         given = {
-            "start": start, "neighbour": neighbour, "batch": graph.batch, "element": element, "pair_of": pair_of,
-            "position": graph.pos.detach(), "cell": graph.cell.detach(), "offset": graph.cell_offsets,
+            "start": start, "neighbour": neighbour, "batch": graph.batch.to(torch.int64), "element": element,
+            "pair_of": pair_of, "position": graph.pos.detach(), "cell": graph.cell.detach().to(graph.pos.dtype),
+            "offset": graph.cell_offsets.to(graph.pos.dtype),
             "table": table.coefficients, "vector": scratch, "distance": self.distance, "phi_slope": self.phi_slope,
             "rho_slope": self.rho_slope, "phi": self.phi, "rho": self.rho,
         }  # fmt: skip

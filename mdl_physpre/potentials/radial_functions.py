@@ -67,6 +67,22 @@ def radial_functions(
     return f * phi, f * dphi + df * phi, f * rho, f * drho + df * rho
 
 
+def curvatures(r: Tensor, pair: Tensor, parameters: PairParameters, cutoff: float) -> tuple[Tensor, Tensor]:
+    """d²φ/dr² and d²ρ/dr² of each distance, cutoff function included; each (n,)."""
+    width = (1.0 - INNER_FRACTION) * cutoff
+    s = ((cutoff - r) / width).clamp(0.0, 1.0)
+    f, df = cutoff_function(r, cutoff)
+    bend = (60.0 / width**2) * s * (1.0 - s) * (1.0 - 2.0 * s)
+    depth, alpha = parameters.D.index_select(0, pair), parameters.alpha.index_select(0, pair)
+    fall = torch.exp(alpha * (parameters.r_e.index_select(0, pair) - r))
+    phi, dphi = pair_energy(r, pair, parameters)
+    rho, drho = density(r, pair, parameters)
+    amplitude, beta = parameters.A.index_select(0, pair), parameters.beta.index_select(0, pair)
+    of_phi = 2.0 * depth * alpha**2 * fall * (2.0 * fall - 1.0)
+    of_rho = (amplitude * beta**2 * torch.exp(-beta * r[:, None])).sum(1)
+    return bend * phi + 2.0 * df * dphi + f * of_phi, bend * rho + 2.0 * df * drho + f * of_rho
+
+
 class RadialTable:
     """φ and ρ of every pair as piecewise polynomials of fifth degree on a uniform grid from 0 to the cutoff.
 
@@ -95,13 +111,11 @@ class RadialTable:
         double = PairParameters(*(p.detach().double() for p in parameters))
         grid = torch.arange(self.intervals + 1, dtype=torch.float64, device=double.D.device) * step
         pair = torch.arange(n_pairs, device=grid.device).repeat_interleave(len(grid))
-        with torch.enable_grad():
-            r = grid.repeat(n_pairs).requires_grad_(True)
-            phi, dphi, rho, drho = radial_functions(r, pair, double, cutoff)
-            bent = [torch.autograd.grad(slope.sum(), r, retain_graph=True)[0] for slope in (dphi, drho)]
+        r = grid.repeat(n_pairs)
+        phi, dphi, rho, drho = radial_functions(r, pair, double, cutoff)
         values, slopes, bends = (
-            torch.stack((a, b), dim=1).detach().reshape(n_pairs, -1, 2) * step**power
-            for power, (a, b) in enumerate(((phi, rho), (dphi, drho), bent))
+            torch.stack(both, dim=1).reshape(n_pairs, -1, 2) * step**power
+            for power, both in enumerate(((phi, rho), (dphi, drho), curvatures(r, pair, double, cutoff)))
         )
         self.scale = 1.0 / step
         self.coefficients = _quintics(values, slopes, bends).to(dtype)
@@ -109,7 +123,7 @@ class RadialTable:
     def functions(self, r: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """φ, dφ/dr, ρ, dρ/dr of distances and pairs by number, each (n,)."""
         place = r * self.scale
-        interval = place.to(torch.int64).clamp_(max=self.intervals)
+        interval = place.to(torch.int64).clamp_(0, self.intervals)
         row, u = interval + pair * (self.intervals + 1), (place - interval)[:, None]
         c = self.coefficients.index_select(0, row).unbind(2)
         value, slope = c[-1], torch.zeros_like(c[-1])

@@ -130,14 +130,15 @@ def md(
     print(format_verdicts(compared["verdicts"], summarise(compared["verdicts"])))
     print(format_rdf_errors(compared))
     if out:
+        from mdl_physpre.dynamics.storage import RDF_ERRORS
         from mdl_physpre.report.rdf_figure import draw_rdfs
         from mdl_physpre.workflow.stages import write_json
 
+        errors, figure = (out / name for name in RDF_ERRORS[:2])
         names = ("structures", "errors", "structure_errors", "reference_verdicts")
-        write_json(out / "rdf_errors.json", {name: compared[name] for name in names if name in compared})
-
-        draw_rdfs({Path(model).name: compared["rdf"]}, out / "rdf.png", reference=compared["reference_rdf"])
-        print(f"figure: {out / 'rdf.png'}")
+        write_json(errors, {name: compared[name] for name in names if name in compared})
+        draw_rdfs({Path(model).name: compared["rdf"]}, figure, reference=compared["reference_rdf"])
+        print(f"figure: {figure}")
 
 
 def judge(

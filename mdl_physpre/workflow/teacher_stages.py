@@ -13,7 +13,6 @@ from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential, save_potential
 from mdl_physpre.potentials.corrected import CorrectedPotential
-from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.potentials.open_potential import open_potential
 from mdl_physpre.pretraining.eam_fit import fit_eam
 from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
@@ -140,8 +139,9 @@ def _fitted_zero(teacher: CorrectedPotential, structures: list[Atoms], workers: 
 
 def _source(teacher: CorrectedPotential, settings: TeacherSection) -> str:
     """What the labels depend on beside the settings: the content of files."""
-    if isinstance(teacher.base, CalculatorPotential):
-        return teacher.base.identity
+    identity = getattr(teacher.base, "identity", None)  # of calculators and TorchSim models
+    if identity is not None:
+        return identity
     return hash_of_file(Path(settings.source)) if Path(settings.source).is_file() else ""
 
 

@@ -62,6 +62,12 @@ def test_what_shares_no_elements_is_no_reference(eam, structures, tmp_path):
         compare_with_reference(argon, [atoms], tmp_path / "own" / "trajectories", SETTINGS, progress=False)
 
 
+def test_a_reference_that_the_run_would_replace(eam, structures, tmp_path):
+    simulate(eam, structures[:1], SETTINGS, tmp_path, progress=False)
+    with pytest.raises(DataError, match="whose contents the run replaces"):
+        compare_with_reference(eam, structures[:1], tmp_path / "trajectories", SETTINGS, tmp_path, progress=False)
+
+
 def test_late_frames_only(eam, structures, tmp_path):
     late = DynamicsSettings(**{**vars(SETTINGS), "rdf_start": 30})
     simulate(eam, structures[:1], late, tmp_path / "own", progress=False)

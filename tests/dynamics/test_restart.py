@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.build import bulk
-from pair_potentials import AttractiveGold, Killed, Morse
+from pair_potentials import AttractiveGold, Killed, Morse, Slow
 from small_structures import clusters, crystals, with_
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
@@ -164,10 +166,28 @@ def test_a_killed_process_continues(tmp_path: Path) -> None:
 def test_nothing_of_an_earlier_run_is_taken_for_the_new_one(tmp_path: Path) -> None:
     before = with_(steps=20, trajectory_interval=10, rdf_interval=5, rdf_bins=10)
     simulate(Morse(), crystals(4), before, tmp_path)
-    assert len(list((tmp_path / "trajectories").iterdir())) == 4 and (tmp_path / "rdf.json").exists()
+    (tmp_path / "trajectories" / "mine.extxyz").write_text("somebody's")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "of the project").write_text("somebody's")
+    assert len(list((tmp_path / "trajectories").iterdir())) == 5 and (tmp_path / "rdf.json").exists()
     simulate(Morse(), crystals(2), with_(steps=20, temperature=400, trajectory_interval=10), tmp_path)
-    assert sorted(p.name for p in (tmp_path / "trajectories").iterdir()) == ["00000.extxyz", "00001.extxyz"]
+    left = sorted(p.name for p in (tmp_path / "trajectories").iterdir())
+    assert left == ["00000.extxyz", "00001.extxyz", "mine.extxyz"]
     assert not (tmp_path / "rdf.json").exists()
+    assert (tmp_path / "parts" / "of the project").exists(), "other files are left alone"
+
+
+def test_two_that_want_the_same_run_do_it_once(tmp_path: Path) -> None:
+    settings, calls = with_(steps=30), []
+
+    class Counted(Slow):
+        def atomic_energies(self, graph):
+            calls.append(threading.get_ident())
+            return super().atomic_energies(graph)
+
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: simulate(Counted(), crystals(2), settings, tmp_path, False), range(2)))
+    assert both[0] == both[1] and len(calls) == 31 and len(set(calls)) == 1
 
 
 def test_what_a_result_depends_on(tmp_path: Path) -> None:

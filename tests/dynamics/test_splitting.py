@@ -96,7 +96,7 @@ def test_a_run_of_one_process_goes_on_in_one(tmp_path: Path, monkeypatch: pytest
         simulate(Killed(20), structures, settings, tmp_path)
     monkeypatch.setattr(splitting, "_run", None)
     resumed = Killed(10**9)
-    verdicts = simulate_parallel(resumed, structures, settings, tmp_path, False, processes=2)
+    verdicts = simulate_parallel(resumed, structures, settings, tmp_path, False, processes=2, devices=["cpu", "cpu"])
     assert 10**9 - resumed.at < 20, "it must not have begun again"
     assert [v["steps_run"] for v in verdicts] == [30] * 3
     assert not (tmp_path / "state.npz").exists()

@@ -16,7 +16,8 @@ from mdl_physpre.potentials.base import edge_vectors, evaluate
 from mdl_physpre.potentials.checkpoints import load_potential, save_potential
 from mdl_physpre.potentials.eam import EAMInteraction, pair_curve
 from mdl_physpre.potentials.edge_sums import fixed_edge_vectors, last_edges, virial_sums
-from mdl_physpre.structures.graph import build_graph
+from mdl_physpre.potentials.radial_functions import PairParameters, curvatures, radial_functions
+from mdl_physpre.structures.graph import AtomGraph, build_graph
 
 SYMBOLS = ("Si", "O", "Li")
 
@@ -189,11 +190,44 @@ def test_c_and_tensor_operations_agree(dtype, tolerance, short_range, threads, m
         torch.set_num_threads(before)
     monkeypatch.setattr(eam_edges, "DTYPES", {})
     exact = evaluate(potential, build_graph(structures, 7.0))
-    for name in ("energies", "forces", "stress"):
-        ours, expected = getattr(found, name), getattr(exact, name)
-        assert ours.dtype == (torch.float64 if name == "energies" else dtype)
-        assert ours.isnan().equal(expected.isnan())
-        assert (ours - expected).nan_to_num().abs().max() < tolerance * expected.nan_to_num().abs().max(), name
+    for one in (found, evaluate(potential, graph)):
+        for name in ("energies", "forces", "stress"):
+            ours, expected = getattr(one, name), getattr(exact, name)
+            assert ours.dtype == (torch.float64 if name == "energies" else dtype)
+            assert ours.isnan().equal(expected.isnan())
+            assert (ours - expected).nan_to_num().abs().max() < tolerance * expected.nan_to_num().abs().max(), name
+
+
+def test_graphs_that_were_not_made_here(monkeypatch):
+    """Edges in another order, narrower integers, and tensors of another precision give what the usual graph gives."""
+    potential = random_potential(3)
+    graph = build_graph([random_structure(1, 6), random_structure(2, 5)], 4.0)
+    expected = evaluate(potential, graph)
+    order = torch.randperm(graph.edge_index.shape[1], generator=torch.Generator().manual_seed(0))
+    alone = build_graph(random_structure(1, 6), 4.0)
+    order = order[order < alone.edge_index.shape[1]]
+    edges, offsets = alone.edge_index[:, order], alone.cell_offsets[order]
+    shuffled = AtomGraph.from_tensors(alone, edge_index=edges, cell_offsets=offsets)
+    torch.testing.assert_close(evaluate(potential, shuffled).forces, expected.forces[:6])
+    other = AtomGraph.from_tensors(
+        graph, edge_index=graph.edge_index.int(), batch=graph.batch.int(), cell_offsets=graph.cell_offsets.float()
+    )
+    torch.testing.assert_close(potential.predictions(other).forces, expected.forces)
+    with torch.inference_mode():
+        fresh = random_potential(3)
+        torch.testing.assert_close(evaluate(fresh, graph).forces.clone(), expected.forces)
+
+
+def test_curvatures_of_the_radial_functions():
+    potential = random_potential(7, cutoff=6.0, n_basis=4)
+    parameters = PairParameters(*(p.detach() for p in potential.pair_parameters(torch.float64)))
+    r = torch.linspace(0.3, 6.0, 200, dtype=torch.float64).requires_grad_(True)
+    for number in range(len(potential.pairs)):
+        pair = torch.full((200,), number)
+        _, dphi, _, drho = radial_functions(r, pair, parameters, 6.0)
+        for slope, found in zip((dphi, drho), curvatures(r, pair, parameters, 6.0)):
+            (expected,) = torch.autograd.grad(slope.sum(), r, retain_graph=True)
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_position_that_is_no_number_gives_forces_that_are_none():
