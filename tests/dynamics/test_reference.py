@@ -1,14 +1,19 @@
 """Radial distribution functions of a simulation against those of a reference."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
+from ase.io import write
+from typer.testing import CliRunner
 
 from mdl_physpre import CalculatorPotential, DynamicsSettings, EAMInteraction, simulate
 from mdl_physpre.dynamics.reference import compare_with_reference, format_rdf_errors
 from mdl_physpre.errors import DataError
+from mdl_physpre.workflow.cli import app
 
 SETTINGS = DynamicsSettings(temperature=600, timestep=1.0, steps=60, rdf_r_max=4.0, rdf_bins=40, trajectory_interval=10)
 
@@ -85,3 +90,19 @@ def test_other_structures(eam, structures, tmp_path):
         compare_with_reference(eam, renamed, tmp_path / "own" / "trajectories", SETTINGS, progress=False)
     with pytest.raises(DataError, match="no reference trajectory"):
         compare_with_reference(eam, renamed, tmp_path / "nothing", SETTINGS, progress=False)
+
+
+def test_the_command_takes_broken_starts_as_verdicts_and_writes_the_errors(tmp_path):
+    """A cell of no size and a position that is no number fail at step 0; the others are simulated and compared."""
+    copper = bulk("Cu", cubic=True).repeat(2)
+    tiny, lost = copper.copy(), copper.copy()
+    tiny.set_cell([0.007] * 3, scale_atoms=True)
+    lost.positions[0, 0] = np.nan
+    write(tmp_path / "starts.extxyz", [copper, tiny, lost])
+    emt = "calculator:ase.calculators.emt.EMT"
+    arguments = ["md", emt, str(tmp_path / "starts.extxyz"), "rdf_r_max=3.0", "--steps", "20", "--reference", emt]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "cell_collapsed" in result.output and "not_finite" in result.output and "broken 2 of 3" in result.output
+    errors = json.loads((tmp_path / "out" / "rdf_errors.json").read_text())
+    assert errors["errors"]["Cu-Cu"]["mae"] < 1e-6 and len(errors["reference_verdicts"]) == 3
