@@ -12,21 +12,28 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from mdl_physpre.dynamics.broken import Broken, Unread
 from mdl_physpre.dynamics.forces import evaluate_chunks, floating
 from mdl_physpre.dynamics.integrators import VelocityVerlet
 from mdl_physpre.dynamics.judging import verdicts_of
 from mdl_physpre.dynamics.moving_atoms import MovingAtoms
-from mdl_physpre.dynamics.observers import Broken, Observers, add_reason
+from mdl_physpre.dynamics.moving_lists import MovingLists
+from mdl_physpre.dynamics.observers import Observers
 from mdl_physpre.dynamics.random_numbers import NoiseStreams
 from mdl_physpre.dynamics.rdf_sampling import RDFSampler
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.skin_lists import SkinLists
 from mdl_physpre.dynamics.storage import FAILING, FAILING_AT_MOST, TRAJECTORIES, TrajectoryFiles
 from mdl_physpre.dynamics.thermostats import INTEGRATORS
 from mdl_physpre.dynamics.trajectory_frames import make_frame
 from mdl_physpre.potentials.base import Potential, Predictions
 
 logger = logging.getLogger(__name__)
+READ_EVERY = 8
+
+
+def steps_between_readings(device: torch.device) -> int:
+    """Steps after which the host reads at the latest whether a structure has broken: waiting for a device is dear."""
+    return 1 if device.type == "cpu" else READ_EVERY
 
 
 class BatchRun:
@@ -41,7 +48,7 @@ class BatchRun:
     atoms: MovingAtoms
     integrator: VelocityVerlet
     observers: Observers
-    lists: SkinLists
+    lists: MovingLists
     noise: NoiseStreams | None
 
     def __init__(
@@ -67,10 +74,75 @@ class BatchRun:
         self.seconds_per_step: float | None = None  # of this process, for those who ask how long it will take
         self.stress_missed = False  # and said so
         self.left_at: dict[int, tuple[Tensor, Tensor]] = {}  # where structures were whose step could not be finished
+        self.ends = {s.steps for s in each}
+        self.interval = steps_between_readings(self.device)
+        self.window, self.window_end = 1, 0
+        self.unread: Unread | None = None  # None where all steps that were taken have been judged
+        self.before: list[tuple[Any, dict[str, Any]]] = []
 
     def advance(self) -> None:
-        """One step of all structures."""
-        atoms, integrator, broken = self.atoms, self.integrator, Broken()
+        """One step of all structures.
+
+        Where the host is to wait for the device as rarely as it can, steps are taken without being judged, and what
+        would have broken is read after a few. Nothing, as a rule. Otherwise all is put back to where it was before the
+        first of them, and they are taken again, each judged at once.
+        """
+        if self.unread is None and (self.interval == 1 or self.window == 0):
+            self.window = 1
+            self.take_step(Broken())
+            return
+        if self.unread is None:
+            self._open_window()
+        assert self.unread is not None
+        try:
+            self.take_step(self.unread)
+        except Exception as error:
+            logger.debug("steps are taken again, because of %r", error)
+            self._take_again()
+            return
+        last = self.step >= self.window_end or self.due() or (self.noise is not None and self.noise.used_up)
+        if last:
+            self._read()
+
+    def _open_window(self) -> None:
+        if self.noise is not None:
+            self.noise.prepare()
+        self.unread, self.window_end = Unread(), self.step + self.window
+        parts = (self.atoms, self.integrator, self.observers, self.observers.overlap, self.observers.lindemann)
+        # of none of these is anything changed in place
+        self.before = [(part, dict(vars(part))) for part in (*parts, self.lists, self.noise) if part is not None]
+        self.step_before = self.step
+
+    def _read(self) -> None:
+        """Read whether anything happened since the window began."""
+        assert self.unread is not None
+        happened, spent = self.unread.happened()[None].to(torch.float64), self.lists.spent()
+        found = (happened if spent is None else torch.cat([happened, spent])).tolist()
+        if found[0]:
+            self._take_again()
+            return
+        self.unread, self.before = None, []
+        self.record()
+        if self.active:
+            self.window = self.lists.prepare(found[1:], self.interval, self.atoms.positions)
+
+    def _take_again(self) -> None:
+        """The steps of the window again, each judged."""
+        last, self.step = self.step, self.step_before
+        for part, values in self.before:
+            vars(part).update(values)
+        self.unread, self.before, self.window = None, [], 1
+        while self.active and self.step < last:
+            self.take_step(Broken())
+
+    def due(self) -> bool:
+        """Whether this step ends a structure's run, or is stored or sampled by the host."""
+        stored = self.files is not None and self.step % self.settings.trajectory_interval == 0
+        return stored or self.step in self.ends or (self.rdfs is not None and self.rdfs.due(self.step))
+
+    def take_step(self, broken: Broken) -> None:
+        """One step of all structures, of which ``broken`` judges."""
+        atoms, integrator = self.atoms, self.integrator
         noise = None if self.noise is None else self.noise.next()
         self.step += 1
         if self.changing:
@@ -105,19 +177,20 @@ class BatchRun:
             lost[list(broken)] = True
             atoms.positions = torch.where(atoms.per_atom(lost)[:, None], self.lists.reference, atoms.positions)
             atoms.cells = torch.where(lost[:, None, None], self.lists.reference_cells, atoms.cells)
-        for k, text in self.lists.update(atoms.positions, atoms.cells).items():
-            add_reason(broken, k, "cell_collapsed", text)
+        for k, text in self.lists.update(atoms.positions, atoms.cells, broken).items():
+            broken.add(k, "cell_collapsed", text)
         return deformation
 
     def evaluate(self, broken: Broken, stress: bool) -> dict[int, Exception]:
         """Forces, energies and stress at the present positions; returns the errors that the potential raised."""
-        found, raised = evaluate_chunks(self.potential, self.lists, self.atoms.positions, stress)
+        judged = not isinstance(broken, Unread)
+        found, raised = evaluate_chunks(self.potential, self.lists, self.atoms.positions, stress, one_by_one=judged)
         assert found.forces is not None and found.stress is not None
         if raised and stress and not self.changing:
             raised = self.without_stress(found, raised)
         self.atoms.forces, self.atoms.energies, self.atoms.stress = found.forces, found.energies, found.stress
         for k, error in raised.items():
-            add_reason(broken, k, "potential_error", f"the potential raised {type(error).__name__}: {error}")
+            broken.add(k, "potential_error", f"the potential raised {type(error).__name__}: {error}")
         return raised
 
     def without_stress(self, found: Predictions, raised: dict[int, Exception]) -> dict[int, Exception]:
@@ -152,10 +225,16 @@ class BatchRun:
         self.observers.count(self.step, atoms, temperature, conserved, deformation)
         if stress and self.step:
             self.observers.count_pressure(atoms.pressures())
-        self.keep_first_failures()
+        self.keep_first_failures(broken)
+        if not isinstance(broken, Unread):
+            self.record()
+
+    def record(self) -> None:
+        """Store and sample what is due at this step, and let the structures go that end with it."""
+        atoms = self.atoms
         ended = [k for k, place in enumerate(self.active) if self.each[place].steps <= self.step]
         if self.files is not None and self.step % self.settings.trajectory_interval == 0:
-            for place, frame in self.frames(range(len(self.active)), {}):
+            for place, frame in self.frames(range(len(self.active)), Broken()):
                 self.files.add(place, frame)
         if self.rdfs is not None and self.rdfs.due(self.step):
             positions, cells = atoms.positions.cpu().numpy(), atoms.cells.cpu().numpy()
@@ -163,7 +242,7 @@ class BatchRun:
             for k, mine in enumerate(np.split(positions, ends)):
                 self.rdfs.add(self.active[k], mine, cells[k])
         if ended:
-            self.finish(ended, {})
+            self.finish(ended, Broken())
             self.let_go(ended)
 
     def finish(self, structures: list[int], broken: Broken) -> None:
@@ -197,18 +276,19 @@ class BatchRun:
         self.lists.keep(kept, atoms)
         return where
 
-    def keep_first_failures(self) -> None:
+    def keep_first_failures(self, broken: Broken) -> None:
         """Keep the frames of structures that pass a bound at this step and go on all the same."""
         o, s = self.observers, self.settings
         if self.failing is None:
             return
-        passed = torch.zeros(len(self.active), dtype=torch.bool, device=self.device)
+        passed = []
         if self.step % s.lindemann_check_interval == 0:
-            passed |= (o.exceeded == self.step).any(1)
+            passed.append((o.exceeded == self.step).any(1))
         if not s.stop_on_overlap:
-            passed |= o.overlap.first_step == self.step
-        if bool(passed.any()):
-            self.keep_failing(passed.nonzero().flatten().tolist(), {})
+            passed.append(o.overlap.first_step == self.step)
+        found = broken.which(torch.stack(passed).any(0)) if passed else []
+        if found:
+            self.keep_failing(found, Broken())
 
     def keep_failing(self, structures: Sequence[int], broken: Broken) -> None:
         """Keep the present frames of these structures, each after its frame at the start."""

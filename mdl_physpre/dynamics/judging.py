@@ -20,7 +20,8 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mdl_physpre.dynamics.observers import Broken, Observers
+from mdl_physpre.dynamics.broken import Broken
+from mdl_physpre.dynamics.observers import Observers
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts import make_verdict
 

@@ -73,10 +73,19 @@ class NoiseStreams:
         self.block = torch.from_numpy(np.concatenate(pieces, axis=2)).to(self.device)
         self.used = 0
 
+    @property
+    def used_up(self) -> bool:
+        """Whether the next step needs numbers that have not been drawn yet."""
+        return self.used >= self.length
+
+    def prepare(self) -> None:
+        """Draw the numbers of the next steps if there are none left."""
+        if self.used_up:
+            self._draw()
+
     def next(self) -> tuple[Tensor, Tensor]:
         """The numbers of the next step: two tensors with rows for all atoms, or for all structures."""
-        if self.used >= self.length:
-            self._draw()
+        self.prepare()
         assert self.block is not None
         first, second = self.block[self.used]
         self.used += 1

@@ -114,7 +114,7 @@ def run_to_the_end(run: BatchRun, progress: bool) -> list[dict[str, Any]]:
         atom_steps += len(run.atoms.positions)
         run.advance()
         waited = time.monotonic() - stored_time >= s.checkpoint_seconds
-        if run.active and (waited or run.step - stored_step >= s.checkpoint_steps):
+        if run.active and run.unread is None and (waited or run.step - stored_step >= s.checkpoint_steps):
             run.seconds_per_step = (time.monotonic() - start) / (run.step - first)
             store(run)
             stored_step, stored_time = run.step, time.monotonic()
