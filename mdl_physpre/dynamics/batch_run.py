@@ -122,9 +122,8 @@ class BatchRun:
             self._take_again()
             return
         self.unread, self.before = None, []
+        self.window = self.lists.prepare(found[1:], self.interval, self.atoms.positions)
         self.record()
-        if self.active:
-            self.window = self.lists.prepare(found[1:], self.interval, self.atoms.positions)
 
     def _take_again(self) -> None:
         """The steps of the window again, each judged."""

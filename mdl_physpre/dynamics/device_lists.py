@@ -50,9 +50,8 @@ class Flat:
     def picked(self, first: np.ndarray, counts: np.ndarray, shift: np.ndarray | None = None) -> Flat:
         """The pairs from ``first`` on, ``counts`` of them, for each structure; ``shift`` is added to its atoms."""
         total, begin = int(counts.sum()), np.cumsum(counts) - counts
-        change = [first - begin, *([] if shift is None else [shift])]
-        device = self.edges.device
-        table = torch.from_numpy(np.stack([counts, *change]).astype(np.int64)).to(device)
+        device, columns = self.edges.device, [counts, first - begin, *([] if shift is None else [shift])]
+        table = torch.from_numpy(np.stack(columns).astype(np.int64)).to(device)
         change = torch.repeat_interleave(table[1:], table[0], dim=1, output_size=total)
         rows = torch.arange(total, device=device) + change[0]
         edges = self.edges.index_select(1, rows)
@@ -83,8 +82,8 @@ class DeviceLists(MovingLists):
         self.used = torch.zeros(n, dtype=torch.float64, device=self.device)
         self.age = np.zeros(n, dtype=np.int64)
         cells = self.cells.cpu().numpy()
-        full = [np.array(complete_cell(cell, pbc)) for cell, pbc in zip(cells, self.pbc, strict=True)]
-        self.lattices = torch.from_numpy(np.array(full).reshape(-1, 3, 3)).to(self.device)
+        full = np.array([complete_cell(cell, pbc) for cell, pbc in zip(cells, self.pbc, strict=True)]).reshape(-1, 3, 3)
+        self.lattices = torch.from_numpy(full).to(self.device)
         self.periodic = torch.from_numpy(np.array(self.pbc, dtype=bool).reshape(-1, 3)).to(self.device)
         self.expected = np.array(
             [

@@ -48,17 +48,16 @@ def _by_warp(
 ) -> tuple[Tensor, Tensor]:
     """One search for each radius, because it takes one for all; nearly always there is but one."""
     device, distinct = positions.device, np.unique(radii)
-    first = np.concatenate([[0], np.cumsum(sizes)])
     found = []
     for radius in distinct:
-        mine = np.flatnonzero(radii == radius)
-        atoms = np.concatenate([np.arange(first[k], first[k + 1]) for k in mine]) if len(distinct) > 1 else None
-        where, cells, periodic = positions, lattices, pbc
-        if atoms is not None:
-            atoms, rows = (torch.from_numpy(a).to(device) for a in (atoms, mine))
-            where, cells, periodic = positions[atoms], lattices[rows], pbc[rows]
-        edges, images = _one_search(where, sizes[mine], cells, periodic, float(radius), most)
-        found.append((edges if atoms is None else atoms[edges], images))
+        mine = radii == radius
+        if mine.all():
+            found.append(_one_search(positions, sizes, lattices, pbc, float(radius), most))
+            continue
+        atoms = torch.from_numpy(np.flatnonzero(np.repeat(mine, sizes))).to(device)
+        rows = torch.from_numpy(np.flatnonzero(mine)).to(device)
+        edges, images = _one_search(positions[atoms], sizes[mine], lattices[rows], pbc[rows], float(radius), most)
+        found.append((atoms[edges], images))
     edges, images = torch.cat([e for e, _ in found], dim=1), torch.cat([s for _, s in found])
     if len(distinct) > 1:
         order = torch.sort(edges[0], stable=True).indices
@@ -79,7 +78,7 @@ def _one_search(
         try:
             edges, _, images = neighbor_list(
                 positions, radius, cell=lattices, pbc=pbc, batch_idx=batch, batch_ptr=first, return_neighbor_list=True,
-                max_neighbors=most, max_atoms_per_system=int(sizes.max()),
+                max_neighbors=most,
             )  # fmt: skip
         except NeighborOverflowError:
             most *= 2
