@@ -38,6 +38,9 @@ def find_pairs(
     radii : (B,), R of each structure, Å.
     most : neighbours of an atom for which memory is taken at first.
     """
+    if not len(sizes):
+        none = torch.zeros((0, 3), dtype=torch.int64, device=positions.device)
+        return none.new_zeros((2, 0)), none
     if warp_is_there() and positions.device.type in ("cpu", "cuda"):
         return _by_warp(positions, sizes, lattices, pbc, radii, most)
     return by_tensors(positions, sizes, lattices, pbc, radii)
@@ -112,7 +115,7 @@ def by_tensors(
     table = rows(np.stack([first, first_atom, sizes, images_of, span[:, 1], span[:, 2]]).astype(np.int64))
     last, squared = rows(ends), rows(radii).square()
     edges, offsets = [], []
-    for start in range(0, int(ends[-1]) if len(ends) else 0, BLOCK):
+    for start in range(0, int(ends[-1]), BLOCK):
         candidate = torch.arange(start, min(start + BLOCK, int(ends[-1])), device=device)
         of = torch.searchsorted(last, candidate, right=True)
         begin, atom, n, images, second, third = table.index_select(1, of)
@@ -129,7 +132,4 @@ def by_tensors(
         i, j = i.index_select(0, kept), j.index_select(0, kept)
         edges.append(torch.stack([i, j]))
         offsets.append(shift.index_select(0, kept) + whole.index_select(0, i) - whole.index_select(0, j))
-    if not edges:
-        none = torch.zeros((0, 3), dtype=torch.int64, device=device)
-        return none.new_zeros((2, 0)), none
     return torch.cat(edges, dim=1), torch.cat(offsets)

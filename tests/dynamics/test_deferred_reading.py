@@ -69,6 +69,7 @@ def some(gold: bool = False) -> list[Atoms]:
 
 
 HOT = {"temperature": 1500.0, "max_temperature": 1e9}
+NEAREST = {"distance": "minimum_image"}
 CASES: dict[str, tuple[str, bool, dict]] = {
     "overlap": ("", True, {"overlap_ratio": 0.8}),
     "overlaps that do not stop": ("", True, {"overlap_ratio": 0.9, "stop_on_overlap": False, "steps": 40}),
@@ -80,7 +81,7 @@ CASES: dict[str, tuple[str, bool, dict]] = {
     "volume": ("", False, {"ensemble": "npt", "pressure": 1e4, "taup": 100.0, "min_volume_ratio": 0.85}),
     "neighbours": ("", False, {"ensemble": "npt", "pressure": 1e4, "taup": 100.0, "max_neighbours": 75}),
     "lindemann": ("", False, {**HOT, "lindemann_global": 0.04, "lindemann_min_steps": 20, "lindemann_interval": 3}),
-    "nearest images": ("", False, {**HOT, "lindemann_local": 0.03, "lindemann_min_steps": 9, "distance": "minimum_image"}),
+    "nearest images": ("", False, {**HOT, "lindemann_local": 0.03, "lindemann_min_steps": 9, **NEAREST}),
     "bussi": ("", True, {"ensemble": "nvt_bussi"}),
     "nose-hoover": ("", True, {"ensemble": "nvt_nose_hoover"}),
     "none": ("", False, {}),
