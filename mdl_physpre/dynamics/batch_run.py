@@ -236,10 +236,7 @@ class BatchRun:
             for place, frame in self.frames(range(len(self.active)), Broken()):
                 self.files.add(place, frame)
         if self.rdfs is not None and self.rdfs.due(self.step):
-            positions, cells = atoms.positions.cpu().numpy(), atoms.cells.cpu().numpy()
-            ends = np.cumsum(atoms.counts.cpu().numpy())[:-1]
-            for k, mine in enumerate(np.split(positions, ends)):
-                self.rdfs.add(self.active[k], mine, cells[k])
+            self.rdfs.take(self.active, atoms)
         if ended:
             self.finish(ended, Broken())
             self.let_go(ended)

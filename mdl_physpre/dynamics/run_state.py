@@ -89,7 +89,7 @@ def _watch(run: BatchRun, start: Tensor, smallest: Tensor) -> None:
         run.atoms.cells,
         [np.array(a.pbc) for a in structures],
         # a list that always holds the pair that was closest at the start
-        [max(run.potential.cutoff, float(d)) if d > 0 else run.potential.cutoff for d in smallest],
+        [max(run.potential.cutoff, d) if d > 0 else run.potential.cutoff for d in smallest.tolist()],
         cutoff=run.potential.cutoff,
         skin=s.skin,
         dtype=run.dtype,

@@ -3,12 +3,14 @@ whose every step is judged at once, to the last byte where the neighbour lists a
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from pair_potentials import Attraction, Morse
 from small_structures import clusters, crystals, with_
 from torch import Tensor
@@ -17,6 +19,9 @@ from mdl_physpre.dynamics import batch_run, run_state
 from mdl_physpre.dynamics.batch_run import BatchRun
 from mdl_physpre.dynamics.broken import NotJudged, Unread
 from mdl_physpre.dynamics.device_lists import DeviceLists
+from mdl_physpre.dynamics.moving_atoms import MovingAtoms
+from mdl_physpre.dynamics.random_numbers import NoiseStreams, structure_generator
+from mdl_physpre.dynamics.rdf_sampling import RDFSampler
 from mdl_physpre.dynamics.run_state import begin_or_resume
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.simulation import simulate
@@ -188,10 +193,6 @@ def test_restart_within_windows(tmp_path: Path, monkeypatch) -> None:
     read_every(7, monkeypatch)
     settings = with_(steps=60, trajectory_interval=6, checkpoint_steps=5)
     whole = simulate(Smooth(), some(), settings, tmp_path / "whole", progress=False)
-
-    class Stop(Exception):
-        pass
-
     take_step = BatchRun.take_step
     for at in (9, 23, 41):
         out = tmp_path / str(at)
@@ -210,3 +211,42 @@ def test_restart_within_windows(tmp_path: Path, monkeypatch) -> None:
         for path in (tmp_path / "whole" / "trajectories").iterdir():
             assert (out / "trajectories" / path.name).read_bytes() == path.read_bytes()
         assert np.isfinite(whole[0]["metrics"]["min_distance"])
+
+
+def test_radial_distribution_functions_counted_on_a_device() -> None:
+    structures = [*crystals(3), clusters(2)[1], bulk("NaCl", "rocksalt", a=5.2), bulk("Cu", a=0.3)]
+    structures[4].pbc = [True, True, False]
+    settings = with_(rdf_interval=1, rdf_smoothing=0.05)
+    host, device = (RDFSampler(settings, structures) for _ in range(2))
+    for frame, which in enumerate(([0, 1, 2, 3, 4, 5], [0, 2, 4])):
+        for atoms in structures[:5]:
+            atoms.rattle(0.05, seed=frame)
+        atoms = MovingAtoms.of([structures[k] for k in which], torch.device("cpu"))
+        host.take(which, atoms)
+        device.take_together(which, atoms)
+    assert [r["frames"] for r in host.results()] == [2, 1, 2, 1, 2, 0]
+    for name, values in host.state().items():
+        np.testing.assert_allclose(device.state()[name], values, rtol=1e-12, err_msg=name)
+    for one, other in zip(host.results(), device.results(), strict=True):
+        assert one["g"].keys() == other["g"].keys() and one["not_applicable"] == other["not_applicable"]
+
+
+def test_random_numbers_drawn_ahead_are_the_same(monkeypatch) -> None:
+    monkeypatch.setattr(NoiseStreams, "LONGEST", 4)
+    sizes = [3, 1, 2]
+    expected = NoiseStreams([structure_generator(1, k) for k in range(3)], sizes, torch.device("cpu"))
+    ahead = NoiseStreams([structure_generator(1, k) for k in range(3)], sizes, torch.device("cpu"))
+    ahead.drawer = ThreadPoolExecutor(1)
+    for step in range(30):
+        if step in (5, 16):
+            for streams in (expected, ahead):
+                streams.keep([0, 2] if step == 5 else [1], torch.tensor([0, 1, 2, 4, 5] if step == 5 else [3, 4]))
+        if step == 11:
+            state = ahead.state()
+            assert state == expected.state()
+            again = NoiseStreams([structure_generator(0, 0) for _ in range(2)], [3, 2], torch.device("cpu"))
+            again.drawer = ThreadPoolExecutor(1)
+            again.restore(state)
+            ahead = again
+        for a, b in zip(ahead.next(), expected.next(), strict=True):
+            assert torch.equal(a, b)
