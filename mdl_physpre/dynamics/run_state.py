@@ -16,6 +16,7 @@ from mdl_physpre.analysis.overlap import minimum_distance
 from mdl_physpre.dynamics.batch_run import BatchRun
 from mdl_physpre.dynamics.broken import Broken
 from mdl_physpre.dynamics.device_lists import DeviceLists
+from mdl_physpre.dynamics.device_memory import ONE_CHUNK, edges_that_fit, memory_of
 from mdl_physpre.dynamics.forces import chunks_at_once
 from mdl_physpre.dynamics.judging import unusable
 from mdl_physpre.dynamics.moving_atoms import MovingAtoms
@@ -32,7 +33,6 @@ from mdl_physpre.structures.neighbours import complete_cell, expected_neighbours
 
 logger = logging.getLogger(__name__)
 SEARCH_RADIUS = 3.0  # Å; where the search for the smallest distance begins
-ONE_CHUNK = 2**62  # edges: a device evaluates all structures together, as long as they fit into its memory
 
 
 def lists_for(device: torch.device) -> type[MovingLists]:
@@ -144,6 +144,11 @@ def _begin(run: BatchRun, raise_at_start: bool) -> None:
     for k, text in run.lists.build_all(run.atoms.positions).items():
         broken.add(k, "cell_collapsed", text)
     stress = run.wants_stress()
+    if run.device.type != "cpu":
+        pressed = run.changing or bool(run.settings.pressure_interval and run.potential.gives_stress)
+        memory = memory_of(run.device)
+        run.lists.max_edges = edges_that_fit(run.potential, run.lists, run.atoms.positions, pressed, memory)
+        run.lists.cut()
     raised = run.evaluate(broken, stress)
     if raise_at_start and len(raised) == len(active):
         raise next(iter(raised.values()))

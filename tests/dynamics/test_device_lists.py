@@ -10,11 +10,14 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from pair_potentials import Morse, RaisesAtOnce
+from small_structures import crystals
 
 from mdl_physpre.analysis.overlap import minimum_distance
-from mdl_physpre.dynamics import device_search
+from mdl_physpre.dynamics import device_memory, device_search
 from mdl_physpre.dynamics.broken import Unread
 from mdl_physpre.dynamics.device_lists import DeviceLists
+from mdl_physpre.dynamics.device_memory import ONE_CHUNK, edges_that_fit
 from mdl_physpre.structures.neighbours import complete_cell, neighbour_list
 
 CPU = torch.device("cpu")
@@ -213,3 +216,31 @@ def test_collapse_is_reported_and_keeps_the_old_list(way: str) -> None:
     clump = Atoms("H30", np.random.default_rng(0).random((30, 3)), cell=[40, 40, 40], pbc=True)
     lists = make_lists([clump], 4.0, False, max_neighbours=20)
     assert lists.build_all(places([clump])) == {0: "an atom has 29 neighbours within 4.50 Å, at most 20 allowed"}
+
+
+def test_as_many_edges_as_fit_into_the_memory_of_a_device() -> None:
+    structures = crystals(4)
+    lists = make_lists(structures, 5.0, False, max_edges=ONE_CHUNK)
+    lists.build_all(places(structures))
+    assert lists.boundaries == [0]
+    counts = lists.edge_counts()
+    measured = []
+    now = {"peak": 0}
+
+    class Takes(Morse):
+        def atomic_energies(self, graph):
+            measured.append(graph.edge_index.shape[1])
+            now["peak"] = 1000 + 40 * graph.edge_index.shape[1] + (7000 if len(measured) == 1 else 0)
+            return super().atomic_energies(graph)
+
+    memory = device_memory.Memory(
+        lambda: 50 * sum(counts), lambda: 1000, lambda: now["peak"], lambda: now.update(peak=0)
+    )  # fmt: skip
+    fit = edges_that_fit(Takes(), lists, places(structures), True, memory)
+    assert measured == [max(counts)] * 2 and fit == int(0.8 * 50 / 40 * sum(counts))
+    lists.max_edges = max(counts)
+    lists.cut()
+    assert len(lists.boundaries) > 1
+    assert edges_that_fit(RaisesAtOnce(), lists, places(structures), True, memory) == ONE_CHUNK
+    assert edges_that_fit(Takes(), lists, places(structures), True, None) == ONE_CHUNK
+    assert device_memory.memory_of(torch.device("meta")) is None
