@@ -12,7 +12,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mdl_physpre.dynamics.broken import Broken, Unread
+from mdl_physpre.dynamics.broken import Broken
 from mdl_physpre.dynamics.forces import evaluate_chunks, floating
 from mdl_physpre.dynamics.integrators import VelocityVerlet
 from mdl_physpre.dynamics.judging import verdicts_of
@@ -25,15 +25,10 @@ from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.storage import FAILING, FAILING_AT_MOST, TRAJECTORIES, TrajectoryFiles
 from mdl_physpre.dynamics.thermostats import INTEGRATORS
 from mdl_physpre.dynamics.trajectory_frames import make_frame
+from mdl_physpre.dynamics.windows import Unread, Window, steps_between_readings
 from mdl_physpre.potentials.base import Potential, Predictions
 
 logger = logging.getLogger(__name__)
-READ_EVERY = 8
-
-
-def steps_between_readings(device: torch.device) -> int:
-    """Steps after which the host reads at the latest whether a structure has broken: waiting for a device is dear."""
-    return 1 if device.type == "cpu" else READ_EVERY
 
 
 class BatchRun:
@@ -76,61 +71,42 @@ class BatchRun:
         self.left_at: dict[int, tuple[Tensor, Tensor]] = {}  # where structures were whose step could not be finished
         self.ends = {s.steps for s in each}
         self.interval = steps_between_readings(self.device)
-        self.window, self.window_end = 1, 0
-        self.unread: Unread | None = None  # None where all steps that were taken have been judged
-        self.before: list[tuple[Any, dict[str, Any]]] = []
+        self.length = 1  # of the next window; 0 where its first step is to be judged at once
+        self.window: Window | None = None  # None where all steps that were taken have been judged
 
     def advance(self) -> None:
-        """One step of all structures.
-
-        Where the host is to wait for the device as rarely as it can, steps are taken without being judged, and what
-        would have broken is read after a few. Nothing, as a rule. Otherwise all is put back to where it was before the
-        first of them, and they are taken again, each judged at once.
-        """
-        if self.unread is None and (self.interval == 1 or self.window == 0):
-            self.window = 1
+        """One step of all structures, judged at once or in a window of :mod:`mdl_physpre.dynamics.windows`."""
+        if self.window is None and (self.interval == 1 or self.length == 0):
+            self.length = 1
             self.take_step(Broken())
             return
-        if self.unread is None:
-            self._open_window()
-        assert self.unread is not None
+        if self.window is None:
+            if self.noise is not None:
+                self.noise.prepare()
+            watched = (self.observers, self.observers.overlap, self.observers.lindemann)
+            parts = (self.atoms, self.integrator, *watched, self.lists, *([] if self.noise is None else [self.noise]))
+            self.window = Window(parts, self.step, self.length)
         try:
-            self.take_step(self.unread)
+            self.take_step(self.window.unread)
         except Exception as error:
             logger.debug("steps are taken again, because of %r", error)
-            self._take_again()
+            self.take_again()
             return
-        last = self.step >= self.window_end or self.due() or (self.noise is not None and self.noise.used_up)
-        if last:
-            self._read()
+        if self.step >= self.window.end or self.due() or (self.noise is not None and self.noise.used_up):
+            happened, spent = self.window.read(self.lists.spent())
+            if happened:
+                self.take_again()
+                return
+            self.window = None
+            self.length = self.lists.prepare(spent, self.interval, self.atoms.positions)
+            self.record()
 
-    def _open_window(self) -> None:
-        if self.noise is not None:
-            self.noise.prepare()
-        self.unread, self.window_end = Unread(), self.step + self.window
-        parts = (self.atoms, self.integrator, self.observers, self.observers.overlap, self.observers.lindemann)
-        # of none of these is anything changed in place
-        self.before = [(part, dict(vars(part))) for part in (*parts, self.lists, self.noise) if part is not None]
-        self.step_before = self.step
-
-    def _read(self) -> None:
-        """Read whether anything happened since the window began."""
-        assert self.unread is not None
-        happened, spent = self.unread.happened()[None].to(torch.float64), self.lists.spent()
-        found = (happened if spent is None else torch.cat([happened, spent])).tolist()
-        if found[0]:
-            self._take_again()
-            return
-        self.unread, self.before = None, []
-        self.window = self.lists.prepare(found[1:], self.interval, self.atoms.positions)
-        self.record()
-
-    def _take_again(self) -> None:
-        """The steps of the window again, each judged."""
-        last, self.step = self.step, self.step_before
-        for part, values in self.before:
-            vars(part).update(values)
-        self.unread, self.before, self.window = None, [], 1
+    def take_again(self) -> None:
+        """The steps of the window again, each judged at once."""
+        assert self.window is not None
+        last, self.step = self.step, self.window.step
+        self.window.put_back()
+        self.window, self.length = None, 1
         while self.active and self.step < last:
             self.take_step(Broken())
 

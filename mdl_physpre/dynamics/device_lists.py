@@ -4,7 +4,7 @@ A list is used as it is, sorted by centre: edges that have come to lie at or bey
 potential too, which gives them no weight, because to cut them off the host would have to wait for their number at each
 step. New lists are built for all structures that need them together.
 
-Which structures need one is known to the device alone until :class:`~mdl_physpre.dynamics.broken.Unread` is read. So
+Which structures need one is known to the device alone until :class:`~mdl_physpre.dynamics.windows.Unread` is read. So
 that few have run out by then, :meth:`DeviceLists.prepare` builds lists ahead of time, from how fast each was used up.
 """
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mdl_physpre.dynamics import batch_run, run_state
 from mdl_physpre.dynamics.batch_run import BatchRun
-from mdl_physpre.dynamics.broken import NotJudged, Unread
 from mdl_physpre.dynamics.device_lists import DeviceLists
 from mdl_physpre.dynamics.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.random_numbers import NoiseStreams, structure_generator
@@ -25,6 +24,7 @@ from mdl_physpre.dynamics.rdf_sampling import RDFSampler
 from mdl_physpre.dynamics.run_state import begin_or_resume
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.simulation import simulate
+from mdl_physpre.dynamics.windows import NotJudged, Unread
 from mdl_physpre.structures.graph import AtomGraph
 
 
@@ -156,8 +156,8 @@ def test_lists_are_built_ahead_so_that_windows_hold(ensemble: str, monkeypatch) 
     monkeypatch.setattr(run_state, "lists_for", lambda device: DeviceLists)
     read_every(8, monkeypatch)
     again = []
-    take_again = BatchRun._take_again
-    monkeypatch.setattr(BatchRun, "_take_again", lambda run: (again.append(run.step), take_again(run))[1])
+    take_again = BatchRun.take_again
+    monkeypatch.setattr(BatchRun, "take_again", lambda run: (again.append(run.step), take_again(run))[1])
     run = started(with_(ensemble=ensemble, temperature=600.0, steps=200), crystals(4))
     for step in range(200):
         run.advance()
@@ -170,9 +170,9 @@ def test_a_run_is_stored_only_where_all_steps_are_judged(tmp_path: Path, monkeyp
     read_every(7, monkeypatch)
     whole = simulate(Smooth(), some(), with_(steps=50), tmp_path / "whole", progress=False)
     stored = []
-    monkeypatch.setattr("mdl_physpre.dynamics.simulation.store", lambda run: stored.append((run.step, run.unread)))
+    monkeypatch.setattr("mdl_physpre.dynamics.simulation.store", lambda run: stored.append((run.step, run.window)))
     assert simulate(Smooth(), some(), with_(steps=50, checkpoint_steps=10), progress=False) == whole
-    assert stored and all(unread is None for _, unread in stored)
+    assert stored and all(window is None for _, window in stored)
     assert all(10 <= step <= 49 for step, _ in stored)
 
 

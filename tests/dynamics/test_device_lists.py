@@ -15,9 +15,9 @@ from small_structures import crystals
 
 from mdl_physpre.analysis.overlap import minimum_distance
 from mdl_physpre.dynamics import device_memory, device_search
-from mdl_physpre.dynamics.broken import Unread
 from mdl_physpre.dynamics.device_lists import DeviceLists
 from mdl_physpre.dynamics.device_memory import ONE_CHUNK, edges_that_fit
+from mdl_physpre.dynamics.windows import Unread
 from mdl_physpre.structures.neighbours import complete_cell, neighbour_list
 
 CPU = torch.device("cpu")
