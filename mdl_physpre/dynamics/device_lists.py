@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mdl_physpre.dynamics.broken import Broken
-from mdl_physpre.dynamics.device_search import find_pairs
+from mdl_physpre.dynamics.device_search import find_pairs, translations
 from mdl_physpre.dynamics.moving_lists import Chunk, MovingLists, Pairs
 from mdl_physpre.structures.graph import AtomGraph
 from mdl_physpre.structures.neighbours import complete_cell, expected_neighbours
@@ -178,7 +178,7 @@ class DeviceLists(MovingLists):
             edges = atoms[edges]
         of = self.batch.index_select(0, edges[0])
         vectors = positions.index_select(0, edges[1]) - positions.index_select(0, edges[0])
-        vectors += torch.einsum("ex,exy->ey", offsets.to(torch.float64), lattices.index_select(0, of))
+        vectors += translations(offsets, lattices, of)
         distances = torch.linalg.vector_norm(vectors, dim=1).masked_fill(edges[0] >= edges[1], torch.inf)
         least = torch.full((n,), torch.inf, dtype=torch.float64, device=device)
         least = least.scatter_reduce(0, of, distances, "amin") + (2 * self.skin + 1e-6)
@@ -215,8 +215,7 @@ class DeviceLists(MovingLists):
         centre, neighbour = self.close.edges
         if self._close_shift is None or self.changing:
             self._close_structure = self.batch.index_select(0, centre)
-            cells, images = self.cells.index_select(0, self._close_structure), self.close.offsets.to(torch.float64)
-            self._close_shift = torch.einsum("ex,exy->ey", images, cells)
+            self._close_shift = translations(self.close.offsets, self.cells, self._close_structure)
         vectors = positions.index_select(0, neighbour) - positions.index_select(0, centre) + self._close_shift
         least = torch.full((len(self.numbers),), torch.inf, dtype=torch.float64, device=self.device)
         return least.scatter_reduce_(0, self._close_structure, vectors.square().sum(1), "amin").sqrt()

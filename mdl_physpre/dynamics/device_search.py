@@ -24,6 +24,12 @@ def warp_is_there() -> bool:
     return importlib.util.find_spec("nvalchemiops") is not None
 
 
+def translations(images: Tensor, lattices: Tensor, structure: Tensor) -> Tensor:
+    """S·cell (E, 3), Å, of images (E, 3) of cells (B, 3, 3): not by products of matrices, slow for so many so small."""
+    rows = [lattices[:, k].index_select(0, structure) * images[:, k : k + 1] for k in range(3)]
+    return rows[0].add_(rows[1]).add_(rows[2])
+
+
 def find_pairs(
     positions: Tensor, sizes: np.ndarray, lattices: Tensor, pbc: Tensor, radii: np.ndarray, *, most: int = 64
 ) -> tuple[Tensor, Tensor]:
@@ -100,9 +106,8 @@ def by_tensors(
 
     batch = rows(np.repeat(np.arange(len(sizes)), sizes))
     inverse = torch.linalg.inv_ex(lattices).inverse
-    fractional = torch.einsum("nx,nxy->ny", positions, inverse.index_select(0, batch))
-    whole = torch.floor(fractional) * pbc.index_select(0, batch)
-    inside = positions - torch.einsum("nx,nxy->ny", whole, lattices.index_select(0, batch))
+    whole = torch.floor(translations(positions, inverse, batch)) * pbc.index_select(0, batch)
+    inside = positions - translations(whole, lattices, batch)
     whole = whole.to(torch.int64)
     # the distance of opposite faces is 1 / |column of the inverse|; atoms of one cell lie less than one cell apart
     columns = torch.linalg.vector_norm(inverse, dim=1)
@@ -125,7 +130,7 @@ def by_tensors(
         shift = torch.stack([image // (second * third), image // third % second, image % third], dim=1)
         shift = shift - reach.index_select(0, of)
         vectors = inside.index_select(0, j) - inside.index_select(0, i)
-        vectors += torch.einsum("ex,exy->ey", shift.to(vectors.dtype), lattices.index_select(0, of))
+        vectors += translations(shift, lattices, of)
         near = vectors.square().sum(1) < squared.index_select(0, of)
         near &= (i != j) | (shift != 0).any(1)
         kept = near.nonzero().flatten()

@@ -14,7 +14,7 @@ from ase import Atoms
 from torch import Tensor
 
 from mdl_physpre.analysis.rdf import MAX_DENSITY, RDFAccumulator, average_rdfs, plain_rdf
-from mdl_physpre.dynamics.device_search import find_pairs
+from mdl_physpre.dynamics.device_search import find_pairs, translations
 from mdl_physpre.dynamics.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.storage import RDFS, write_atomically
@@ -84,7 +84,7 @@ class RDFSampler:
         i, j = taken[edges]
         of = atoms.batch.index_select(0, i)
         vectors = atoms.positions.index_select(0, j) - atoms.positions.index_select(0, i)
-        vectors += torch.einsum("ex,exy->ey", images.to(torch.float64), lattices.index_select(0, of))
+        vectors += translations(images, lattices, of)
         distances = torch.linalg.vector_norm(vectors, dim=1)
         # species and their number, and where the counts of a structure begin
         species = torch.from_numpy(np.concatenate([self.sums[k].species for k in structures])).to(device)
