@@ -72,7 +72,7 @@ class DeviceLists(MovingLists):
     """One flat list for all structures; parameters as :class:`MovingLists`.
 
     ``used`` (n_structures,) is the part of the way that the atoms of each may go, which they had gone at the last
-    :meth:`update`; ``age`` counts the updates since each list was built.
+    :meth:`update`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -80,7 +80,6 @@ class DeviceLists(MovingLists):
         n = len(self.numbers)
         self.list = self.close = Flat.empty(n, self.dtype, self.device)
         self.used = torch.zeros(n, dtype=torch.float64, device=self.device)
-        self.age = np.zeros(n, dtype=np.int64)
         cells = self.cells.cpu().numpy()
         full = np.array([complete_cell(cell, pbc) for cell, pbc in zip(cells, self.pbc, strict=True)]).reshape(-1, 3, 3)
         self.lattices = torch.from_numpy(full).to(self.device)
@@ -229,6 +228,6 @@ class DeviceLists(MovingLists):
             setattr(self, name, flat.picked(flat.first[structures], flat.counts[structures], moved))
         for name in ("lattices", "periodic", "used"):
             setattr(self, name, getattr(self, name).index_select(0, which))
-        self.age, self.expected = self.age[structures], self.expected[structures]
+        self.expected = self.expected[structures]
         self._close_shift = None
         self.cut()

@@ -74,6 +74,8 @@ class MovingLists(ABC):
     shares : chunks that are evaluated at the same time; each gets its share of ``max_edges``.
     max_neighbours : :class:`Collapsed` is reported for a structure where an atom has more.
     changing : whether cells change; if so, all structures must be periodic in three directions.
+
+    ``age`` counts the updates since each list was built, where lists are built ahead of need.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class MovingLists(ABC):
         self.reference_cells = cells.clone()
         self.chunks: list[Chunk] = []
         self.rebuilds = 0
+        self.age = np.zeros(len(self.numbers), dtype=np.int64)
         self._number_atoms()
 
     def _number_atoms(self) -> None:
@@ -197,4 +200,5 @@ class MovingLists(ABC):
         which = torch.tensor(structures, dtype=torch.int64, device=self.device)
         self.cells, self.reference_cells = (c.index_select(0, which) for c in (self.cells, self.reference_cells))
         self.reference = self.reference.index_select(0, atoms)
+        self.age = self.age[structures]
         self._number_atoms()

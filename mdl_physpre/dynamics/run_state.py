@@ -174,6 +174,8 @@ def store(run: BatchRun) -> None:
         "active": run.active,
         "boundaries": run.lists.boundaries,
         "max_edges": run.lists.max_edges,
+        "window_length": run.length,
+        "list_ages": run.lists.age.tolist(),
         "noise": None if run.noise is None else run.noise.state(),
         "trajectory_sizes": sizes,
         "failing_sizes": {} if run.failing is None else run.failing.flush(),
@@ -206,6 +208,9 @@ def _resume(run: BatchRun, arrays: dict[str, np.ndarray], plain: dict[str, Any])
     for name in (*MovingAtoms.PER_ATOM, *MovingAtoms.PER_STRUCTURE):
         setattr(run.atoms, name, tensor(name))
     run.lists.cells = run.atoms.cells
+    # of earlier versions' states there are none, and they need none
+    run.length = plain.get("window_length", run.length)
+    run.lists.age = np.array(plain.get("list_ages", run.lists.age), dtype=np.int64)
     if run.rdfs is not None:
         run.rdfs.restore(named("rdf_"))
     if run.files is not None:
