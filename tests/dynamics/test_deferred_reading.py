@@ -24,6 +24,7 @@ from mdl_physpre.dynamics.rdf_sampling import RDFSampler
 from mdl_physpre.dynamics.run_state import begin_or_resume
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.simulation import simulate
+from mdl_physpre.dynamics.skin_lists import SkinLists
 from mdl_physpre.dynamics.windows import NotJudged, Unread
 from mdl_physpre.structures.graph import AtomGraph
 
@@ -188,8 +189,10 @@ def test_what_is_unread_says_of_no_structure_that_it_breaks() -> None:
     assert not bool(clean.happened())
 
 
-def test_restart_within_windows(tmp_path: Path, monkeypatch) -> None:
-    """Killed at any step, and gone on with other windows, a run gives the same bytes."""
+@pytest.mark.parametrize("lists", [SkinLists, DeviceLists])
+def test_restart_within_windows(lists: type, tmp_path: Path, monkeypatch) -> None:
+    """Killed at any step, within a window or not, a run goes on to the same bytes."""
+    monkeypatch.setattr(run_state, "lists_for", lambda device: lists)
     read_every(7, monkeypatch)
     settings = with_(steps=60, trajectory_interval=6, checkpoint_steps=5)
     whole = simulate(Smooth(), some(), settings, tmp_path / "whole", progress=False)
