@@ -10,10 +10,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,6 +86,11 @@ def _processor() -> str:
         return f"{platform.machine()} {platform.processor()} {platform.node()}"
 
 
+def is_sorted(centre: Tensor) -> bool:
+    """Whether edges stand together by their centre, as C code takes them; on the CPU, where looking costs nothing."""
+    return not bool((centre[1:] < centre[:-1]).any())
+
+
 def ranges_of_atoms(start: Tensor) -> list[tuple[int, int]]:
     """A range of atoms for each thread (``torch.get_num_threads()``), with about the same number of edges.
 
@@ -96,6 +102,29 @@ def ranges_of_atoms(start: Tensor) -> list[tuple[int, int]]:
     cuts = torch.searchsorted(start.double(), goals.double()).tolist()
     bounds = [0, *sorted(min(c, n_atoms) for c in cuts), n_atoms]
     return list(zip(bounds, bounds[1:]))
+
+
+def run_ranges(function: Any, ranges: Sequence[Any], arguments: Callable[[int], Sequence[Any]]) -> None:
+    """Call ``function(*arguments(k))`` for each of the ranges at the same time, a thread for each."""
+
+    def work(thread: int) -> None:
+        held = arguments(thread)  # tensors must live as long as their addresses are used
+        function(*(address(a) if isinstance(a, Tensor) else a for a in held))
+
+    if len(ranges) == 1:
+        work(0)
+    else:
+        list(thread_pool(os.getpid(), len(ranges)).map(work, range(len(ranges))))
+
+
+def address(tensor: Tensor | None) -> ctypes.c_void_p:
+    """A tensor as an argument of a C function; a null pointer for ``None``."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def limits(of_range: tuple[int, int]) -> tuple[ctypes.c_int64, ctypes.c_int64]:
+    """A range of atoms as arguments of a C function."""
+    return ctypes.c_int64(of_range[0]), ctypes.c_int64(of_range[1])
 
 
 @lru_cache(maxsize=2)
