@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import atomic_numbers
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -183,7 +183,7 @@ class CGCNN(Backbone):
         return f / norm.index_select(0, centre).clamp_min(torch.finfo(f.dtype).tiny)
 
     def _messages(self, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> Messages:
-        """Σ_j w_ij sigmoid(a^f) softplus(a^s) of a convolution, (N, dim), from node vectors: in C where that can be had."""
+        """Σ_j w_ij sigmoid(a^f) softplus(a^s) of a convolution, (N, dim), from node vectors; in C where it can be."""
         if (library := cgcnn_native.library_for(distances)) is not None and is_sorted(i):
             return self._messages_in_c(library, distances, weights, i, j, n_atoms)
         gaussians = self.distance_expansion(distances)

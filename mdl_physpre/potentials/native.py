@@ -10,8 +10,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,27 @@ def compiled(source: Path, real: str, functions: Sequence[str], what: str) -> ct
     for name in functions:
         getattr(loaded, name).restype = None
     return loaded
+
+
+_of_thread = threading.local()
+
+
+@contextmanager
+def tensor_operations() -> Iterator[None]:
+    """A context in which this thread uses no C code: to compare with, and for what has to be traced."""
+    before = getattr(_of_thread, "off", False)
+    _of_thread.off = True
+    try:
+        yield
+    finally:
+        _of_thread.off = before
+
+
+def can_use_c(like: Tensor, dtypes: Mapping[torch.dtype, str]) -> bool:
+    """Whether C code that there is for ``dtypes`` may take the place of operations on tensors as ``like``."""
+    if torch.compiler.is_compiling() or getattr(_of_thread, "off", False):
+        return False
+    return like.device.type == "cpu" and like.dtype in dtypes
 
 
 def _compile(compiler: str, source: Path, real: str) -> Path:
