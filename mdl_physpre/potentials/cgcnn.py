@@ -50,7 +50,7 @@ class ConvolutionList(nn.ModuleList):
         return super().__iter__()  # type: ignore[return-value]
 
 
-Messages = Callable[[GatedConvolution, Tensor], Tensor]
+Convolve = Callable[[GatedConvolution, Tensor], Tensor]
 
 
 class CGCNN(Backbone):
@@ -159,9 +159,9 @@ class CGCNN(Backbone):
         distances = vectors.norm(dim=1)
         h = functional.embedding(z - 1, self.element_vectors())
         weights = self.edge_weights(distances, i, len(z))
-        messages = self._messages(distances, weights, i, j, len(z))
+        convolve = self._convolutions(distances, weights, i, j, len(z))
         for convolution in self.conv_list:
-            h = h + messages(convolution, h)
+            h = convolve(convolution, h)
         for linear in self.post_lin_list:
             h = functional.silu(linear(h))
         return self.lin_out(h)[:, 0]
@@ -182,31 +182,33 @@ class CGCNN(Backbone):
         norm = f.new_full((n_atoms,), 1.0 if self.envelope else 0.0).index_add(0, centre, f)
         return f / norm.index_select(0, centre).clamp_min(torch.finfo(f.dtype).tiny)
 
-    def _messages(self, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> Messages:
-        """Σ_j w_ij sigmoid(a^f) softplus(a^s) of a convolution, (N, dim), from node vectors; in C where it can be."""
+    def _convolutions(self, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> Convolve:
+        """h + Σ_j w_ij sigmoid(a^f) softplus(a^s) of a convolution, (N, dim), from h; in C where it can be."""
         if (library := cgcnn_native.library_for(distances)) is not None and is_sorted(i):
-            return self._messages_in_c(library, distances, weights, i, j, n_atoms)
+            return self._convolutions_in_c(library, distances, weights, i, j, n_atoms)
         gaussians = self.distance_expansion(distances)
 
-        def messages(convolution: GatedConvolution, h: Tensor) -> Tensor:
+        def convolve(convolution: GatedConvolution, h: Tensor) -> Tensor:
             f, s, dim = convolution.lin_f, convolution.lin_s, h.shape[1]
             weight, bias = torch.cat([f.weight, s.weight]), torch.cat([f.bias, s.bias])
-            centre, neighbour = torch.addmm(bias, h, weight[:, :dim].T), h @ weight[:, dim : 2 * dim].T
-            a = centre.index_select(0, i) + neighbour.index_select(0, j) + gaussians @ weight[:, 2 * dim :].T
-            gate = torch.sigmoid(a[:, :dim]) * functional.softplus(a[:, dim:])
-            return torch.zeros_like(h).index_add(0, i, weights[:, None] * gate)
+            of_centre, of_neighbour, of_edge = weight.split([dim, dim, self.edge_dim], dim=1)
+            # matrix products of nodes with nodes, not with edges
+            centre, neighbour = functional.linear(h, of_centre, bias), functional.linear(h, of_neighbour)
+            edge = torch.addmm(centre.index_select(0, i), gaussians, of_edge.T)
+            gate, core = (edge + neighbour.index_select(0, j)).chunk(2, dim=1)
+            return h.index_add(0, i, weights[:, None] * torch.sigmoid(gate) * functional.softplus(core))
 
-        return messages
+        return convolve
 
-    def _messages_in_c(
+    def _convolutions_in_c(
         self, library: ctypes.CDLL, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int
-    ) -> Messages:
+    ) -> Convolve:
         n_pieces = math.ceil(2.0 / self.edge_width)  # half as long as the Gaussians are wide: degree 7 is then exact
         per_length, columns = n_pieces / self.cutoff, self._polynomials(cgcnn_native.terms(library), n_pieces)
         start, order = cgcnn_native.arranged(i, distances, n_atoms, per_length, n_pieces)
         neighbour = j.to(torch.int64)
 
-        def messages(convolution: GatedConvolution, h: Tensor) -> Tensor:
+        def convolve(convolution: GatedConvolution, h: Tensor) -> Tensor:
             f, s, dim = convolution.lin_f, convolution.lin_s, h.shape[1]
             padding = -dim % cgcnn_native.lanes(h)
             # the softplus channel has its sign turned: softplus(a) = -log sigmoid(-a)
@@ -216,9 +218,9 @@ class CGCNN(Backbone):
             coefficient = (both[..., 2 * dim :] @ columns).transpose(1, 2)
             nodes = torch.baddbmm(bias, h.expand(4, *h.shape), weight)
             given = (nodes, coefficient, distances, weights, start, neighbour, order, per_length, n_pieces)
-            return cgcnn_native.messages(*given)[:, :dim]
+            return h + cgcnn_native.messages(*given)[:, :dim]
 
-        return messages
+        return convolve
 
     def _polynomials(self, terms: int, n_pieces: int) -> Tensor:
         """:func:`piecewise_polynomials` of the Gaussians, made once."""
