@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,12 @@ from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import cgcnn_native
+from mdl_physpre.potentials.arguments import (
+    element_numbers,
+    refuse_unsupported,
+    require_at_least,
+    require_positive,
+)
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.cgcnn_radial import GaussianBasis, piecewise_polynomials, smoothstep
 from mdl_physpre.potentials.native import is_sorted
@@ -25,6 +31,15 @@ from mdl_physpre.structures.graph import AtomGraph
 
 NODE_DIM = 100
 """Length of the one-hot element vector: atomic numbers 1 to 100."""
+
+SUPPORTED = {
+    "batch_norm": (False, "batch statistics make the energy of a structure depend on its batch"),
+    "dropout_rate": (0.0, "forces would not be the derivative of one energy"),
+    "act": ("silu", "a potential needs a smooth activation"),
+    "pool": ("global_add_pool", "the energy must be a sum over atoms"),
+    "pool_order": ("late", "the energy must be a sum over atoms"),
+}
+"""Keys of MatDeepLearn that have one value here, and why."""
 
 
 class GatedConvolution(nn.Module):
@@ -112,13 +127,15 @@ class CGCNN(Backbone):
         pool_order: str = "late",
     ) -> None:
         super().__init__(reference)
-        _refuse_unsupported(batch_norm=batch_norm, dropout_rate=dropout_rate, act=act, pool=pool, pool_order=pool_order)
-        _require_positive(cutoff=cutoff, dim1=dim1, dim2=dim2, gc_count=gc_count, edge_width=edge_width)
-        _require_positive(energy_scale=energy_scale, edge_dim=edge_dim - 1, pre_fc_count=pre_fc_count + 1)
-        _require_positive(post_fc_count=post_fc_count + 1)
+        given = dict(batch_norm=batch_norm, dropout_rate=dropout_rate, act=act, pool=pool, pool_order=pool_order)
+        refuse_unsupported("CGCNN", SUPPORTED, given)
+        require_positive("CGCNN", cutoff=cutoff, edge_width=edge_width, energy_scale=energy_scale)
+        require_at_least("CGCNN", 0, pre_fc_count=pre_fc_count, post_fc_count=post_fc_count)
+        require_at_least("CGCNN", 1, dim1=dim1, dim2=dim2, gc_count=gc_count)
+        require_at_least("CGCNN", 2, edge_dim=edge_dim)
         if not 0.0 <= envelope_start < 1.0:
             raise ConfigError(f"CGCNN: envelope_start is {envelope_start}, expected a fraction of the cutoff in [0, 1)")
-        self.elements = element_numbers(elements)
+        self.elements = element_numbers(elements, NODE_DIM, "CGCNN")
         self.cutoff = float(cutoff)
         self.dim1, self.dim2 = int(dim1), int(dim2)
         self.pre_fc_count, self.gc_count, self.post_fc_count = int(pre_fc_count), int(gc_count), int(post_fc_count)
@@ -228,44 +245,3 @@ class CGCNN(Backbone):
         if self._columns is None or self._columns.dtype != weight.dtype:
             self._columns = piecewise_polynomials(self.distance_expansion, self.cutoff, n_pieces, terms).to(weight)
         return self._columns
-
-
-def element_numbers(elements: Iterable[int | str] | None) -> tuple[int, ...] | None:
-    """Atomic numbers, ascending, of elements given by number or by symbol. Raises ConfigError for an unknown one."""
-    if elements is None:
-        return None
-    numbers = set()
-    for element in elements:
-        number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
-        if number is None or not 1 <= number <= NODE_DIM:
-            raise ConfigError(f"CGCNN: elements contains {element!r}, expected symbols or numbers of H to Fm")
-        numbers.add(number)
-    if not numbers:
-        raise ConfigError("CGCNN: elements is empty; name at least one, or give None to accept all")
-    return tuple(sorted(numbers))
-
-
-def _refuse_unsupported(**given: Any) -> None:
-    supported: dict[str, Sequence[Any]] = {
-        "batch_norm": (False,),
-        "dropout_rate": (0.0,),
-        "act": ("silu",),
-        "pool": ("global_add_pool",),
-        "pool_order": ("late",),
-    }
-    reasons = {
-        "batch_norm": "batch statistics make the energy of a structure depend on its batch",
-        "dropout_rate": "forces would not be the derivative of one energy",
-        "act": "a potential needs a smooth activation",
-        "pool": "the energy must be a sum over atoms",
-        "pool_order": "the energy must be a sum over atoms",
-    }
-    for name, value in given.items():
-        if value not in supported[name]:
-            raise ConfigError(f"CGCNN: {name} is {value!r}; only {supported[name][0]!r} is supported ({reasons[name]})")
-
-
-def _require_positive(**given: float) -> None:
-    for name, value in given.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"CGCNN: {name} is too small: {value}")
