@@ -223,7 +223,7 @@ def _derivatives(
         return sum_by_structure(potential.atomic_energies(moved), graph)
 
     if not (forces or stress):
-        with torch.set_grad_enabled(create_graph), energies_for_derivatives():
+        with torch.set_grad_enabled(create_graph), energies_for_derivatives(create_graph):
             return Predictions(energies_at(graph.pos, None))
     arguments = (graph.pos.detach(), torch.zeros_like(graph.cell) if stress else None)
     energies, slopes = _energies_and_slopes(energies_at, arguments, create_graph)
@@ -244,7 +244,7 @@ def _energies_and_slopes(energies_at: Any, arguments: tuple[Any, ...], create_gr
     with torch.enable_grad():
         for a in wanted:
             a.requires_grad_(True)
-        with energies_for_derivatives():
+        with energies_for_derivatives(create_graph):
             energies = energies_at(*arguments)
         if not energies.requires_grad:  # no edges and no parameters: the energy depends on nothing
             return energies, [torch.zeros_like(a) for a in wanted]

@@ -25,9 +25,22 @@ def _stage(name: str) -> Iterator[None]:
         _of_thread.stage = before
 
 
-def energies_for_derivatives() -> Any:
-    """A context for energies of which derivatives in geometry will be taken inside :func:`derivatives_in_geometry`."""
-    return _stage("energies")
+def energies_for_derivatives(in_parameters: bool = True) -> Any:
+    """A context for energies of which derivatives in geometry will be taken inside :func:`derivatives_in_geometry`.
+
+    ``in_parameters`` says whether derivatives in parameters will follow.
+    """
+    return _stage("energies" if in_parameters else "energies at fixed parameters")
+
+
+def in_evaluate() -> bool:
+    """Whether it has been told which derivatives will be wanted; elsewhere they may be of any order."""
+    return getattr(_of_thread, "stage", None) is not None
+
+
+def parameters_are_fixed() -> bool:
+    """Whether it has been told that no derivatives in parameters will be wanted."""
+    return getattr(_of_thread, "stage", None) == "energies at fixed parameters"
 
 
 def derivatives_in_geometry() -> Any:

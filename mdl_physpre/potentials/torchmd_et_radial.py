@@ -82,7 +82,7 @@ class RadialGrid:
     def __init__(
         self, cutoff: float, alpha: float, spacing: float, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.alpha = alpha
+        self.cutoff, self.alpha = cutoff, alpha
         self.gamma = spacing / (0.03 * cutoff)
         length = 1.0 - math.exp(-alpha * cutoff) + self.gamma * cutoff
         intervals = math.ceil(length / spacing)
@@ -105,16 +105,19 @@ class RadialGrid:
         """Coefficients (rows, n) of the splines through values (nodes, n) at ``distances``."""
         return self.from_values @ values
 
-    def place(self, distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """First row of each edge (E,), weights (E, 6) of that row and the next five, and their slopes, 1/Å."""
+    def place(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """First row of each edge (E,), and (E, 12) the weights of that row and the next five, and their slopes, 1/Å.
+
+        The row is -1 for an edge at or beyond the cutoff.
+        """
         t = torch.exp(-self.alpha * distances)
         at = (1.0 - t + self.gamma * distances) / self.spacing
         row = at.floor().clamp_(0, self.n_rows - 6)
         powers = (at - row)[:, None] ** torch.arange(6, device=at.device)
         matrix = SPLINE.to(powers)
-        weights = powers @ matrix
         slopes = (powers[:, :5] * torch.arange(1, 6, device=at.device)) @ matrix[1:]
-        return row.long(), weights, slopes * ((self.alpha * t + self.gamma) / self.spacing)[:, None]
+        slopes *= ((self.alpha * t + self.gamma) / self.spacing)[:, None]
+        return torch.where(distances < self.cutoff, row.long(), -1), torch.cat([powers @ matrix, slopes], dim=1)
 
 
 @lru_cache(maxsize=16)
