@@ -194,14 +194,15 @@ class TorchMDET(Backbone):
         return TensorMessages(weights, i, j, directions, start, basis, factors, self.num_heads)
 
     def _tables(self, layout: HeadLayout) -> Tables:
-        grid = self.distance_expansion.grid()
-        envelope = grid.cutoff_values
-        basis = self.distance_expansion(grid.distances, envelope)
-        factors = radial_factors(envelope, envelope if self.envelope else torch.ones_like(envelope))
+        grid, dtype = self.distance_expansion.grid(), self.embedding.weight.dtype
+        exact, envelope = self.distance_expansion(grid.distances, grid.cutoff_values), grid.cutoff_values
+        # in double precision: where neighbours are many, forces hang on the slopes of these more than on others
+        start = grid.table(layout.padded(self.neighbor_embedding.radial_functions(exact, envelope))).to(dtype)
+        factors = radial_factors(envelope, envelope if self.envelope else torch.ones_like(envelope)).to(dtype)
         weights = [layout.arranged(LayerWeights.of(layer, self.num_heads)) for layer in self.attention_layers]
-        start = layout.padded(self.neighbor_embedding.radial_functions(basis, envelope))
+        basis = exact.to(dtype)
         layers = [grid.table(w.radial_functions(basis, factors)) for w in weights]
-        return Tables(layout, grid, weights, grid.table(start), layers)
+        return Tables(layout, grid, weights, start, layers)
 
     def _kept_tables(self, layout: HeadLayout) -> Tables:
         """Without gradients, and made anew only when a parameter has changed: molecular dynamics asks many times."""

@@ -44,7 +44,8 @@ class NeighbourEmbedding(nn.Module):
 
     def radial_functions(self, basis: Tensor, cutoff_values: Tensor) -> Tensor:
         """C(r) (W_n e(r) + b_n), (E, F), of basis functions (E, num_rbf) and C(r) (E,)."""
-        return self.distance_proj(basis) * cutoff_values[:, None]
+        weight, bias = self.distance_proj.weight.to(basis.dtype), self.distance_proj.bias.to(basis.dtype)
+        return functional.linear(basis, weight, bias) * cutoff_values[:, None]
 
 
 class LayerList(nn.ModuleList):

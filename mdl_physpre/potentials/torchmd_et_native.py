@@ -53,6 +53,7 @@ class HeadLayout:
     depth: int
     padded_heads: int
     padded_depth: int
+    lanes: int  # values of a vector
 
     @classmethod
     def of(cls, heads: int, channels: int, like: Tensor) -> HeadLayout | None:
@@ -62,7 +63,7 @@ class HeadLayout:
             return None
         lanes, depth, padded = VECTOR_BYTES // like.element_size(), channels // heads, 1 << (heads - 1).bit_length()
         whole = max(1, lanes // padded)
-        layout = cls(heads, depth, padded, -(-depth // whole) * whole)
+        layout = cls(heads, depth, padded, -(-depth // whole) * whole, lanes)
         return layout if padded <= lanes and layout.channels <= MOST_VECTORS * lanes else None
 
     @property
@@ -92,7 +93,7 @@ class HeadLayout:
 
     def padded(self, values: Tensor) -> Tensor:
         """Values (…, channels) of the node vectors' start, which knows no heads, (…, whole vectors)."""
-        return functional.pad(values, (0, -values.shape[1] % (VECTOR_BYTES // values.element_size())))
+        return functional.pad(values, (0, -values.shape[1] % self.lanes))
 
 
 class Tables(NamedTuple):
