@@ -58,8 +58,10 @@ class HeadLayout:
     @classmethod
     def of(cls, heads: int, channels: int, like: Tensor) -> HeadLayout | None:
         """None where C cannot be had for the precision and device of ``like`` or for this size, or must not be used."""
-        real = DTYPES.get(like.dtype) if like.device.type == "cpu" and in_evaluate() else None
-        if real is None or torch.compiler.is_compiling() or library(real) is None:
+        if torch.compiler.is_compiling() or like.device.type != "cpu" or not in_evaluate():
+            return None
+        real = DTYPES.get(like.dtype)
+        if real is None or library(real) is None:
             return None
         lanes, depth, padded = VECTOR_BYTES // like.element_size(), channels // heads, 1 << (heads - 1).bit_length()
         whole = max(1, lanes // padded)
