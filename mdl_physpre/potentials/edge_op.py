@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+
+import torch
 
 _of_thread = threading.local()
 
@@ -25,22 +27,22 @@ def _stage(name: str) -> Iterator[None]:
         _of_thread.stage = before
 
 
-def energies_for_derivatives(in_parameters: bool = True) -> Any:
+def energies_for_derivatives(of_parameters: bool) -> Any:
     """A context for energies of which derivatives in geometry will be taken inside :func:`derivatives_in_geometry`.
 
-    ``in_parameters`` says whether derivatives in parameters will follow.
+    ``of_parameters``: whether those in parameters will be taken afterwards.
     """
-    return _stage("energies" if in_parameters else "energies at fixed parameters")
+    return nullcontext() if torch.compiler.is_compiling() else _stage("training" if of_parameters else "prediction")
 
 
 def in_evaluate() -> bool:
-    """Whether it has been told which derivatives will be wanted; elsewhere they may be of any order."""
+    """Whether it is known which derivatives will be wanted; elsewhere they may be of any order."""
     return getattr(_of_thread, "stage", None) is not None
 
 
-def parameters_are_fixed() -> bool:
-    """Whether it has been told that no derivatives in parameters will be wanted."""
-    return getattr(_of_thread, "stage", None) == "energies at fixed parameters"
+def predicting() -> bool:
+    """Whether nobody will ask for derivatives in parameters."""
+    return not torch.compiler.is_compiling() and getattr(_of_thread, "stage", None) == "prediction"
 
 
 def derivatives_in_geometry() -> Any:

@@ -6,18 +6,23 @@ to the other.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.arguments import (
+    element_numbers,
+    refuse_unsupported,
+    require_at_least,
+    require_positive,
+)
 from mdl_physpre.potentials.base import Backbone, edge_vectors
-from mdl_physpre.potentials.edge_op import parameters_are_fixed
+from mdl_physpre.potentials.edge_op import predicting
 from mdl_physpre.potentials.native import is_sorted
 from mdl_physpre.potentials.parameter_state import ParameterState
 from mdl_physpre.potentials.reference import EnergyReference
@@ -33,6 +38,19 @@ from mdl_physpre.potentials.torchmd_et_layers import (
 from mdl_physpre.potentials.torchmd_et_native import HeadLayout, NativeMessages, Tables
 from mdl_physpre.potentials.torchmd_et_radial import ExponentialNormalBasis, cosine_cutoff
 from mdl_physpre.structures.graph import AtomGraph
+
+SUPPORTED = {
+    "rbf_type": ("expnorm", "other radial functions are not built in"),
+    "trainable_rbf": (True, "the radial functions are always trained"),
+    "activation": ("silu", "a potential needs a smooth activation"),
+    "attn_activation": ("silu", "a potential needs a smooth activation"),
+    "neighbor_embedding": (True, "node vectors start from it"),
+    "distance_influence": ("both", "keys and values both depend on the distance"),
+    "pool": ("global_add_pool", "the energy must be a sum over atoms"),
+    "pool_order": ("late", "the energy must be a sum over atoms"),
+    "aggr": ("add", "a mean of messages is not smooth where an edge enters"),
+}
+"""Keys of MatDeepLearn that have one value here, and why."""
 
 
 class TorchMDET(Backbone):
@@ -102,20 +120,23 @@ class TorchMDET(Backbone):
         max_num_neighbors: int = 32,
     ) -> None:
         super().__init__(reference)
-        _refuse_unsupported(
+        given = dict(
             rbf_type=rbf_type, trainable_rbf=trainable_rbf, activation=activation, attn_activation=attn_activation,
             neighbor_embedding=neighbor_embedding, distance_influence=distance_influence, pool=pool,
             pool_order=pool_order, aggr=aggr,
         )  # fmt: skip
-        _require_positive(cutoff=cutoff, hidden_channels=hidden_channels, num_layers=num_layers, num_heads=num_heads)
-        _require_positive(num_rbf=num_rbf - 1, num_post_layers=num_post_layers + 1, energy_scale=energy_scale)
-        _require_positive(post_hidden_channels=post_hidden_channels, max_z=max_z - 1)
+        refuse_unsupported("torchmd_et", SUPPORTED, given)
+        require_positive("torchmd_et", cutoff=cutoff, energy_scale=energy_scale)
+        require_at_least("torchmd_et", 0, num_post_layers=num_post_layers)
+        require_at_least("torchmd_et", 1, hidden_channels=hidden_channels, num_layers=num_layers, num_heads=num_heads)
+        require_at_least("torchmd_et", 1, post_hidden_channels=post_hidden_channels)
+        require_at_least("torchmd_et", 2, num_rbf=num_rbf, max_z=max_z)
         if hidden_channels % num_heads:
             raise ConfigError(
                 f"torchmd_et: hidden_channels is {hidden_channels}, which {num_heads} heads (num_heads) do not divide"
             )
         self.max_z = int(max_z)
-        self.elements = element_numbers(elements, self.max_z)
+        self.elements = element_numbers(elements, min(self.max_z, len(chemical_symbols)) - 1, "torchmd_et")
         self.cutoff = float(cutoff)
         self.hidden_channels, self.num_layers = int(hidden_channels), int(num_layers)
         self.num_rbf, self.num_heads = int(num_rbf), int(num_heads)
@@ -183,7 +204,7 @@ class TorchMDET(Backbone):
         directions = vectors / distances[:, None]
         layout = HeadLayout.of(self.num_heads, self.hidden_channels, vectors)
         if layout is not None and is_sorted(i):
-            tables = self._kept_tables(layout) if parameters_are_fixed() else self._tables(layout)
+            tables = self._kept_tables(layout) if predicting() else self._tables(layout)
             return NativeMessages(tables, distances, directions, i, j, n_atoms, own_images=self.envelope)
         envelope = cosine_cutoff(distances, self.cutoff)
         basis = self.distance_expansion(distances, envelope)
@@ -211,44 +232,3 @@ class TorchMDET(Backbone):
             with torch.no_grad():
                 kept = self.kept = (ParameterState(parameters), self._tables(layout))
         return kept[1]
-
-
-def element_numbers(elements: Iterable[int | str] | None, max_z: int) -> tuple[int, ...] | None:
-    """Atomic numbers, ascending, of elements given by number or by symbol. Raises ConfigError for an unknown one."""
-    if elements is None:
-        return None
-    numbers = set()
-    for element in elements:
-        number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
-        if number is None or not 1 <= number < min(max_z, len(chemical_symbols)):
-            raise ConfigError(
-                f"torchmd_et: elements contains {element!r}, expected symbols or numbers from 1 to {max_z - 1} (max_z)"
-            )
-        numbers.add(number)
-    if not numbers:
-        raise ConfigError("torchmd_et: elements is empty; name at least one, or give None to accept all")
-    return tuple(sorted(numbers))
-
-
-def _refuse_unsupported(**given: Any) -> None:
-    supported = {
-        "rbf_type": ("expnorm", "other radial functions are not built in"),
-        "trainable_rbf": (True, "the radial functions are always trained"),
-        "activation": ("silu", "a potential needs a smooth activation"),
-        "attn_activation": ("silu", "a potential needs a smooth activation"),
-        "neighbor_embedding": (True, "node vectors start from it"),
-        "distance_influence": ("both", "keys and values both depend on the distance"),
-        "pool": ("global_add_pool", "the energy must be a sum over atoms"),
-        "pool_order": ("late", "the energy must be a sum over atoms"),
-        "aggr": ("add", "a mean of messages is not smooth where an edge enters"),
-    }
-    for name, value in given.items():
-        only, reason = supported[name]
-        if value != only:
-            raise ConfigError(f"torchmd_et: {name} is {value!r}; only {only!r} is supported ({reason})")
-
-
-def _require_positive(**given: float) -> None:
-    for name, value in given.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"torchmd_et: {name} is too small: {value}")

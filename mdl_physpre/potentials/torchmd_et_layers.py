@@ -153,7 +153,8 @@ class TensorMessages:
         radial = self.weights[layer].radial_functions(self.basis, self.factors)
         products = qkv[:, width:].index_select(0, self.j) * radial
         key, scalar, along, across = products.split(width, dim=1)
-        attention = functional.silu((qkv[:, :width].index_select(0, self.i) * key).unflatten(1, (self.heads, -1)).sum(2))
+        matches = qkv[:, :width].index_select(0, self.i) * key
+        attention = functional.silu(matches.unflatten(1, (self.heads, -1)).sum(2))
         message = (scalar.unflatten(1, (self.heads, -1)) * attention[:, :, None]).flatten(1)
         total = qkv.new_zeros(len(qkv), width).index_add(0, self.i, message)
         if last:

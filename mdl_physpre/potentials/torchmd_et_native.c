@@ -70,6 +70,14 @@ INLINE void spread2(REAL *table, int64_t rows_apart, const REAL *w, const REAL *
   for (int n = 0; n < TERMS; n++) add(table + n * rows_apart, x * w[n] + dx * dw[n]);
 }
 
+/* The adjoint x of a radial function goes to the distance, which its derivative dx is taken in, or to the table */
+INLINE void give(const int geometry, vec x, vec dx, vec *by_distance, REAL *table, int64_t rows_apart, const REAL *w) {
+  if (geometry)
+    *by_distance += x * dx;
+  else
+    spread(table, rows_apart, w, x);
+}
+
 /* F, values of a node, values of a row, and the places of v0 in both */
 #define SIZES \
   const int64_t F = l->channels, S = attends ? 5 * F : F, R = attends ? 4 * F : F, V = attends ? 2 * F : 0, \
@@ -129,19 +137,13 @@ INLINE void gradient_of(const Layer *l, int64_t first_atom, int64_t last_atom, c
       EDGE;
       const REAL *dw = w + TERMS;
       REAL *gk = gnodes + j * S + F, *gv = gnodes + j * S + V, *gvj = in ? gvec + j * 3 * F : 0;
-      REAL *gt = geometry ? 0 : gtable + l->row[e] * R;
+      REAL *gt = gtable + l->row[e] * R;
       vec s = all(0), ga = all(0), gs = all(0), a = all(1), da, dda;
       vec by_distance = all(0), by_direction[3] = {all(0), all(0), all(0)};
       for (int64_t c = 0, n = 0; c < F; c += W, n++) {
-        if (geometry)
-          lookup2(t0 + c, R, w, dw, &scalar[n], &dscalar[n]);
-        else
-          scalar[n] = lookup(t0 + c, R, w);
+        lookup2(t0 + c, R, w, dw, &scalar[n], &dscalar[n]);
         if (attends) {
-          if (geometry)
-            lookup2(t + c, R, w, dw, &key[n], &dkey[n]);
-          else
-            key[n] = lookup(t + c, R, w);
+          lookup2(t + c, R, w, dw, &key[n], &dkey[n]);
           s += load(q + c) * load(k + c) * key[n];
           ga += load(g + c) * load(v + c) * scalar[n];
         }
@@ -151,54 +153,35 @@ INLINE void gradient_of(const Layer *l, int64_t first_atom, int64_t last_atom, c
         gs = da * fold(ga, l->heads);
       }
       for (int64_t c = 0, n = 0; c < F; c += W, n++) {
-        vec gc = load(g + c), to_scalar = gc * load(v + c) * a;
+        vec gc = load(g + c);
         add(gv + c, gc * scalar[n] * a);
-        if (geometry)
-          by_distance += to_scalar * dscalar[n];
-        else
-          spread(gt + T + c, R, w, to_scalar);
+        give(geometry, gc * load(v + c) * a, dscalar[n], &by_distance, gt + T + c, R, w);
         if (attends) {
-          vec qc = load(q + c), kc = load(k + c), to_key = gs * qc * kc;
+          vec qc = load(q + c), kc = load(k + c);
           add(gq + c, gs * kc * key[n]);
           add(gk + c, gs * qc * key[n]);
-          if (geometry)
-            by_distance += to_key * dkey[n];
-          else
-            spread(gt + c, R, w, to_key);
+          give(geometry, gs * qc * kc, dkey[n], &by_distance, gt + c, R, w);
         }
         if (gives) {
           vec g0 = load(go + c), g1 = load(go + F + c), g2 = load(go + 2 * F + c), v2 = load(v + 2 * F + c);
           vec across, dacross, along, dalong;
           vec turned = g0 * u[0] + g1 * u[1] + g2 * u[2];
-          if (geometry)
-            lookup2(t + 3 * F + c, R, w, dw, &across, &dacross);
-          else
-            across = lookup(t + 3 * F + c, R, w);
+          lookup2(t + 3 * F + c, R, w, dw, &across, &dacross);
           add(gv + 2 * F + c, across * turned);
-          if (geometry) {
-            by_distance += v2 * turned * dacross;
-            vec f = v2 * across;
-            by_direction[0] += f * g0;
-            by_direction[1] += f * g1;
-            by_direction[2] += f * g2;
-          } else
-            spread(gt + 3 * F + c, R, w, v2 * turned);
+          give(geometry, v2 * turned, dacross, &by_distance, gt + 3 * F + c, R, w);
+          by_direction[0] += v2 * across * g0;
+          by_direction[1] += v2 * across * g1;
+          by_direction[2] += v2 * across * g2;
           if (in) {
             vec v1 = load(v + F + c);
             vec dot = g0 * load(vj + c) + g1 * load(vj + F + c) + g2 * load(vj + 2 * F + c);
-            if (geometry)
-              lookup2(t + 2 * F + c, R, w, dw, &along, &dalong);
-            else
-              along = lookup(t + 2 * F + c, R, w);
+            lookup2(t + 2 * F + c, R, w, dw, &along, &dalong);
             add(gv + F + c, along * dot);
             vec f = v1 * along;
             add(gvj + c, f * g0);
             add(gvj + F + c, f * g1);
             add(gvj + 2 * F + c, f * g2);
-            if (geometry)
-              by_distance += v1 * dot * dalong;
-            else
-              spread(gt + 2 * F + c, R, w, v1 * dot);
+            give(geometry, v1 * dot, dalong, &by_distance, gt + 2 * F + c, R, w);
           }
         }
       }

@@ -29,7 +29,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from mdl_physpre.potentials.edge_op import in_evaluate, remember_stage, wanted
-from mdl_physpre.potentials.native import VECTOR_BYTES, address, compiled, limits, ranges_of_atoms, run_ranges
+from mdl_physpre.potentials.native import (
+    VECTOR_BYTES,
+    address,
+    can_use_c,
+    compiled,
+    limits,
+    ranges_of_atoms,
+    run_ranges,
+)
 from mdl_physpre.potentials.torchmd_et_layers import LayerWeights, Sums
 from mdl_physpre.potentials.torchmd_et_radial import RadialGrid
 
@@ -58,10 +66,7 @@ class HeadLayout:
     @classmethod
     def of(cls, heads: int, channels: int, like: Tensor) -> HeadLayout | None:
         """None where C cannot be had for the precision and device of ``like`` or for this size, or must not be used."""
-        if torch.compiler.is_compiling() or like.device.type != "cpu" or not in_evaluate():
-            return None
-        real = DTYPES.get(like.dtype)
-        if real is None or library(real) is None:
+        if not can_use_c(like, DTYPES) or not in_evaluate() or library(DTYPES[like.dtype]) is None:
             return None
         lanes, depth, padded = VECTOR_BYTES // like.element_size(), channels // heads, 1 << (heads - 1).bit_length()
         whole = max(1, lanes // padded)
@@ -161,9 +166,7 @@ class _Call:
 
     def run(self, name: str, arguments: Callable[[int], list[Tensor | None]]) -> None:
         layer = ctypes.byref(self.layer)
-        run_ranges(
-            getattr(self.library, name), self.ranges, lambda k: [layer, *limits(self.ranges[k]), *arguments(k)]
-        )
+        run_ranges(getattr(self.library, name), self.ranges, lambda k: [layer, *limits(self.ranges[k]), *arguments(k)])
 
     def results(self) -> tuple[Tensor, Tensor]:
         """Room for m and M; for no M where it is not wanted."""
@@ -179,11 +182,20 @@ def _total(by_thread: Tensor) -> Tensor:
     return by_thread[0] if len(by_thread) == 1 else by_thread.sum(0)
 
 
-@torch.library.custom_op("mdl_physpre::et_sums", mutates_args=(), device_types="cpu")
-def sums(
-    nodes: Tensor, vec: Tensor | None, table: Tensor, distance: Tensor, direction: Tensor, spline: Tensor,
-    start: Tensor, neighbour: Tensor, row: Tensor, bounds: list[int], heads: int, gives_vectors: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+LAYER = (
+    "Tensor nodes, Tensor? vec, Tensor table, Tensor distance, Tensor direction, Tensor spline, Tensor start, "
+    "Tensor neighbour, Tensor row, int[] bounds, int heads, bool gives_vectors"
+)
+
+
+def _operator(name: str, before: str, results: int) -> Callable[[Callable[..., Any]], Any]:
+    """Registers an operator of the arguments ``before`` and those of a layer, which gives so many tensors."""
+    schema = f"({before}{LAYER}) -> ({', '.join(['Tensor'] * results)})"
+    return torch.library.custom_op(f"mdl_physpre::{name}", mutates_args=(), device_types="cpu", schema=schema)
+
+
+@_operator("et_sums", "", 2)
+def sums(*layer: Any) -> tuple[Tensor, ...]:
     """m (N, F) and M (N, 3, F), empty without ``gives_vectors``; F channels are whole vectors.
 
     Parameters
@@ -191,56 +203,49 @@ def sums(
     nodes, vec : (N, 5 F) as :class:`HeadLayout` has them; (N, 3, F) or None.
     table : (rows, 4 F), coefficients of the radial functions.
     distance, direction : (E,) Å, (E, 3), sorted by centre.
-    spline, row : what :meth:`RadialGrid.place` gives for the distances.
-    start : (N + 1,) first edge of each atom. neighbour : (E,).
+    spline : (E, 12) and, below, row: what :meth:`RadialGrid.place` gives for the distances.
+    start : (N + 1,) first edge of each atom.
+    neighbour, row : (E,).
     bounds : atoms at which the share of each thread begins and ends.
     heads : 0 for a sum without attention, Σ_j v_j R: nodes are then (N, F) and the table (rows, F).
+    gives_vectors : whether M is wanted.
     """
-    call = _Call(nodes, vec, table, distance, direction, spline, start, neighbour, row, bounds, heads, gives_vectors)
+    call = _Call(*layer)
     found = call.results()
     call.run("sums", lambda _: [*found])
     return found
 
 
-@torch.library.custom_op("mdl_physpre::et_sums_by_geometry", mutates_args=(), device_types="cpu")
-def by_geometry(
-    gx: Tensor, gout: Tensor, nodes: Tensor, vec: Tensor | None, table: Tensor, distance: Tensor, direction: Tensor,
-    spline: Tensor, start: Tensor, neighbour: Tensor, row: Tensor, bounds: list[int], heads: int, gives_vectors: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+@_operator("et_sums_by_geometry", "Tensor gx, Tensor gout, ", 4)
+def by_geometry(gx: Tensor, gout: Tensor, *layer: Any) -> tuple[Tensor, ...]:
     """Gradients in nodes, vec (empty without it), distance and direction."""
-    call = _Call(nodes, vec, table, distance, direction, spline, start, neighbour, row, bounds, heads, gives_vectors)
+    call, (nodes, vec, _, distance, direction, *_) = _Call(*layer), layer
     gx, gout, by_nodes, by_vec = gx.contiguous(), gout.contiguous(), call.zeros(nodes), call.zeros(vec)
-    geometry = torch.zeros_like(distance), torch.zeros_like(direction, memory_format=torch.contiguous_format)
+    geometry = nodes.new_zeros(distance.shape), nodes.new_zeros(direction.shape)
     call.run("by_geometry", lambda k: [gx, gout, by_nodes[k], by_vec[k], *geometry])
     return _total(by_nodes), _total(by_vec), *geometry
 
 
-@torch.library.custom_op("mdl_physpre::et_sums_by_table", mutates_args=(), device_types="cpu")
-def by_table(
-    gx: Tensor, gout: Tensor, nodes: Tensor, vec: Tensor | None, table: Tensor, distance: Tensor, direction: Tensor,
-    spline: Tensor, start: Tensor, neighbour: Tensor, row: Tensor, bounds: list[int], heads: int, gives_vectors: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+@_operator("et_sums_by_table", "Tensor gx, Tensor gout, ", 3)
+def by_table(gx: Tensor, gout: Tensor, *layer: Any) -> tuple[Tensor, ...]:
     """Gradients in nodes, vec (empty without it) and table."""
-    call = _Call(nodes, vec, table, distance, direction, spline, start, neighbour, row, bounds, heads, gives_vectors)
-    gx, gout = gx.contiguous(), gout.contiguous()
-    by_nodes, by_vec, by_rows = call.zeros(nodes), call.zeros(vec), call.zeros(table)
-    call.run("by_table", lambda k: [gx, gout, by_nodes[k], by_vec[k], by_rows[k]])
-    return _total(by_nodes), _total(by_vec), _total(by_rows)
+    call, gx, gout = _Call(*layer), gx.contiguous(), gout.contiguous()
+    sums = [call.zeros(t) for t in layer[:3]]
+    call.run("by_table", lambda k: [gx, gout, *(t[k] for t in sums)])
+    return tuple(_total(t) for t in sums)
 
 
-@torch.library.custom_op("mdl_physpre::et_sums_second", mutates_args=(), device_types="cpu")
-def second(
-    node_rates: Tensor, vec_rates: Tensor, distance_rates: Tensor, direction_rates: Tensor, gx: Tensor, gout: Tensor,
-    nodes: Tensor, vec: Tensor | None, table: Tensor, distance: Tensor, direction: Tensor, spline: Tensor,
-    start: Tensor, neighbour: Tensor, row: Tensor, bounds: list[int], heads: int, gives_vectors: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The rates of m and M, and the gradients of the rate of L in nodes, vec (empty without it) and table."""
-    call = _Call(nodes, vec, table, distance, direction, spline, start, neighbour, row, bounds, heads, gives_vectors)
-    given = (gx, gout, node_rates, vec_rates, distance_rates, direction_rates)
-    held, found = [t.contiguous() for t in given], call.results()
-    by_nodes, by_vec, by_rows = call.zeros(nodes), call.zeros(vec), call.zeros(table)
-    call.run("second", lambda k: [*held, *found, by_nodes[k], by_vec[k], by_rows[k]])
-    return *found, _total(by_nodes), _total(by_vec), _total(by_rows)
+@_operator("et_sums_second", ", ".join(f"Tensor {x}" for x in ("tn", "tv", "td", "tu", "gx", "gout")) + ", ", 5)
+def second(*given: Any) -> tuple[Tensor, ...]:
+    """The rates of m and M, and the gradients of the rate of L in nodes, vec (empty without it) and table.
+
+    From the rates of nodes, vec (empty without it), distance and direction, and the adjoints of m and M.
+    """
+    (*rates, gx, gout), layer = (t.contiguous() for t in given[:6]), given[6:]
+    call = _Call(*layer)
+    found, sums = call.results(), [call.zeros(t) for t in layer[:3]]
+    call.run("second", lambda k: [gx, gout, *rates, *found, *(t[k] for t in sums)])
+    return *found, *(_total(t) for t in sums)
 
 
 def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -270,28 +275,28 @@ sums.register_autograd(_backward, setup_context=_keep)
 by_geometry.register_autograd(_second, setup_context=_keep)
 
 
-def _like(*tensors: Tensor | None) -> list[Tensor]:
+def _like(*tensors: Tensor | None) -> tuple[Tensor, ...]:
     nodes = next(t for t in tensors if t is not None)
-    return [nodes.new_empty((0,) if t is None else t.shape) for t in tensors]
+    return tuple(nodes.new_empty((0,) if t is None else t.shape) for t in tensors)
 
 
 @sums.register_fake
-def _(nodes: Tensor, *rest: Any) -> Any:
+def _(nodes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     heads, gives_vectors = rest[-2:]
     m = nodes.new_empty(len(nodes), nodes.shape[1] // (5 if heads else 1))
     return m, m.new_empty(len(nodes) if gives_vectors else 0, 3, m.shape[1])
 
 
 @by_geometry.register_fake
-def _(gx: Tensor, gout: Tensor, nodes: Tensor, vec: Any, table: Tensor, distance: Tensor, direction: Tensor, *r: Any) -> Any:
-    return tuple(_like(nodes, vec, distance, direction))
+def _(gx: Tensor, gout: Tensor, nodes: Tensor, vec: Any, table: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    return _like(nodes, vec, *rest[:2])
 
 
 @by_table.register_fake
-def _(gx: Tensor, gout: Tensor, nodes: Tensor, vec: Any, table: Tensor, *rest: Any) -> Any:
-    return tuple(_like(nodes, vec, table))
+def _(gx: Tensor, gout: Tensor, *layer: Tensor) -> tuple[Tensor, ...]:
+    return _like(*layer[:3])
 
 
 @second.register_fake
-def _(a: Tensor, b: Any, c: Tensor, d: Tensor, gx: Tensor, gout: Tensor, nodes: Tensor, vec: Any, table: Tensor, *r: Any) -> Any:
-    return tuple(_like(gx, gout, nodes, vec, table))
+def _(*given: Tensor) -> tuple[Tensor, ...]:
+    return _like(*given[4:9])
