@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import logging
 import math
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
+from torch import nn
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import save_potential
+from mdl_physpre.potentials.devices import OPEN, available_device
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.data import fingerprint
 from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.training.history import EpochLog, training_record
 from mdl_physpre.training.loss import check_labels
 from mdl_physpre.training.module import STATE, STATE_VERSION, Online, PotentialTraining
+from mdl_physpre.training.ranks import devices_per_machine, training_ranks
 from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.settings import TrainingSettings, changed_settings
 
 logger = logging.getLogger(__name__)
+FIRST_WITH_TF32 = 8  # compute capability of the first GPUs (Ampere) with TF32 and bfloat16
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ def train_potential(
 ) -> TrainingResult:
     """Train ``potential`` and leave it with the weights of the lowest validation loss.
 
+    Several devices train it together where ``settings.devices`` asks for them: this process then starts others, which
+    import the script that it runs, so that the script must do this under ``if __name__ == "__main__":``.
+
     AdamW, gradient clipping, a learning rate that falls when the loss stops falling, and the loss of
     :mod:`mdl_physpre.training.loss`. An interrupted training, killed without warning included, goes on from the end
     of its last complete epoch and gives the same result as one that was never interrupted.
@@ -89,50 +96,80 @@ def train_potential(
     out : folder for ``best.pt`` (see :func:`save_potential`), ``last.ckpt`` (Lightning) and ``log.csv``.
     resume : go on from ``last.ckpt`` where it exists; otherwise start anew and remove what is there.
     online : called with the number of each epoch, from 0; gives the training set of that epoch in place of ``train``.
-        It must give the same set for the same epoch, or a training that is taken up again will differ.
+        It must give the same set for the same epoch, or a training that is taken up again will differ. Of several
+        processes the first one calls it.
     replay : structures of another stage that take part in every step, see :class:`Replay`.
 
     Raises
     ------
-    ConfigError : a label has a weight and no structure carries it; a package for a logger is missing.
+    ConfigError : a label has a weight and no structure carries it; a device that is not there, or on which
+        ``precision`` does nothing; a package for a logger is missing.
     DataError : an empty data set, or one in another precision or with another cutoff than the potential.
     CheckpointError : ``last.ckpt`` is damaged or belongs to another training.
     TrainingError : the loss is not a number in three epochs in a row, or the potential has nothing to train.
+    PhyspreError : another process that trains the same network (``settings.devices``) failed.
     """
     settings = settings or TrainingSettings()
     out = Path(out)
     _check(potential, train, val, settings, replay)
-    device = _device(settings)
-    mixed = settings.precision == "bf16" and _mixed_precision_is_safe(potential, device)
+    device = training_device(settings)
+    check_precision(settings.precision, device)
     loggers = _loggers(settings, out)
 
-    out.mkdir(parents=True, exist_ok=True)
     identity = f"{fingerprint(train)}-{fingerprint(val)}" + (f"-{replay.identity()}" if replay is not None else "")
     last = out / "last.ckpt"
     state = _stored_state(last, identity, settings) if resume and last.exists() else None
-    if state is None:
-        for name in ("last.ckpt", "last.ckpt.part", "best.pt", "log.csv"):
-            (out / name).unlink(missing_ok=True)
-    else:
-        history = EpochLog(out / "log.csv", state["history"]).rows
+    if state is not None:
+        history = EpochLog(None, state["history"]).rows
         if _is_finished(state, history, settings):
+            EpochLog(out / "log.csv", state["history"])
             return _finish(potential, out, history, state["best"], state["stopped_by"], settings, train, val)
-        logger.info("%s: going on after epoch %d", last, len(history))
+    # the first rank draws the sets of the epochs, and the others get them from it
+    others = (
+        potential if settings.devices == 1 else copy.deepcopy(potential).cpu(),
+        train, val, settings, out, resume, online and _drawn_by_the_first, replay,
+    )  # fmt: skip
+    with training_ranks(settings.devices, train_potential, others) as ranks:
+        ranks.wait()  # all have seen what is there
+        if ranks.first:
+            out.mkdir(parents=True, exist_ok=True)
+            if state is None:
+                for name in ("last.ckpt", "last.ckpt.part", "best.pt", "log.csv"):
+                    (out / name).unlink(missing_ok=True)
+            else:
+                logger.info("%s: going on after epoch %d", last, len(history))
+        module = _trained(
+            PotentialTraining(potential, train, val, settings, out, online, _saver(out), identity, replay, ranks),
+            device if ranks.size == 1 or device.type == "cpu" else torch.device("cuda", ranks.local),
+            loggers if ranks.first else [],
+            last if state is not None else None,
+        )
+        stopped_by = module.stopped_by or "max_epochs"
+        result = _finish(potential, out, module.history, module.best, stopped_by, settings, train, val, ranks.first)
+        ranks.wait()
+    return result
 
-    def save_best(trained: Potential, record: dict[str, Any]) -> None:
-        save_potential(out / "best.pt", trained, training=record)
 
+def _drawn_by_the_first(epoch: int) -> GraphDataset:
+    raise TrainingError(f"the training set of epoch {epoch} is drawn by the first of the processes alone")
+
+
+def _saver(out: Path) -> Callable[[Potential, dict[str, Any]], Any]:
+    return lambda trained, record: save_potential(out / "best.pt", trained, training=record)
+
+
+def _trained(
+    module: PotentialTraining, device: torch.device, loggers: list[Any], checkpoint: Path | None
+) -> PotentialTraining:
+    """The module after training on a device, from a checkpoint on where there is one; the potential is moved back."""
+    potential = module.potential
     home = next(potential.parameters()).device
     potential.train()
-    module = PotentialTraining(potential, train, val, settings, out, online, save_best, identity, mixed, replay)
-    with _quiet(), torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+    with _quiet(), torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
         trainer = pl.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=[device.index or 0] if device.type == "cuda" else 1,
-            max_epochs=settings.max_epochs,
+            max_epochs=module.settings.max_epochs,
             logger=loggers or False,
-            plugins=[LightningEnvironment()],  # one process, under Slurm too
-            default_root_dir=out,
+            default_root_dir=module.out,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -140,11 +177,11 @@ def train_potential(
             inference_mode=False,  # forces are derivatives
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
+            **module.ranks.trainer_options(device),
         )
-        _fit(trainer, module, last if state is not None else None)
+        _fit(trainer, module, checkpoint)
     potential.to(home)
-    stopped_by = module.stopped_by or "max_epochs"
-    return _finish(potential, out, module.history, module.best, stopped_by, settings, train, val)
+    return module
 
 
 def _check(
@@ -153,6 +190,12 @@ def _check(
     parameters = [p for p in potential.parameters() if p.requires_grad]
     if not parameters:
         raise TrainingError(f"{type(potential).__name__} has no parameter to train")
+    by_batch = [type(m).__name__ for m in potential.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if settings.devices > 1 and by_batch:
+        raise ConfigError(
+            f"devices is {settings.devices}, and {type(potential).__name__} has a {by_batch[0]}, whose statistics "
+            "would be those of each device's share of a batch; set devices to 1"
+        )
     sets = [("training", train, settings), ("validation", val, settings)]
     if replay is not None:
         sets.append(("replayed", replay.dataset, replay.settings))
@@ -171,29 +214,45 @@ def _check(
         check_labels(dataset, split, weights)
 
 
-def _device(settings: TrainingSettings) -> torch.device:
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(settings.device)
-    except RuntimeError:
-        raise ConfigError(f"device is {settings.device!r}; expected auto, cpu, cuda or cuda:1") from None
+def training_device(settings: TrainingSettings) -> torch.device:
+    """The device of a training, or the first of those of several processes.
+
+    Raises ConfigError where it is not there, or is of a kind that training does not run on.
+    """
+    device, number = available_device(settings.device), devices_per_machine(settings.devices)
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device is {settings.device!r}; training runs on cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {settings.device!r}, but PyTorch finds no CUDA device; use auto or cpu")
-    return device
+    if settings.devices == 1:
+        return device
+    if settings.device not in ("cpu", *OPEN):
+        raise ConfigError(
+            f"device is {settings.device!r} and devices is {settings.devices}: one device is named, and several are "
+            "wanted; set device to auto, or devices to 1"
+        )
+    there = torch.cuda.device_count()
+    if settings.device != "cpu" and there < number:
+        raise ConfigError(
+            f"devices is {settings.devices}, and this machine has {there} of the {number} GPUs that it is to bring; "
+            "lower it, or set device to cpu to train in processes on the CPU"
+        )
+    return torch.device("cpu" if device.type == "cpu" else "cuda:0")
 
 
-def _mixed_precision_is_safe(potential: Potential, device: torch.device) -> bool:
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise ConfigError for a precision that does nothing on a device."""
+    if precision == "float32":
+        return
     if device.type != "cuda":
-        reason = f"it is used on CUDA only, and this training runs on {device}"
-    elif hasattr(potential, "differentiable_predictions"):
-        reason = f"{type(potential).__name__} computes derivatives by hand, which autocast does not cover"
-    else:
-        return True
-    logger.warning("precision bf16 is ignored: %s; training in full precision", reason)
-    return False
+        raise ConfigError(
+            f"precision is {precision!r}, which is for matrix products on CUDA, and this training runs on {device}; "
+            "set precision to float32, or train on a GPU"
+        )
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < FIRST_WITH_TF32:
+        raise ConfigError(
+            f"precision is {precision!r}, which needs compute capability {FIRST_WITH_TF32}.0, and {device} has "
+            f"{major}.{minor}; set precision to float32"
+        )
 
 
 def _loggers(settings: TrainingSettings, out: Path) -> list[Any]:
@@ -271,13 +330,14 @@ def _finish(
     settings: TrainingSettings,
     train: GraphDataset,
     val: GraphDataset,
+    write: bool = True,
 ) -> TrainingResult:
     if best["weights"] is None:
         raise TrainingError(f"{out}: the validation loss was not a number in any of {len(history)} epochs")
     potential.load_state_dict(best["weights"])
     potential.eval()
     refitted = settings.refit_reference and refit_reference(potential, train, val)
-    if refitted or not (out / "best.pt").exists():
+    if write and (refitted or not (out / "best.pt").exists()):
         record = training_record(best, settings) | {"reference_refitted": bool(refitted)}
         save_potential(out / "best.pt", potential, training=record)
     return TrainingResult(
