@@ -106,7 +106,7 @@ class _Processes:
         self._listener.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         for _, process in self.running.values():
             process.terminate()
         self._listener.stop()

@@ -47,9 +47,16 @@ def device_in_turn(device: str, number: int) -> torch.device:
     return found
 
 
+def device_of_parameters(potential: Potential) -> torch.device:
+    """Where a potential is: the device of its parameters, or of its buffers; the CPU where it has none."""
+    tensor = next(iter([*potential.parameters(), *potential.buffers()]), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
 def put_on(potential: P, device: str | torch.device) -> P:
     """The potential, moved to a device.
 
     One without parameters, such as a calculator or a TorchSim model, computes where it was built, and stays there.
+    Raises ConfigError as :func:`available_device`.
     """
-    return potential if next(potential.parameters(), None) is None else potential.to(device)
+    return potential if next(potential.parameters(), None) is None else potential.to(available_device(device))
