@@ -7,7 +7,6 @@ potential is: blocks that fit into its cache, and sums in double precision.
 """
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +62,8 @@ class FitObjective:
     def __init__(
         self, dataset: GraphDataset, potential: EAMInteraction, weights: tuple[float, float, float]
     ) -> None:
-        potential = potential if potential.E0.device.type == "cpu" else copy.deepcopy(potential).cpu()
+        if potential.E0.device.type != "cpu":
+            potential = EAMInteraction(**potential.hyperparameters())
         self.cutoff = potential.cutoff
         self.weights = dict(zip(LABELS, weights))
         self.n_elements, self.n_pairs = len(potential.elements), len(potential.pairs)
