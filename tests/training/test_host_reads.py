@@ -27,9 +27,8 @@ class Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.split("::")[-1]
-        masks = name.startswith("index") and any(
-            isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in (args[1] if isinstance(args[1], list) else ())
-        )
+        indices = args[1] if name.startswith("index") and isinstance(args[1], list) else ()
+        masks = any(isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in indices)
         self.seen[name] += name in WAITS or masks
         return func(*args, **(kwargs or {}))
 
