@@ -48,25 +48,30 @@ class GraphBatches:
     ----------
     dataset, batches : the structures, and which of them each batch holds.
     ranks : of each batch this process's share is cut; all of it where ``None``. A share may be empty.
-    ahead : whether batches are cut in a thread and into pinned memory.
+    gpu : for which a thread cuts batches, into pinned memory; ``None`` on the CPU.
     """
 
     def __init__(
-        self, dataset: GraphDataset, batches: list[list[int]], ranks: Ranks | None = None, ahead: bool = False
+        self,
+        dataset: GraphDataset,
+        batches: list[list[int]],
+        ranks: Ranks | None = None,
+        gpu: torch.device | None = None,
     ) -> None:
         self.dataset = dataset
         self.batches = batches
-        self._ranks, self._ahead = ranks, ahead
+        self._ranks, self._gpu = ranks, gpu
         self._cells = _completed_cells(dataset)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[AtomGraph]:
-        if not self._ahead:
+        if self._gpu is None:
             yield from map(self._cut, self.batches)
             return
-        with ThreadPoolExecutor(1, thread_name_prefix="mdl_physpre-batches") as thread:
+        # memory is pinned for the current device, which each thread has of its own
+        with ThreadPoolExecutor(1, "mdl_physpre-batches", torch.cuda.set_device, (self._gpu,)) as thread:
             coming = [thread.submit(self._pinned, indices) for indices in self.batches[:AHEAD]]
             for k in range(len(self.batches)):
                 if k + AHEAD < len(self.batches):

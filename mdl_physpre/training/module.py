@@ -116,7 +116,7 @@ class PotentialTraining(pl.LightningModule):
     @property
     def _loading(self) -> dict[str, Any]:
         """How batches are cut."""
-        return {"ranks": self.ranks, "ahead": self.device.type == "cuda"}
+        return {"ranks": self.ranks, "gpu": self.device if self.device.type == "cuda" else None}
 
     def train_dataloader(self) -> Steps:
         if self._train_epoch != self.epoch:

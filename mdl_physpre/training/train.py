@@ -22,7 +22,7 @@ from torch import nn
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import save_potential
-from mdl_physpre.potentials.devices import OPEN, available_device
+from mdl_physpre.potentials.devices import OPEN, available_device, device_of_parameters
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.data import fingerprint
 from mdl_physpre.training.energy_zero import refit_reference
@@ -123,7 +123,8 @@ def train_potential(
         history = EpochLog(None, state["history"]).rows
         if _is_finished(state, history, settings):
             EpochLog(out / "log.csv", state["history"])
-            return _finish(potential, out, history, state["best"], state["stopped_by"], settings, train, val)
+            stopped_by = state["stopped_by"]
+            return _finish(potential, device, out, history, state["best"], stopped_by, settings, train, val)
     # the first rank draws the sets of the epochs, and the others get them from it
     others = (
         potential if settings.devices == 1 else copy.deepcopy(potential).cpu(),
@@ -138,14 +139,18 @@ def train_potential(
                     (out / name).unlink(missing_ok=True)
             else:
                 logger.info("%s: going on after epoch %d", last, len(history))
+        if ranks.size > 1 and device.type == "cuda":
+            device = torch.device("cuda", ranks.local)
         module = _trained(
             PotentialTraining(potential, train, val, settings, out, online, _saver(out), identity, replay, ranks),
-            device if ranks.size == 1 or device.type == "cpu" else torch.device("cuda", ranks.local),
+            device,
             loggers if ranks.first else [],
             last if state is not None else None,
         )
         stopped_by = module.stopped_by or "max_epochs"
-        result = _finish(potential, out, module.history, module.best, stopped_by, settings, train, val, ranks.first)
+        result = _finish(
+            potential, device, out, module.history, module.best, stopped_by, settings, train, val, ranks.first
+        )
         ranks.wait()
     return result
 
@@ -163,7 +168,7 @@ def _trained(
 ) -> PotentialTraining:
     """The module after training on a device, from a checkpoint on where there is one; the potential is moved back."""
     potential = module.potential
-    home = next(potential.parameters()).device
+    home = device_of_parameters(potential)
     potential.train()
     with _quiet(), torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
         trainer = pl.Trainer(
@@ -323,6 +328,7 @@ def _fit(trainer: pl.Trainer, module: PotentialTraining, checkpoint: Path | None
 
 def _finish(
     potential: Potential,
+    device: torch.device,
     out: Path,
     history: list[dict[str, Any]],
     best: dict[str, Any],
@@ -336,7 +342,9 @@ def _finish(
         raise TrainingError(f"{out}: the validation loss was not a number in any of {len(history)} epochs")
     potential.load_state_dict(best["weights"])
     potential.eval()
-    refitted = settings.refit_reference and refit_reference(potential, train, val)
+    home = device_of_parameters(potential)
+    refitted = settings.refit_reference and refit_reference(potential.to(device), train, val)
+    potential.to(home)
     if write and (refitted or not (out / "best.pt").exists()):
         record = training_record(best, settings) | {"reference_refitted": bool(refitted)}
         save_potential(out / "best.pt", potential, training=record)
