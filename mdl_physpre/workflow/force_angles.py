@@ -11,7 +11,7 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
 from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.potentials.eam import EAMInteraction
-from mdl_physpre.potentials.hybrid import HybridPotential
+from mdl_physpre.potentials.sum import HybridPotential
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.stages import Stage, hash_of_file
 from mdl_physpre.workflow.teachers import EAM
@@ -34,7 +34,7 @@ def force_angles_stage(folder: Path, trained: Path, data: RunData, potential: Po
     first: Potential
     second: Potential
     if isinstance(potential, HybridPotential):
-        first, second, source = potential.eam, potential.network, ""
+        first, second, source = potential.parts["eam"], potential.parts["network"], ""
     else:
         first = load_potential(folder / EAM, device_of_parameters(potential))
         second, source = potential, hash_of_file(folder / EAM)
