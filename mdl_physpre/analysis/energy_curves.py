@@ -49,7 +49,7 @@ def dimer_energies(potential: Potential, pair: tuple[int, int], distances: np.nd
     parameter = next(potential.parameters(), None)
     far = Atoms(numbers=pair, positions=[[0, 0, 0], [10 * potential.cutoff, 0, 0]])
     dtype = torch.float64 if parameter is None else parameter.dtype
-    graph = build_graph([*dimers, far], potential.cutoff, dtype=dtype).to(device_of_parameters(potential))
+    graph = build_graph([*dimers, far], potential.cutoff, dtype=dtype).on(device_of_parameters(potential))
     with torch.no_grad():
         energies = evaluate(potential, graph, forces=False, stress=False).energies.cpu().double().numpy()
     return energies[:-1] - energies[-1]

@@ -123,7 +123,7 @@ def _sums_by_structure(
         potential.to(place)
     try:
         for batch in batch_by_edges(dataset.n_edges, max_edges):
-            graph = dataset.batch(batch).to(place)
+            graph = dataset.batch(batch).on(place)
             with torch.no_grad():
                 predicted = evaluate(
                     potential, graph, forces=counts["forces"] > 0, stress=counts["stress"] > 0, create_graph=False

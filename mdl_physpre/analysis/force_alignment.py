@@ -111,7 +111,7 @@ def _forces(potential: Potential, structures: Sequence[Atoms]) -> np.ndarray:
     found = []
     try:
         for batch in batch_by_edges(dataset.n_edges, MAX_EDGES):
-            graph = dataset.batch(batch).to(device_of_parameters(potential))
+            graph = dataset.batch(batch).on(device_of_parameters(potential))
             with torch.no_grad():
                 forces = evaluate(potential, graph, stress=False).forces
             assert forces is not None

@@ -55,7 +55,7 @@ def predictions(potential: Potential, structures: Sequence[Atoms], max_edges: in
     potential.eval()
     for batch in batch_by_edges(dataset.n_edges, max_edges):
         graph = dataset.batch(batch)
-        graph = graph.to(device_of_parameters(potential))
+        graph = graph.on(device_of_parameters(potential))
         with torch.no_grad():
             predicted = evaluate(potential, graph, stress=potential.gives_stress)
         rows, owner = np.asarray(batch), graph.batch.cpu().numpy()

@@ -237,7 +237,7 @@ def _evaluate_batch(
     reason = graphs
     if not isinstance(graphs, str):
         try:
-            graph = graphs.batch().to(device_of_parameters(potential))
+            graph = graphs.batch().on(device_of_parameters(potential))
             found = evaluate(potential, graph)
             assert found.forces is not None
             assert found.stress is not None

@@ -87,7 +87,10 @@ class GraphBatches:
         return graph
 
     def _pinned(self, indices: list[int]) -> AtomGraph:
-        return AtomGraph.from_tensors(**{key: value.pin_memory() for key, value in self._cut(indices)._store.items()})
+        graph = self._cut(indices)
+        for key, value in list(graph._store.items()):
+            graph._store[key] = value.pin_memory()
+        return graph
 
 
 def _completed_cells(dataset: GraphDataset) -> torch.Tensor | None:

@@ -48,7 +48,7 @@ def energy_errors(potential: Potential, dataset: GraphDataset) -> np.ndarray:
     """Labelled less predicted total energy of each structure, eV; NaN where there is no label."""
     predicted = np.zeros(len(dataset))
     for batch in batch_by_edges(dataset.n_edges, MAX_EDGES):
-        graph = dataset.batch(batch).to(device_of_parameters(potential))
+        graph = dataset.batch(batch).on(device_of_parameters(potential))
         with torch.no_grad():
             predicted[batch] = evaluate(potential, graph, forces=False, stress=False).energies.cpu().numpy()
     labels = [get_labels(atoms).energy for atoms in dataset.structures]

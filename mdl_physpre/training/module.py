@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mdl_physpre.errors import TrainingError
 from mdl_physpre.potentials.base import Potential, Predictions, evaluate
+from mdl_physpre.potentials.compiled import CompiledPotential
 from mdl_physpre.progress import progress, shows_bars
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches, batch_indices
@@ -38,11 +39,6 @@ LINE_EVERY = 10.0  # seconds between lines on progress
 SAVE_EVERY = 1.0  # seconds between writes of the state: what a kill loses at most, beyond the epoch that runs
 
 Online = Callable[[int], GraphDataset]
-
-
-def moved(graph: AtomGraph, device: torch.device) -> AtomGraph:
-    """A graph on a device; from pinned memory without waiting."""
-    return AtomGraph.from_tensors(**{k: v.to(device, non_blocking=True) for k, v in graph._store.items()})
 
 
 @contextmanager
@@ -93,6 +89,8 @@ class PotentialTraining(pl.LightningModule):
         self._nan_epochs = 0
         self._nan_batch: int | None = None
         self._validation_batches: GraphBatches | None = None
+        # in a tuple: a part of this module would be stored with it
+        self._evaluated = (CompiledPotential(potential) if settings.compile else potential,)
         self._train_sums = self._validation_sums = self._replay_sums = EpochSums(settings, self.ranks)
         self._last_line = self._last_saved = -math.inf
         self._bar: Any = None
@@ -143,12 +141,10 @@ class PotentialTraining(pl.LightningModule):
         return self._validation_batches
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if device.type == "cpu":
-            return batch
         if isinstance(batch, tuple):
             graph, replayed = batch
-            return moved(graph, device), [(moved(other, device), weight) for other, weight in replayed]
-        return moved(batch, device)
+            return graph.on(device), [(other.on(device), weight) for other, weight in replayed]
+        return batch.on(device)
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -170,7 +166,7 @@ class PotentialTraining(pl.LightningModule):
         half = create_graph and self.settings.precision == "bf16"
         with torch.autocast(graph.pos.device.type, torch.bfloat16, enabled=half):
             return evaluate(
-                self.potential,
+                self._evaluated[0] if create_graph else self.potential,
                 graph,
                 forces="forces" in labels,
                 stress="stress" in labels,

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDE
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints import load_potential
+from mdl_physpre.potentials.compiled import CompiledPotential
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training import module as training_module
 from mdl_physpre.training import train as training
@@ -388,6 +390,22 @@ def test_data_that_do_not_fit_the_potential(tmp_path):
         train_potential(potential().requires_grad_(False), train, val, TrainingSettings(), tmp_path)
     with pytest.raises(ConfigError, match="device"):
         train_potential(potential(), train, val, TrainingSettings(device="gpu0"), tmp_path)
+
+
+def test_compiled_it_trains_alike(tmp_path, monkeypatch):
+    """Resumed without: where and how a training runs may change. What the compiler makes of it is tested elsewhere."""
+    monkeypatch.setattr(training_module, "CompiledPotential", partial(CompiledPotential, backend="aot_eager"))
+    train, val = data()
+    plain, other = potential(), potential()
+    first = train_potential(plain, train, val, TrainingSettings(max_epochs=3, **QUICK), tmp_path / "plain")
+    train_potential(other, train, val, TrainingSettings(max_epochs=2, compile=True, **QUICK), tmp_path / "other")
+    second = train_potential(other, train, val, TrainingSettings(max_epochs=3, **QUICK), tmp_path / "other")
+    for row, again in zip(first.history, second.history, strict=True):
+        assert row["train_loss"] == pytest.approx(again["train_loss"], rel=1e-4)
+        assert row["gradient_norm"] == pytest.approx(again["gradient_norm"], rel=1e-4)
+    assert torch.load(tmp_path / "other" / "last.ckpt", weights_only=True)["state_dict"].keys() == {
+        f"potential.{key}" for key in plain.state_dict()
+    }
 
 
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
