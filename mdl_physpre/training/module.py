@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mdl_physpre.errors import TrainingError
-from mdl_physpre.potentials.base import Potential, Predictions, evaluate
+from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions, evaluate
 from mdl_physpre.potentials.compiled import CompiledPotential
 from mdl_physpre.progress import progress, shows_bars
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
@@ -53,7 +53,7 @@ def products_in_tf32() -> Iterator[None]:
 
 
 class PotentialTraining(pl.LightningModule):
-    """Trains a :class:`Potential` on energies, forces and stress.
+    """Trains a potential on energies, forces and stress.
 
     Everything that decides how training goes on is part of the checkpoint written at the end of each epoch: weights,
     optimiser, schedule, the best weights so far, early stopping, and the record of all epochs.
@@ -61,7 +61,7 @@ class PotentialTraining(pl.LightningModule):
 
     def __init__(
         self,
-        potential: Potential,
+        potential: AtomicPotential,
         train: GraphDataset,
         validation: GraphDataset,
         settings: TrainingSettings,

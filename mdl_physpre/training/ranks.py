@@ -114,11 +114,11 @@ class Ranks:
 
     def trainer_options(self, device: torch.device) -> dict[str, Any]:
         """Accelerator, devices, strategy and environment for Lightning's Trainer."""
-        accelerator = "gpu" if device.type == "cuda" else "cpu"
+        accelerator = "cpu" if device.type == "cpu" else "gpu"
         if self.size == 1:
             return {
                 "accelerator": accelerator,
-                "devices": [device.index] if device.type == "cuda" else 1,
+                "devices": 1 if device.type == "cpu" else [device.index],
                 "plugins": [LightningEnvironment()],  # one process, under Slurm too
             }
         slurm = slurm_ranks() == self.size

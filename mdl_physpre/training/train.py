@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError, TrainingError
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import AtomicPotential, Potential
 from mdl_physpre.potentials.checkpoints import save_potential
 from mdl_physpre.potentials.devices import OPEN, available_device, device_of_parameters
 from mdl_physpre.structures.graph import GraphDataset
@@ -34,6 +34,7 @@ from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.settings import TrainingSettings, changed_settings
 
 logger = logging.getLogger(__name__)
+WITHOUT_DOUBLE = ("mps", "meta")  # kinds of devices on which sums cannot be trusted, or not be had
 FIRST_WITH_TF32 = 8  # compute capability of the first GPUs (Ampere) with TF32 and bfloat16
 
 
@@ -70,7 +71,7 @@ class TrainingResult:
 
 
 def train_potential(
-    potential: Potential,
+    potential: AtomicPotential,
     train: GraphDataset,
     val: GraphDataset,
     settings: TrainingSettings | None = None,
@@ -225,8 +226,8 @@ def training_device(settings: TrainingSettings) -> torch.device:
     Raises ConfigError where it is not there, or is of a kind that training does not run on.
     """
     device, number = available_device(settings.device), devices_per_machine(settings.devices)
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {settings.device!r}; training runs on cpu or cuda")
+    if device.type in WITHOUT_DOUBLE:
+        raise ConfigError(f"device is {settings.device!r}, which has no double precision; training needs cpu or cuda")
     if settings.devices == 1:
         return device
     if settings.device not in ("cpu", *OPEN):

@@ -135,7 +135,7 @@ def test_compile_follows_the_device():
         (["optim.precision=tf32"], "precision is 'tf32'.*runs on cpu"),
         (["task.device=cuda:7"], "task.device: device 'cuda:7' is not available here; available: cpu"),
         (["task.device=auto", "task.devices=64"], "devices is 64, and this machine has"),
-        (["task.device=meta"], "training runs on cpu or cuda"),
+        (["task.device=meta"], "has no double precision; training needs cpu or cuda"),
     ],
 )
 def test_a_run_is_refused_before_its_first_stage(files, tmp_path, changes, words):
