@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from ase.data import atomic_numbers
 from torch import Tensor, nn
 from torch.nn import functional
 

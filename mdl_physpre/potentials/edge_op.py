@@ -35,6 +35,11 @@ def energies_for_derivatives(of_parameters: bool) -> Any:
     return nullcontext() if torch.compiler.is_compiling() else _stage("training" if of_parameters else "prediction")
 
 
+def in_evaluate() -> bool:
+    """Whether it is known which derivatives will be wanted; elsewhere they may be of any order."""
+    return getattr(_of_thread, "stage", None) is not None
+
+
 def predicting() -> bool:
     """Whether nobody will ask for derivatives in parameters."""
     return not torch.compiler.is_compiling() and getattr(_of_thread, "stage", None) == "prediction"
