@@ -109,11 +109,13 @@ class RadialSeries:
         used = np.abs(coefficients).max(axis=1) > tolerance * np.abs(coefficients).max()
         self.coefficients = torch.from_numpy(coefficients[: max(2, int(np.flatnonzero(used)[-1]) + 1)].copy())
         self.scale = 2.0 / cutoff
+        self._on = self.coefficients
 
     def __call__(self, r: Tensor) -> Tensor:
-        """Values (n, columns) at the distances (n,)."""
-        coefficients = self.coefficients.to(r)
-        return chebyshev_polynomials(self.scale * r - 1.0, len(coefficients)) @ coefficients
+        """Values (n, columns) at the distances (n,); beyond the cutoff those at the cutoff."""
+        if self._on.dtype != r.dtype or self._on.device != r.device:
+            self._on = self.coefficients.to(r)
+        return chebyshev_polynomials((self.scale * r - 1.0).clamp(max=1.0), len(self._on)) @ self._on
 
 
 def chebyshev_polynomials(t: Tensor, count: int) -> Tensor:
@@ -157,12 +159,14 @@ def harmonics(directions: Tensor, max_degree: int) -> Tensor:
 class Features(NamedTuple):
     """What the network takes from the geometry.
 
-    radial : (n_edges, max_n), the smooth Bessel functions of every edge.
-    three_body : (n_near, max_n · max_l), the sums of the edges within the three-body cutoff.
+    radial : (n_edges, max_n), the smooth Bessel functions of every edge; zero at and beyond the cutoff.
+    three_body : (n, max_n · max_l), the three-body sums of every edge, or of those within the three-body cutoff.
+    centre : (n,), the atoms where these edges begin.
     """
 
     radial: Tensor
     three_body: Tensor
+    centre: Tensor
 
 
 class Basis:
@@ -179,7 +183,7 @@ class Basis:
                 f"M3GNet: threebody_cutoff is {threebody_cutoff} Å, expected above 0 and at most the cutoff, {cutoff} Å"
             )
         self.max_n, self.max_l = max_n, max_l
-        self.threebody_cutoff = threebody_cutoff
+        self.cutoff, self.threebody_cutoff = cutoff, threebody_cutoff
         self.series = {
             dtype: RadialSeries(
                 lambda r: np.concatenate(
@@ -195,7 +199,9 @@ class Basis:
         self.harmonic = torch.tensor([degree**2 + m for degree in degrees for m in range(2 * degree + 1)])
         self.group = torch.nn.functional.one_hot(self.function)
 
-    def features(self, vectors: Tensor, distances: Tensor, centre: Tensor, near: Tensor, n_atoms: int) -> Features:
+    def features(
+        self, vectors: Tensor, distances: Tensor, centre: Tensor, n_atoms: int, near: Tensor | None = None
+    ) -> Features:
         """Features of edges with these vectors (n_edges, 3), differentiable.
 
         The three-body sum of an edge ij runs over the other edges ik of the same centre:
@@ -206,17 +212,20 @@ class Basis:
 
             c_ij = f(r_ij) [Σ_m C_lm(r̂_ij) A_i,lkm − f(r_ij) R_lk(r_ij)],   A_i,lkm = Σ_k' f R_lk C_lm(r̂_ik'),
 
-        whose cost grows with the number of edges, not of triplets, and which needs no list of triplets.
-        ``near`` (n_near,) holds the edges within the three-body cutoff.
+        whose cost grows with the number of edges, not of triplets, and which needs no list of triplets. ``near`` may
+        name the edges within the three-body cutoff, ascending: the others, whose sums are zero, are then left out.
         """
-        values = self.series[distances.dtype](distances)
-        radial, long = values[:, : self.max_n], values[:, self.max_n :].index_select(0, near)
-        r = distances.index_select(0, near)
-        function, harmonic = self.function.to(centre.device), self.harmonic.to(centre.device)
-        directions = harmonics(vectors.index_select(0, near) / r[:, None], self.max_l).index_select(1, harmonic)
-        envelope = cutoff_polynomial(r, self.threebody_cutoff)[:, None]
-        bessel, atom = envelope * long, centre.index_select(0, near)
-        moments = bessel.index_select(1, function) * directions
-        sums = moments.new_zeros(n_atoms, len(function)).index_add(0, atom, moments)
-        others = (directions * sums.index_select(0, atom)) @ self.group.to(sums) - bessel
-        return Features(radial, envelope * others)
+        radial, long = self.series[distances.dtype](distances).split([self.max_n, self.max_n * self.max_l], dim=1)
+        radial = radial * (distances < self.cutoff)[:, None]
+        if near is not None:
+            long, vectors, distances, centre = (t.index_select(0, near) for t in (long, vectors, distances, centre))
+        if self.group.dtype != long.dtype or self.group.device != long.device:
+            self.function, self.harmonic = self.function.to(long.device), self.harmonic.to(long.device)
+            self.group = self.group.to(long)
+        directions = harmonics(vectors / distances[:, None], self.max_l).index_select(1, self.harmonic)
+        envelope = cutoff_polynomial(distances, self.threebody_cutoff)[:, None]
+        bessel = envelope * long
+        moments = bessel.index_select(1, self.function) * directions
+        sums = moments.new_zeros(n_atoms, moments.shape[1]).index_add(0, centre, moments)
+        others = (directions * sums.index_select(0, centre)) @ self.group - bessel
+        return Features(radial, envelope * others, centre)
