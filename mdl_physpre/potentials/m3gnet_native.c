@@ -89,7 +89,7 @@ INLINE void perceptron(const Block *x, const int k, int64_t r, int64_t n, const 
   for (int64_t m = 0; m < n; m++) hidden(x, k, r + m, h + m * x->wide);
   halves(x, n, h, x->second_t + 2 * k * u * x->narrow, x->bias + 2 * k * u, y);
   for (int64_t m = 0; m < n; m++) {
-    REAL *row = y + m * x->wide, *kept = x->kept + KEPT(x, r + m, k) + 2 * u;
+    REAL *row = y + m * x->wide, *kept = x->kept + KEPT(x, r + m, 2 * k + 1);
     REAL *target = k == EDGE ? x->edge + (r + m) * u : x->message + x->i[r + m] * u;
     for (int64_t c = 0; c < 2 * u; c += W) stream(kept + c, load(row + c));
     gate(x, k, r + m, row, k == EDGE ? e + m * e_row : target, target);
@@ -112,7 +112,7 @@ INLINE void perceptron_backward(const Block *x, const int k, int64_t r, int64_t 
   const int64_t u = x->units;
   REAL *a_bar = y_bar + WIDE, *h = a_bar + WIDE;
   for (int64_t m = 0; m < n; m++) {
-    const int64_t kept = KEPT(x, r + m, k) + 2 * u;
+    const int64_t kept = KEPT(x, r + m, 2 * k + 1);
     const REAL *y_ext = parameters && x->kept_bar ? x->kept_bar + kept : NULL;
     const REAL *t_bar = k == EDGE ? bar + m * bar_row : bar + x->i[r + m] * u;
     gate_backward(x, k, r + m, parameters, t_bar, x->kept + kept, y_ext, y_bar + m * x->wide);
@@ -129,8 +129,8 @@ INLINE void backward(const Block *x, int64_t first_atom, int64_t last_atom, cons
   const int64_t u = x->units;
   REAL *e1 = e, *e2 = e1 + NARROW, *scratch = e2 + 2 * NARROW;
   EACH_PIECE {
-    REAL *e2_bar = parameters ? e2 + NARROW : x->bars + BARS(x, r, 2), *e1_bar = x->e_bar + r * u, *t = scratch;
-    const int64_t e2_row = parameters ? x->narrow : 5 * u;
+    REAL *e2_bar = parameters ? e2 + NARROW : x->bars + E2_BAR(x, r), *e1_bar = x->e_bar + r * u, *t = scratch;
+    const int64_t e2_row = parameters ? x->narrow : u;
     if (parameters) {
       three_body(x, r, n, first, near, e1, scratch);
       copy(x, n, x->edge + r * u, u, e2, x->narrow);
@@ -166,8 +166,8 @@ INLINE void perceptron_second(const Block *x, const int k, int64_t r, int64_t n,
   for (int64_t m = 0; m < n; m++) hidden_second(x, k, r + m, dot + m * x->wide, a_bar + m * x->wide);
   halves(x, n, dot, x->second_t + 2 * k * u * x->narrow, NULL, y_dot);
   for (int64_t m = 0; m < n; m++) {
-    const int64_t kept = KEPT(x, r + m, k) + 2 * u, atom = x->i[r + m] * u;
-    const REAL *bar = k == EDGE ? x->bars + BARS(x, r + m, 2) : x->message_bar + atom;
+    const int64_t kept = KEPT(x, r + m, 2 * k + 1), atom = x->i[r + m] * u;
+    const REAL *bar = k == EDGE ? x->bars + E2_BAR(x, r + m) : x->message_bar + atom;
     REAL *row = y_dot + m * x->wide, *target = k == EDGE ? e_next + m * x->narrow : x->message_dot + atom;
     gate_second(x, k, r + m, bar, x->kept + kept, row, k == EDGE ? e_dot + m * x->narrow : target, target, row,
                 x->kept_ext + kept);

@@ -38,7 +38,7 @@ DTYPES = {torch.float32: "float"}
 """Precisions that run in C; double precision gains little, because its exponentials are not vectorised."""
 
 FUNCTIONS = ("block", "by_geometry", "by_parameters", "second")
-NUMBERS = ("n_near", "units", "size", "n_radial", "wide", "narrow")
+NUMBERS = ("n_edges", "n_near", "units", "size", "n_radial", "wide", "narrow")
 SUMS = ("gate_sum", "first_sum", "second_sum", "bias_sum", "scale_sum", "encoder_sum")
 TENSORS = (
     "i", "j", "near", "start", "centre", "neighbour", "q", "e", "radial", "gate", "gate_t", "first", "first_t",
@@ -104,13 +104,14 @@ class _Call:
             "second": _spread(parts["second"]), "second_t": _spread(parts["second"].mT),
         }  # fmt: skip
         narrow, wide = self.held["second"].shape[-1], self.held["first_t"].shape[-1]  # type: ignore[union-attr]
-        self.numbers = (len(q), *self.sizes, wide, narrow)
+        self.numbers = (len(i), len(q), *self.sizes, wide, narrow)
         self.library, self.ranges = library_for(q, units), ranges_of_atoms(start)
 
     def run(self, name: str, by_thread: dict[str, Tensor], **arrays: Tensor | None) -> None:
         """Call a function; ``by_thread`` holds arrays of which each thread has its own."""
         given = {k: None if t is None else t.contiguous() for k, t in (self.held | arrays).items()}
-        scratch = self.weights.new_empty(len(self.ranges), 6 * ctypes.c_int64.in_dll(self.library, "length").value * self.numbers[4])
+        length = ctypes.c_int64.in_dll(self.library, "length").value
+        scratch = self.weights.new_empty(len(self.ranges), 6 * length * self.numbers[-2])
 
         def arguments(k: int) -> list[Any]:
             pointers = {n: t.data_ptr() for n, t in given.items() if t is not None}
@@ -135,7 +136,7 @@ def block(
     centre: Tensor, neighbour: Tensor, q: Tensor, e: Tensor | None, radial: Tensor, weights: Tensor, i: Tensor,
     j: Tensor, near: Tensor, start: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """e² (E, units), m (N, units), and a_0, y_0, a_1, y_1 side by side (E, 8 units).
+    """e² (E, units), m (N, units), and a_0, y_0, a_1, y_1 (4, E, 2 units).
 
     Parameters
     ----------
@@ -150,7 +151,7 @@ def block(
     units = centre.shape[1] // 4
     call = _Call(q, e, radial, weights, i, j, near, start, units)
     edge, message = radial.new_empty(len(i), units), torch.zeros_like(centre[:, :units])
-    kept = radial.new_empty(len(i), 8 * units)
+    kept = radial.new_empty(4, len(i), 2 * units)
     call.run("block", {}, centre=centre, neighbour=neighbour, edge=edge, message=message, kept=kept)
     return edge, message, kept
 
@@ -160,13 +161,13 @@ def by_geometry(
     edge_bar: Tensor | None, message_bar: Tensor, kept: Tensor, q: Tensor, e: Tensor | None, radial: Tensor,
     weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in P, Q, q, e and g; and for :func:`second` those in silu(a_0), silu(a_1) and e² (E, 5 units)."""
+    """Gradients in P, Q, q, e and g; and for :func:`second` those in silu(a_0), silu(a_1) and e² (5, E, units)."""
     n_atoms, units = message_bar.shape
     call = _Call(q, e, radial, weights, i, j, near, start, units)
     found = {
         "centre_bar": kept.new_zeros(n_atoms, 4 * units), "q_bar": torch.empty_like(q),
         "e_bar": kept.new_empty(len(i), units), "radial_bar": torch.zeros_like(radial),
-        "bars": kept.new_empty(len(i), 5 * units),
+        "bars": kept.new_empty(5, len(i), units),
     }  # fmt: skip
     neighbour = kept.new_zeros(len(call.ranges), n_atoms, 4 * units)
     own = {"neighbour_bar": neighbour}
@@ -267,15 +268,15 @@ by_geometry.register_autograd(_second, setup_context=_keep_gradient)
 @block.register_fake
 def _(centre: Tensor, neighbour: Tensor, q: Tensor, e: Any, radial: Tensor, weights: Tensor, i: Tensor, *r: Any) -> Any:
     units = centre.shape[1] // 4
-    return radial.new_empty(len(i), units), centre.new_empty(len(centre), units), radial.new_empty(len(i), 8 * units)
+    return radial.new_empty(len(i), units), centre.new_empty(len(centre), units), radial.new_empty(4, len(i), 2 * units)
 
 
 @by_geometry.register_fake
 def _(edge_bar: Any, message_bar: Tensor, kept: Tensor, q: Tensor, e: Any, radial: Tensor, *rest: Any) -> Any:
     n_atoms, units = message_bar.shape
     nodes = [kept.new_empty(n_atoms, 4 * units) for _ in range(2)]
-    edges = [kept.new_empty(len(kept), width * units) for width in (1, 5)]
-    return *nodes, torch.empty_like(q), edges[0], torch.empty_like(radial), edges[1]
+    e_bar, bars = kept.new_empty(len(radial), units), kept.new_empty(5, len(radial), units)
+    return *nodes, torch.empty_like(q), e_bar, torch.empty_like(radial), bars
 
 
 @by_parameters.register_fake

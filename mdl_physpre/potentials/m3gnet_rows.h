@@ -10,7 +10,7 @@
 #define MOST 4 /* radial functions */
 
 typedef struct {
-  int64_t n_near, units, size, n_radial;
+  int64_t n_edges, n_near, units, size, n_radial;
   int64_t wide, narrow; /* strides of rows of 2 units and of units values in matrices and in the scratch */
   const int64_t *i, *j, *near, *start;
   const REAL *centre, *neighbour, *q, *e, *radial;
@@ -23,9 +23,10 @@ typedef struct {
   REAL *edge_dot, *message_dot, *kept_ext, *q_ext, *radial_ext;
 } Block;
 
-/* kept holds a and y of both perceptrons, bars the adjoints of silu(a) of both and that of the edges between them. */
-#define KEPT(x, r, k) (((r) * 8 + (k) * 4) * (x)->units)
-#define BARS(x, r, k) (((r) * 5 + (k) * 2) * (x)->units)
+/* kept holds a_0, y_0, a_1, y_1, bars the adjoints of silu(a_0), silu(a_1) and e^2, each of all edges. */
+#define KEPT(x, r, array) (((array) * (x)->n_edges + (r)) * 2 * (x)->units)
+#define BARS(x, r, k) (((k) * 2 * (x)->n_edges + (r) * 2) * (x)->units)
+#define E2_BAR(x, r) ((4 * (x)->n_edges + (r)) * (x)->units)
 /* centre and neighbour hold the parts of a that belong to atoms. */
 #define NODE(x, atom, k) (((atom) * 4 + (k) * 2) * (x)->units)
 
@@ -42,7 +43,7 @@ INLINE void add(REAL *p, vec x) { store(p, load(p) + x); }
 
 INLINE void hidden(const Block *x, int k, int64_t r, REAL *h) {
   const REAL *p = x->centre + NODE(x, x->i[r], k), *q = x->neighbour + NODE(x, x->j[r], k);
-  REAL *kept = x->kept + KEPT(x, r, k);
+  REAL *kept = x->kept + KEPT(x, r, 2 * k);
   for (int64_t c = 0; c < 2 * x->units; c += W) {
     vec a = load(h + c) + load(p + c) + load(q + c);
     stream(kept + c, a);
@@ -53,7 +54,7 @@ INLINE void hidden(const Block *x, int k, int64_t r, REAL *h) {
 /* h: silu(a), for gradients in parameters */
 INLINE void hidden_backward(const Block *x, int k, int64_t r, const int parameters, REAL *bar, REAL *h) {
   REAL *p = x->centre_bar + NODE(x, x->i[r], k), *q = x->neighbour_bar + NODE(x, x->j[r], k);
-  const REAL *kept = x->kept + KEPT(x, r, k), *ext = parameters && x->kept_bar ? x->kept_bar + KEPT(x, r, k) : 0;
+  const REAL *kept = x->kept + KEPT(x, r, 2 * k), *ext = parameters && x->kept_bar ? x->kept_bar + KEPT(x, r, 2 * k) : 0;
   for (int64_t c = 0; c < 2 * x->units; c += W) {
     vec f, slope, curvature, h_bar = load(bar + c);
     silu(load(kept + c), &f, &slope, &curvature);
@@ -71,8 +72,8 @@ INLINE void hidden_backward(const Block *x, int k, int64_t r, const int paramete
 INLINE void hidden_second(const Block *x, int k, int64_t r, REAL *dot, REAL *a_bar) {
   const REAL *p = x->centre_dot ? x->centre_dot + NODE(x, x->i[r], k) : 0;
   const REAL *q = x->neighbour_dot ? x->neighbour_dot + NODE(x, x->j[r], k) : 0;
-  const REAL *kept = x->kept + KEPT(x, r, k), *bar = x->bars + BARS(x, r, k);
-  REAL *ext = x->kept_ext + KEPT(x, r, k);
+  const REAL *kept = x->kept + KEPT(x, r, 2 * k), *bar = x->bars + BARS(x, r, k);
+  REAL *ext = x->kept_ext + KEPT(x, r, 2 * k);
   for (int64_t c = 0; c < 2 * x->units; c += W) {
     vec f, slope, curvature, a_dot = load(dot + c), h_bar = load(bar + c);
     if (p) a_dot += load(p + c);
