@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ase.data import atomic_numbers, chemical_symbols
@@ -129,10 +129,28 @@ class M3GNet(Backbone):
             near = torch.nonzero(distances < self.threebody_cutoff)[:, 0]
             edges = Edges(i, j, near, functional.pad(torch.bincount(i, minlength=len(z)).cumsum(0), (1, 0)))
         features = self.basis.features(vectors, distances, i, len(z), edges.near)
-        v, e = functional.embedding(z, self.atom_embedding.weight.T), None
-        for block in self.graph_conv:
-            v, e = block(v, e, self.edge_encoder.weight, features, edges)
+        v, encoder = functional.embedding(z, self.atom_embedding.weight.T), self.edge_encoder.weight
+        if edges.near is not None:
+            e = None
+            for block in self._blocks():
+                v, e = block.in_c(v, e, encoder, features, edges)
+        else:
+            e, factors = self._of_distance(features.radial)
+            for block, of_block in zip(self._blocks(), factors):
+                v, e = block(v, e, of_block, features, edges)
         return self.final(v)[:, 0]
+
+    def _of_distance(self, radial: Tensor) -> tuple[Tensor, Iterable[tuple[Tensor, Tensor]]]:
+        """The first vectors of the edges, and for each block what multiplies the perceptrons of edges and of atoms."""
+        plain = [block.edge_layer_edge.linear.weight for block in self._blocks()]
+        curved = [*(block.edge_layer_atom.linear.weight for block in self._blocks()), self.edge_encoder.weight]
+        products = radial @ torch.cat([*plain, *curved]).T
+        linear, others = products.split([self.units * len(plain), self.units * len(curved)], dim=1)
+        *of_atoms, e = functional.silu(others).split(self.units, dim=1)
+        return e, zip(linear.split(self.units, dim=1), of_atoms)
+
+    def _blocks(self) -> list[Block]:
+        return [cast(Block, block) for block in self.graph_conv]
 
 
 def _element_numbers(elements: Iterable[int | str] | None, max_z: int) -> tuple[int, ...] | None:

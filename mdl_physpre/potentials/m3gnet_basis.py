@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -136,24 +137,28 @@ def cutoff_polynomial(r: Tensor, cutoff: float) -> Tensor:
     return 1.0 - x * x * x * (10.0 + x * (6.0 * x - 15.0))
 
 
-def harmonics(directions: Tensor, max_degree: int) -> Tensor:
-    """Real spherical harmonics C_lm, l < max_degree, of unit vectors (n, 3); (n, max_degree²).
+def harmonics(max_degree: int) -> Tensor:
+    """Real spherical harmonics C_lm, l < max_degree, as polynomials: coefficients (1 + 3 + …, max_degree²).
 
-    Normalised so that Σ_m C_lm(u) C_lm(v) = P_l(u·v), the Legendre polynomial.
+    Rows are those of the columns that :func:`monomials` gives. Normalised so that Σ_m C_lm(u) C_lm(v) = P_l(u·v), the
+    Legendre polynomial, for unit vectors u and v.
     """
-    x, y, z = directions.unbind(1)
-    found = [torch.ones_like(x)]
-    if max_degree > 1:
-        found += [x, y, z]
-    if max_degree > 2:
-        root = math.sqrt(3)
-        found += [root * x * y, root * y * z, 1.5 * z * z - 0.5, root * x * z, 0.5 * root * (x * x - y * y)]
-    if max_degree > 3:
-        a, b, c = math.sqrt(5 / 8), math.sqrt(3 / 8), math.sqrt(15)
-        xx, yy, zz = x * x, y * y, 5.0 * z * z - 1.0
-        found += [a * y * (3.0 * xx - yy), c * x * y * z, b * y * zz, 0.5 * z * (zz - 2.0), b * x * zz]
-        found += [0.5 * c * z * (xx - yy), a * x * (xx - 3.0 * yy)]
-    return torch.stack(found, dim=1)
+    a, b, c, d = math.sqrt(5 / 8), math.sqrt(3 / 8), math.sqrt(15), math.sqrt(3)
+    polynomials: list[dict[str, float]] = [{"": 1.0}, {"x": 1.0}, {"y": 1.0}, {"z": 1.0}]
+    polynomials += [{"xy": d}, {"yz": d}, {"zz": 1.5, "": -0.5}, {"xz": d}, {"xx": 0.5 * d, "yy": -0.5 * d}]
+    polynomials += [{"xxy": 3.0 * a, "yyy": -a}, {"xyz": c}, {"yzz": 5.0 * b, "y": -b}, {"zzz": 2.5, "z": -1.5}]
+    polynomials += [{"xzz": 5.0 * b, "x": -b}, {"xxz": 0.5 * c, "yyz": -0.5 * c}, {"xxx": a, "xyy": -3.0 * a}]
+    rows = ["".join(axes) for degree in range(max_degree) for axes in itertools.product("xyz", repeat=degree)]
+    used = polynomials[: max_degree**2]
+    return torch.tensor([[p.get(row, 0.0) for p in used] for row in rows], dtype=torch.float64)
+
+
+def monomials(vectors: Tensor, max_degree: int) -> Tensor:
+    """1, the components of vectors (n, 3), their products of two and so on, below ``max_degree``; (n, 1 + 3 + …)."""
+    found = [torch.ones_like(vectors[:, :1]), vectors]
+    while len(found) < max_degree:
+        found.append((found[-1][:, :, None] * vectors[:, None, :]).flatten(1))
+    return torch.cat(found[:max_degree], dim=1)
 
 
 class Features(NamedTuple):
@@ -196,7 +201,8 @@ class Basis:
         }
         degrees = [p // max_n for p in range(max_n * max_l)]
         self.function = torch.tensor([p for p, degree in enumerate(degrees) for _ in range(2 * degree + 1)])
-        self.harmonic = torch.tensor([degree**2 + m for degree in degrees for m in range(2 * degree + 1)])
+        harmonic = torch.tensor([degree**2 + m for degree in degrees for m in range(2 * degree + 1)])
+        self.harmonics = self.exact_harmonics = harmonics(max_l)[:, harmonic]
         self.group = torch.nn.functional.one_hot(self.function)
 
     def features(
@@ -220,9 +226,9 @@ class Basis:
         if near is not None:
             long, vectors, distances, centre = (t.index_select(0, near) for t in (long, vectors, distances, centre))
         if self.group.dtype != long.dtype or self.group.device != long.device:
-            self.function, self.harmonic = self.function.to(long.device), self.harmonic.to(long.device)
-            self.group = self.group.to(long)
-        directions = harmonics(vectors / distances[:, None], self.max_l).index_select(1, self.harmonic)
+            self.function = self.function.to(long.device)
+            self.harmonics, self.group = self.exact_harmonics.to(long), self.group.to(long)
+        directions = monomials(vectors / distances[:, None], self.max_l) @ self.harmonics
         envelope = cutoff_polynomial(distances, self.threebody_cutoff)[:, None]
         bessel = envelope * long
         moments = bessel.index_select(1, self.function) * directions

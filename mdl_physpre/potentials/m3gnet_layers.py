@@ -93,47 +93,57 @@ class Block(nn.Module):
         self.edge_layer_edge = Layer(max_n, units, bias=False)
         self.three_body = ThreeBody(units, max_n * max_l)
 
-    def forward(
-        self, v: Tensor, e: Tensor | None, encoder: Tensor, features: Features, edges: Edges
-    ) -> tuple[Tensor, Tensor]:
-        """Vectors of atoms (n_atoms, units) and edges (n_edges, units) after the block.
+    def _for_edges(self, v: Tensor, features: Features) -> tuple[Tensor, ...]:
+        """What an edge needs: P, Q (n_atoms, 4 units) and q of the atoms, and weights that act on edges.
 
-        Without ``e`` the edges begin with silu(W_e g), W_e the ``encoder`` (units, max_n). The first layers of both
-        perceptrons act on [v_i, v_j, e_ij]; what they make of the nodes is calculated for each atom.
+        The first layers of both perceptrons act on [v_i, v_j, e_ij]: W_1 [v_i, v_j, e_ij] + b = P_i + Q_j + W e_ij.
+        Both stand side by side, the edges' before the atoms', and of each the value's half before the gate's.
         """
         (g_e, s_e), (g2_e, s2_e) = self.gated_mlp_edge.linears()
         (g_a, s_a), (g2_a, s2_a) = self.gated_mlp_atom.linears()
         first, second = (g_e, s_e, g_a, s_a), (g2_e, s2_e, g2_a, s2_a)
         by_centre, by_neighbour, by_edge = torch.cat([x.weight for x in first]).split(v.shape[1], dim=1)
         centre = torch.addmm(torch.cat([x.bias for x in first]), v, by_centre.T)
-        neighbour = v @ by_neighbour.T
         mask = torch.sigmoid(self.three_body.atom_mlp(v))
         q = mask.index_select(0, features.centre) * features.three_body
-        scales = self.edge_layer_edge.linear.weight, self.edge_layer_atom.linear.weight
-        if edges.near is not None and edges.start is not None:
-            weights = [self._gate(), by_edge, *(x.weight for x in second), *(x.bias for x in second)]
-            weights += [w.T for w in ((*scales, encoder) if e is None else scales)]
-            packed = torch.cat([w.flatten() for w in weights])
-            given = (centre, neighbour, q, e, features.radial, packed, *edges)
-            e, messages, _ = m3gnet_native.block(*given)
-            return v + messages, e
-        if e is None:
-            e = functional.silu(features.radial @ encoder.T)
+        matrices, biases = torch.stack([x.weight for x in second]), torch.stack([x.bias for x in second])
+        return centre, v @ by_neighbour.T, q, by_edge, matrices, biases
+
+    def forward(
+        self, v: Tensor, e: Tensor, factors: tuple[Tensor, Tensor], features: Features, edges: Edges
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors of atoms (n_atoms, units) and edges (n_edges, units) after the block.
+
+        ``factors`` : W_d g for the edges, and its silu for the atoms, (n_edges, units).
+        """
+        centre, neighbour, q, by_edge, matrices, biases = self._for_edges(v, features)
+        units = v.shape[1]
         e = e + self.three_body.edge_gate_mlp(q)
         a = centre.index_select(0, edges.centre) + neighbour.index_select(0, edges.neighbour)
-        for k, (a_k, w) in enumerate(zip(a.split(2 * v.shape[1], dim=1), by_edge.split(2 * v.shape[1]))):
-            value, gate = functional.silu(a_k + e @ w.T).split(v.shape[1], dim=1)
-            opening = functional.silu(second[2 * k](value)) * torch.sigmoid(second[2 * k + 1](gate))
-            p = features.radial @ scales[k].T
-            if k == 0:
-                e = e + opening * p
-            else:
-                v = v.index_add(0, edges.centre, opening * functional.silu(p))
-        return v, e
+        own, weight = a.split(2 * units, dim=1), by_edge.split(2 * units)
 
-    def _gate(self) -> Tensor:
+        def messages(k: int, e: Tensor) -> Tensor:
+            h = functional.silu(torch.addmm(own[k], e, weight[k].T)).unflatten(1, (2, units)).transpose(0, 1)
+            both = slice(2 * k, 2 * k + 2)
+            value, gate = torch.baddbmm(biases[both, None], h, matrices[both].mT).unbind()
+            return functional.silu(value) * torch.sigmoid(gate) * factors[k]
+
+        e = e + messages(0, e)
+        return v.index_add(0, edges.centre, messages(1, e)), e
+
+    def in_c(
+        self, v: Tensor, e: Tensor | None, encoder: Tensor, features: Features, edges: Edges
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`; without ``e`` the edges begin with the silu of ``encoder`` (units, max_n) times g."""
+        centre, neighbour, q, *weights = self._for_edges(v, features)
         ((g, sigma),) = self.three_body.edge_gate_mlp.linears()
-        return torch.cat([g.weight, sigma.weight])
+        last = [self.edge_layer_edge.linear.weight.T, self.edge_layer_atom.linear.weight.T]
+        last += [encoder.T] if e is None else []
+        packed = torch.cat([w.flatten() for w in (g.weight, sigma.weight, *weights, *last)])
+        assert edges.near is not None and edges.start is not None
+        ends = edges.centre, edges.neighbour, edges.near, edges.start
+        e, messages, _ = m3gnet_native.block(centre, neighbour, q, e, features.radial, packed, *ends)
+        return v + messages, e
 
 
 class Constants(nn.Module):

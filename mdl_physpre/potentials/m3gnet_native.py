@@ -25,13 +25,13 @@ from __future__ import annotations
 import ctypes
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from mdl_physpre.potentials.edge_op import remember_stage, wanted
-from mdl_physpre.potentials.native import VECTOR_BYTES, address, compiled, limits, ranges_of_atoms, run_ranges
+from mdl_physpre.potentials.native import VECTOR_BYTES, compiled, limits, ranges_of_atoms, run_ranges
 
 SOURCE = Path(__file__).with_name("m3gnet_native.c")
 DTYPES = {torch.float32: "float"}
@@ -98,8 +98,8 @@ class _Call:
         self.weights, self.sizes = weights, (units, q.shape[1], radial.shape[1])
         parts = _parts(weights.contiguous(), *self.sizes)
         first_t = parts["first"].view(2, 2 * units, units).mT
-        self.held: dict[str, Tensor | None] = parts | {
-            "q": q, "e": e, "radial": radial, "i": i, "j": j, "near": near, "start": start,
+        self.held: dict[str, Tensor | None] = {
+            **parts, "q": q, "e": e, "radial": radial, "i": i, "j": j, "near": near, "start": start,
             "gate_t": _spread(parts["gate"].T), "first": _spread(parts["first"]), "first_t": _spread(first_t),
             "second": _spread(parts["second"]), "second_t": _spread(parts["second"].mT),
         }  # fmt: skip
@@ -110,7 +110,7 @@ class _Call:
     def run(self, name: str, by_thread: dict[str, Tensor], **arrays: Tensor | None) -> None:
         """Call a function; ``by_thread`` holds arrays of which each thread has its own."""
         given = {k: None if t is None else t.contiguous() for k, t in (self.held | arrays).items()}
-        length = ctypes.c_int64.in_dll(self.library, "length").value
+        length = ctypes.c_int64.in_dll(cast(ctypes.CDLL, self.library), "length").value
         scratch = self.weights.new_empty(len(self.ranges), 6 * length * self.numbers[-2])
 
         def arguments(k: int) -> list[Any]:
@@ -209,7 +209,8 @@ def second(
         "radial_ext": torch.zeros_like(radial) if by_radial else None,
     }  # fmt: skip
     given = {"centre_dot": centre_dot, "neighbour_dot": neighbour_dot, "q_dot": q_dot, "e_dot": e_dot,
-             "radial_dot": radial_dot, "message_bar": message_bar, "e_bar": e_bar, "bars": bars, "kept": kept}  # fmt: skip
+             "radial_dot": radial_dot, "message_bar": message_bar, "e_bar": e_bar, "bars": bars,
+             "kept": kept}  # fmt: skip
     call.run("second", parts, **given, **found)
     by_g = found.pop("radial_ext")
     return *found.values(), radial.new_zeros(0) if by_g is None else by_g, _total(sums)  # type: ignore[return-value]
@@ -252,7 +253,7 @@ def _backward(ctx: Any, edge_bar: Tensor | None, message_bar: Tensor | None, kep
 def _second(ctx: Any, centre: Tensor, neighbour: Tensor, q: Tensor, e: Tensor, g: Tensor, _: None) -> tuple:
     message_bar, e_bar, bars, kept, *given = ctx.saved_tensors
     q, g = (torch.zeros_like(like) if dot is None else dot for dot, like in ((q, given[0]), (g, given[2])))
-    by_radial, _ = wanted(ctx)
+    by_radial = wanted(ctx)[0]
     edge_dot, message_dot, kept_ext, q_ext, radial_ext, weights = second(
         centre, neighbour, q, e, g, message_bar, e_bar, bars, kept, *given, by_radial
     )
