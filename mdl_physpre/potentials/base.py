@@ -68,7 +68,14 @@ class AtomicPotential(Potential):
 
     def predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
         """Energies, and their derivatives where they are wanted; not differentiable."""
-        return _derivatives(self, graph, forces, stress, create_graph=False)
+        return self.derivatives(graph, forces, stress, create_graph=False)
+
+    def derivatives(self, graph: AtomGraph, forces: bool, stress: bool, create_graph: bool) -> Predictions:
+        """Energies, and their derivatives in positions and strain; with ``create_graph`` differentiable."""
+        with torch.inference_mode(False):  # in which nothing can be differentiated
+            if graph.pos.is_inference():
+                graph = AtomGraph.from_tensors(graph, **{k: v.clone() for k, v in graph._store.items()})
+            return derivatives(self, graph, forces, stress, create_graph)
 
 
 class Backbone(AtomicPotential):
@@ -104,11 +111,12 @@ class Backbone(AtomicPotential):
 def edge_vectors(graph: AtomGraph) -> Tensor:
     """r_ij = r_j + S·cell − r_i for each edge, (n_edges, 3), Å."""
     i, j = graph.edge_index[0], graph.edge_index[1]
+    offsets = graph.cell_offsets.to(graph.pos.dtype)
     if graph.cell.shape[0] == 1:
-        shift = graph.cell_offsets @ graph.cell[0]
+        shift = offsets @ graph.cell[0]
     else:
         cells = graph.cell.index_select(0, graph.batch.index_select(0, i))
-        shift = torch.einsum("ek,ekx->ex", graph.cell_offsets, cells)
+        shift = torch.einsum("ek,ekx->ex", offsets, cells)
     return graph.pos.index_select(0, j) - graph.pos.index_select(0, i) + shift
 
 
@@ -120,6 +128,13 @@ def edges_within(graph: AtomGraph, cutoff: float) -> AtomGraph:
             return graph
         edge_index, offsets = graph.edge_index[:, near], graph.cell_offsets[near]
     return AtomGraph.from_tensors(graph, edge_index=edge_index, cell_offsets=offsets)
+
+
+def worth_cutting(graph: AtomGraph, cutoff: float) -> AtomGraph:
+    """:func:`edges_within` on a CPU; on a GPU, where to count edges costs more than they do, the graph as it is."""
+    if torch.compiler.is_compiling() or graph.pos.device.type != "cpu":
+        return graph
+    return edges_within(graph, cutoff)
 
 
 def sum_by_structure(values: Tensor, graph: AtomGraph) -> Tensor:
@@ -194,13 +209,13 @@ def evaluate(
             "cannot be trained, and evaluate(…, create_graph=True) does not work with it"
         )
     if recompute_edges is None:
-        return _derivatives(potential, graph, forces, stress, create_graph=True)
+        return potential.derivatives(graph, forces, stress, create_graph=True)
     parameters = [p for p in potential.parameters() if p.requires_grad]
     found = []
     for part in parts_of(graph, recompute_edges):
 
         def compute(differentiable: bool, part: AtomGraph = part) -> tuple[Tensor, ...]:
-            one = _derivatives(potential, part, forces, stress, create_graph=differentiable)
+            one = potential.derivatives(part, forces, stress, create_graph=differentiable)
             return tuple(t for t in (one.energies, one.forces, one.stress) if t is not None)
 
         found.append(iter(recomputed(compute, parameters)))
@@ -208,13 +223,13 @@ def evaluate(
     return Predictions(energies, rest.pop(0) if forces else None, rest.pop(0) if stress else None)
 
 
-def _derivatives(
+def derivatives(
     potential: AtomicPotential, graph: AtomGraph, forces: bool, stress: bool, create_graph: bool
 ) -> Predictions:
     """Energies and their derivatives in positions and strain."""
 
     def energies_at(positions: Tensor, strain: Tensor | None) -> Tensor:
-        moved = AtomGraph.from_tensors(graph, pos=positions)
+        moved = graph.from_tensors(graph, pos=positions)
         if strain is not None:
             deformation = 0.5 * (strain + strain.transpose(1, 2))
             of_atoms = deformation.index_select(0, graph.batch)
@@ -223,7 +238,7 @@ def _derivatives(
         return sum_by_structure(potential.atomic_energies(moved), graph)
 
     if not (forces or stress):
-        with torch.set_grad_enabled(create_graph), energies_for_derivatives():
+        with torch.set_grad_enabled(create_graph), energies_for_derivatives(create_graph):
             return Predictions(energies_at(graph.pos, None))
     arguments = (graph.pos.detach(), torch.zeros_like(graph.cell) if stress else None)
     energies, slopes = _energies_and_slopes(energies_at, arguments, create_graph)
@@ -239,12 +254,14 @@ def _energies_and_slopes(energies_at: Any, arguments: tuple[Any, ...], create_gr
     """E(x) (n_structures,) and d ΣE/dx for each argument that is not ``None``."""
     wanted = [a for a in arguments if a is not None]
     if torch.compiler.is_compiling():  # where autograd.grad cannot be traced
-        energies, pull_back = torch.func.vjp(lambda *some: energies_at(*some, *arguments[len(some) :]), *wanted)
+        energies, pull_back = torch.func.vjp(  # type: ignore[misc]
+            lambda *some: energies_at(*some, *arguments[len(some) :]), *wanted
+        )
         return energies, pull_back(torch.ones_like(energies))
     with torch.enable_grad():
         for a in wanted:
             a.requires_grad_(True)
-        with energies_for_derivatives():
+        with energies_for_derivatives(create_graph):
             energies = energies_at(*arguments)
         if not energies.requires_grad:  # no edges and no parameters: the energy depends on nothing
             return energies, [torch.zeros_like(a) for a in wanted]

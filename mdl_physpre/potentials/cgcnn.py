@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import atomic_numbers
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import cgcnn_native
+from mdl_physpre.potentials.arguments import (
+    element_numbers,
+    refuse_unsupported,
+    require_at_least,
+    require_positive,
+)
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.cgcnn_radial import GaussianBasis, piecewise_polynomials, smoothstep
 from mdl_physpre.potentials.native import is_sorted
@@ -25,6 +31,15 @@ from mdl_physpre.structures.graph import AtomGraph
 
 NODE_DIM = 100
 """Length of the one-hot element vector: atomic numbers 1 to 100."""
+
+SUPPORTED = {
+    "batch_norm": (False, "batch statistics make the energy of a structure depend on its batch"),
+    "dropout_rate": (0.0, "forces would not be the derivative of one energy"),
+    "act": ("silu", "a potential needs a smooth activation"),
+    "pool": ("global_add_pool", "the energy must be a sum over atoms"),
+    "pool_order": ("late", "the energy must be a sum over atoms"),
+}
+"""Keys of MatDeepLearn that have one value here, and why."""
 
 
 class GatedConvolution(nn.Module):
@@ -50,7 +65,7 @@ class ConvolutionList(nn.ModuleList):
         return super().__iter__()  # type: ignore[return-value]
 
 
-Messages = Callable[[GatedConvolution, Tensor], Tensor]
+Convolve = Callable[[GatedConvolution, Tensor], Tensor]
 
 
 class CGCNN(Backbone):
@@ -112,13 +127,15 @@ class CGCNN(Backbone):
         pool_order: str = "late",
     ) -> None:
         super().__init__(reference)
-        _refuse_unsupported(batch_norm=batch_norm, dropout_rate=dropout_rate, act=act, pool=pool, pool_order=pool_order)
-        _require_positive(cutoff=cutoff, dim1=dim1, dim2=dim2, gc_count=gc_count, edge_width=edge_width)
-        _require_positive(energy_scale=energy_scale, edge_dim=edge_dim - 1, pre_fc_count=pre_fc_count + 1)
-        _require_positive(post_fc_count=post_fc_count + 1)
+        given = dict(batch_norm=batch_norm, dropout_rate=dropout_rate, act=act, pool=pool, pool_order=pool_order)
+        refuse_unsupported("CGCNN", SUPPORTED, given)
+        require_positive("CGCNN", cutoff=cutoff, edge_width=edge_width, energy_scale=energy_scale)
+        require_at_least("CGCNN", 0, pre_fc_count=pre_fc_count, post_fc_count=post_fc_count)
+        require_at_least("CGCNN", 1, dim1=dim1, dim2=dim2, gc_count=gc_count)
+        require_at_least("CGCNN", 2, edge_dim=edge_dim)
         if not 0.0 <= envelope_start < 1.0:
             raise ConfigError(f"CGCNN: envelope_start is {envelope_start}, expected a fraction of the cutoff in [0, 1)")
-        self.elements = element_numbers(elements)
+        self.elements = element_numbers(elements, NODE_DIM, "CGCNN")
         self.cutoff = float(cutoff)
         self.dim1, self.dim2 = int(dim1), int(dim2)
         self.pre_fc_count, self.gc_count, self.post_fc_count = int(pre_fc_count), int(gc_count), int(post_fc_count)
@@ -159,9 +176,9 @@ class CGCNN(Backbone):
         distances = vectors.norm(dim=1)
         h = functional.embedding(z - 1, self.element_vectors())
         weights = self.edge_weights(distances, i, len(z))
-        messages = self._messages(distances, weights, i, j, len(z))
+        convolve = self._convolutions(distances, weights, i, j, len(z))
         for convolution in self.conv_list:
-            h = h + messages(convolution, h)
+            h = convolve(convolution, h)
         for linear in self.post_lin_list:
             h = functional.silu(linear(h))
         return self.lin_out(h)[:, 0]
@@ -182,31 +199,33 @@ class CGCNN(Backbone):
         norm = f.new_full((n_atoms,), 1.0 if self.envelope else 0.0).index_add(0, centre, f)
         return f / norm.index_select(0, centre).clamp_min(torch.finfo(f.dtype).tiny)
 
-    def _messages(self, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> Messages:
-        """Σ_j w_ij sigmoid(a^f) softplus(a^s) of a convolution, (N, dim), from node vectors: in C where that can be had."""
+    def _convolutions(self, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> Convolve:
+        """h + Σ_j w_ij sigmoid(a^f) softplus(a^s) of a convolution, (N, dim), from h; in C where it can be."""
         if (library := cgcnn_native.library_for(distances)) is not None and is_sorted(i):
-            return self._messages_in_c(library, distances, weights, i, j, n_atoms)
+            return self._convolutions_in_c(library, distances, weights, i, j, n_atoms)
         gaussians = self.distance_expansion(distances)
 
-        def messages(convolution: GatedConvolution, h: Tensor) -> Tensor:
+        def convolve(convolution: GatedConvolution, h: Tensor) -> Tensor:
             f, s, dim = convolution.lin_f, convolution.lin_s, h.shape[1]
             weight, bias = torch.cat([f.weight, s.weight]), torch.cat([f.bias, s.bias])
-            centre, neighbour = torch.addmm(bias, h, weight[:, :dim].T), h @ weight[:, dim : 2 * dim].T
-            a = centre.index_select(0, i) + neighbour.index_select(0, j) + gaussians @ weight[:, 2 * dim :].T
-            gate = torch.sigmoid(a[:, :dim]) * functional.softplus(a[:, dim:])
-            return torch.zeros_like(h).index_add(0, i, weights[:, None] * gate)
+            of_centre, of_neighbour, of_edge = weight.split([dim, dim, self.edge_dim], dim=1)
+            # matrix products of nodes with nodes, not with edges
+            centre, neighbour = functional.linear(h, of_centre, bias), functional.linear(h, of_neighbour)
+            edge = torch.addmm(centre.index_select(0, i), gaussians, of_edge.T)
+            gate, core = (edge + neighbour.index_select(0, j)).chunk(2, dim=1)
+            return h.index_add(0, i, weights[:, None] * torch.sigmoid(gate) * functional.softplus(core))
 
-        return messages
+        return convolve
 
-    def _messages_in_c(
+    def _convolutions_in_c(
         self, library: ctypes.CDLL, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int
-    ) -> Messages:
+    ) -> Convolve:
         n_pieces = math.ceil(2.0 / self.edge_width)  # half as long as the Gaussians are wide: degree 7 is then exact
         per_length, columns = n_pieces / self.cutoff, self._polynomials(cgcnn_native.terms(library), n_pieces)
         start, order = cgcnn_native.arranged(i, distances, n_atoms, per_length, n_pieces)
         neighbour = j.to(torch.int64)
 
-        def messages(convolution: GatedConvolution, h: Tensor) -> Tensor:
+        def convolve(convolution: GatedConvolution, h: Tensor) -> Tensor:
             f, s, dim = convolution.lin_f, convolution.lin_s, h.shape[1]
             padding = -dim % cgcnn_native.lanes(h)
             # the softplus channel has its sign turned: softplus(a) = -log sigmoid(-a)
@@ -216,9 +235,9 @@ class CGCNN(Backbone):
             coefficient = (both[..., 2 * dim :] @ columns).transpose(1, 2)
             nodes = torch.baddbmm(bias, h.expand(4, *h.shape), weight)
             given = (nodes, coefficient, distances, weights, start, neighbour, order, per_length, n_pieces)
-            return cgcnn_native.messages(*given)[:, :dim]
+            return h + cgcnn_native.messages(*given)[:, :dim]
 
-        return messages
+        return convolve
 
     def _polynomials(self, terms: int, n_pieces: int) -> Tensor:
         """:func:`piecewise_polynomials` of the Gaussians, made once."""
@@ -226,44 +245,3 @@ class CGCNN(Backbone):
         if self._columns is None or self._columns.dtype != weight.dtype:
             self._columns = piecewise_polynomials(self.distance_expansion, self.cutoff, n_pieces, terms).to(weight)
         return self._columns
-
-
-def element_numbers(elements: Iterable[int | str] | None) -> tuple[int, ...] | None:
-    """Atomic numbers, ascending, of elements given by number or by symbol. Raises ConfigError for an unknown one."""
-    if elements is None:
-        return None
-    numbers = set()
-    for element in elements:
-        number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
-        if number is None or not 1 <= number <= NODE_DIM:
-            raise ConfigError(f"CGCNN: elements contains {element!r}, expected symbols or numbers of H to Fm")
-        numbers.add(number)
-    if not numbers:
-        raise ConfigError("CGCNN: elements is empty; name at least one, or give None to accept all")
-    return tuple(sorted(numbers))
-
-
-def _refuse_unsupported(**given: Any) -> None:
-    supported: dict[str, Sequence[Any]] = {
-        "batch_norm": (False,),
-        "dropout_rate": (0.0,),
-        "act": ("silu",),
-        "pool": ("global_add_pool",),
-        "pool_order": ("late",),
-    }
-    reasons = {
-        "batch_norm": "batch statistics make the energy of a structure depend on its batch",
-        "dropout_rate": "forces would not be the derivative of one energy",
-        "act": "a potential needs a smooth activation",
-        "pool": "the energy must be a sum over atoms",
-        "pool_order": "the energy must be a sum over atoms",
-    }
-    for name, value in given.items():
-        if value not in supported[name]:
-            raise ConfigError(f"CGCNN: {name} is {value!r}; only {supported[name][0]!r} is supported ({reasons[name]})")
-
-
-def _require_positive(**given: float) -> None:
-    for name, value in given.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"CGCNN: {name} is too small: {value}")

@@ -1,15 +1,15 @@
-"""The sums over edges of the crystal graph network as an operator in C, compiled on first use where there is a compiler.
+"""The sums over edges of the crystal graph network as an operator in C, compiled on first use.
 
-One pass over the edges then does what takes a dozen tensor operations otherwise. With the sums a_e = P_i + P'_j + C φ(d_e)
-of both channels for the edge e = (i, j), the operator, its gradient and the gradient of that are
+One pass over the edges does what takes a dozen tensor operations otherwise. With a_e = P_i + P'_j + C φ(d_e) of both
+channels for the edge e = (i, j), the operator, its gradient and the gradient of that are
 
     messages    m_i = Σ_e w_e g_e,    g = sigmoid(a^f) softplus(a^s)
     backward    from λ = ∂L/∂m, ∂L/∂(P, P') and either ∂L/∂(d, w), for forces, or ∂L/∂C, for the loss
     second      for rates of change of P, P', d and w the rate of m, and the gradient of λ · rate in P, P' and C
 
-``second`` is what backpropagation through ``backward`` asks for when a loss depends on forces. All recompute what belongs
-to an edge. Without a compiler, with ``MDL_PHYSPRE_NATIVE=0``, in double precision and on other devices than the
-processor, tensor operations are used (:mod:`mdl_physpre.potentials.cgcnn`); both give the same to rounding.
+``second`` is what backpropagation through ``backward`` asks for when a loss depends on forces. All recompute what
+belongs to an edge. Without a compiler, with ``MDL_PHYSPRE_NATIVE=0``, in double precision and on other devices, tensor
+operations are used (:mod:`mdl_physpre.potentials.cgcnn`); both give the same to rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from mdl_physpre.potentials.edge_op import remember_stage, wanted
-from mdl_physpre.potentials.native import VECTOR_BYTES, address, compiled, limits, ranges_of_atoms, run_ranges
+from mdl_physpre.potentials.native import (
+    VECTOR_BYTES,
+    address,
+    can_use_c,
+    compiled,
+    limits,
+    ranges_of_atoms,
+    run_ranges,
+)
 
 SOURCE = Path(__file__).with_name("cgcnn_native.c")
 DTYPES = {torch.float32: "float"}
@@ -51,8 +59,7 @@ def library(real: str) -> ctypes.CDLL | None:
 
 def library_for(like: Tensor) -> ctypes.CDLL | None:
     """The compiled functions for the precision and device of ``like``, or None where tensor operations do the work."""
-    real = DTYPES.get(like.dtype) if like.device.type == "cpu" else None
-    return None if real is None else library(real)
+    return library(DTYPES[like.dtype]) if can_use_c(like, DTYPES) else None
 
 
 def terms(found: ctypes.CDLL) -> int:
@@ -172,7 +179,8 @@ def second(
     call = _Call(nodes, coefficient, distance, weight, start, neighbour, order, per_length, n_pieces)
     rate, (centre, others), by_coefficient = torch.zeros_like(nodes[0]), call.node_sums(), call.coefficient_sums()
     node_rates = node_rates.contiguous()
-    held = [adjoint.contiguous(), node_rates[:2], node_rates[2:], distance_rates.contiguous(), weight_rates.contiguous()]
+    edge_rates = [distance_rates.contiguous(), weight_rates.contiguous()]
+    held = [adjoint.contiguous(), node_rates[:2], node_rates[2:], *edge_rates]
     call.run("second", lambda k: [*held, rate, centre, others[k], by_coefficient[k]])
     return rate, _joined(centre, others), _total(by_coefficient)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+
+import torch
 
 _of_thread = threading.local()
 
@@ -25,9 +27,17 @@ def _stage(name: str) -> Iterator[None]:
         _of_thread.stage = before
 
 
-def energies_for_derivatives() -> Any:
-    """A context for energies of which derivatives in geometry will be taken inside :func:`derivatives_in_geometry`."""
-    return _stage("energies")
+def energies_for_derivatives(of_parameters: bool) -> Any:
+    """A context for energies of which derivatives in geometry will be taken inside :func:`derivatives_in_geometry`.
+
+    ``of_parameters``: whether those in parameters will be taken afterwards.
+    """
+    return nullcontext() if torch.compiler.is_compiling() else _stage("training" if of_parameters else "prediction")
+
+
+def predicting() -> bool:
+    """Whether nobody will ask for derivatives in parameters."""
+    return not torch.compiler.is_compiling() and getattr(_of_thread, "stage", None) == "prediction"
 
 
 def derivatives_in_geometry() -> Any:

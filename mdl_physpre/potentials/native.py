@@ -1,4 +1,4 @@
-"""C code of the package, compiled on first use with the system's compiler and kept in the user's cache folder."""
+"""C code of the package: from the wheel, or compiled on first use and kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,26 +20,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mdl_physpre.potentials.c_build import FLAGS, built_library, built_name, compile_library, find_compiler
+
 logger = logging.getLogger(__name__)
 
+PACKAGE = Path(__file__).parents[1]
 VECTOR_BYTES = 64
-COMMON_FLAGS = ["-std=c11", "-O3", "-fschedule-insns", "-ffp-contract=fast", "-shared", "-fPIC"]
 
 
 def compiled(source: Path, real: str, functions: Sequence[str], what: str) -> ctypes.CDLL | None:
     """``source`` in precision ``real`` (``float`` or ``double``), or None where it cannot be had.
 
-    The compiler is ``CC``, ``cc``, ``gcc`` or ``clang``. None where there is none, where it fails, or where the
-    environment says ``MDL_PHYSPRE_NATIVE=0``; ``what`` then says in the log what runs on tensor operations.
+    It comes with an installed wheel; elsewhere a compiler makes it, which is ``CC``, ``cc``, ``gcc`` or ``clang``. None
+    where there is none, where it fails, or where the environment says ``MDL_PHYSPRE_NATIVE=0``; ``what`` then says in
+    the log what runs on tensor operations.
     """
     if os.environ.get("MDL_PHYSPRE_NATIVE", "1") == "0":
         return None
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler or not source.exists():
+    path, compiler = built_library(PACKAGE, source, real), find_compiler()
+    if path is None and not (compiler and source.exists()):
         logger.info("no C compiler was found: %s runs on tensor operations, which are slower", what)
         return None
     try:
-        loaded = ctypes.CDLL(str(_compile(compiler, source, real)))
+        loaded = ctypes.CDLL(str(path or _compile(str(compiler), source, real)))
     except (OSError, subprocess.SubprocessError) as error:
         logger.info("C code is not available (%s): %s runs on tensor operations", error, what)
         return None
@@ -47,11 +51,32 @@ def compiled(source: Path, real: str, functions: Sequence[str], what: str) -> ct
     return loaded
 
 
+_of_thread = threading.local()
+
+
+@contextmanager
+def tensor_operations() -> Iterator[None]:
+    """A context in which this thread uses no C code: to compare with, and for what has to be traced."""
+    before = getattr(_of_thread, "off", False)
+    _of_thread.off = True
+    try:
+        yield
+    finally:
+        _of_thread.off = before
+
+
+def can_use_c(like: Tensor, dtypes: Mapping[torch.dtype, str]) -> bool:
+    """Whether C code that there is for ``dtypes`` may take the place of operations on tensors as ``like``."""
+    if torch.compiler.is_compiling() or getattr(_of_thread, "off", False):
+        return False
+    return like.device.type == "cpu" and like.dtype in dtypes
+
+
 def _compile(compiler: str, source: Path, real: str) -> Path:
     """Path of the shared library, made if the cache does not have it for this source, compiler and processor."""
     text = b"".join(file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h"))))
     version = subprocess.run([*compiler.split(), "--version"], capture_output=True, timeout=60, check=True).stdout
-    key = hashlib.sha256(text + version + f"{_processor()} {real} {COMMON_FLAGS}".encode())
+    key = hashlib.sha256(text + version + f"{_processor()} {real} {FLAGS}".encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdl_physpre"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,22 +84,21 @@ def _compile(compiler: str, source: Path, real: str) -> Path:
             raise PermissionError(folder)
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="mdl_physpre-"))
-    path = folder / f"{source.stem.removesuffix('_native')}-{real}-{key.hexdigest()[:20]}.so"
+    path = folder / built_name(source, real, key.hexdigest()[:20])
     if path.exists():
         return path
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         output = Path(scratch) / "library.so"
-        command = [*compiler.split(), *COMMON_FLAGS, f"-DREAL={real}", *(["-DSINGLE"] if real == "float" else [])]
-        errors = ""
         for tuning in (["-march=native"], ["-mcpu=native"], []):
-            done = subprocess.run(
-                [*command, *tuning, str(source), "-o", str(output), "-lm"], capture_output=True, text=True, timeout=300
-            )
-            if done.returncode == 0:
+            try:
+                compile_library(compiler, source, real, tuning, output)
+            except OSError:
+                if not tuning:
+                    raise
+            else:
                 os.replace(output, path)  # another process may do the same at the same time
-                return path
-            errors = done.stderr.strip().splitlines()[0] if done.stderr.strip() else f"exit status {done.returncode}"
-    raise OSError(f"{compiler}: {errors}")
+                break
+    return path
 
 
 def _processor() -> str:
