@@ -5,17 +5,17 @@ Parameter names and shapes are MatterSim's, so that a state dictionary passes fr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import m3gnet_native
+from mdl_physpre.potentials.arguments import element_numbers, require_positive
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.m3gnet_basis import Basis, smooth_bessel_constants
 from mdl_physpre.potentials.m3gnet_layers import AtomScaling, Block, Constants, Edges, Encoder, GatedMLP
@@ -71,17 +71,14 @@ class M3GNet(Backbone):
     ) -> None:
         super().__init__()
         del self.reference  # MatterSim's format has them in normalizer.shift
-        sizes = {"num_blocks": num_blocks, "units": units, "cutoff": cutoff, "energy_scale": energy_scale}
-        for name, value in sizes.items():
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"M3GNet: {name} is {value}, expected more than 0")
+        require_positive("M3GNet", num_blocks=num_blocks, units=units, cutoff=cutoff, energy_scale=energy_scale)
         if not 1 <= max_z < len(chemical_symbols):
             raise ConfigError(f"M3GNet: max_z is {max_z}, expected an atomic number, 1 to {len(chemical_symbols) - 1}")
         self.num_blocks, self.units, self.max_z = int(num_blocks), int(units), int(max_z)
         self.max_l, self.max_n = int(max_l), int(max_n)
         self.cutoff, self.threebody_cutoff = float(cutoff), float(threebody_cutoff)
         self.energy_scale = float(energy_scale)
-        self.elements = _element_numbers(elements, self.max_z)
+        self.elements = element_numbers(elements, self.max_z, "M3GNet")
         self.basis = Basis(self.max_n, self.max_l, self.cutoff, self.threebody_cutoff)
 
         self.rbf = Constants(smooth_bessel_constants(self.max_n, self.cutoff))
@@ -127,6 +124,7 @@ class M3GNet(Backbone):
         distances, edges = vectors.norm(dim=1), Edges(i, j)
         if m3gnet_native.library_for(vectors, self.units) is not None and is_sorted(i):
             near = torch.nonzero(distances < self.threebody_cutoff)[:, 0]
+            i, j = i.to(torch.int64), j.to(torch.int64)
             edges = Edges(i, j, near, functional.pad(torch.bincount(i, minlength=len(z)).cumsum(0), (1, 0)))
         features = self.basis.features(vectors, distances, i, len(z), edges.near)
         v, encoder = functional.embedding(z, self.atom_embedding.weight.T), self.edge_encoder.weight
@@ -151,20 +149,3 @@ class M3GNet(Backbone):
 
     def _blocks(self) -> list[Block]:
         return [cast(Block, block) for block in self.graph_conv]
-
-
-def _element_numbers(elements: Iterable[int | str] | None, max_z: int) -> tuple[int, ...] | None:
-    """Atomic numbers, ascending, of elements given by number or by symbol."""
-    if elements is None:
-        return None
-    numbers = set()
-    for element in elements:
-        number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
-        if number is None or not 1 <= number <= max_z:
-            raise ConfigError(
-                f"M3GNet: elements contains {element!r}, expected symbols or numbers of H to {chemical_symbols[max_z]}"
-            )
-        numbers.add(number)
-    if not numbers:
-        raise ConfigError("M3GNet: elements is empty; name at least one, or give None to accept all")
-    return tuple(sorted(numbers))

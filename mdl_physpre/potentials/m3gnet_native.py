@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from mdl_physpre.potentials.edge_op import remember_stage, wanted
-from mdl_physpre.potentials.native import VECTOR_BYTES, compiled, limits, ranges_of_atoms, run_ranges
+from mdl_physpre.potentials.native import VECTOR_BYTES, can_use_c, compiled, limits, ranges_of_atoms, run_ranges
 
 SOURCE = Path(__file__).with_name("m3gnet_native.c")
 DTYPES = {torch.float32: "float"}
@@ -62,8 +62,8 @@ def library(real: str) -> ctypes.CDLL | None:
 
 def library_for(like: Tensor, units: int) -> ctypes.CDLL | None:
     """The compiled functions for tensors as ``like``, or None where tensor operations do the work."""
-    real = DTYPES.get(like.dtype) if like.device.type == "cpu" else None
-    return None if real is None or units % (VECTOR_BYTES // like.element_size()) else library(real)
+    whole = units % (VECTOR_BYTES // like.element_size()) == 0
+    return library(DTYPES[like.dtype]) if whole and can_use_c(like, DTYPES) else None
 
 
 def _parts(weights: Tensor, units: int, size: int, n_radial: int) -> dict[str, Tensor]:
@@ -105,12 +105,12 @@ class _Call:
         }  # fmt: skip
         narrow, wide = self.held["second"].shape[-1], self.held["first_t"].shape[-1]  # type: ignore[union-attr]
         self.numbers = (len(i), len(q), *self.sizes, wide, narrow)
-        self.library, self.ranges = library_for(q, units), ranges_of_atoms(start)
+        self.library, self.ranges = cast(ctypes.CDLL, library(DTYPES[q.dtype])), ranges_of_atoms(start)
 
     def run(self, name: str, by_thread: dict[str, Tensor], **arrays: Tensor | None) -> None:
         """Call a function; ``by_thread`` holds arrays of which each thread has its own."""
         given = {k: None if t is None else t.contiguous() for k, t in (self.held | arrays).items()}
-        length = ctypes.c_int64.in_dll(cast(ctypes.CDLL, self.library), "length").value
+        length = ctypes.c_int64.in_dll(self.library, "length").value
         scratch = self.weights.new_empty(len(self.ranges), 6 * length * self.numbers[-2])
 
         def arguments(k: int) -> list[Any]:
