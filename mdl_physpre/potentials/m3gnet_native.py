@@ -179,18 +179,24 @@ def by_geometry(
 def by_parameters(
     edge_bar: Tensor | None, message_bar: Tensor, kept_bar: Tensor | None, edge: Tensor, kept: Tensor, q: Tensor,
     e: Tensor | None, radial: Tensor, weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in P, Q, q, e and the weights."""
+    by_radial: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in P, Q, q, e, g (where wanted) and the weights."""
     n_atoms, units = message_bar.shape
     call = _Call(q, e, radial, weights, i, j, near, start, units)
     found = {
         "centre_bar": kept.new_zeros(n_atoms, 4 * units), "q_bar": torch.empty_like(q),
-        "e_bar": torch.empty_like(edge),
+        "e_bar": torch.empty_like(edge), **_zeros("radial_bar", radial, by_radial),
     }  # fmt: skip
     neighbour, (sums, parts) = kept.new_zeros(len(call.ranges), n_atoms, 4 * units), call.weight_sums()
     given = {"edge_bar": edge_bar, "message_bar": message_bar, "kept_bar": kept_bar, "edge": edge, "kept": kept}
     call.run("by_parameters", {"neighbour_bar": neighbour, **parts}, **given, **found)
-    return found["centre_bar"], _total(neighbour), found["q_bar"], found["e_bar"], _total(sums)
+    by_g = found.get("radial_bar", radial.new_zeros(0))
+    return found["centre_bar"], _total(neighbour), found["q_bar"], found["e_bar"], by_g, _total(sums)
+
+
+def _zeros(name: str, like: Tensor, wanted: bool) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(like)} if wanted else {}
 
 
 @torch.library.custom_op("mdl_physpre::m3gnet_block_second", mutates_args=(), device_types="cpu")
@@ -206,14 +212,14 @@ def second(
     found = {
         "edge_dot": torch.empty_like(e_bar), "message_dot": torch.zeros_like(message_bar),
         "kept_ext": torch.empty_like(kept), "q_ext": torch.empty_like(q),
-        "radial_ext": torch.zeros_like(radial) if by_radial else None,
+        **_zeros("radial_ext", radial, by_radial),
     }  # fmt: skip
     given = {"centre_dot": centre_dot, "neighbour_dot": neighbour_dot, "q_dot": q_dot, "e_dot": e_dot,
              "radial_dot": radial_dot, "message_bar": message_bar, "e_bar": e_bar, "bars": bars,
              "kept": kept}  # fmt: skip
     call.run("second", parts, **given, **found)
-    by_g = found.pop("radial_ext")
-    return *found.values(), radial.new_zeros(0) if by_g is None else by_g, _total(sums)  # type: ignore[return-value]
+    by_g = found.get("radial_ext", radial.new_zeros(0))
+    return found["edge_dot"], found["message_dot"], found["kept_ext"], found["q_ext"], by_g, _total(sums)
 
 
 def _keep_block(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -239,15 +245,13 @@ def _backward(ctx: Any, edge_bar: Tensor | None, message_bar: Tensor | None, kep
     if message_bar is None:
         message_bar = edge.new_zeros(ctx.n_atoms, edge.shape[1])
     geometry, parameters = wanted(ctx)
-    nodes: tuple = (None, None, None, None)
-    by_g = by_weights = None
+    centre = neighbour = q = e = by_g = by_weights = None
     if parameters:
-        *nodes, by_weights = by_parameters(edge_bar, message_bar, kept_bar, edge, kept, *given)
-    if geometry:
-        *found, by_g, _ = by_geometry(edge_bar, message_bar, kept, *given)
-        nodes = nodes if kept_bar is not None else found  # that of the parameters knows of kept_bar
-    centre, neighbour, q, e = nodes
-    return centre, neighbour, q, e if has_e else None, by_g, by_weights, None, None, None, None
+        found = by_parameters(edge_bar, message_bar, kept_bar, edge, kept, *given, geometry)
+        centre, neighbour, q, e, by_g, by_weights = found
+    if geometry and kept_bar is None:  # the same once more, differentiable
+        centre, neighbour, q, e, by_g, _ = by_geometry(edge_bar, message_bar, kept, *given)
+    return centre, neighbour, q, e if has_e else None, by_g if geometry else None, by_weights, None, None, None, None
 
 
 def _second(ctx: Any, centre: Tensor, neighbour: Tensor, q: Tensor, e: Tensor, g: Tensor, _: None) -> tuple:
@@ -282,9 +286,10 @@ def _(edge_bar: Any, message_bar: Tensor, kept: Tensor, q: Tensor, e: Any, radia
 
 @by_parameters.register_fake
 def _(edge_bar: Any, message_bar: Tensor, kept_bar: Any, edge: Tensor, kept: Tensor, q: Tensor, e: Any, radial: Tensor,
-      weights: Tensor, *rest: Any) -> Any:  # fmt: skip
+      weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor, by_radial: bool) -> Any:  # fmt: skip
     nodes = [kept.new_empty(len(message_bar), 4 * edge.shape[1]) for _ in range(2)]
-    return *nodes, torch.empty_like(q), torch.empty_like(edge), torch.empty_like(weights)
+    by_g = torch.empty_like(radial) if by_radial else radial.new_empty(0)
+    return *nodes, torch.empty_like(q), torch.empty_like(edge), by_g, torch.empty_like(weights)
 
 
 @second.register_fake

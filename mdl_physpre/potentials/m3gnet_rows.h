@@ -130,7 +130,7 @@ INLINE void gate(const Block *x, const int kind, int64_t r, const REAL *y, const
   }
 }
 
-/* From the adjoint of t that of y, and that of g or the gradients of the weights of p and of the bias */
+/* From the adjoint of t that of y, and the gradients of the weights of p and of the bias or, where wanted, that of g */
 INLINE void gate_backward(const Block *x, const int kind, int64_t r, const int parameters, const REAL *bar,
                           const REAL *y, const REAL *y_ext, REAL *y_bar) {
   const REAL *radial = x->radial + r * x->n_radial, *scale = kind == THREE ? 0 : SCALE(x, kind, );
@@ -144,7 +144,7 @@ INLINE void gate_backward(const Block *x, const int kind, int64_t r, const int p
     vec along_s = t * s, p_bar = along_s * g * slope, o_bar_s = along_s * d;
     if (kind != THREE) EACH(k) {
       if (parameters) add(gradient + k * units + c, p_bar * radial[k]);
-      else sums[k] += p_bar * load(scale + k * units + c);
+      if (x->radial_bar) sums[k] += p_bar * load(scale + k * units + c);
     }
     if (kind == ENCODER) continue;
     vec value = o_bar_s * g1, closing = o_bar_s * g * (1 - s);
@@ -159,7 +159,7 @@ INLINE void gate_backward(const Block *x, const int kind, int64_t r, const int p
       add(bias + units + c, closing);
     }
   }
-  if (kind != THREE && !parameters) EACH(k) x->radial_bar[r * x->n_radial + k] += sum(sums[k]);
+  if (kind != THREE && x->radial_bar) EACH(k) x->radial_bar[r * x->n_radial + k] += sum(sums[k]);
 }
 
 /* The rate of t from those of s, y and g, and of adjoint . rate the gradients in y, in g and in the weights of p;
