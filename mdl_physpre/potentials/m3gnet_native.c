@@ -129,8 +129,8 @@ INLINE void backward(const Block *x, int64_t first_atom, int64_t last_atom, cons
   const int64_t u = x->units;
   REAL *e1 = e, *e2 = e1 + NARROW, *scratch = e2 + 2 * NARROW;
   EACH_PIECE {
-    REAL *e2_bar = parameters ? e2 + NARROW : x->bars + E2_BAR(x, r), *e1_bar = x->e_bar + r * u, *t = scratch;
-    const int64_t e2_row = parameters ? x->narrow : u;
+    REAL *e2_bar = x->bars ? x->bars + E2_BAR(x, r) : e2 + NARROW, *e1_bar = x->e_bar + r * u, *t = scratch;
+    const int64_t e2_row = x->bars ? u : x->narrow;
     if (parameters) {
       three_body(x, r, n, first, near, e1, scratch);
       copy(x, n, x->edge + r * u, u, e2, x->narrow);

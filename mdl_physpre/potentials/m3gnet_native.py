@@ -159,20 +159,24 @@ def block(
 @torch.library.custom_op("mdl_physpre::m3gnet_block_by_geometry", mutates_args=(), device_types="cpu")
 def by_geometry(
     edge_bar: Tensor | None, message_bar: Tensor, kept: Tensor, q: Tensor, e: Tensor | None, radial: Tensor,
-    weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor,
+    weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor, again: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in P, Q, q, e and g; and for :func:`second` those in silu(a_0), silu(a_1) and e² (5, E, units)."""
+    """Gradients in P, Q, q, e and g.
+
+    ``again``: for :func:`second` also those in silu(a_0), silu(a_1) and e², (5, E, units).
+    """
     n_atoms, units = message_bar.shape
     call = _Call(q, e, radial, weights, i, j, near, start, units)
     found = {
         "centre_bar": kept.new_zeros(n_atoms, 4 * units), "q_bar": torch.empty_like(q),
         "e_bar": kept.new_empty(len(i), units), "radial_bar": torch.zeros_like(radial),
-        "bars": kept.new_empty(5, len(i), units),
+        **({"bars": kept.new_empty(5, len(i), units)} if again else {}),
     }  # fmt: skip
     neighbour = kept.new_zeros(len(call.ranges), n_atoms, 4 * units)
     own = {"neighbour_bar": neighbour}
     call.run("by_geometry", own, edge_bar=edge_bar, message_bar=message_bar, kept=kept, **found)
-    return found["centre_bar"], _total(neighbour), found["q_bar"], found["e_bar"], found["radial_bar"], found["bars"]
+    bars = found.get("bars", kept.new_empty(0))
+    return found["centre_bar"], _total(neighbour), found["q_bar"], found["e_bar"], found["radial_bar"], bars
 
 
 @torch.library.custom_op("mdl_physpre::m3gnet_block_by_parameters", mutates_args=(), device_types="cpu")
@@ -232,7 +236,7 @@ def _keep_block(ctx: Any, inputs: tuple, output: Any) -> None:
 
 
 def _keep_gradient(ctx: Any, inputs: tuple, output: Any) -> None:
-    _, message_bar, *given = inputs
+    _, message_bar, *given, _ = inputs
     ctx.save_for_backward(message_bar, output[3], output[5], *given)
     ctx.mark_non_differentiable(output[5])
     ctx.set_materialize_grads(False)
@@ -250,7 +254,7 @@ def _backward(ctx: Any, edge_bar: Tensor | None, message_bar: Tensor | None, kep
         found = by_parameters(edge_bar, message_bar, kept_bar, edge, kept, *given, geometry)
         centre, neighbour, q, e, by_g, by_weights = found
     if geometry and kept_bar is None:  # the same once more, differentiable
-        centre, neighbour, q, e, by_g, _ = by_geometry(edge_bar, message_bar, kept, *given)
+        centre, neighbour, q, e, by_g, _ = by_geometry(edge_bar, message_bar, kept, *given, torch.is_grad_enabled())
     return centre, neighbour, q, e if has_e else None, by_g if geometry else None, by_weights, None, None, None, None
 
 
@@ -263,7 +267,7 @@ def _second(ctx: Any, centre: Tensor, neighbour: Tensor, q: Tensor, e: Tensor, g
     )
     by_g = radial_ext if by_radial else None
     edge_dot = edge_dot if ctx.needs_input_grad[0] else None
-    return edge_dot, message_dot, kept_ext, q_ext, None, by_g, weights, None, None, None, None
+    return edge_dot, message_dot, kept_ext, q_ext, None, by_g, weights, None, None, None, None, None
 
 
 block.register_autograd(_backward, setup_context=_keep_block)
@@ -277,10 +281,12 @@ def _(centre: Tensor, neighbour: Tensor, q: Tensor, e: Any, radial: Tensor, weig
 
 
 @by_geometry.register_fake
-def _(edge_bar: Any, message_bar: Tensor, kept: Tensor, q: Tensor, e: Any, radial: Tensor, *rest: Any) -> Any:
+def _(edge_bar: Any, message_bar: Tensor, kept: Tensor, q: Tensor, e: Any, radial: Tensor, weights: Tensor, i: Tensor,
+      j: Tensor, near: Tensor, start: Tensor, again: bool) -> Any:  # fmt: skip
     n_atoms, units = message_bar.shape
     nodes = [kept.new_empty(n_atoms, 4 * units) for _ in range(2)]
-    e_bar, bars = kept.new_empty(len(radial), units), kept.new_empty(5, len(radial), units)
+    e_bar = kept.new_empty(len(radial), units)
+    bars = kept.new_empty(5, len(radial), units) if again else kept.new_empty(0)
     return *nodes, torch.empty_like(q), e_bar, torch.empty_like(radial), bars
 
 

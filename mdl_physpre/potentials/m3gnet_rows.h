@@ -61,7 +61,7 @@ INLINE void hidden_backward(const Block *x, int k, int64_t r, const int paramete
     vec a_bar = h_bar * slope;
     if (ext) a_bar += load(ext + c);
     if (parameters) store(h + c, f);
-    else stream(x->bars + BARS(x, r, k) + c, h_bar);
+    else if (x->bars) stream(x->bars + BARS(x, r, k) + c, h_bar);
     store(bar + c, a_bar);
     add(p + c, a_bar);
     add(q + c, a_bar);
