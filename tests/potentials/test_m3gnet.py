@@ -112,6 +112,26 @@ def test_threads_change_nothing(threads):
     torch.testing.assert_close(after.forces, before.forces, rtol=1e-10, atol=1e-12)
 
 
+def test_batches_under_way_at_the_same_time_do_not_disturb_each_other():
+    """Memory is used again between batches, so two that overlap must not share it."""
+    potential, first, second = small(), [crystal(0)], [crystal(1) * (2, 1, 1), slab()]
+
+    def loss(structures):
+        found = predict(potential, structures, "training")
+        return found.energies.square().sum() + found.forces.square().sum()
+
+    def gradients(*losses):
+        return torch.autograd.grad(sum(losses), list(potential.parameters()))
+
+    alone = [gradients(loss(first)), gradients(loss(second))]
+    one, other = loss(first), loss(second)
+    predict(potential, crystal(7), "prediction")
+    together = [gradients(one), gradients(other)]
+    for a, b in zip(alone, together, strict=True):
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
+
+
 def test_edges_beyond_the_cutoff_count_nothing():
     potential, structures = small(), [crystal(0), slab()]
     longer = build_graph(structures, CUTOFF + 1.0)
@@ -120,6 +140,24 @@ def test_edges_beyond_the_cutoff_count_nothing():
     torch.testing.assert_close(found.energies, expected.energies, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found.forces, expected.forces, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.stress, expected.stress, rtol=1e-10, atol=1e-12)
+
+
+def test_memory_of_edges_is_used_again_once_it_is_free(operations):
+    like = torch.zeros(0, dtype=torch.float64)
+    m3gnet_native._idle.clear()
+    first, second = m3gnet_native.rows(like, 5, 16), m3gnet_native.rows(like, 5, 16)
+    places = {first.data_ptr(), second.data_ptr()}
+    assert len(places) == 2 and not any(p % 64 for p in places) and not m3gnet_native._idle
+    view = first[1:]
+    del first
+    assert not m3gnet_native._idle  # the view holds it
+    del view
+    third = m3gnet_native.rows(like, 4, 16)
+    assert third.data_ptr() in places - {second.data_ptr()} and third.shape == (4, 16)
+    m3gnet_native.rows(like.float(), 5, 16)
+    assert len(m3gnet_native._idle) == 1
+    m3gnet_native.rows(like, 50, 16)
+    assert [len(a) for a in m3gnet_native._idle.values()] == [800 + 64]
 
 
 def test_edges_in_another_order(operations):
