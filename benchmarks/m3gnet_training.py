@@ -3,8 +3,8 @@
 Sides do the same work in one run, with the same weights, structures and loss:
 
     mattersim   its M3Gnet and Potential, where they can be imported
-    autograd    mdl_physpre's M3GNet, its atomic energies differentiated twice by automatic differentiation
-    here        mdl_physpre's M3GNet through evaluate(…, create_graph=True)
+    autograd    mdl_physpre's M3GNet on tensor operations, differentiated twice by automatic differentiation
+    here        mdl_physpre's M3GNet as it is, with C code where there is a compiler
 
 Each side is a process of its own, so that peak memory can be told apart; rounds alternate, one process works at a time.
 Processor time counts, which other work on the machine disturbs less than wall time. MatterSim needs 0.3 MB for each
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +72,18 @@ def mattersim_side(frames: list[Atoms], checkpoint: str) -> tuple[torch.nn.Modul
     return potential.model, predict, batch.edge_index.shape[1]
 
 
-def own_side(frames: list[Atoms], checkpoint: str, by_hand: bool) -> tuple[torch.nn.Module, Callable, int]:
+def own_side(frames: list[Atoms], checkpoint: str, native: bool) -> tuple[torch.nn.Module, Callable, int]:
     from mdl_physpre.potentials.base import evaluate
-    from mdl_physpre.potentials.m3gnet import M3GNet
     from mdl_physpre.potentials.mattersim_checkpoints import read_mattersim_checkpoint
+    from mdl_physpre.potentials.native import tensor_operations
     from mdl_physpre.structures.graph import build_graph
 
     potential = read_mattersim_checkpoint(checkpoint)
-    if not by_hand:
-        M3GNet.differentiable_predictions = None  # type: ignore[method-assign, assignment]
     graph = build_graph(frames, potential.cutoff, dtype=torch.float32)
 
     def predict() -> tuple:
-        found = evaluate(potential, graph, create_graph=True)
+        with nullcontext() if native else tensor_operations():
+            found = evaluate(potential, graph, create_graph=True)
         return found.energies, found.forces, found.stress
 
     return potential, predict, graph.edge_index.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -109,11 +110,13 @@ class RadialSeries:
         used = np.abs(coefficients).max(axis=1) > tolerance * np.abs(coefficients).max()
         self.coefficients = torch.from_numpy(coefficients[: max(2, int(np.flatnonzero(used)[-1]) + 1)].copy())
         self.scale = 2.0 / cutoff
+        self._on = self.coefficients
 
     def __call__(self, r: Tensor) -> Tensor:
-        """Values (n, columns) at the distances (n,)."""
-        coefficients = self.coefficients.to(r)
-        return chebyshev_polynomials(self.scale * r - 1.0, len(coefficients)) @ coefficients
+        """Values (n, columns) at the distances (n,); beyond the cutoff those at the cutoff."""
+        if self._on.dtype != r.dtype or self._on.device != r.device:
+            self._on = self.coefficients.to(r)
+        return chebyshev_polynomials((self.scale * r - 1.0).clamp(max=1.0), len(self._on)) @ self._on
 
 
 def chebyshev_polynomials(t: Tensor, count: int) -> Tensor:
@@ -134,35 +137,41 @@ def cutoff_polynomial(r: Tensor, cutoff: float) -> Tensor:
     return 1.0 - x * x * x * (10.0 + x * (6.0 * x - 15.0))
 
 
-def harmonics(directions: Tensor, max_degree: int) -> Tensor:
-    """Real spherical harmonics C_lm, l < max_degree, of unit vectors (n, 3); (n, max_degree²).
+def harmonics(max_degree: int) -> Tensor:
+    """Real spherical harmonics C_lm, l < max_degree, as polynomials: coefficients (1 + 3 + …, max_degree²).
 
-    Normalised so that Σ_m C_lm(u) C_lm(v) = P_l(u·v), the Legendre polynomial.
+    Rows are those of the columns that :func:`monomials` gives. Normalised so that Σ_m C_lm(u) C_lm(v) = P_l(u·v), the
+    Legendre polynomial, for unit vectors u and v.
     """
-    x, y, z = directions.unbind(1)
-    found = [torch.ones_like(x)]
-    if max_degree > 1:
-        found += [x, y, z]
-    if max_degree > 2:
-        root = math.sqrt(3)
-        found += [root * x * y, root * y * z, 1.5 * z * z - 0.5, root * x * z, 0.5 * root * (x * x - y * y)]
-    if max_degree > 3:
-        a, b, c = math.sqrt(5 / 8), math.sqrt(3 / 8), math.sqrt(15)
-        xx, yy, zz = x * x, y * y, 5.0 * z * z - 1.0
-        found += [a * y * (3.0 * xx - yy), c * x * y * z, b * y * zz, 0.5 * z * (zz - 2.0), b * x * zz]
-        found += [0.5 * c * z * (xx - yy), a * x * (xx - 3.0 * yy)]
-    return torch.stack(found, dim=1)
+    a, b, c, d = math.sqrt(5 / 8), math.sqrt(3 / 8), math.sqrt(15), math.sqrt(3)
+    polynomials: list[dict[str, float]] = [{"": 1.0}, {"x": 1.0}, {"y": 1.0}, {"z": 1.0}]
+    polynomials += [{"xy": d}, {"yz": d}, {"zz": 1.5, "": -0.5}, {"xz": d}, {"xx": 0.5 * d, "yy": -0.5 * d}]
+    polynomials += [{"xxy": 3.0 * a, "yyy": -a}, {"xyz": c}, {"yzz": 5.0 * b, "y": -b}, {"zzz": 2.5, "z": -1.5}]
+    polynomials += [{"xzz": 5.0 * b, "x": -b}, {"xxz": 0.5 * c, "yyz": -0.5 * c}, {"xxx": a, "xyy": -3.0 * a}]
+    rows = ["".join(axes) for degree in range(max_degree) for axes in itertools.product("xyz", repeat=degree)]
+    used = polynomials[: max_degree**2]
+    return torch.tensor([[p.get(row, 0.0) for p in used] for row in rows], dtype=torch.float64)
+
+
+def monomials(vectors: Tensor, max_degree: int) -> Tensor:
+    """1, the components of vectors (n, 3), their products of two and so on, below ``max_degree``; (n, 1 + 3 + …)."""
+    found = [torch.ones_like(vectors[:, :1]), vectors]
+    while len(found) < max_degree:
+        found.append((found[-1][:, :, None] * vectors[:, None, :]).flatten(1))
+    return torch.cat(found[:max_degree], dim=1)
 
 
 class Features(NamedTuple):
     """What the network takes from the geometry.
 
-    radial : (n_edges, max_n), the smooth Bessel functions of every edge.
-    three_body : (n_near, max_n · max_l), the sums of the edges within the three-body cutoff.
+    radial : (n_edges, max_n), the smooth Bessel functions of every edge; zero at and beyond the cutoff.
+    three_body : (n, max_n · max_l), the three-body sums of every edge, or of those within the three-body cutoff.
+    centre : (n,), the atoms where these edges begin.
     """
 
     radial: Tensor
     three_body: Tensor
+    centre: Tensor
 
 
 class Basis:
@@ -179,7 +188,7 @@ class Basis:
                 f"M3GNet: threebody_cutoff is {threebody_cutoff} Å, expected above 0 and at most the cutoff, {cutoff} Å"
             )
         self.max_n, self.max_l = max_n, max_l
-        self.threebody_cutoff = threebody_cutoff
+        self.cutoff, self.threebody_cutoff = cutoff, threebody_cutoff
         self.series = {
             dtype: RadialSeries(
                 lambda r: np.concatenate(
@@ -192,10 +201,13 @@ class Basis:
         }
         degrees = [p // max_n for p in range(max_n * max_l)]
         self.function = torch.tensor([p for p, degree in enumerate(degrees) for _ in range(2 * degree + 1)])
-        self.harmonic = torch.tensor([degree**2 + m for degree in degrees for m in range(2 * degree + 1)])
+        harmonic = torch.tensor([degree**2 + m for degree in degrees for m in range(2 * degree + 1)])
+        self.harmonics = self.exact_harmonics = harmonics(max_l)[:, harmonic]
         self.group = torch.nn.functional.one_hot(self.function)
 
-    def features(self, vectors: Tensor, distances: Tensor, centre: Tensor, near: Tensor, n_atoms: int) -> Features:
+    def features(
+        self, vectors: Tensor, distances: Tensor, centre: Tensor, n_atoms: int, near: Tensor | None = None
+    ) -> Features:
         """Features of edges with these vectors (n_edges, 3), differentiable.
 
         The three-body sum of an edge ij runs over the other edges ik of the same centre:
@@ -206,17 +218,20 @@ class Basis:
 
             c_ij = f(r_ij) [Σ_m C_lm(r̂_ij) A_i,lkm − f(r_ij) R_lk(r_ij)],   A_i,lkm = Σ_k' f R_lk C_lm(r̂_ik'),
 
-        whose cost grows with the number of edges, not of triplets, and which needs no list of triplets.
-        ``near`` (n_near,) holds the edges within the three-body cutoff.
+        whose cost grows with the number of edges, not of triplets, and which needs no list of triplets. ``near`` may
+        name the edges within the three-body cutoff, ascending: the others, whose sums are zero, are then left out.
         """
-        values = self.series[distances.dtype](distances)
-        radial, long = values[:, : self.max_n], values[:, self.max_n :].index_select(0, near)
-        r = distances.index_select(0, near)
-        function, harmonic = self.function.to(centre.device), self.harmonic.to(centre.device)
-        directions = harmonics(vectors.index_select(0, near) / r[:, None], self.max_l).index_select(1, harmonic)
-        envelope = cutoff_polynomial(r, self.threebody_cutoff)[:, None]
-        bessel, atom = envelope * long, centre.index_select(0, near)
-        moments = bessel.index_select(1, function) * directions
-        sums = moments.new_zeros(n_atoms, len(function)).index_add(0, atom, moments)
-        others = (directions * sums.index_select(0, atom)) @ self.group.to(sums) - bessel
-        return Features(radial, envelope * others)
+        radial, long = self.series[distances.dtype](distances).split([self.max_n, self.max_n * self.max_l], dim=1)
+        radial = radial * (distances < self.cutoff)[:, None]
+        if near is not None:
+            long, vectors, distances, centre = (t.index_select(0, near) for t in (long, vectors, distances, centre))
+        if self.group.dtype != long.dtype or self.group.device != long.device:
+            self.function = self.function.to(long.device)
+            self.harmonics, self.group = self.exact_harmonics.to(long), self.group.to(long)
+        directions = monomials(vectors / distances[:, None], self.max_l) @ self.harmonics
+        envelope = cutoff_polynomial(distances, self.threebody_cutoff)[:, None]
+        bessel = envelope * long
+        moments = bessel.index_select(1, self.function) * directions
+        sums = moments.new_zeros(n_atoms, moments.shape[1]).index_add(0, centre, moments)
+        others = (directions * sums.index_select(0, centre)) @ self.group - bessel
+        return Features(radial, envelope * others, centre)

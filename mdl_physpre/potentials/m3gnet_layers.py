@@ -1,13 +1,14 @@
-"""The layers of M3GNet under MatterSim's names, and their parameters joined for the sweeps."""
+"""The layers of M3GNet under MatterSim's names."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mdl_physpre.potentials import m3gnet_native
 from mdl_physpre.potentials.m3gnet_basis import Features
 
 
@@ -55,13 +56,9 @@ class GatedMLP(nn.Module):
         value, gate = self.g[-1](value), torch.sigmoid(self.sigma[-1](gate))
         return (value if self.linear_end else functional.silu(value)) * gate
 
-    def linears(self) -> list[list[nn.Linear]]:
-        """The linear maps of g, and those of σ."""
-        return [[cast(Layer, layer).linear for layer in part] for part in (self.g, self.sigma)]
-
-    def packed(self) -> list[Tensor]:
-        """Weight and bias of each layer of g, then of σ."""
-        return [p for part in self.linears() for linear in part for p in (linear.weight, linear.bias)]
+    def linears(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """The linear maps of g and of σ, layer by layer."""
+        return [(cast(Layer, g).linear, cast(Layer, sigma).linear) for g, sigma in zip(self.g, self.sigma)]
 
 
 class ThreeBody(nn.Module):
@@ -71,6 +68,18 @@ class ThreeBody(nn.Module):
         super().__init__()
         self.atom_mlp = Layer(units, size)
         self.edge_gate_mlp = GatedMLP([size, units], bias=False)
+
+
+class Edges(NamedTuple):
+    """Centre and neighbour (n_edges,), and for C code what it wants besides; ``None`` where tensor operations work.
+
+    near : (n_near,), the edges within the three-body cutoff. start : (n_atoms + 1,), the first edge of each atom.
+    """
+
+    centre: Tensor
+    neighbour: Tensor
+    near: Tensor | None = None
+    start: Tensor | None = None
 
 
 class Block(nn.Module):
@@ -84,37 +93,57 @@ class Block(nn.Module):
         self.edge_layer_edge = Layer(max_n, units, bias=False)
         self.three_body = ThreeBody(units, max_n * max_l)
 
-    def forward(
-        self, v: Tensor, e: Tensor, features: Features, edges: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Vectors of atoms (n_atoms, units) and edges (n_edges, units) after the block."""
-        centre, neighbour, near = edges
-        weights = torch.sigmoid(self.three_body.atom_mlp(v)).index_select(0, centre.index_select(0, near))
-        e = e.index_add(0, near, self.three_body.edge_gate_mlp(weights * features.three_body))
-        ends = torch.cat([v.index_select(0, centre), v.index_select(0, neighbour)], dim=1)
-        e = e + self.gated_mlp_edge(torch.cat([ends, e], dim=1)) * self.edge_layer_edge(features.radial)
-        messages = self.gated_mlp_atom(torch.cat([ends, e], dim=1))
-        messages = messages * functional.silu(self.edge_layer_atom(features.radial))
-        return v.index_add(0, centre, messages), e
+    def _for_edges(self, v: Tensor, features: Features) -> tuple[Tensor, ...]:
+        """What an edge needs: P, Q (n_atoms, 4 units) and q of the atoms, and weights that act on edges.
 
-    def packed(self) -> list[Tensor]:
-        """Parameters in the order of :class:`mdl_physpre.potentials.m3gnet_sweeps.BlockParameters`."""
-        units = len(self.edge_layer_edge.linear.weight)
-        node_weights, node_biases, perceptrons = [], [], []
-        for mlp, layer in (
-            (self.gated_mlp_edge, self.edge_layer_edge),
-            (self.gated_mlp_atom, self.edge_layer_atom),
-        ):
-            (g1, g2), (s1, s2) = mlp.linears()
-            first, bias = torch.cat([g1.weight, s1.weight]), torch.cat([g1.bias, s1.bias])
-            node_weights += [first[:, :units], first[:, units : 2 * units]]
-            node_biases += [bias, torch.zeros_like(bias)]
-            second = torch.stack([g2.weight, s2.weight])
-            perceptrons += [first[:, 2 * units :], second, torch.cat([g2.bias, s2.bias]), layer.linear.weight.T]
-        mask = self.three_body.atom_mlp.linear
-        (g,), (sigma,) = self.three_body.edge_gate_mlp.linears()
-        gate = torch.cat([g.weight, sigma.weight])
-        return [torch.cat(node_weights), torch.cat(node_biases), mask.weight, mask.bias, gate, *perceptrons]
+        The first layers of both perceptrons act on [v_i, v_j, e_ij]: W_1 [v_i, v_j, e_ij] + b = P_i + Q_j + W e_ij.
+        Both stand side by side, the edges' before the atoms', and of each the value's half before the gate's.
+        """
+        (g_e, s_e), (g2_e, s2_e) = self.gated_mlp_edge.linears()
+        (g_a, s_a), (g2_a, s2_a) = self.gated_mlp_atom.linears()
+        first, second = (g_e, s_e, g_a, s_a), (g2_e, s2_e, g2_a, s2_a)
+        by_centre, by_neighbour, by_edge = torch.cat([x.weight for x in first]).split(v.shape[1], dim=1)
+        centre = torch.addmm(torch.cat([x.bias for x in first]), v, by_centre.T)
+        mask = torch.sigmoid(self.three_body.atom_mlp(v))
+        q = mask.index_select(0, features.centre) * features.three_body
+        matrices, biases = torch.stack([x.weight for x in second]), torch.stack([x.bias for x in second])
+        return centre, v @ by_neighbour.T, q, by_edge, matrices, biases
+
+    def forward(
+        self, v: Tensor, e: Tensor, factors: tuple[Tensor, Tensor], features: Features, edges: Edges
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors of atoms (n_atoms, units) and edges (n_edges, units) after the block.
+
+        ``factors`` : W_d g for the edges, and its silu for the atoms, (n_edges, units).
+        """
+        centre, neighbour, q, by_edge, matrices, biases = self._for_edges(v, features)
+        units = v.shape[1]
+        e = e + self.three_body.edge_gate_mlp(q)
+        a = centre.index_select(0, edges.centre) + neighbour.index_select(0, edges.neighbour)
+        own, weight = a.split(2 * units, dim=1), by_edge.split(2 * units)
+
+        def messages(k: int, e: Tensor) -> Tensor:
+            h = functional.silu(torch.addmm(own[k], e, weight[k].T)).unflatten(1, (2, units)).transpose(0, 1)
+            both = slice(2 * k, 2 * k + 2)
+            value, gate = torch.baddbmm(biases[both, None], h, matrices[both].mT).unbind()
+            return functional.silu(value) * torch.sigmoid(gate) * factors[k]
+
+        e = e + messages(0, e)
+        return v.index_add(0, edges.centre, messages(1, e)), e
+
+    def in_c(
+        self, v: Tensor, e: Tensor | None, encoder: Tensor, features: Features, edges: Edges
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`; without ``e`` the edges begin with the silu of ``encoder`` (units, max_n) times g."""
+        centre, neighbour, q, *weights = self._for_edges(v, features)
+        ((g, sigma),) = self.three_body.edge_gate_mlp.linears()
+        last = [self.edge_layer_edge.linear.weight.T, self.edge_layer_atom.linear.weight.T]
+        last += [encoder.T] if e is None else []
+        packed = torch.cat([w.flatten() for w in (g.weight, sigma.weight, *weights, *last)])
+        assert edges.near is not None and edges.start is not None
+        ends = edges.centre, edges.neighbour, edges.near, edges.start
+        e, messages, _ = m3gnet_native.block(centre, neighbour, q, e, features.radial, packed, *ends)
+        return v + messages, e
 
 
 class Constants(nn.Module):

@@ -1,138 +1,331 @@
-"""The operations of :mod:`mdl_physpre.potentials.m3gnet_edges` in C, compiled on first use where there is a compiler.
+"""What a block of M3GNet does with each edge as an operator in C, compiled on first use where there is a compiler.
 
-In double precision, on other devices than the processor, for channels that do not fill whole vectors, without a
-compiler, and with ``MDL_PHYSPRE_NATIVE=0``, the tensor operations are used; both give the same to rounding.
+For the edge ij with the features g and q the block has a three-body term and two gated perceptrons, the edges' and the
+atoms' (k = 0, 1), whose first layers begin with what belongs to the atoms, P_i + Q_j:
+
+    e¹ = e + o(W_3 q)
+    a_k = P_ik + Q_jk + W_1k e_k,   y_k = W_2k silu(a_k) + b_k,   e_0 = e¹, e_1 = e²
+    e² = e¹ + o(y_0) ⊙ W_d0 g,      m_i = Σ_j o(y_1) ⊙ silu(W_d1 g)
+
+with o(y) = silu(y_g) ⊙ σ(y_s). Operators give (e², m, and a and y), the gradient of these for forces (in P, Q, q, e and
+g) or for the loss (in P, Q, q, e and the weights), and what backpropagation through the first of the two asks for:
+
+    rates of e² and m for rates of P, Q, q, e, g; of adjoint · rate the gradients in q, in the weights, and in a and y
+
+The last are those at fixed adjoints of the layers, element by element. As a and y are outputs of the first operator,
+automatic differentiation hands them to its gradient in the parameters, which takes them along: nothing is multiplied
+by a matrix twice, and 24 units² multiplications an edge and perceptron do for a step of training.
+
+Without a compiler, with ``MDL_PHYSPRE_NATIVE=0``, in double precision, on other devices than the processor, and for
+channels that do not fill whole vectors, tensor operations are used (:mod:`mdl_physpre.potentials.m3gnet_layers`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Callable, Sequence
+import math
+import weakref
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mdl_physpre.potentials.m3gnet_edges import Arrays
-from mdl_physpre.potentials.native import VECTOR_BYTES, compiled, thread_pool
+from mdl_physpre.potentials.edge_op import remember_stage, wanted
+from mdl_physpre.potentials.native import VECTOR_BYTES, can_use_c, compiled, limits, ranges_of_atoms, run_ranges
 
 SOURCE = Path(__file__).with_name("m3gnet_native.c")
 DTYPES = {torch.float32: "float"}
 """Precisions that run in C; double precision gains little, because its exponentials are not vectorised."""
 
-FUNCTIONS = [f"{name}{which}" for name in ("encoder", "block") for which in ("", "_adjoint", "_tangent", "_second")]
-BLOCK, BLOCKS = 64, 6
-"""Edges that C works on together, and the most arrays of so many rows that it keeps."""
-THREAD_ROWS = 128
-"""Rows below which a second thread does not pay."""
-
-NUMBERS = ("edges", "near", "units", "size", "kind", "n", "stride", "wide", "narrow")
-SUMS = ("weight_sum", "first_sum", "second_sum", "bias_sum", "gate_sum")
+FUNCTIONS = ("block", "by_geometry", "by_parameters", "second")
+NUMBERS = ("n_edges", "n_near", "units", "size", "n_radial", "wide", "narrow")
+SUMS = ("gate_sum", "first_sum", "second_sum", "bias_sum", "scale_sum", "encoder_sum")
 TENSORS = (
-    "i", "j", "at", "radial", "radial_dot", "weight", "first", "first_t", "second", "second_t", "bias", "gate",
-    "gate_t", "e", "e_dot", "q", "q_dot", "source", "target_bar", "target_bar_dot", "above", "a", "a_dot", "y", "y_dot",
-    "h_bar", "node", "target", "radial_bar", "below", "q_bar", *SUMS,
+    "i", "j", "near", "start", "centre", "neighbour", "q", "e", "radial", "gate", "gate_t", "first", "first_t",
+    "second", "second_t", "bias", "scale", "encoder", "edge", "message", "kept", "edge_bar", "message_bar", "kept_bar",
+    "centre_bar", "neighbour_bar", "q_bar", "e_bar", "radial_bar", "bars", *SUMS, "centre_dot", "neighbour_dot",
+    "q_dot", "e_dot", "radial_dot", "edge_dot", "message_dot", "kept_ext", "q_ext", "radial_ext",
 )  # fmt: skip
 
 
-class _Arrays(ctypes.Structure):
-    """Arrays of m3gnet_native.c."""
+class _Block(ctypes.Structure):
+    """Block of m3gnet_rows.h."""
 
     _fields_ = [*((name, ctypes.c_int64) for name in NUMBERS), *((name, ctypes.c_void_p) for name in TENSORS)]
 
 
 @lru_cache(maxsize=4)
 def library(real: str) -> ctypes.CDLL | None:
-    """The compiled operations in precision ``real``, or None where they cannot be had."""
+    """The compiled functions in precision ``real`` (``float`` or ``double``), or None where they cannot be had."""
     return compiled(SOURCE, real, FUNCTIONS, "M3GNet")
 
 
-def native_operations(like: Tensor, units: int) -> NativeOperations | None:
-    """The operations in C for tensors as ``like``, or None where tensor operations have to do."""
-    if like.device.type != "cpu" or like.dtype not in DTYPES or units % (VECTOR_BYTES // like.element_size()):
-        return None
-    found = library(DTYPES[like.dtype])
-    return None if found is None else NativeOperations(found, like, units)
+def library_for(like: Tensor, units: int) -> ctypes.CDLL | None:
+    """The compiled functions for tensors as ``like``, or None where tensor operations do the work."""
+    whole = units % (VECTOR_BYTES // like.element_size()) == 0
+    return library(DTYPES[like.dtype]) if whole and can_use_c(like, DTYPES) else None
 
 
-class NativeOperations:
-    """As the functions of :mod:`mdl_physpre.potentials.m3gnet_edges`, the same names and arguments.
+def _parts(weights: Tensor, units: int, size: int, n_radial: int) -> dict[str, Tensor]:
+    """Matrices in ``weights`` (…, n), in the order in which they stand there; an encoder may be missing."""
+    shapes = {
+        "gate": (2 * units, size), "first": (4 * units, units), "second": (4, units, units), "bias": (4, units),
+        "scale": (2, n_radial, units), "encoder": (n_radial, units),
+    }  # fmt: skip
+    found, at = {}, 0
+    for name, shape in shapes.items():
+        length = torch.Size(shape).numel()
+        if at < weights.shape[-1]:
+            found[name] = weights[..., at : at + length].unflatten(-1, shape)
+        at += length
+    return found
 
-    Rows are shared among the threads of torch; what several of them add to has a copy for each. The weights must not
-    change meanwhile.
-    """
 
-    def __init__(self, compiled_library: ctypes.CDLL, like: Tensor, units: int) -> None:
-        self.library, self.units, self.vector = compiled_library, units, VECTOR_BYTES // like.element_size()
-        self.scratch = like.new_empty(torch.get_num_threads(), BLOCKS * BLOCK * self._stride(2 * units))
-        self.copies: dict[tuple[int, bool], Tensor] = {}
+def _spread(matrix: Tensor) -> Tensor:
+    """Rows an odd number of vectors apart: those a power of two apart would crowd into few places of the cache."""
+    lanes = VECTOR_BYTES // matrix.element_size()
+    vectors = -(-matrix.shape[-1] // lanes)
+    copy = matrix.new_empty(*matrix.shape[:-1], (vectors + 1 - vectors % 2) * lanes)
+    copy[..., : matrix.shape[-1]] = matrix
+    return copy
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name not in FUNCTIONS:
-            raise AttributeError(name)
-        return lambda piece, *arrays: self._run(name, piece.edges, arrays)
 
-    def _stride(self, columns: int) -> int:
-        """An odd number of vectors: rows a power of two apart would crowd into few places of the cache."""
-        vectors = -(-columns // self.vector)
-        return (vectors + 1 - vectors % 2) * self.vector
+class _Call:
+    """The arguments of an operator as its C functions take them: tensors by the names of ``TENSORS``."""
 
-    def _spread(self, matrix: Tensor | None, transposed: bool) -> Tensor | None:
-        """A copy of the matrix, or of its transpose, with that stride."""
-        if matrix is None:
-            return None
-        key = matrix.data_ptr(), transposed
-        if key not in self.copies:
-            values = matrix.mT if transposed else matrix
-            rows, columns = values.shape[-2:]
-            copy = matrix.new_empty(*values.shape[:-1], self._stride(columns))
-            copy[..., :columns] = values
-            self.copies[key] = copy
-        return self.copies[key]
-
-    def _arrays(self, x: Arrays) -> _Arrays:
-        found = _Arrays(units=self.units, wide=self._stride(2 * self.units), narrow=self._stride(self.units))
-        spread = {
-            "first": self._spread(x.first, False), "first_t": self._spread(x.first, True),
-            "second": self._spread(x.second, False), "second_t": self._spread(x.second, True),
-            "gate_t": self._spread(x.gate, True),
+    def __init__(self, q: Tensor, e: Tensor | None, radial: Tensor, weights: Tensor, i: Tensor, j: Tensor, near: Tensor,
+                 start: Tensor, units: int) -> None:  # fmt: skip
+        self.weights, self.sizes = weights, (units, q.shape[1], radial.shape[1])
+        parts = _parts(weights.contiguous(), *self.sizes)
+        first_t = parts["first"].view(2, 2 * units, units).mT
+        self.held: dict[str, Tensor | None] = {
+            **parts, "q": q, "e": e, "radial": radial, "i": i, "j": j, "near": near, "start": start,
+            "gate_t": _spread(parts["gate"].T), "first": _spread(parts["first"]), "first_t": _spread(first_t),
+            "second": _spread(parts["second"]), "second_t": _spread(parts["second"].mT),
         }  # fmt: skip
-        for name, value in (vars(x) | spread).items():
-            if isinstance(value, Tensor):
-                setattr(found, name, value.data_ptr())
-        if x.radial is not None:
-            found.edges, found.n = x.radial.shape
-            found.kind = 2 if x.silu else 1
-        if x.q is not None:
-            found.near, found.size = x.q.shape
-        if x.node is not None:
-            found.stride = x.node.stride(0)
-        return found
+        narrow, wide = self.held["second"].shape[-1], self.held["first_t"].shape[-1]  # type: ignore[union-attr]
+        self.numbers = (len(i), len(q), *self.sizes, wide, narrow)
+        self.library, self.ranges = cast(ctypes.CDLL, library(DTYPES[q.dtype])), ranges_of_atoms(start)
 
-    def _run(self, name: str, edges: slice, arrays: Sequence[Arrays]) -> None:
-        function, n = getattr(self.library, name), edges.stop - edges.start
-        threads = max(1, min(len(self.scratch), n // THREAD_ROWS))
-        fields = [self._arrays(x) for x in arrays]
-        shared = ("node", *SUMS) if name.endswith(("_adjoint", "_second")) else ()
-        copies = []  # of each thread but the first, (place among the arrays, name, zeros)
-        for _ in range(threads - 1):
-            given = [(k, t, getattr(x, t)) for k, x in enumerate(arrays) for t in shared]
-            copies.append([(k, t, torch.empty_strided(v.shape, v.stride(), dtype=v.dtype).zero_())
-                           for k, t, v in given if v is not None])  # fmt: skip
+    def run(self, name: str, by_thread: dict[str, Tensor], **arrays: Tensor | None) -> None:
+        """Call a function; ``by_thread`` holds arrays of which each thread has its own."""
+        given = {k: None if t is None else t.contiguous() for k, t in (self.held | arrays).items()}
+        length = ctypes.c_int64.in_dll(self.library, "length").value
+        scratch = self.weights.new_empty(len(self.ranges), 6 * length * self.numbers[-2])
 
-        def work(thread: int) -> None:
-            own = [_Arrays.from_buffer_copy(f) for f in fields]
-            for k, t, copy in copies[thread - 1] if thread else ():
-                setattr(own[k], t, copy.data_ptr())
-            first, last = (ctypes.c_int64(edges.start + n * (thread + k) // threads) for k in (0, 1))
-            scratch = ctypes.c_void_p(self.scratch[thread].data_ptr())
-            function(first, last, *map(ctypes.byref, own), scratch)
+        def arguments(k: int) -> list[Any]:
+            pointers = {n: t.data_ptr() for n, t in given.items() if t is not None}
+            pointers |= {n: t[k].data_ptr() for n, t in by_thread.items()}
+            fields = _Block(**dict(zip(NUMBERS, self.numbers)), **pointers)
+            return [ctypes.byref(fields), *limits(self.ranges[k]), scratch[k]]
 
-        if threads == 1:
-            work(0)
-            return
-        list(thread_pool(os.getpid(), threads).map(work, range(threads)))
-        for k, t, copy in (one for own in copies for one in own):
-            getattr(arrays[k], t).add_(copy)
+        run_ranges(getattr(self.library, name), self.ranges, arguments)
+
+    def weight_sums(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Zeros for the gradient of the weights, once for each thread, and its parts."""
+        sums = self.weights.new_zeros(len(self.ranges), len(self.weights))
+        return sums, {f"{name}_sum": part for name, part in _parts(sums, *self.sizes).items()}
+
+
+_idle: dict[int, np.ndarray] = {}
+"""Memory of arrays of edges that are gone."""
+
+
+def rows(like: Tensor, *shape: int) -> Tensor:
+    """An array of undefined values, in memory that an earlier one had: fresh pages cost a third of the time.
+
+    Memory comes back when a tensor is freed. Where none of it has the right size, all that is idle is given up.
+    """
+    n, dtype = math.prod(shape), np.dtype(f"f{like.element_size()}")
+    sizes = {key: len(a) - VECTOR_BYTES for key, a in list(_idle.items()) if a.dtype == dtype}
+    fits = sorted((size, key) for key, size in sizes.items() if n <= size <= 2 * n)
+    memory = next((found for _, key in fits if (found := _idle.pop(key, None)) is not None), None)
+    if memory is None:
+        _idle.clear()
+        memory = np.empty(n + VECTOR_BYTES, dtype)
+    first = -memory.ctypes.data % VECTOR_BYTES // dtype.itemsize
+    lent = memory[first : first + n]  # which the tensor holds as long as it lives
+    weakref.finalize(lent, _idle.__setitem__, id(memory), memory).atexit = False
+    return torch.from_numpy(lent).view(shape)
+
+
+def _total(by_thread: Tensor) -> Tensor:
+    return by_thread[0] if len(by_thread) == 1 else by_thread.sum(0)
+
+
+@torch.library.custom_op("mdl_physpre::m3gnet_block", mutates_args=(), device_types="cpu")
+def block(
+    centre: Tensor, neighbour: Tensor, q: Tensor, e: Tensor | None, radial: Tensor, weights: Tensor, i: Tensor,
+    j: Tensor, near: Tensor, start: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """e² (E, units), m (N, units), and a_0, y_0, a_1, y_1 (4, E, 2 units).
+
+    Parameters
+    ----------
+    centre, neighbour : (N, 4 units), P and Q of the edges' perceptron, then of the atoms'; each of two halves, the
+        value's, then the gate's.
+    q : (n_near, size), of the edges ``near`` (n_near,) alone, in ascending order; the others have no three-body term.
+    e : (E, units); where it is None, edges begin with silu(W_e g).
+    radial : (E, n_radial), g.
+    weights : W_3, W_1, W_2, b, W_d and perhaps W_e, flattened and one after the other.
+    i, j : (E,), sorted by i. start : (N + 1,), the first edge of each atom.
+    """
+    units = centre.shape[1] // 4
+    call = _Call(q, e, radial, weights, i, j, near, start, units)
+    edge, message = rows(q, len(i), units), torch.zeros_like(centre[:, :units])
+    kept = rows(q, 4, len(i), 2 * units)
+    call.run("block", {}, centre=centre, neighbour=neighbour, edge=edge, message=message, kept=kept)
+    return edge, message, kept
+
+
+@torch.library.custom_op("mdl_physpre::m3gnet_block_by_geometry", mutates_args=(), device_types="cpu")
+def by_geometry(
+    edge_bar: Tensor | None, message_bar: Tensor, kept: Tensor, q: Tensor, e: Tensor | None, radial: Tensor,
+    weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor, again: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in P, Q, q, e and g.
+
+    ``again``: for :func:`second` also those in silu(a_0), silu(a_1) and e², (5, E, units).
+    """
+    n_atoms, units = message_bar.shape
+    call = _Call(q, e, radial, weights, i, j, near, start, units)
+    found = {
+        "centre_bar": kept.new_zeros(n_atoms, 4 * units), "q_bar": torch.empty_like(q),
+        "e_bar": rows(q, len(i), units), "radial_bar": torch.zeros_like(radial),
+        **({"bars": rows(q, 5, len(i), units)} if again else {}),
+    }  # fmt: skip
+    neighbour = kept.new_zeros(len(call.ranges), n_atoms, 4 * units)
+    own = {"neighbour_bar": neighbour}
+    call.run("by_geometry", own, edge_bar=edge_bar, message_bar=message_bar, kept=kept, **found)
+    bars = found.get("bars", kept.new_empty(0))
+    return found["centre_bar"], _total(neighbour), found["q_bar"], found["e_bar"], found["radial_bar"], bars
+
+
+@torch.library.custom_op("mdl_physpre::m3gnet_block_by_parameters", mutates_args=(), device_types="cpu")
+def by_parameters(
+    edge_bar: Tensor | None, message_bar: Tensor, kept_bar: Tensor | None, edge: Tensor, kept: Tensor, q: Tensor,
+    e: Tensor | None, radial: Tensor, weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor,
+    by_radial: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in P, Q, q, e, g (where wanted) and the weights."""
+    n_atoms, units = message_bar.shape
+    call = _Call(q, e, radial, weights, i, j, near, start, units)
+    found = {
+        "centre_bar": kept.new_zeros(n_atoms, 4 * units), "q_bar": torch.empty_like(q),
+        "e_bar": rows(q, len(i), units), **_zeros("radial_bar", radial, by_radial),
+    }  # fmt: skip
+    neighbour, (sums, parts) = kept.new_zeros(len(call.ranges), n_atoms, 4 * units), call.weight_sums()
+    given = {"edge_bar": edge_bar, "message_bar": message_bar, "kept_bar": kept_bar, "edge": edge, "kept": kept}
+    call.run("by_parameters", {"neighbour_bar": neighbour, **parts}, **given, **found)
+    by_g = found.get("radial_bar", radial.new_zeros(0))
+    return found["centre_bar"], _total(neighbour), found["q_bar"], found["e_bar"], by_g, _total(sums)
+
+
+def _zeros(name: str, like: Tensor, wanted: bool) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(like)} if wanted else {}
+
+
+@torch.library.custom_op("mdl_physpre::m3gnet_block_second", mutates_args=(), device_types="cpu")
+def second(
+    centre_dot: Tensor | None, neighbour_dot: Tensor | None, q_dot: Tensor, e_dot: Tensor | None, radial_dot: Tensor,
+    message_bar: Tensor, e_bar: Tensor, bars: Tensor, kept: Tensor, q: Tensor, e: Tensor | None, radial: Tensor,
+    weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor, by_radial: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Rates of e² and m, and of adjoint · rate the gradients in a and y, in q, in g (where wanted) and the weights."""
+    units = message_bar.shape[1]
+    call = _Call(q, e, radial, weights, i, j, near, start, units)
+    sums, parts = call.weight_sums()
+    found = {
+        "edge_dot": rows(q, *e_bar.shape), "message_dot": torch.zeros_like(message_bar),
+        "kept_ext": rows(q, *kept.shape), "q_ext": torch.empty_like(q),
+        **_zeros("radial_ext", radial, by_radial),
+    }  # fmt: skip
+    given = {"centre_dot": centre_dot, "neighbour_dot": neighbour_dot, "q_dot": q_dot, "e_dot": e_dot,
+             "radial_dot": radial_dot, "message_bar": message_bar, "e_bar": e_bar, "bars": bars,
+             "kept": kept}  # fmt: skip
+    call.run("second", parts, **given, **found)
+    by_g = found.get("radial_ext", radial.new_zeros(0))
+    return found["edge_dot"], found["message_dot"], found["kept_ext"], found["q_ext"], by_g, _total(sums)
+
+
+def _keep_block(ctx: Any, inputs: tuple, output: Any) -> None:
+    _, _, *given = inputs
+    edge, _, kept = output
+    ctx.save_for_backward(edge, kept, *given)
+    ctx.n_atoms = len(inputs[0])
+    ctx.set_materialize_grads(False)
+    remember_stage(ctx)
+
+
+def _keep_gradient(ctx: Any, inputs: tuple, output: Any) -> None:
+    _, message_bar, *given, _ = inputs
+    ctx.save_for_backward(message_bar, output[3], output[5], *given)
+    ctx.mark_non_differentiable(output[5])
+    ctx.set_materialize_grads(False)
+    remember_stage(ctx)
+
+
+def _backward(ctx: Any, edge_bar: Tensor | None, message_bar: Tensor | None, kept_bar: Tensor | None) -> tuple:
+    edge, kept, *given = ctx.saved_tensors
+    has_e = given[1] is not None
+    if message_bar is None:
+        message_bar = edge.new_zeros(ctx.n_atoms, edge.shape[1])
+    geometry, parameters = wanted(ctx)
+    centre = neighbour = q = e = by_g = by_weights = None
+    if parameters:
+        found = by_parameters(edge_bar, message_bar, kept_bar, edge, kept, *given, geometry)
+        centre, neighbour, q, e, by_g, by_weights = found
+    if geometry and kept_bar is None:  # the same once more, differentiable
+        centre, neighbour, q, e, by_g, _ = by_geometry(edge_bar, message_bar, kept, *given, torch.is_grad_enabled())
+    return centre, neighbour, q, e if has_e else None, by_g if geometry else None, by_weights, None, None, None, None
+
+
+def _second(ctx: Any, centre: Tensor, neighbour: Tensor, q: Tensor, e: Tensor, g: Tensor, _: None) -> tuple:
+    message_bar, e_bar, bars, kept, *given = ctx.saved_tensors
+    q, g = (torch.zeros_like(like) if dot is None else dot for dot, like in ((q, given[0]), (g, given[2])))
+    by_radial = wanted(ctx)[0]
+    edge_dot, message_dot, kept_ext, q_ext, radial_ext, weights = second(
+        centre, neighbour, q, e, g, message_bar, e_bar, bars, kept, *given, by_radial
+    )
+    by_g = radial_ext if by_radial else None
+    edge_dot = edge_dot if ctx.needs_input_grad[0] else None
+    return edge_dot, message_dot, kept_ext, q_ext, None, by_g, weights, None, None, None, None, None
+
+
+block.register_autograd(_backward, setup_context=_keep_block)
+by_geometry.register_autograd(_second, setup_context=_keep_gradient)
+
+
+@block.register_fake
+def _(centre: Tensor, neighbour: Tensor, q: Tensor, e: Any, radial: Tensor, weights: Tensor, i: Tensor, *r: Any) -> Any:
+    units = centre.shape[1] // 4
+    return radial.new_empty(len(i), units), centre.new_empty(len(centre), units), radial.new_empty(4, len(i), 2 * units)
+
+
+@by_geometry.register_fake
+def _(edge_bar: Any, message_bar: Tensor, kept: Tensor, q: Tensor, e: Any, radial: Tensor, weights: Tensor, i: Tensor,
+      j: Tensor, near: Tensor, start: Tensor, again: bool) -> Any:  # fmt: skip
+    n_atoms, units = message_bar.shape
+    nodes = [kept.new_empty(n_atoms, 4 * units) for _ in range(2)]
+    e_bar = kept.new_empty(len(radial), units)
+    bars = kept.new_empty(5, len(radial), units) if again else kept.new_empty(0)
+    return *nodes, torch.empty_like(q), e_bar, torch.empty_like(radial), bars
+
+
+@by_parameters.register_fake
+def _(edge_bar: Any, message_bar: Tensor, kept_bar: Any, edge: Tensor, kept: Tensor, q: Tensor, e: Any, radial: Tensor,
+      weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor, by_radial: bool) -> Any:  # fmt: skip
+    nodes = [kept.new_empty(len(message_bar), 4 * edge.shape[1]) for _ in range(2)]
+    by_g = torch.empty_like(radial) if by_radial else radial.new_empty(0)
+    return *nodes, torch.empty_like(q), torch.empty_like(edge), by_g, torch.empty_like(weights)
+
+
+@second.register_fake
+def _(a: Any, b: Any, c: Tensor, d: Any, f: Tensor, message_bar: Tensor, e_bar: Tensor, bars: Tensor, kept: Tensor,
+      q: Tensor, e: Any, radial: Tensor, weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor,
+      by_radial: bool) -> Any:  # fmt: skip
+    given = [torch.empty_like(t) for t in (e_bar, message_bar, kept, q)]
+    return *given, torch.empty_like(radial) if by_radial else radial.new_empty(0), torch.empty_like(weights)

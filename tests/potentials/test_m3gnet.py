@@ -8,7 +8,7 @@ from scipy.special import eval_legendre
 from small_cells import BATCHES, crystal, predict, slab
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials import m3gnet_native, m3gnet_sweeps
+from mdl_physpre.potentials import m3gnet_native
 from mdl_physpre.potentials.base import edge_vectors, evaluate
 from mdl_physpre.potentials.checkpoints import build_backbone, load_potential, save_potential
 from mdl_physpre.potentials.m3gnet import M3GNet
@@ -16,23 +16,25 @@ from mdl_physpre.potentials.m3gnet_basis import (
     RadialSeries,
     cutoff_polynomial,
     harmonics,
+    monomials,
     smooth_bessel,
     spherical_bessel,
 )
+from mdl_physpre.potentials.native import tensor_operations
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.structures.graph import AtomGraph, build_graph
 
 CUTOFF, THREEBODY = 4.0, 3.0
+OPERATORS = ("block", "by_geometry", "by_parameters", "second")
 
 
 @pytest.fixture(autouse=True, params=["tensor operations", "C"])
 def operations(request, monkeypatch):
-    """Every test runs with both implementations of the operations on edges, in pieces of few edges."""
+    """Every test runs with both implementations of the operations on edges."""
     names = {torch.float32: "float", torch.float64: "double"} if request.param == "C" else {}
     if names and any(m3gnet_native.library(real) is None for real in names.values()):
         pytest.skip("there is no C compiler here")
     monkeypatch.setattr(m3gnet_native, "DTYPES", names)
-    monkeypatch.setattr(m3gnet_sweeps, "PIECE", 60)
     return request.param
 
 
@@ -65,7 +67,7 @@ SIZES = {
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_all_routes_agree_in_predictions_and_parameter_gradients(batch, sizes):
-    """Derivatives by hand against autograd's double backward, for a loss on energies, forces and stress at once."""
+    """Each route against autograd on tensor operations, for a loss on energies, forces and stress at once."""
     potential, structures = small(**SIZES[sizes]), BATCHES[batch]()
 
     def gradients(route, train=False):
@@ -78,20 +80,20 @@ def test_all_routes_agree_in_predictions_and_parameter_gradients(batch, sizes):
 
     reference = predict(potential, structures, "autograd")
     inference = predict(potential, structures, "prediction")
-    found, by_hand = gradients("training")
+    found, by_route = gradients("training")
     for one in (inference, found):
         torch.testing.assert_close(one.energies, reference.energies, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(one.forces, reference.forces, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(one.stress, reference.stress, rtol=1e-9, atol=1e-12, equal_nan=True)
-    by_hand = {name: value.clone() for name, value in by_hand.items()}
+    by_route = {name: value.clone() for name, value in by_route.items()}
     _, expected = gradients("autograd", train=True)
     for name, value in expected.items():
-        torch.testing.assert_close(by_hand[name], value, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(by_route[name], value, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_and_pieces_change_nothing(threads, monkeypatch):
-    potential, structures = small(), [crystal(k) * (2, 1, 1) for k in range(2)]
+def test_threads_change_nothing(threads):
+    potential, structures = small(), [crystal(k) * (4, 3, 2) for k in range(2)]
 
     def gradient():
         potential.zero_grad()
@@ -100,15 +102,13 @@ def test_threads_and_pieces_change_nothing(threads, monkeypatch):
         return torch.cat([p.grad.flatten() for p in potential.parameters()]), found
 
     one, before = gradient()
-    monkeypatch.setattr(m3gnet_sweeps, "PIECE", 200)
-    monkeypatch.setattr(m3gnet_native, "THREAD_ROWS", 7)
     used = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         other, after = gradient()
     finally:
         torch.set_num_threads(used)
-    torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12 * float(one.abs().max()))
     torch.testing.assert_close(after.forces, before.forces, rtol=1e-10, atol=1e-12)
 
 
@@ -132,19 +132,106 @@ def test_batches_under_way_at_the_same_time_do_not_disturb_each_other():
             torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("of", ["energies", "forces"])
-def test_a_second_backward_pass_is_refused(of):
-    total = getattr(predict(small(), crystal(), "training"), of).square().sum()
-    total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="once only|second time"):
-        total.backward()
+def test_edges_beyond_the_cutoff_count_nothing():
+    potential, structures = small(), [crystal(0), slab()]
+    longer = build_graph(structures, CUTOFF + 1.0)
+    assert longer.edge_index.shape[1] > 1.5 * build_graph(structures, CUTOFF).edge_index.shape[1]
+    found, expected = evaluate(potential, longer), predict(potential, structures)
+    torch.testing.assert_close(found.energies, expected.energies, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.forces, expected.forces, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.stress, expected.stress, rtol=1e-10, atol=1e-12)
+
+
+def test_memory_of_edges_is_used_again_once_it_is_free(operations):
+    like = torch.zeros(0, dtype=torch.float64)
+    m3gnet_native._idle.clear()
+    first, second = m3gnet_native.rows(like, 5, 16), m3gnet_native.rows(like, 5, 16)
+    places = {first.data_ptr(), second.data_ptr()}
+    assert len(places) == 2 and not any(p % 64 for p in places) and not m3gnet_native._idle
+    view = first[1:]
+    del first
+    assert not m3gnet_native._idle  # the view holds it
+    del view
+    third = m3gnet_native.rows(like, 4, 16)
+    assert third.data_ptr() in places - {second.data_ptr()} and third.shape == (4, 16)
+    m3gnet_native.rows(like.float(), 5, 16)
+    assert len(m3gnet_native._idle) == 1
+    m3gnet_native.rows(like, 50, 16)
+    assert [len(a) for a in m3gnet_native._idle.values()] == [800 + 64]
+
+
+def test_edges_in_another_order(operations):
+    """C code wants them sorted by their centre, and leaves others to tensor operations."""
+    potential, graph = small(), build_graph(crystal(), CUTOFF)
+    order = torch.randperm(graph.edge_index.shape[1], generator=torch.Generator().manual_seed(0))
+    other = AtomGraph.from_tensors(graph, edge_index=graph.edge_index[:, order], cell_offsets=graph.cell_offsets[order])
+    torch.testing.assert_close(evaluate(potential, other).forces, evaluate(potential, graph).forces)
+
+
+@pytest.fixture
+def arguments(operations, monkeypatch):
+    """Arguments of each operator in a step of training, in two blocks: without vectors of the edges, and with them."""
+    if operations != "C":
+        pytest.skip("the operators are in C")
+    found: dict[str, list] = {}
+    for name in OPERATORS:
+        operator = getattr(m3gnet_native, name)
+
+        def record(*given, name=name, operator=operator):
+            found.setdefault(name, []).append(given)
+            return operator(*given)
+
+        monkeypatch.setattr(m3gnet_native, name, record)
+    total = predict(small(), [crystal(), slab()], "training")
+    (total.energies.square().sum() + total.forces.square().sum()).backward()
+    monkeypatch.undo()
+    monkeypatch.setattr(m3gnet_native, "DTYPES", {torch.float64: "double"})
+    return found
+
+
+def copied(given: tuple, gradients: bool = True) -> tuple:
+    """The same arguments, real numbers with a gradient."""
+    return tuple(
+        t.detach().clone().requires_grad_(gradients and t.is_floating_point()) if isinstance(t, torch.Tensor) else t
+        for t in given
+    )
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_are_sound(name, arguments):
+    assert len(arguments[name]) == 2
+    for given in arguments[name]:
+        given = copied(given, gradients=name in ("block", "by_geometry"))
+        torch.library.opcheck(getattr(m3gnet_native, name), given)
+
+
+@pytest.mark.parametrize("has_edges", [False, True])
+def test_operators_are_differentiated_as_finite_differences_say(has_edges, arguments):
+    """First derivatives of a block in everything, a and y among its results, and the second ones of e² and m."""
+    (given,) = (g for g in arguments["block"] if (g[3] is not None) == has_edges)
+    given = copied(given)
+    free = [k for k, t in enumerate(given) if isinstance(t, torch.Tensor) and t.requires_grad]
+    inputs = tuple(given[k] for k in free)
+
+    def run(*some):
+        return m3gnet_native.block(*(some[free.index(k)] if k in free else t for k, t in enumerate(given)))
+
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    seeds = [torch.cos(torch.arange(r.numel()).double()).view_as(r) for r in run(*inputs)[:2]]
+
+    def slopes(*some):
+        return torch.autograd.grad(run(*some)[:2], some[:-1], seeds, create_graph=True)
+
+    assert torch.autograd.gradcheck(slopes, inputs, fast_mode=True)
 
 
 def test_an_isolated_atom_has_no_force_and_the_energy_of_the_network_without_neighbours():
     potential = small()
     found = predict(potential, [Atoms("Si"), Atoms("O", cell=[9, 9, 9], pbc=True)])
-    z = torch.tensor([14, 8])
-    expected = potential.scaled(potential.final(potential.embed(z))[:, 0], z)
+    z, none = torch.tensor([14, 8]), torch.zeros(0, dtype=torch.int64)
+    outputs = potential.outputs(z, torch.zeros(0, 3, dtype=torch.float64), none, none)
+    expected = potential.normalizer.scale[z] * outputs + potential.normalizer.shift[z]
+    assert (expected - potential.normalizer.shift[z]).abs().min() > 1e-4
     torch.testing.assert_close(found.energies, expected.detach())
     assert found.forces.abs().max() == 0
     assert found.stress[0].isnan().all()
@@ -157,7 +244,10 @@ def test_three_body_sums_against_all_triplets():
     vectors = edge_vectors(graph)
     distances, centre = vectors.norm(dim=1), graph.edge_index[0]
     near = torch.nonzero(distances < THREEBODY)[:, 0]
-    found = potential.basis.features(vectors, distances, centre, near, len(graph.z)).three_body
+    all_edges = potential.basis.features(vectors, distances, centre, len(graph.z)).three_body
+    found = potential.basis.features(vectors, distances, centre, len(graph.z), near).three_body
+    torch.testing.assert_close(all_edges[near], found)
+    assert all_edges.count_nonzero() == found.count_nonzero()
     r, u, i = distances[near].numpy(), (vectors[near] / distances[near, None]).numpy(), centre[near].numpy()
     radial = spherical_bessel(r, 3, 4, CUTOFF)
     envelope = cutoff_polynomial(distances[near], THREEBODY).numpy()
@@ -174,7 +264,7 @@ def test_three_body_sums_against_all_triplets():
 def test_harmonics_obey_the_addition_theorem():
     rng = np.random.default_rng(0)
     u, v = (torch.tensor(x / np.linalg.norm(x, axis=1, keepdims=True)) for x in rng.normal(size=(2, 7, 3)))
-    products = harmonics(u, 4) * harmonics(v, 4)
+    products = (monomials(u, 4) @ harmonics(4)) * (monomials(v, 4) @ harmonics(4))
     for degree in range(4):
         found = products[:, degree**2 : (degree + 1) ** 2].sum(1)
         np.testing.assert_allclose(found.numpy(), eval_legendre(degree, (u * v).sum(1).numpy()), atol=1e-14)
@@ -223,7 +313,8 @@ def test_saved_and_loaded(tmp_path):
     potential = build_backbone("M3GNet", elements=["Si", "O"], num_blocks=1, units=8, max_z=20, energy_scale=0.5)
     energies = torch.zeros(119, dtype=torch.float64)
     energies[8] = -432.123456789
-    assert potential.shift_reference(energies)
+    potential.shift_reference(energies)
+    torch.testing.assert_close(potential.reference_energies(), energies)
     again = load_potential(save_potential(tmp_path / "m.pt", potential))
     assert isinstance(again, M3GNet)
     assert again.hyperparameters() == potential.hyperparameters()
@@ -246,16 +337,28 @@ def test_what_it_refuses():
     ):
         with pytest.raises(ConfigError, match=word):
             M3GNet(**keys)
-    with pytest.raises(DataError, match=r"1 to 20; found 26 \(Fe\)"):
+    with pytest.raises(DataError, match=r"holds Fe, .* knows H to Ca"):
         predict(small(), Atoms("Fe"))
     with pytest.raises(DataError, match="holds Si"):
         predict(small(elements=["O"]), crystal())
 
 
-def test_gradients_with_respect_to_positions_are_those_of_autograd():
-    """Training needs one backward pass; a caller who needs more differentiates the atomic energies."""
+def test_derivatives_outside_evaluate():
+    """In positions and parameters at once, and second ones in positions, as tensor operations have them."""
     potential, graph = small(), build_graph(crystal(), CUTOFF)
-    positions = graph.pos.clone().requires_grad_(True)
-    total = potential.atomic_energies(AtomGraph.from_tensors(graph, pos=positions)).sum()
-    (slope,) = torch.autograd.grad(total, positions)
-    torch.testing.assert_close(-slope, evaluate(potential, graph).forces, rtol=1e-9, atol=1e-11)
+
+    def derivatives():
+        positions = graph.pos.clone().requires_grad_(True)
+        total = potential.atomic_energies(AtomGraph.from_tensors(graph, pos=positions)).sum()
+        parameters = [p for p in potential.parameters()]
+        first = torch.autograd.grad(total, [positions, *parameters], create_graph=True)
+        seed = torch.cos(torch.arange(first[0].numel()).double()).view_as(first[0])
+        return first, torch.autograd.grad((first[0] * seed).sum(), [positions, *parameters])
+
+    found = derivatives()
+    torch.testing.assert_close(-found[0][0], evaluate(potential, graph).forces, rtol=1e-9, atol=1e-11)
+    with tensor_operations():
+        expected = derivatives()
+    for one, other in zip(found, expected):
+        for x, y in zip(one, other, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-11)

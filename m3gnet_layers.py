@@ -1,0 +1,160 @@
+"""The layers of M3GNet under MatterSim's names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mdl_physpre.potentials import m3gnet_native
+from mdl_physpre.potentials.m3gnet_basis import Features
+
+
+class Layer(nn.Module):
+    """One linear map."""
+
+    def __init__(self, size_in: int, size_out: int, bias: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size_in, size_out, bias=bias)
+        nn.init.xavier_uniform_(self.linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+class Encoder(nn.Module):
+    """One linear map without a bias, under MatterSim's name for it."""
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(Layer(size_in, size_out, bias=False))
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix (size_out, size_in)."""
+        return self.get_parameter("mlp.0.linear.weight")
+
+
+class GatedMLP(nn.Module):
+    """g(x) ⊙ σ(x): two perceptrons, silu after each layer but σ's last, which has a sigmoid.
+
+    ``linear_end``: no activation after the last layer of g.
+    """
+
+    def __init__(self, sizes: list[int], bias: bool = True, linear_end: bool = False) -> None:
+        super().__init__()
+        self.g = nn.ModuleList(Layer(a, b, bias) for a, b in zip(sizes, sizes[1:]))
+        self.sigma = nn.ModuleList(Layer(a, b, bias) for a, b in zip(sizes, sizes[1:]))
+        self.linear_end = linear_end
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = x, x
+        for g, sigma in zip(self.g[:-1], self.sigma[:-1]):
+            value, gate = functional.silu(g(value)), functional.silu(sigma(gate))
+        value, gate = self.g[-1](value), torch.sigmoid(self.sigma[-1](gate))
+        return (value if self.linear_end else functional.silu(value)) * gate
+
+    def linears(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """The linear maps of g and of σ, layer by layer."""
+        return [(cast(Layer, g).linear, cast(Layer, sigma).linear) for g, sigma in zip(self.g, self.sigma)]
+
+
+class ThreeBody(nn.Module):
+    """Adds the three-body sums of an edge, weighted by its centre, to the edge's vector."""
+
+    def __init__(self, units: int, size: int) -> None:
+        super().__init__()
+        self.atom_mlp = Layer(units, size)
+        self.edge_gate_mlp = GatedMLP([size, units], bias=False)
+
+
+class Edges(NamedTuple):
+    """Centre and neighbour (n_edges,), and for C code what it wants besides; ``None`` where tensor operations work.
+
+    near : (n_near,), the edges within the three-body cutoff. start : (n_atoms + 1,), the first edge of each atom.
+    """
+
+    centre: Tensor
+    neighbour: Tensor
+    near: Tensor | None = None
+    start: Tensor | None = None
+
+
+class Block(nn.Module):
+    """One block of the network; see :class:`M3GNet`."""
+
+    def __init__(self, units: int, max_n: int, max_l: int) -> None:
+        super().__init__()
+        self.gated_mlp_atom = GatedMLP([3 * units, units, units])
+        self.edge_layer_atom = Layer(max_n, units, bias=False)
+        self.gated_mlp_edge = GatedMLP([3 * units, units, units])
+        self.edge_layer_edge = Layer(max_n, units, bias=False)
+        self.three_body = ThreeBody(units, max_n * max_l)
+
+    def forward(
+        self, v: Tensor, e: Tensor | None, encoder: Tensor, features: Features, edges: Edges
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors of atoms (n_atoms, units) and edges (n_edges, units) after the block.
+
+        Without ``e`` the edges begin with silu(W_e g), W_e the ``encoder`` (units, max_n). The first layers of both
+        perceptrons act on [v_i, v_j, e_ij]; what they make of the nodes is calculated for each atom.
+        """
+        (g_e, s_e), (g2_e, s2_e) = self.gated_mlp_edge.linears()
+        (g_a, s_a), (g2_a, s2_a) = self.gated_mlp_atom.linears()
+        first, second = (g_e, s_e, g_a, s_a), (g2_e, s2_e, g2_a, s2_a)
+        matrices = torch.stack([x.weight for x in second]).unflatten(0, (2, 2))
+        biases = torch.stack([x.bias for x in second]).unflatten(0, (2, 2))
+        by_centre, by_neighbour, by_edge = torch.cat([x.weight for x in first]).split(v.shape[1], dim=1)
+        centre = torch.addmm(torch.cat([x.bias for x in first]), v, by_centre.T)
+        neighbour = v @ by_neighbour.T
+        mask = torch.sigmoid(self.three_body.atom_mlp(v))
+        q = mask.index_select(0, features.centre) * features.three_body
+        scales = self.edge_layer_edge.linear.weight, self.edge_layer_atom.linear.weight
+        if edges.near is not None and edges.start is not None:
+            weights = [self._gate(), by_edge, matrices, biases]
+            weights += [w.T for w in ((*scales, encoder) if e is None else scales)]
+            packed = torch.cat([w.flatten() for w in weights])
+            given = (centre, neighbour, q, e, features.radial, packed, *edges)
+            e, messages, _ = m3gnet_native.block(*given)
+            return v + messages, e
+        if e is None:
+            e = functional.silu(features.radial @ encoder.T)
+        e = e + self.three_body.edge_gate_mlp(q)
+        a = centre.index_select(0, edges.centre) + neighbour.index_select(0, edges.neighbour)
+        for k, (a_k, w) in enumerate(zip(a.split(2 * v.shape[1], dim=1), by_edge.split(2 * v.shape[1]))):
+            h = functional.silu(torch.addmm(a_k, e, w.T)).unflatten(1, (2, v.shape[1])).transpose(0, 1)
+            value, gate = torch.baddbmm(biases[k][:, None], h, matrices[k].mT).unbind()
+            opening = functional.silu(value) * torch.sigmoid(gate)
+            p = features.radial @ scales[k].T
+            if k == 0:
+                e = e + opening * p
+            else:
+                v = v.index_add(0, edges.centre, opening * functional.silu(p))
+        return v, e
+
+    def _gate(self) -> Tensor:
+        ((g, sigma),) = self.three_body.edge_gate_mlp.linears()
+        return torch.cat([g.weight, sigma.weight])
+
+
+class Constants(nn.Module):
+    """Numbers that a MatterSim state dictionary holds and that follow from the sizes of the network."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, value in values.items():
+            self.register_buffer(name, value)
+
+
+class AtomScaling(nn.Module):
+    """Scale and reference energy of each element: eV by atomic number, (max_z + 1,)."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, max_z: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.full((max_z + 1,), float(scale)))
+        self.register_buffer("shift", torch.zeros(max_z + 1, dtype=torch.float64))
