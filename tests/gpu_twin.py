@@ -13,7 +13,7 @@ CPU tensor; each operation on it, below automatic differentiation, comes to :fun
 the tensors inside. Operations of other libraries than ATen run their implementation for CUDA, as on a GPU.
 
 Not as on a GPU: random numbers are those of the CPU; what is pickled comes back on the CPU; autocast changes nothing;
-operations that change the shape of a tensor in place are refused.
+operations that change the size of a tensor in place are refused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from mdl_physpre.structures.graph import AtomGraph
 NAME = "gpu"
 PACKAGE = str(Path(mdl_physpre.__file__).parent) + "/"
 NO_KERNEL = {
-    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "is_pinned", "detach_",
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "is_pinned",
     "is_same_size", "_local_scalar_dense",
 }  # fmt: skip
 WAITS = {
@@ -53,6 +53,7 @@ NO_CPU_SCALARS = {
     "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "cat", "stack", "embedding", "mm", "bmm",
 }  # fmt: skip
 _active: list[Counts] = []
+_instead = False  # whether this device stands for every GPU that is asked for
 
 
 class Counts:
@@ -96,6 +97,36 @@ def counting() -> Iterator[Counts]:
 def on_gpu(graph: AtomGraph) -> AtomGraph:
     """A copy of a graph on the device. Modules and tensors have ``to(DEVICE)``."""
     return AtomGraph.from_tensors(None, **{name: value.to(DEVICE) for name, value in graph._store.items()})
+
+
+def make_it_the_gpu(monkeypatch: Any) -> None:
+    """For one test, ``auto`` and ``cuda`` name this device, and Lightning trains on it.
+
+    Lightning knows devices of its own; a device that it does not know takes a strategy and an accelerator by instance.
+    """
+    import lightning.pytorch as pl
+    from lightning.pytorch.accelerators import CPUAccelerator
+    from lightning.pytorch.strategies import SingleDeviceStrategy
+
+    from mdl_physpre.potentials import devices
+
+    class Accelerator(CPUAccelerator):
+        def setup_device(self, device: torch.device) -> None:
+            assert device == DEVICE
+
+    def trainer(*args: Any, __new: Any = pl.Trainer, **options: Any) -> Any:
+        if options.get("accelerator") != "cpu":
+            options |= {"accelerator": Accelerator(), "strategy": SingleDeviceStrategy(DEVICE), "devices": 1}
+        return __new(*args, **options)
+
+    def available(device: Any = "auto", *, __true: Any = devices.available_device) -> torch.device:
+        return DEVICE if _instead and str(device) != "cpu" else __true(device)
+
+    monkeypatch.setattr(pl, "Trainer", trainer)
+    monkeypatch.setattr(sys.modules[__name__], "_instead", True)  # modules imported meanwhile keep the function
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mdl_physpre") and hasattr(module, "available_device"):
+            monkeypatch.setattr(module, "available_device", available)
 
 
 class GPUTensor(Tensor):
@@ -177,7 +208,9 @@ def _note(name: str, op: Any, args: tuple, kwargs: dict, here: list[Tensor], hos
             up = any(not isinstance(t, GPUTensor) for t in indices)
             strange = [t for t in strange if not any(t is i for i in indices)]
         clash = bool(strange)
-    view = any(r.alias_info is not None and not r.alias_info.is_write for r in op._schema.returns)
+    view = torch.Tag.inplace_view in op.tags or any(
+        r.alias_info is not None and not r.alias_info.is_write for r in op._schema.returns
+    )
     kernel = not (view or name in NO_KERNEL or down or (copies and up))
     where = _where() if wait or up or clash else ""
     for counts in _active:
@@ -214,11 +247,14 @@ def _execute(op: Any, *args: Any, **kwargs: Any) -> Any:
             return value
         if id(value) in known:
             if known[id(value)].shape != value.shape:
-                raise NotImplementedError(f"{op} changes the shape of a tensor in place, which {NAME} cannot")
+                raise NotImplementedError(f"{op} changes the size of a tensor in place, which {NAME} cannot")
             return known[id(value)]
         return value if leaves else GPUTensor(value)
 
     kwargs.pop("pin_memory", None)
+    if torch.Tag.inplace_view in op.tags:  # the tensor outside must look as the one inside
+        with torch._C._DisableTorchDispatch():
+            op(*args, **kwargs)
     return tree_map(outside, op(*tree_map(inside, args), **tree_map(inside, kwargs)))
 
 

@@ -44,14 +44,14 @@ def network(name: str) -> Potential:
 
 
 def silica(n: int) -> list[Atoms]:
-    """Rattled quartz of 36 atoms with made-up labels."""
+    """Rattled quartz of 18 atoms with made-up labels."""
     quartz = crystal(
         ["Si", "O"], [(0.470, 0, 0), (0.413, 0.267, 0.119)], spacegroup=152, cellpar=[4.916, 4.916, 5.405, 90, 90, 120]
     )
     made = []
     for k in range(n):
         rng = np.random.default_rng(k)
-        atoms = make_supercell(quartz, np.diag([2, 2, 1]))
+        atoms = make_supercell(quartz, np.diag([1, 1, 2]))
         atoms.rattle(0.05, seed=k)
         set_labels(atoms, rng.normal(), rng.normal(size=(len(atoms), 3)), rng.normal(size=(3, 3)))
         made.append(atoms)
