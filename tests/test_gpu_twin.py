@@ -1,4 +1,4 @@
-"""The stand-in for a GPU notices what a GPU would suffer from, computes the right values, and runs what training needs."""
+"""The stand-in for a GPU notices what a GPU would suffer from, has the right values, and runs what training needs."""
 
 from __future__ import annotations
 

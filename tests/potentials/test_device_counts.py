@@ -45,9 +45,8 @@ def network(name: str) -> Potential:
 
 def silica(n: int) -> list[Atoms]:
     """Rattled quartz of 18 atoms with made-up labels."""
-    quartz = crystal(
-        ["Si", "O"], [(0.470, 0, 0), (0.413, 0.267, 0.119)], spacegroup=152, cellpar=[4.916, 4.916, 5.405, 90, 90, 120]
-    )
+    places = [(0.4697, 0, 1 / 3), (0.4133, 0.2672, 0.4524)]
+    quartz = crystal(["Si", "O"], places, spacegroup=152, cellpar=[4.916, 4.916, 5.405, 90, 90, 120])
     made = []
     for k in range(n):
         rng = np.random.default_rng(k)
