@@ -62,7 +62,8 @@ def test_on_a_device_that_is_not_the_cpu(script):
         content = script.main(["--device", str(DEVICE), "--small"])
     assert counts.clashes == {} and counts.kernels > 10_000
     for row in rows_without_errors(content, "same"):
-        assert row["forces"] < (1e-10 if row["dtype"] == "float64" else 1e-4), row
+        bound = 1e-6 if row["dtype"] == "float64" else 1e-4  # functions of distance may stand in tables on the CPU
+        assert row["forces"] < bound, row
     for name in ("training", "dynamics", "autograd", "paper"):
         assert rows_without_errors(content, name)
 
