@@ -11,6 +11,9 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from mdl_physpre.errors import CheckpointError, DataError
+from mdl_physpre.potentials.edge_op import derivatives_in_geometry, energies_for_derivatives
+from mdl_physpre.potentials.recompute import parts_of, recomputed
+from mdl_physpre.potentials.reference import N_ELEMENTS, EnergyReference
 from mdl_physpre.structures.graph import AtomGraph
 
 
@@ -24,19 +27,15 @@ class Predictions:
 
 
 class Potential(nn.Module, ABC):
-    """Anything that gives atomic energies on an :class:`AtomGraph`, differentiable in positions and cell.
+    """Anything that predicts energies, forces and stress: a network, an ASE calculator, a TorchSim model, a sum.
 
     Attributes
     ----------
-    cutoff : Å; the graph must hold every edge within it.
+    cutoff : Å; the graph must hold every edge within it. Edges at or beyond it count nothing.
     elements : atomic numbers that the potential knows, or ``None`` for any.
     gives_stress : False for a potential that has no stress; asking it for one is then a DataError.
     concurrent : whether several threads are to evaluate it at the same time in dynamics on the CPU: where that is
         safe, and where most of its work is done outside Python, which only one thread at a time can be in.
-
-    A subclass may also define ``predictions(graph, forces, stress) -> Predictions`` (derivatives by hand, no graph for
-    training) and ``differentiable_predictions(graph, forces, stress) -> Predictions`` (derivatives by hand that
-    backpropagate to the parameters). :func:`evaluate` uses them where they exist.
     """
 
     cutoff: float
@@ -45,34 +44,97 @@ class Potential(nn.Module, ABC):
     concurrent: bool = False
 
     @abstractmethod
-    def atomic_energies(self, graph: AtomGraph) -> Tensor:
-        """Energy of each atom, (n_atoms,), eV; their sum is the total energy, reference energies included."""
+    def predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
+        """Energies, and forces and stress where they are wanted; not differentiable."""
 
-    def shift_reference(self, energies: Tensor) -> bool:
-        """Add ``energies`` (119,), eV by atomic number, to the reference energy of each element.
-
-        Returns whether that was done: not by a potential without reference energies.
-        """
-        reference = getattr(self, "reference", None)
-        if reference is None:
-            return False
-        reference.energies.add_(energies.to(reference.energies))
-        return True
+    def known_elements(self) -> frozenset[int] | None:
+        """Atomic numbers that the potential knows, or ``None`` for any."""
+        return None if self.elements is None else frozenset(self.elements)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Plain values from which the class builds the same architecture again."""
         raise CheckpointError(f"{type(self).__name__} cannot be saved: it does not define hyperparameters()")
 
 
+class AtomicPotential(Potential):
+    """A potential that is a differentiable sum over atoms. A subclass writes :meth:`atomic_energies`, nothing else."""
+
+    @abstractmethod
+    def atomic_energies(self, graph: AtomGraph) -> Tensor:
+        """Energy of each atom, (n_atoms,), eV, differentiable in ``graph.pos``, ``graph.cell`` and the parameters.
+
+        Their sum is the total energy, energies of the elements included.
+        """
+
+    def predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
+        """Energies, and their derivatives where they are wanted; not differentiable."""
+        return self.derivatives(graph, forces, stress, create_graph=False)
+
+    def derivatives(self, graph: AtomGraph, forces: bool, stress: bool, create_graph: bool) -> Predictions:
+        """Energies, and their derivatives in positions and strain; with ``create_graph`` differentiable."""
+        with torch.inference_mode(False):  # in which nothing can be differentiated
+            if graph.pos.is_inference():
+                graph = AtomGraph.from_tensors(graph, **{k: v.clone() for k, v in graph._store.items()})
+            return derivatives(self, graph, forces, stress, create_graph)
+
+
+class Backbone(AtomicPotential):
+    """A potential that is trained: atomic energies, and a reference energy for each element.
+
+    ``reference`` is set to the energies of the elements before training, and :meth:`atomic_energies` adds
+    ``self.reference(graph.z)``.
+
+    Parameters
+    ----------
+    reference : energies of the elements; zero where ``None``.
+    """
+
+    reference: EnergyReference
+
+    def __init__(self, reference: EnergyReference | None = None) -> None:
+        super().__init__()
+        self.reference = EnergyReference() if reference is None else reference
+
+    def reference_energies(self) -> Tensor:
+        """Energies of the elements, (119,), eV by atomic number, float64 on the CPU."""
+        return self.reference.energies.detach().to("cpu", torch.float64)
+
+    def shift_reference(self, energies: Tensor) -> None:
+        """Add ``energies`` (119,), eV by atomic number, to the reference energy of each element."""
+        self.reference.energies.add_(energies.to(self.reference.energies))
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Parameters that are lengths, energies and the like, on which no weight decay acts."""
+        return []
+
+
 def edge_vectors(graph: AtomGraph) -> Tensor:
     """r_ij = r_j + S·cell − r_i for each edge, (n_edges, 3), Å."""
     i, j = graph.edge_index[0], graph.edge_index[1]
+    offsets = graph.cell_offsets.to(graph.pos.dtype)
     if graph.cell.shape[0] == 1:
-        shift = graph.cell_offsets @ graph.cell[0]
+        shift = offsets @ graph.cell[0]
     else:
         cells = graph.cell.index_select(0, graph.batch.index_select(0, i))
-        shift = torch.einsum("ek,ekx->ex", graph.cell_offsets, cells)
+        shift = torch.einsum("ek,ekx->ex", offsets, cells)
     return graph.pos.index_select(0, j) - graph.pos.index_select(0, i) + shift
+
+
+def edges_within(graph: AtomGraph, cutoff: float) -> AtomGraph:
+    """The graph without the edges at or beyond ``cutoff`` Å; as it is where there are none."""
+    with torch.no_grad():
+        near = torch.linalg.vector_norm(edge_vectors(graph), dim=1) < cutoff
+        if bool(near.all()):
+            return graph
+        edge_index, offsets = graph.edge_index[:, near], graph.cell_offsets[near]
+    return AtomGraph.from_tensors(graph, edge_index=edge_index, cell_offsets=offsets)
+
+
+def worth_cutting(graph: AtomGraph, cutoff: float) -> AtomGraph:
+    """:func:`edges_within` on a CPU; on a GPU, where to count edges costs more than they do, the graph as it is."""
+    if torch.compiler.is_compiling() or graph.pos.device.type != "cpu":
+        return graph
+    return edges_within(graph, cutoff)
 
 
 def sum_by_structure(values: Tensor, graph: AtomGraph) -> Tensor:
@@ -83,27 +145,38 @@ def sum_by_structure(values: Tensor, graph: AtomGraph) -> Tensor:
 
 def volumes(graph: AtomGraph) -> Tensor:
     """|det cell| of each structure, (n_structures,), Å³; NaN where there is no cell."""
-    volume = torch.linalg.det(graph.cell).abs()
-    return torch.where(volume > 0, volume, torch.full_like(volume, torch.nan))
+    a, b, c = graph.cell.unbind(1)
+    volume = (a * torch.linalg.cross(b, c)).sum(1).abs()
+    return torch.where(volume > 0, volume, torch.nan)
 
 
 def check_elements(potential: Potential, graph: AtomGraph) -> None:
     """Raise DataError, naming them, where the graph holds elements that the potential does not know."""
-    if potential.elements is None:
+    known = potential.known_elements()
+    if known is None or graph.elements <= known:
         return
-    known = torch.zeros(len(chemical_symbols), dtype=torch.bool, device=graph.z.device)
-    known[list(potential.elements)] = True
-    if not bool(known[graph.z].all()):
-        strange = sorted({chemical_symbols[int(z)] for z in graph.z[~known[graph.z]]})
-        have = ", ".join(chemical_symbols[z] for z in potential.elements)
-        raise DataError(
-            f"the structure holds {', '.join(strange)}, which this potential does not know (it knows {have}); "
-            "leave such structures out, or train a potential on data that contain the element"
-        )
+    strange = ", ".join(_symbol(z) for z in sorted(graph.elements - known))
+    have = ", ".join(_symbol(z) for z in sorted(known))
+    if potential.elements is None:
+        have = f"{_symbol(min(known))} to {_symbol(max(known))}"
+    raise DataError(
+        f"the structure holds {strange}, which this potential does not know (it knows {have}); "
+        "leave such structures out, or train a potential on data that contain the element"
+    )
+
+
+def _symbol(z: int) -> str:
+    return chemical_symbols[z] if 0 <= z < N_ELEMENTS else f"atomic number {z}"
 
 
 def evaluate(
-    potential: Potential, graph: AtomGraph, *, forces: bool = True, stress: bool = True, create_graph: bool = False
+    potential: Potential,
+    graph: AtomGraph,
+    *,
+    forces: bool = True,
+    stress: bool = True,
+    create_graph: bool = False,
+    recompute_edges: int | None = None,
 ) -> Predictions:
     """Energy, forces and stress of a batch of structures.
 
@@ -114,7 +187,9 @@ def evaluate(
     potential : a :class:`Potential`.
     graph : the batch, with all edges within ``potential.cutoff``.
     forces, stress : whether to compute them.
-    create_graph : keep the derivatives differentiable, for training on forces and stress.
+    create_graph : keep the results differentiable in the parameters, for training.
+    recompute_edges : with ``create_graph``, work on whole structures of at most so many edges at a time, and compute
+        them again when their gradient is wanted: a third more work, and memory for one part alone.
 
     Returns
     -------
@@ -123,36 +198,73 @@ def evaluate(
 
     Raises
     ------
-    DataError : an element that the potential does not know.
+    DataError : an element that the potential does not know; ``create_graph`` of a potential that only predicts.
     """
     check_elements(potential, graph)
-    by_hand = getattr(potential, "differentiable_predictions" if create_graph else "predictions", None)
-    if by_hand is not None:
-        return by_hand(graph, forces, stress)
-    if not (forces or stress):
-        with torch.set_grad_enabled(create_graph):
-            return Predictions(sum_by_structure(potential.atomic_energies(graph), graph))
-    with torch.enable_grad():
-        positions = graph.pos.detach().requires_grad_(True)
-        wanted = [positions] if forces else []
-        strained = AtomGraph.from_tensors(graph, pos=positions)
-        if stress:
-            strain = torch.zeros_like(graph.cell).requires_grad_(True)
+    if not create_graph:
+        return potential.predictions(graph, forces, stress)
+    if not isinstance(potential, AtomicPotential):
+        raise DataError(
+            f"{type(potential).__name__} only predicts: it has no energies of atoms that can be differentiated, so it "
+            "cannot be trained, and evaluate(…, create_graph=True) does not work with it"
+        )
+    if recompute_edges is None:
+        return potential.derivatives(graph, forces, stress, create_graph=True)
+    parameters = [p for p in potential.parameters() if p.requires_grad]
+    found = []
+    for part in parts_of(graph, recompute_edges):
+
+        def compute(differentiable: bool, part: AtomGraph = part) -> tuple[Tensor, ...]:
+            one = potential.derivatives(part, forces, stress, create_graph=differentiable)
+            return tuple(t for t in (one.energies, one.forces, one.stress) if t is not None)
+
+        found.append(iter(recomputed(compute, parameters)))
+    energies, *rest = (torch.cat(parts) for parts in zip(*found))
+    return Predictions(energies, rest.pop(0) if forces else None, rest.pop(0) if stress else None)
+
+
+def derivatives(
+    potential: AtomicPotential, graph: AtomGraph, forces: bool, stress: bool, create_graph: bool
+) -> Predictions:
+    """Energies and their derivatives in positions and strain."""
+
+    def energies_at(positions: Tensor, strain: Tensor | None) -> Tensor:
+        moved = graph.from_tensors(graph, pos=positions)
+        if strain is not None:
             deformation = 0.5 * (strain + strain.transpose(1, 2))
-            moved = torch.einsum("nx,nxy->ny", positions, deformation.index_select(0, graph.batch))
-            strained.pos = positions + moved
-            strained.cell = graph.cell + graph.cell @ deformation
-            wanted.append(strain)
-        energies = sum_by_structure(potential.atomic_energies(strained), graph)
-        if energies.requires_grad:
-            gradients = torch.autograd.grad(energies.sum(), wanted, create_graph=create_graph, materialize_grads=True)
-        else:  # no edges and no parameters: the energy depends on nothing
-            gradients = tuple(torch.zeros_like(w) for w in wanted)
-        result = Predictions(energies if create_graph else energies.detach())
-        if forces:
-            result.forces = -gradients[0]
-        if stress:
-            volume = volumes(graph)[:, None, None]
-            # NaN where there is no cell, put in so that it does not spread to the gradients of the others
-            result.stress = torch.where(volume.isnan(), torch.nan, gradients[-1] / volume.nan_to_num(1.0))
-    return result
+            of_atoms = deformation.index_select(0, graph.batch)
+            moved.pos = positions + (positions[:, :, None] * of_atoms).sum(1)
+            moved.cell = graph.cell + graph.cell @ deformation
+        return sum_by_structure(potential.atomic_energies(moved), graph)
+
+    if not (forces or stress):
+        with torch.set_grad_enabled(create_graph), energies_for_derivatives(create_graph):
+            return Predictions(energies_at(graph.pos, None))
+    arguments = (graph.pos.detach(), torch.zeros_like(graph.cell) if stress else None)
+    energies, slopes = _energies_and_slopes(energies_at, arguments, create_graph)
+    found = Predictions(energies, forces=-slopes[0] if forces else None)
+    if stress:
+        volume = volumes(graph)[:, None, None]
+        # NaN where there is no cell, put in so that it does not spread to the gradients of the others
+        found.stress = torch.where(volume.isnan(), torch.nan, slopes[1] / volume.nan_to_num(1.0))
+    return found
+
+
+def _energies_and_slopes(energies_at: Any, arguments: tuple[Any, ...], create_graph: bool) -> tuple[Tensor, Any]:
+    """E(x) (n_structures,) and d ΣE/dx for each argument that is not ``None``."""
+    wanted = [a for a in arguments if a is not None]
+    if torch.compiler.is_compiling():  # where autograd.grad cannot be traced
+        energies, pull_back = torch.func.vjp(  # type: ignore[misc]
+            lambda *some: energies_at(*some, *arguments[len(some) :]), *wanted
+        )
+        return energies, pull_back(torch.ones_like(energies))
+    with torch.enable_grad():
+        for a in wanted:
+            a.requires_grad_(True)
+        with energies_for_derivatives(create_graph):
+            energies = energies_at(*arguments)
+        if not energies.requires_grad:  # no edges and no parameters: the energy depends on nothing
+            return energies, [torch.zeros_like(a) for a in wanted]
+        with derivatives_in_geometry():
+            slopes = torch.autograd.grad(energies.sum(), wanted, create_graph=create_graph, materialize_grads=True)
+    return energies if create_graph else energies.detach(), slopes

@@ -5,33 +5,40 @@ Parameter names and shapes are MatDeepLearn's, so that a state dictionary passes
 
 from __future__ import annotations
 
-import copy
+import ctypes
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import cgcnn_native
-from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
-from mdl_physpre.potentials.cgcnn_edges import Edges, cut_edges
-from mdl_physpre.potentials.cgcnn_kernels import EnergiesAndSlopes, energies_and_slopes
-from mdl_physpre.potentials.cgcnn_radial import (
-    GaussianBasis,
-    compress_basis,
-    piecewise_polynomials,
-    smoothstep,
-    smoothstep_slope,
+from mdl_physpre.potentials.arguments import (
+    element_numbers,
+    refuse_unsupported,
+    require_at_least,
+    require_positive,
 )
+from mdl_physpre.potentials.base import Backbone, edge_vectors
+from mdl_physpre.potentials.cgcnn_radial import GaussianBasis, piecewise_polynomials, smoothstep
+from mdl_physpre.potentials.native import is_sorted
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.structures.graph import AtomGraph
 
 NODE_DIM = 100
 """Length of the one-hot element vector: atomic numbers 1 to 100."""
+
+SUPPORTED = {
+    "batch_norm": (False, "batch statistics make the energy of a structure depend on its batch"),
+    "dropout_rate": (0.0, "forces would not be the derivative of one energy"),
+    "act": ("silu", "a potential needs a smooth activation"),
+    "pool": ("global_add_pool", "the energy must be a sum over atoms"),
+    "pool_order": ("late", "the energy must be a sum over atoms"),
+}
+"""Keys of MatDeepLearn that have one value here, and why."""
 
 
 class GatedConvolution(nn.Module):
@@ -57,7 +64,10 @@ class ConvolutionList(nn.ModuleList):
         return super().__iter__()  # type: ignore[return-value]
 
 
-class CGCNN(Potential):
+Convolve = Callable[[GatedConvolution, Tensor], Tensor]
+
+
+class CGCNN(Backbone):
     """Crystal graph convolutional network, Xie and Grossman, Phys. Rev. Lett. 120, 145301 (2018).
 
         h_i⁰ = silu(W_pre e_{z_i} + b_pre)
@@ -78,7 +88,7 @@ class CGCNN(Potential):
 
     Parameters
     ----------
-    elements: atomic numbers or symbols that the potential knows; None accepts 1 to 100.
+    elements: atomic numbers or symbols that the potential knows; None stands for 1 to 100.
     cutoff: Å.
     dim1, dim2: channels of the convolutions and of the layers after them.
     pre_fc_count, gc_count, post_fc_count: numbers of layers.
@@ -88,7 +98,7 @@ class CGCNN(Potential):
     reference: energies of the elements (eV); zero if not given.
     batch_norm, dropout_rate, act, pool, pool_order: MatDeepLearn's keys; only the default values are supported.
 
-    Raises ConfigError for a value that is not supported, DataError for an atomic number outside 1 to 100.
+    Raises ConfigError for a value that is not supported.
     """
 
     concurrent = True
@@ -115,14 +125,16 @@ class CGCNN(Potential):
         pool: str = "global_add_pool",
         pool_order: str = "late",
     ) -> None:
-        super().__init__()
-        _refuse_unsupported(batch_norm=batch_norm, dropout_rate=dropout_rate, act=act, pool=pool, pool_order=pool_order)
-        _require_positive(cutoff=cutoff, dim1=dim1, dim2=dim2, gc_count=gc_count, edge_width=edge_width)
-        _require_positive(energy_scale=energy_scale, edge_dim=edge_dim - 1, pre_fc_count=pre_fc_count + 1)
-        _require_positive(post_fc_count=post_fc_count + 1)
+        super().__init__(reference)
+        given = dict(batch_norm=batch_norm, dropout_rate=dropout_rate, act=act, pool=pool, pool_order=pool_order)
+        refuse_unsupported("CGCNN", SUPPORTED, given)
+        require_positive("CGCNN", cutoff=cutoff, edge_width=edge_width, energy_scale=energy_scale)
+        require_at_least("CGCNN", 0, pre_fc_count=pre_fc_count, post_fc_count=post_fc_count)
+        require_at_least("CGCNN", 1, dim1=dim1, dim2=dim2, gc_count=gc_count)
+        require_at_least("CGCNN", 2, edge_dim=edge_dim)
         if not 0.0 <= envelope_start < 1.0:
             raise ConfigError(f"CGCNN: envelope_start is {envelope_start}, expected a fraction of the cutoff in [0, 1)")
-        self.elements = element_numbers(elements)
+        self.elements = element_numbers(elements, NODE_DIM, "CGCNN")
         self.cutoff = float(cutoff)
         self.dim1, self.dim2 = int(dim1), int(dim2)
         self.pre_fc_count, self.gc_count, self.post_fc_count = int(pre_fc_count), int(gc_count), int(post_fc_count)
@@ -138,8 +150,7 @@ class CGCNN(Potential):
         self.conv_list = ConvolutionList(GatedConvolution(dim, self.edge_dim) for _ in range(self.gc_count))
         self.post_lin_list = LinearList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
         self.lin_out = nn.Linear(post[-1], 1)
-        self.reference = EnergyReference() if reference is None else reference
-        self._columns: dict[Any, Tensor] = {}
+        self._columns: Tensor | None = None
 
     def hyperparameters(self) -> dict[str, Any]:
         """What ``CGCNN(**…)`` needs to be built again, as plain values; weights and energy reference not included."""
@@ -150,32 +161,33 @@ class CGCNN(Potential):
         elements = None if self.elements is None else list(self.elements)
         return {"elements": elements, **{name: getattr(self, name) for name in names}}
 
+    def known_elements(self) -> frozenset[int]:
+        """``elements``, or all that have a place in the one-hot vector."""
+        return frozenset(self.elements or range(1, NODE_DIM + 1))
+
     def atomic_energies(self, graph: AtomGraph) -> Tensor:
         """Energy of each atom (N,) in eV, differentiable in positions, cell and parameters."""
-        check_atomic_numbers(graph.z)
-        distances = edge_vectors(graph).norm(dim=1)
-        h = self.embed(graph.z)
-        centre, neighbour = graph.edge_index
-        gaussians = self.distance_expansion(distances)
-        weights = self.edge_weights(distances, centre, len(h))
+        i, j = graph.edge_index
+        return self.reference(graph.z) + self.energy_scale * self.outputs(graph.z, edge_vectors(graph), i, j)
+
+    def outputs(self, z: Tensor, vectors: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """The network's output (N,) from species (N,), edge vectors (E, 3), and centres and neighbours (E,)."""
+        distances = vectors.norm(dim=1)
+        h = functional.embedding(z - 1, self.element_vectors())
+        weights = self.edge_weights(distances, i, len(z))
+        convolve = self._convolutions(distances, weights, i, j, len(z))
         for convolution in self.conv_list:
-            z = torch.cat([h[centre], h[neighbour], gaussians], dim=1)
-            gate = torch.sigmoid(convolution.lin_f(z)) * functional.softplus(convolution.lin_s(z))
-            h = h + torch.zeros_like(h).index_add(0, centre, weights[:, None] * gate)
-        return self.reference(graph.z) + self.energy_scale * self.read_out(h)
-
-    def embed(self, z: Tensor) -> Tensor:
-        """Node vectors (N, dim) before the first convolution."""
-        h: Tensor = functional.one_hot(z - 1, NODE_DIM).to(self.lin_out.weight.dtype)
-        for linear in self.pre_lin_list:
-            h = functional.silu(linear(h))
-        return h
-
-    def read_out(self, h: Tensor) -> Tensor:
-        """Network output (N,) of each node vector."""
+            h = convolve(convolution, h)
         for linear in self.post_lin_list:
             h = functional.silu(linear(h))
         return self.lin_out(h)[:, 0]
+
+    def element_vectors(self) -> Tensor:
+        """Node vectors before the first convolution of atomic numbers 1 to 100, (100, dim)."""
+        h = torch.eye(NODE_DIM, dtype=self.lin_out.weight.dtype, device=self.lin_out.weight.device)
+        for linear in self.pre_lin_list:
+            h = functional.silu(linear(h))
+        return h
 
     def edge_weights(self, distances: Tensor, centre: Tensor, n_atoms: int) -> Tensor:
         """f(r_ij) / n_i for every edge (E,); 0 at and beyond the cutoff."""
@@ -186,166 +198,49 @@ class CGCNN(Potential):
         norm = f.new_full((n_atoms,), 1.0 if self.envelope else 0.0).index_add(0, centre, f)
         return f / norm.index_select(0, centre).clamp_min(torch.finfo(f.dtype).tiny)
 
-    def predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
-        """Energies, forces and stress with derivatives by hand, not differentiable."""
-        check_atomic_numbers(graph.z)
-        with torch.no_grad():
-            vectors, distances, index = self._within_cutoff(graph)
-            edges = self._edges(distances, index, len(graph.z))
-            energies, slopes, _ = energies_and_slopes(
-                edges, self.embed(graph.z), self._packed_parameters(), self.gc_count, forces or stress
-            )
-            return self._assemble(graph, energies, slopes, vectors, distances, index, forces, stress)
-
-    def differentiable_predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
-        """As :meth:`predictions`, and one backward pass gives the gradient in the parameters (not in positions)."""
-        check_atomic_numbers(graph.z)
-        with torch.no_grad():
-            vectors, distances, index = self._within_cutoff(graph)
-            edges = self._edges(distances, index, len(graph.z))
-        h, parameters = self.embed(graph.z), self._packed_parameters()
-        energies, slopes = EnergiesAndSlopes.apply(edges, self.gc_count, h, *parameters)
-        return self._assemble(graph, energies, slopes, vectors, distances, index, forces, stress)
-
-    def _within_cutoff(self, graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors, distances and index of the edges that count: a list with a skin holds others."""
-        vectors, index = edge_vectors(graph), graph.edge_index
-        distances = vectors.norm(dim=1)
-        near = distances <= self.cutoff
-        if not bool(near.all()):
-            vectors, distances, index = vectors[near], distances[near], index[:, near]
-        return vectors, distances, index
-
-    def _edges(self, distances: Tensor, index: Tensor, n_atoms: int) -> Edges:
-        weights = self.edge_weights(distances, index[0], n_atoms)
-        weight_slope = torch.zeros_like(weights)
-        if self.envelope:
-            start = self.envelope_start * self.cutoff
-            f = smoothstep(distances, start, self.cutoff)
-            norm = f.new_ones(n_atoms).index_add(0, index[0], f)
-            weight_slope = smoothstep_slope(distances, start, self.cutoff) / norm.index_select(0, index[0])
-        if (library := cgcnn_native.library_for(distances)) is not None:
-            sweeps = cgcnn_native.NativeSweeps(
-                library, index, distances, weights, n_atoms, self.cutoff, self._n_pieces
-            )
-            return Edges(n_atoms, [], sweeps, weights, weight_slope, index[0])
-        columns = self._radial_columns(distances)
+    def _convolutions(self, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> Convolve:
+        """h + Σ_j w_ij sigmoid(a^f) softplus(a^s) of a convolution, (N, dim), from h; in C where it can be."""
+        if (library := cgcnn_native.library_for(distances)) is not None and is_sorted(i):
+            return self._convolutions_in_c(library, distances, weights, i, j, n_atoms)
         gaussians = self.distance_expansion(distances)
-        slopes = self.distance_expansion.slopes(distances, gaussians)
-        return cut_edges(index[0], index[1], gaussians @ columns, slopes @ columns, weights, weight_slope, n_atoms)
 
-    @property
-    def _n_pieces(self) -> int:
-        """Pieces half as long as the Gaussians are wide: polynomials of degree 7 are then exact to rounding."""
-        return math.ceil(2.0 / self.edge_width)
+        def convolve(convolution: GatedConvolution, h: Tensor) -> Tensor:
+            f, s, dim = convolution.lin_f, convolution.lin_s, h.shape[1]
+            weight, bias = torch.cat([f.weight, s.weight]), torch.cat([f.bias, s.bias])
+            of_centre, of_neighbour, of_edge = weight.split([dim, dim, self.edge_dim], dim=1)
+            # matrix products of nodes with nodes, not with edges
+            centre, neighbour = functional.linear(h, of_centre, bias), functional.linear(h, of_neighbour)
+            edge = torch.addmm(centre.index_select(0, i), gaussians, of_edge.T)
+            gate, core = (edge + neighbour.index_select(0, j)).chunk(2, dim=1)
+            return h.index_add(0, i, weights[:, None] * torch.sigmoid(gate) * functional.softplus(core))
 
-    def _radial_columns(self, like: Tensor) -> Tensor:
-        """(edge_dim, K): what turns weights of the Gaussians into weights of the functions that the sweeps use.
+        return convolve
 
-        :func:`piecewise_polynomials` in C, :func:`compress_basis` in tensor operations; in the precision and on the
-        device of ``like``; made once.
-        """
-        library = cgcnn_native.library_for(like)
-        key = (like.dtype, like.device, library is None)
-        if key not in self._columns:
-            if library is not None:
-                terms = cgcnn_native.terms(library)
-                columns = piecewise_polynomials(self.distance_expansion, self.cutoff, self._n_pieces, terms)
-            else:
-                samples = torch.linspace(0.0, self.cutoff, 40 * self.edge_dim, dtype=torch.float64)
-                exact = copy.deepcopy(self.distance_expansion).to("cpu", torch.float64)
-                columns = compress_basis(exact(samples), 1e-8 if like.dtype == torch.float32 else 1e-15)
-            self._columns[key] = columns.to(like)
-        return self._columns[key]
+    def _convolutions_in_c(
+        self, library: ctypes.CDLL, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int
+    ) -> Convolve:
+        n_pieces = math.ceil(2.0 / self.edge_width)  # half as long as the Gaussians are wide: degree 7 is then exact
+        per_length, columns = n_pieces / self.cutoff, self._polynomials(cgcnn_native.terms(library), n_pieces)
+        start, order = cgcnn_native.arranged(i, distances, n_atoms, per_length, n_pieces)
+        neighbour = j.to(torch.int64)
 
-    def _packed_parameters(self) -> list[Tensor]:
-        """Parameters as the kernels take them: node and edge parts apart, the softplus channel with its sign turned."""
-        packed: list[Tensor] = []
-        columns = self._radial_columns(self.lin_out.weight)
-        for convolution in self.conv_list:
-            f, s = convolution.lin_f, convolution.lin_s
-            dim = len(f.bias)
-            parts = [f.weight[:, :dim], -s.weight[:, :dim], f.weight[:, dim : 2 * dim], -s.weight[:, dim : 2 * dim]]
-            bias = torch.cat([f.bias, -s.bias, torch.zeros_like(f.bias), torch.zeros_like(s.bias)])
-            radial = torch.stack([f.weight[:, 2 * dim :], -s.weight[:, 2 * dim :]])
-            packed += [torch.cat(parts).T, bias, (radial @ columns).transpose(1, 2)]
-        for linear in (*self.post_lin_list, self.lin_out):
-            packed += [linear.weight, linear.bias]
-        return packed
+        def convolve(convolution: GatedConvolution, h: Tensor) -> Tensor:
+            f, s, dim = convolution.lin_f, convolution.lin_s, h.shape[1]
+            padding = -dim % cgcnn_native.lanes(h)
+            # the softplus channel has its sign turned: softplus(a) = -log sigmoid(-a)
+            both = functional.pad(torch.stack([f.weight, -s.weight]), (0, 0, 0, padding))
+            weight = torch.cat([both[..., :dim], both[..., dim : 2 * dim]]).transpose(1, 2)
+            bias = functional.pad(torch.stack([f.bias, -s.bias]), (0, padding, 0, 2))[:, None]
+            coefficient = (both[..., 2 * dim :] @ columns).transpose(1, 2)
+            nodes = torch.baddbmm(bias, h.expand(4, *h.shape), weight)
+            given = (nodes, coefficient, distances, weights, start, neighbour, order, per_length, n_pieces)
+            return h + cgcnn_native.messages(*given)[:, :dim]
 
-    def _assemble(
-        self,
-        graph: AtomGraph,
-        energies: Tensor,
-        slopes: Tensor | None,
-        vectors: Tensor,
-        distances: Tensor,
-        index: Tensor,
-        forces: bool,
-        stress: bool,
-    ) -> Predictions:
-        """F_i = Σ_j (γ_ij + γ_ji) r_ij / |r_ij| and σ = (1/V) Σ_ij γ_ij r_ij r_ijᵀ / |r_ij| with γ = dE/d|r_ij|."""
-        found = Predictions(sum_by_structure(self.reference(graph.z) + self.energy_scale * energies, graph))
-        if slopes is None or not (forces or stress):
-            return found
-        pull = (self.energy_scale * slopes / distances)[:, None] * vectors
-        if forces:
-            found.forces = torch.zeros_like(graph.pos).index_add(0, index[0], pull).index_add(0, index[1], -pull)
-        if stress:
-            by_atom = pull.new_zeros(len(graph.z), 3, 3).index_add(0, index[0], pull[:, :, None] * vectors[:, None, :])
-            virial = torch.zeros_like(graph.cell).index_add(0, graph.batch, by_atom)
-            volume = volumes(graph)[:, None, None]
-            # divided where there is a volume: backpropagation through a division by NaN would spoil the gradient
-            known = torch.isfinite(volume)
-            found.stress = torch.where(known, virial / torch.where(known, volume, 1.0), torch.nan)
-        return found
+        return convolve
 
-
-def element_numbers(elements: Iterable[int | str] | None) -> tuple[int, ...] | None:
-    """Atomic numbers, ascending, of elements given by number or by symbol. Raises ConfigError for an unknown one."""
-    if elements is None:
-        return None
-    numbers = set()
-    for element in elements:
-        number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
-        if number is None or not 1 <= number <= NODE_DIM:
-            raise ConfigError(f"CGCNN: elements contains {element!r}, expected symbols or numbers of H to Fm")
-        numbers.add(number)
-    if not numbers:
-        raise ConfigError("CGCNN: elements is empty; name at least one, or give None to accept all")
-    return tuple(sorted(numbers))
-
-
-def check_atomic_numbers(z: Tensor) -> None:
-    """Raises DataError where an atomic number has no place in the one-hot element vector."""
-    bad = z[(z < 1) | (z > NODE_DIM)]
-    if len(bad):
-        number = int(bad[0])
-        name = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else "no element"
-        raise DataError(f"CGCNN knows atomic numbers 1 to {NODE_DIM}; found {number} ({name})")
-
-
-def _refuse_unsupported(**given: Any) -> None:
-    supported: dict[str, Sequence[Any]] = {
-        "batch_norm": (False,),
-        "dropout_rate": (0.0,),
-        "act": ("silu",),
-        "pool": ("global_add_pool",),
-        "pool_order": ("late",),
-    }
-    reasons = {
-        "batch_norm": "batch statistics make the energy of a structure depend on its batch",
-        "dropout_rate": "forces would not be the derivative of one energy",
-        "act": "a potential needs a smooth activation",
-        "pool": "the energy must be a sum over atoms",
-        "pool_order": "the energy must be a sum over atoms",
-    }
-    for name, value in given.items():
-        if value not in supported[name]:
-            raise ConfigError(f"CGCNN: {name} is {value!r}; only {supported[name][0]!r} is supported ({reasons[name]})")
-
-
-def _require_positive(**given: float) -> None:
-    for name, value in given.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"CGCNN: {name} is too small: {value}")
+    def _polynomials(self, terms: int, n_pieces: int) -> Tensor:
+        """:func:`piecewise_polynomials` of the Gaussians, made once."""
+        weight = self.lin_out.weight
+        if self._columns is None or self._columns.dtype != weight.dtype:
+            self._columns = piecewise_polynomials(self.distance_expansion, self.cutoff, n_pieces, terms).to(weight)
+        return self._columns

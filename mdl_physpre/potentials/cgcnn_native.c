@@ -1,4 +1,5 @@
-/* The four sweeps of cgcnn_edges.py over the edges of one convolution, each for the atoms first_atom <= i < last_atom.
+/* The sums over the edges of one convolution, their derivatives and those of the derivatives, each for the atoms
+   first_atom <= i < last_atom.
 
    Compiled with -DREAL=float -DSINGLE or with -DREAL=double. A vector holds W values of neighbouring channels; channel
    arrays are padded to whole vectors ("stride" values for each node). Node arrays are (2, n_atoms, stride): the sigmoid
@@ -150,7 +151,7 @@ INLINE void sums(const Layer *l, const Run *run, int n, int e, int64_t c, vec ow
   } while (0)
 
 /* m_i = sum_e w_e g_e; message starts from 0 */
-void energies(const Layer *l, int64_t first_atom, int64_t last_atom, REAL *message) {
+void messages(const Layer *l, int64_t first_atom, int64_t last_atom, REAL *message) {
   const int64_t half = l->n_atoms * l->stride;
   Run run;
   for (int64_t i = first_atom; i < last_atom; i++)
@@ -175,9 +176,9 @@ void energies(const Layer *l, int64_t first_atom, int64_t last_atom, REAL *messa
     }
 }
 
-/* Adjoints of the sums, and of d and w; all are added to what the arrays hold */
-void adjoints(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *adjoint, REAL *centre, REAL *neighbour,
-              REAL *distance, REAL *weight) {
+/* From the adjoint of m those of the sums, of d and of w; all are added to what the arrays hold */
+void by_geometry(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *adjoint, REAL *centre,
+                 REAL *neighbour, REAL *distance, REAL *weight) {
   const int64_t half = l->n_atoms * l->stride;
   _Alignas(BYTES) vec to_t[BLOCK], to_weight[BLOCK];
   Run run;
@@ -219,6 +220,59 @@ void adjoints(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL 
     }
 }
 
+/* From the adjoint of m those of the sums and of the coefficients; all are added to what the arrays hold */
+void by_parameters(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *adjoint, REAL *centre,
+                   REAL *neighbour, REAL *gradient) {
+  const int64_t half = l->n_atoms * l->stride;
+  REAL power[TERMS][BLOCK];
+  Run run;
+  for (int64_t i = first_atom; i < last_atom; i++)
+    for (int64_t next = l->start[i]; next < l->start[i + 1];) {
+      next = take_run(l, next, l->start[i + 1], &run);
+      for (int e = 0; e < run.n; e++) {
+        power[0][e] = 1;
+        for (int k = 1; k < TERMS; k++) power[k][e] = power[k - 1][e] * run.t[e];
+      }
+      for (int64_t c = 0; c < l->stride; c += W) {
+        const int64_t at = i * l->stride + c;
+        vec own_a = load(l->centre_sum + at), own_b = load(l->centre_sum + half + at), lambda = load(adjoint + at);
+        vec total_a = load(centre + at), total_b = load(centre + half + at);
+        REAL *gradient_a = gradient + (run.coefficient - l->coefficient) + c;
+        REAL *gradient_b = gradient_a + l->n_pieces * TERMS * l->stride;
+#define BODY(n)                                                       \
+  {                                                                   \
+    vec a[n], b[n], q, u, g;                                          \
+    sums(l, &run, n, e, c, own_a, own_b, 0, a, b, a, b);              \
+    EACH(m, n) {                                                      \
+      gate(a[m], b[m], &q, &u, &g);                                   \
+      vec scaled = lambda * run.weight[e + m];                        \
+      a[m] = scaled * (g - g * q);                                    \
+      b[m] = scaled * (q * u - q);                                    \
+      REAL *there = neighbour + run.there[e + m] + c;                 \
+      total_a += a[m];                                                \
+      total_b += b[m];                                                \
+      store(there, load(there) + a[m]);                               \
+      store(there + half, load(there + half) + b[m]);                 \
+    }                                                                 \
+    for (int k = 0; k < TERMS; k++) {                                 \
+      REAL *ka = gradient_a + k * l->stride, *kb = gradient_b + k * l->stride; \
+      vec da = load(ka), db = load(kb);                               \
+      EACH(m, n) {                                                    \
+        da += a[m] * power[k][e + m];                                 \
+        db += b[m] * power[k][e + m];                                 \
+      }                                                               \
+      store(ka, da);                                                  \
+      store(kb, db);                                                  \
+    }                                                                 \
+  }
+        GROUPS(BODY);
+#undef BODY
+        store(centre + at, total_a);
+        store(centre + half + at, total_b);
+      }
+    }
+}
+
 /* How t and w of the edges of a run change */
 INLINE void take_dots(const Layer *l, const Run *run, const REAL *distance_dot, const REAL *weight_dot, REAL *t_dot,
                       REAL *w_dot) {
@@ -228,44 +282,11 @@ INLINE void take_dots(const Layer *l, const Run *run, const REAL *distance_dot, 
   }
 }
 
-/* d/dt of m_i, from those of the sums' node parts, of d and of w; message starts from 0 */
-void tangents(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *centre_dot, const REAL *neighbour_dot,
-              const REAL *distance_dot, const REAL *weight_dot, REAL *message) {
-  const int64_t half = l->n_atoms * l->stride;
-  REAL t_dot[BLOCK], w_dot[BLOCK];
-  Run run;
-  for (int64_t i = first_atom; i < last_atom; i++)
-    for (int64_t next = l->start[i]; next < l->start[i + 1];) {
-      next = take_run(l, next, l->start[i + 1], &run);
-      take_dots(l, &run, distance_dot, weight_dot, t_dot, w_dot);
-      for (int64_t c = 0; c < l->stride; c += W) {
-        const int64_t at = i * l->stride + c;
-        vec own_a = load(l->centre_sum + at), own_b = load(l->centre_sum + half + at), total = load(message + at);
-        vec dot_a = load(centre_dot + at), dot_b = load(centre_dot + half + at);
-#define BODY(n)                                                                   \
-  {                                                                               \
-    vec a[n], b[n], sa[n], sb[n], q, u, g;                                        \
-    sums(l, &run, n, e, c, own_a, own_b, 1, a, b, sa, sb);                        \
-    EACH(m, n) {                                                 \
-      gate(a[m], b[m], &q, &u, &g);                                               \
-      const REAL *there = neighbour_dot + run.there[e + m] + c;                   \
-      vec ma = dot_a + load(there) + sa[m] * t_dot[e + m];                        \
-      vec mb = dot_b + load(there + half) + sb[m] * t_dot[e + m];                 \
-      total += g * w_dot[e + m];                                                  \
-      total += ((g - g * q) * ma + (q * u - q) * mb) * run.weight[e + m];         \
-    }                                                                             \
-  }
-        GROUPS(BODY);
-#undef BODY
-        store(message + at, total);
-      }
-    }
-}
-
-/* d/dt of the adjoints of the sums, and the gradient in the coefficients; all are added to what the arrays hold */
-void gradients(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *adjoint, const REAL *adjoint_dot,
-               const REAL *centre_dot, const REAL *neighbour_dot, const REAL *distance_dot, const REAL *weight_dot,
-               REAL *centre, REAL *neighbour, REAL *gradient) {
+/* The rate of m for rates of the sums' node parts, of d and of w (message starts from 0), and the gradients of
+   adjoint . rate in the node parts and in the coefficients, which are added to what the arrays hold */
+void second(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *adjoint, const REAL *centre_dot,
+            const REAL *neighbour_dot, const REAL *distance_dot, const REAL *weight_dot, REAL *message, REAL *centre,
+            REAL *neighbour, REAL *gradient) {
   const int64_t half = l->n_atoms * l->stride;
   REAL t_dot[BLOCK], w_dot[BLOCK], power[TERMS][BLOCK], slope[TERMS][BLOCK];
   Run run;
@@ -285,7 +306,7 @@ void gradients(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL
         const int64_t at = i * l->stride + c;
         vec own_a = load(l->centre_sum + at), own_b = load(l->centre_sum + half + at);
         vec dot_a = load(centre_dot + at), dot_b = load(centre_dot + half + at);
-        vec lambda = load(adjoint + at), lambda_dot = load(adjoint_dot + at);
+        vec lambda = load(adjoint + at), total = load(message + at);
         vec total_a = load(centre + at), total_b = load(centre + half + at);
         REAL *gradient_a = gradient + (run.coefficient - l->coefficient) + c;
         REAL *gradient_b = gradient_a + l->n_pieces * TERMS * l->stride;
@@ -301,8 +322,8 @@ void gradients(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL
       vec mb = dot_b + load(moved + half) + sb[m] * t_dot[e + m];                           \
       vec x = ga * ma, y = gb * mb, z = gb * ma, g_dot = x + y;                             \
       vec ta = g_dot - q * (g_dot + x), tb = z - q * z - u * y;                             \
-      vec scaled = lambda * run.weight[e + m];                                              \
-      vec scaled_dot = lambda * w_dot[e + m] + lambda_dot * run.weight[e + m];              \
+      vec scaled = lambda * run.weight[e + m], scaled_dot = lambda * w_dot[e + m];          \
+      total += g * w_dot[e + m] + g_dot * run.weight[e + m];                                \
       a[m] = ta * scaled + ga * scaled_dot;                                                 \
       b[m] = tb * scaled + gb * scaled_dot;                                                 \
       sa[m] = ga * scaled * t_dot[e + m];                                                   \
@@ -326,6 +347,7 @@ void gradients(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL
   }
         GROUPS(BODY);
 #undef BODY
+        store(message + at, total);
         store(centre + at, total_a);
         store(centre + half + at, total_b);
       }

@@ -1,15 +1,20 @@
-"""The edge sweeps of :mod:`mdl_physpre.potentials.cgcnn_edges` in C, compiled on first use where there is a compiler.
+"""The sums over edges of the crystal graph network as an operator in C, compiled on first use.
 
-One pass over the edges then does what takes a dozen tensor operations otherwise. The source, ``cgcnn_native.c``, is
-compiled for the processor at hand with the system's C compiler (``CC``, ``cc``, ``gcc`` or ``clang``) and kept in the
-user's cache folder. Without a compiler, with ``MDL_PHYSPRE_NATIVE=0``, in double precision and on other devices than
-the processor, the tensor operations are used; both give the same to rounding.
+One pass over the edges does what takes a dozen tensor operations otherwise. With a_e = P_i + P'_j + C φ(d_e) of both
+channels for the edge e = (i, j), the operator, its gradient and the gradient of that are
+
+    messages    m_i = Σ_e w_e g_e,    g = sigmoid(a^f) softplus(a^s)
+    backward    from λ = ∂L/∂m, ∂L/∂(P, P') and either ∂L/∂(d, w), for forces, or ∂L/∂C, for the loss
+    second      for rates of change of P, P', d and w the rate of m, and the gradient of λ · rate in P, P' and C
+
+``second`` is what backpropagation through ``backward`` asks for when a loss depends on forces. All recompute what
+belongs to an edge. Without a compiler, with ``MDL_PHYSPRE_NATIVE=0``, in double precision and on other devices, tensor
+operations are used (:mod:`mdl_physpre.potentials.cgcnn`); both give the same to rounding.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +24,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mdl_physpre.potentials.native import VECTOR_BYTES, compiled, ranges_of_atoms, thread_pool
+from mdl_physpre.potentials.edge_op import remember_stage, wanted
+from mdl_physpre.potentials.native import (
+    VECTOR_BYTES,
+    address,
+    can_use_c,
+    compiled,
+    limits,
+    ranges_of_atoms,
+    run_ranges,
+)
 
 SOURCE = Path(__file__).with_name("cgcnn_native.c")
 DTYPES = {torch.float32: "float"}
 """Precisions that run in C; double precision gains little, because its exponentials are not vectorised."""
 
-FUNCTIONS = ("arrange", "energies", "adjoints", "tangents", "gradients")
+FUNCTIONS = ("arrange", "messages", "by_geometry", "by_parameters", "second")
 
 
 class _Layer(ctypes.Structure):
@@ -39,14 +53,13 @@ class _Layer(ctypes.Structure):
 
 @lru_cache(maxsize=4)
 def library(real: str) -> ctypes.CDLL | None:
-    """The compiled sweeps in precision ``real`` (``float`` or ``double``), or None where they cannot be had."""
+    """The compiled functions in precision ``real`` (``float`` or ``double``), or None where they cannot be had."""
     return compiled(SOURCE, real, FUNCTIONS, "the CGCNN")
 
 
 def library_for(like: Tensor) -> ctypes.CDLL | None:
-    """The compiled sweeps for the precision and device of ``like``, or None where tensor operations do them."""
-    real = DTYPES.get(like.dtype) if like.device.type == "cpu" else None
-    return None if real is None else library(real)
+    """The compiled functions for the precision and device of ``like``, or None where tensor operations do the work."""
+    return library(DTYPES[like.dtype]) if can_use_c(like, DTYPES) else None
 
 
 def terms(found: ctypes.CDLL) -> int:
@@ -54,87 +67,165 @@ def terms(found: ctypes.CDLL) -> int:
     return ctypes.c_int64.in_dll(found, "terms").value
 
 
-class NativeSweeps:
-    """The sweeps for one set of edges; tensors as in :mod:`mdl_physpre.potentials.cgcnn_edges`.
+def lanes(like: Tensor) -> int:
+    """Channels are padded to a multiple of this."""
+    return VECTOR_BYTES // like.element_size()
 
-    The edge weight of a layer is (2, n_pieces · terms, dim): coefficients of polynomials in the distance
-    (:func:`mdl_physpre.potentials.cgcnn_radial.piecewise_polynomials`).
 
-    Each thread (``torch.get_num_threads()``) takes a range of atoms with about the same number of edges.
-    """
+def arranged(centre: Tensor, distance: Tensor, n_atoms: int, per_length: float, n_pieces: int) -> tuple[Tensor, Tensor]:
+    """First edge of each atom (N + 1,), and the edges of each atom piece by piece (E,)."""
+    start = functional.pad(torch.bincount(centre, minlength=n_atoms).cumsum(0), (1, 0))
+    order, count = start.new_empty(len(centre)), start.new_empty(n_pieces + 1)
+    found, distance = library_for(distance), distance.detach().contiguous()
+    found.arrange(  # type: ignore[union-attr]
+        ctypes.c_int64(n_atoms), ctypes.c_int64(n_pieces), ctypes.c_double(per_length),
+        *(address(t) for t in (start, distance, order, count)),
+    )  # fmt: skip
+    return start, order
+
+
+class _Call:
+    """The arguments of an operator as its C functions take them."""
 
     def __init__(
-        self, found: ctypes.CDLL, index: Tensor, distances: Tensor, weights: Tensor, n_atoms: int, cutoff: float,
-        n_pieces: int,
+        self, nodes: Tensor, coefficient: Tensor, distance: Tensor, weight: Tensor, start: Tensor, neighbour: Tensor,
+        order: Tensor, per_length: float, n_pieces: int,
     ) -> None:  # fmt: skip
-        self.library, self.n_atoms, self.n_pieces = found, n_atoms, n_pieces
-        self.pieces_per_length = n_pieces / cutoff
-        self.start = functional.pad(torch.bincount(index[0], minlength=n_atoms).cumsum(0), (1, 0))
-        order, count = torch.empty_like(index[0]), index.new_empty(n_pieces + 1)
-        self.tensors = [t.contiguous() for t in (order, index[1], distances, weights)]
-        self.lanes = VECTOR_BYTES // distances.element_size()
-        self.ranges = ranges_of_atoms(self.start)
-        found.arrange(
-            ctypes.c_int64(n_atoms), ctypes.c_int64(n_pieces), ctypes.c_double(self.pieces_per_length),
-            *(ctypes.c_void_p(t.data_ptr()) for t in (self.start, self.tensors[2], order, count)),
-        )  # fmt: skip
+        self.nodes, self.coefficient = nodes.contiguous(), coefficient.contiguous()
+        self.held = [t.contiguous() for t in (start, order, neighbour, distance, weight)]
+        _, n_atoms, stride = nodes.shape
+        pointers = [t.data_ptr() for t in (*self.held, self.nodes[0], self.nodes[2], self.coefficient)]
+        self.layer = _Layer(n_atoms, n_pieces, stride, per_length, *pointers)
+        self.library, self.ranges = library_for(nodes), ranges_of_atoms(start)
 
-    def _padded(self, tensor: Tensor) -> Tensor:
-        return functional.pad(tensor, (0, -tensor.shape[-1] % self.lanes)).contiguous()
-
-    def _layer(self, layer: Any) -> tuple[_Layer, list[Tensor]]:
-        held = [self._padded(t) for t in (layer.centre, layer.neighbour, layer.edge_weight)]
-        stride = held[0].shape[-1]
-        pointers = [t.data_ptr() for t in (self.start, *self.tensors, *held)]
-        return _Layer(self.n_atoms, self.n_pieces, stride, self.pieces_per_length, *pointers), held
-
-    def _run(self, name: str, layer: _Layer, arguments: Callable[[int], list[Tensor]]) -> None:
-        """Call the C function for each range of atoms with the tensors ``arguments(thread)``."""
-        function = getattr(self.library, name)
-
-        def work(thread: int) -> None:
-            held = arguments(thread)
-            first, last = (ctypes.c_int64(n) for n in self.ranges[thread])
-            function(ctypes.byref(layer), first, last, *(ctypes.c_void_p(t.data_ptr()) for t in held))
-
-        if len(self.ranges) == 1:
-            work(0)
-        else:
-            list(thread_pool(os.getpid(), len(self.ranges)).map(work, range(len(self.ranges))))
-
-    def energies(self, layer: Any) -> Tensor:
-        native, _held = self._layer(layer)
-        message = layer.h.new_zeros(self.n_atoms, native.stride)
-        self._run("energies", native, lambda _: [message])
-        return message[:, : layer.h.shape[1]]
-
-    def adjoints(self, layer: Any, adjoint: Tensor, distance: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        native, _held = self._layer(layer)
-        adjoint = self._padded(adjoint)
-        threads, dim = len(self.ranges), layer.h.shape[1]
-        centre = adjoint.new_zeros(2, self.n_atoms, native.stride)
-        neighbour = adjoint.new_zeros(threads, 2, self.n_atoms, native.stride)
-        self._run("adjoints", native, lambda k: [adjoint, centre, neighbour[k], distance, weight])
-        return centre[..., :dim], neighbour.sum(0)[..., :dim]
-
-    def tangents(self, layer: Any, centre: Tensor, neighbour: Tensor, distance: Tensor, weight: Tensor) -> Tensor:
-        native, _held = self._layer(layer)
-        message = layer.h.new_zeros(self.n_atoms, native.stride)
-        held = [self._padded(centre), self._padded(neighbour), distance, weight, message]
-        self._run("tangents", native, lambda _: held)
-        return message[:, : layer.h.shape[1]]
-
-    def gradients(
-        self, layer: Any, adjoints: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor, Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        native, _held = self._layer(layer)
-        centre_dot, neighbour_dot, distance, weight = tangents
-        node_values = [self._padded(t) for t in (*adjoints, centre_dot, neighbour_dot)]
-        threads, dim = len(self.ranges), layer.h.shape[1]
-        centre = distance.new_zeros(2, self.n_atoms, native.stride)
-        neighbour = distance.new_zeros(threads, 2, self.n_atoms, native.stride)
-        gradient = distance.new_zeros(threads, 2, layer.edge_weight.shape[1], native.stride)
-        self._run(
-            "gradients", native, lambda k: [*node_values, distance, weight, centre, neighbour[k], gradient[k]]
+    def run(self, name: str, arguments: Callable[[int], list[Tensor]]) -> None:
+        layer = ctypes.byref(self.layer)
+        run_ranges(
+            getattr(self.library, name), self.ranges, lambda k: [layer, *limits(self.ranges[k]), *arguments(k)]
         )
-        return centre[..., :dim], neighbour.sum(0)[..., :dim], gradient.sum(0)[..., :dim]
+
+    def node_sums(self) -> tuple[Tensor, Tensor]:
+        """Zeros for sums over centres (2, N, S), and for those over neighbours, once for each thread."""
+        like = self.nodes[:2]
+        return torch.zeros_like(like), like.new_zeros(len(self.ranges), *like.shape)
+
+    def coefficient_sums(self) -> Tensor:
+        """Zeros for the gradient of the coefficients, once for each thread."""
+        return self.nodes.new_zeros(len(self.ranges), *self.coefficient.shape)
+
+
+def _joined(centre: Tensor, neighbour: Tensor) -> Tensor:
+    return torch.cat([centre, _total(neighbour)])
+
+
+def _total(by_thread: Tensor) -> Tensor:
+    return by_thread[0] if len(by_thread) == 1 else by_thread.sum(0)
+
+
+@torch.library.custom_op("mdl_physpre::cgcnn_messages", mutates_args=(), device_types="cpu")
+def messages(
+    nodes: Tensor, coefficient: Tensor, distance: Tensor, weight: Tensor, start: Tensor, neighbour: Tensor,
+    order: Tensor, per_length: float, n_pieces: int,
+) -> Tensor:  # fmt: skip
+    """m (N, S), S channels of whole vectors.
+
+    Parameters
+    ----------
+    nodes : (4, N, S), both channels of P, then of P'; the softplus channel has its sign turned.
+    coefficient : (2, n_pieces · terms, S), C as polynomials in the distance
+        (:func:`mdl_physpre.potentials.cgcnn_radial.piecewise_polynomials`).
+    distance, weight : (E,), Å and 1; sorted by centre.
+    start, order : as :func:`arranged` has them. neighbour : (E,).
+    per_length, n_pieces : pieces in 1 Å, and their number.
+    """
+    call = _Call(nodes, coefficient, distance, weight, start, neighbour, order, per_length, n_pieces)
+    found = nodes.new_zeros(nodes.shape[1:])
+    call.run("messages", lambda _: [found])
+    return found
+
+
+@torch.library.custom_op("mdl_physpre::cgcnn_messages_by_geometry", mutates_args=(), device_types="cpu")
+def by_geometry(
+    adjoint: Tensor, nodes: Tensor, coefficient: Tensor, distance: Tensor, weight: Tensor, start: Tensor,
+    neighbour: Tensor, order: Tensor, per_length: float, n_pieces: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in nodes, distance and weight."""
+    call = _Call(nodes, coefficient, distance, weight, start, neighbour, order, per_length, n_pieces)
+    adjoint, (centre, others) = adjoint.contiguous(), call.node_sums()
+    by_distance, by_weight = torch.zeros_like(distance), torch.zeros_like(weight)
+    call.run("by_geometry", lambda k: [adjoint, centre, others[k], by_distance, by_weight])
+    return _joined(centre, others), by_distance, by_weight
+
+
+@torch.library.custom_op("mdl_physpre::cgcnn_messages_by_parameters", mutates_args=(), device_types="cpu")
+def by_parameters(
+    adjoint: Tensor, nodes: Tensor, coefficient: Tensor, distance: Tensor, weight: Tensor, start: Tensor,
+    neighbour: Tensor, order: Tensor, per_length: float, n_pieces: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients in nodes and coefficient."""
+    call = _Call(nodes, coefficient, distance, weight, start, neighbour, order, per_length, n_pieces)
+    adjoint, (centre, others), by_coefficient = adjoint.contiguous(), call.node_sums(), call.coefficient_sums()
+    call.run("by_parameters", lambda k: [adjoint, centre, others[k], by_coefficient[k]])
+    return _joined(centre, others), _total(by_coefficient)
+
+
+@torch.library.custom_op("mdl_physpre::cgcnn_messages_second", mutates_args=(), device_types="cpu")
+def second(
+    node_rates: Tensor, distance_rates: Tensor, weight_rates: Tensor, adjoint: Tensor, nodes: Tensor,
+    coefficient: Tensor, distance: Tensor, weight: Tensor, start: Tensor, neighbour: Tensor, order: Tensor,
+    per_length: float, n_pieces: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The rate of m, and the gradients of adjoint · rate in nodes and coefficient."""
+    call = _Call(nodes, coefficient, distance, weight, start, neighbour, order, per_length, n_pieces)
+    rate, (centre, others), by_coefficient = torch.zeros_like(nodes[0]), call.node_sums(), call.coefficient_sums()
+    node_rates = node_rates.contiguous()
+    edge_rates = [distance_rates.contiguous(), weight_rates.contiguous()]
+    held = [adjoint.contiguous(), node_rates[:2], node_rates[2:], *edge_rates]
+    call.run("second", lambda k: [*held, rate, centre, others[k], by_coefficient[k]])
+    return rate, _joined(centre, others), _total(by_coefficient)
+
+
+def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
+    *tensors, ctx.per_length, ctx.n_pieces = inputs
+    ctx.save_for_backward(*tensors)
+    remember_stage(ctx)
+
+
+def _backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
+    given = (adjoint, *ctx.saved_tensors, ctx.per_length, ctx.n_pieces)
+    geometry, parameters = wanted(ctx)
+    nodes = coefficient = distance = weight = None
+    if parameters:
+        nodes, coefficient = by_parameters(*given)
+    if geometry:
+        nodes, distance, weight = by_geometry(*given)
+    return nodes, coefficient, distance, weight, None, None, None, None, None
+
+
+def _second(ctx: Any, *rates: Tensor) -> tuple[Tensor | None, ...]:
+    rate, nodes, coefficient = second(*rates, *ctx.saved_tensors, ctx.per_length, ctx.n_pieces)
+    return rate, nodes, coefficient, None, None, None, None, None, None, None
+
+
+messages.register_autograd(_backward, setup_context=_keep)
+by_geometry.register_autograd(_second, setup_context=_keep)
+
+
+@messages.register_fake
+def _(nodes: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(nodes[0])
+
+
+@by_geometry.register_fake
+def _(adjoint: Tensor, nodes: Tensor, coefficient: Tensor, distance: Tensor, weight: Tensor, *rest: Any) -> Any:
+    return torch.empty_like(nodes), torch.empty_like(distance), torch.empty_like(weight)
+
+
+@by_parameters.register_fake
+def _(adjoint: Tensor, nodes: Tensor, coefficient: Tensor, *rest: Any) -> Any:
+    return torch.empty_like(nodes), torch.empty_like(coefficient)
+
+
+@second.register_fake
+def _(node_rates: Tensor, a: Tensor, b: Tensor, adjoint: Tensor, nodes: Tensor, coefficient: Tensor, *r: Any) -> Any:
+    return torch.empty_like(nodes[0]), torch.empty_like(nodes), torch.empty_like(coefficient)

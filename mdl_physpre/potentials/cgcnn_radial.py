@@ -26,31 +26,11 @@ class GaussianBasis(nn.Module):
     def forward(self, distances: Tensor) -> Tensor:
         return torch.exp(self.coefficient * (distances[:, None] - self.offset) ** 2)
 
-    def slopes(self, distances: Tensor, values: Tensor) -> Tensor:
-        """dg/dr (E, n), 1/Å, where the Gaussians have ``values``."""
-        return (distances[:, None] - self.offset).mul_(2.0 * self.coefficient).mul_(values)
-
 
 def smoothstep(distances: Tensor, start: float, stop: float) -> Tensor:
     """1 below ``start``, 0 above ``stop`` and 6s⁵ - 15s⁴ + 10s³ with s = (stop - r)/(stop - start) between them."""
     s = ((stop - distances) / (stop - start)).clamp(0.0, 1.0)
     return s**3 * (s * (6.0 * s - 15.0) + 10.0)
-
-
-def smoothstep_slope(distances: Tensor, start: float, stop: float) -> Tensor:
-    """Derivative of :func:`smoothstep` in the distance, 1/Å."""
-    s = ((stop - distances) / (stop - start)).clamp(0.0, 1.0)
-    return -30.0 / (stop - start) * (s * (1.0 - s)) ** 2
-
-
-def compress_basis(gaussians: Tensor, tolerance: float) -> Tensor:
-    """Orthonormal columns Q (n, K) that span the rows of ``gaussians`` (samples, n) to a relative ``tolerance``.
-
-    Overlapping Gaussians are far from independent: g(d) = Q Qᵀ g(d) to rounding with few columns, so that
-    W g(d) = (W Q)(Qᵀ g(d)) needs a matrix product over K instead of n values for each edge.
-    """
-    _, size, right = torch.linalg.svd(gaussians, full_matrices=False)
-    return right[size > tolerance * size[0]].T.contiguous()
 
 
 def piecewise_polynomials(gaussians: GaussianBasis, cutoff: float, n_pieces: int, terms: int) -> Tensor:

@@ -36,13 +36,12 @@ from torch import Tensor
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import CheckpointError, ConfigError, nearest
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import Backbone, Potential
 from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.import_paths import import_object
 from mdl_physpre.potentials.matdeeplearn_checkpoints import is_matdeeplearn_checkpoint, read_matdeeplearn_checkpoint
 from mdl_physpre.potentials.mattersim_checkpoints import is_mattersim_checkpoint, read_mattersim_checkpoint
 from mdl_physpre.potentials.mattertune_checkpoints import is_mattertune_checkpoint, read_mattertune_checkpoint
-from mdl_physpre.potentials.reference import EnergyReference
 
 FORMAT = "mdl_physpre potential"
 FORMAT_VERSION = 1
@@ -54,31 +53,31 @@ BUILT_IN = {
     "torchmd_etEarly": "mdl_physpre.potentials.torchmd_et:TorchMDET",
     "torchmd_et": "mdl_physpre.potentials.torchmd_et:TorchMDET",
     "M3GNet": "mdl_physpre.potentials.m3gnet:M3GNet",
-    "hybrid": "mdl_physpre.potentials.hybrid:HybridPotential",
+    "hybrid": "mdl_physpre.potentials.sum:HybridPotential",
 }
 """Names of the backbones that come with the package."""
 
 
-def build_backbone(name: str, **hyperparameters: Any) -> Potential:
+def build_backbone(name: str, **hyperparameters: Any) -> Backbone:
     """A new potential by the name of its backbone.
 
     ``name`` is a built-in name (``CGCNN``, ``eam_interaction``), a name registered by an installed package in the
     entry-point group ``mdl_physpre.backbones``, or an import path (``package.module:Class``).
 
-    A backbone is a class derived from :class:`~mdl_physpre.Potential`. It is called with keyword arguments alone:
+    A backbone is a class derived from :class:`~mdl_physpre.Backbone`. It is called with keyword arguments alone:
     ``elements`` (symbols or atomic numbers, those of the training set), ``cutoff`` (Å), and the keys of the
     configuration's ``model`` section. It keeps ``elements`` (atomic numbers) and ``cutoff`` as attributes, defines
     ``atomic_energies(graph)``, (n_atoms,) eV, differentiable in ``graph.pos`` and ``graph.cell``, and
-    ``hyperparameters()``, plain values from which the same call builds it again, so that it can be saved. An attribute
-    ``reference`` (:class:`~mdl_physpre.EnergyReference`), where it has one, is set to the energies of the elements
-    before training and must be added to the atomic energies.
+    ``hyperparameters()``, plain values from which the same call builds it again, so that it can be saved. Its
+    ``reference`` (:class:`~mdl_physpre.EnergyReference`) is set to the energies of the elements before training; the
+    atomic energies include ``self.reference(graph.z)``.
 
     Raises ConfigError for an unknown name or hyperparameter, naming the nearest known one.
     """
     return _build(backbone_class(name), name, hyperparameters)
 
 
-def backbone_class(name: str) -> type[Potential]:
+def backbone_class(name: str) -> type[Backbone]:
     """The class that a backbone name stands for. Raises ConfigError as :func:`build_backbone` does."""
     registered = _registered()
     if name in registered:
@@ -104,7 +103,7 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
     Returns the path. Raises CheckpointError where potential or record cannot be stored, or the file not be written.
     """
     path = Path(path)
-    reference = getattr(potential, "reference", None)
+    energies = potential.reference_energies().tolist() if isinstance(potential, Backbone) else []
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -113,7 +112,7 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
         "hyperparameters": _plain(potential.hyperparameters(), "hyperparameters"),
         "elements": None if potential.elements is None else [int(z) for z in potential.elements],
         "cutoff": float(potential.cutoff),
-        "energy_reference": reference.as_dict() if isinstance(reference, EnergyReference) else {},
+        "energy_reference": {z: energy for z, energy in enumerate(energies) if energy},
         "training": None if training is None else _plain(training, "training"),
         "state_dict": {name: value.detach().cpu().clone() for name, value in potential.state_dict().items()},
     }
@@ -268,14 +267,14 @@ def _import_path(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _import_class(path: str, name: str) -> type[Potential]:
+def _import_class(path: str, name: str) -> type[Backbone]:
     found = import_object(path, f"backbone {name!r}")
-    if not (inspect.isclass(found) and issubclass(found, Potential)):
-        raise ConfigError(f"backbone {name!r}: {path!r} is not a class derived from mdl_physpre.Potential")
+    if not (inspect.isclass(found) and issubclass(found, Backbone)):
+        raise ConfigError(f"backbone {name!r}: {path!r} is not a class derived from mdl_physpre.Backbone")
     return found
 
 
-def _build(cls: type[Potential], name: str, hyperparameters: Mapping[str, Any]) -> Potential:
+def _build(cls: type[Backbone], name: str, hyperparameters: Mapping[str, Any]) -> Backbone:
     parameters = inspect.signature(cls).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in hyperparameters:

@@ -11,18 +11,13 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
+from mdl_physpre.potentials import eam_edges
+from mdl_physpre.potentials.base import Backbone, edge_vectors, worth_cutting
 from mdl_physpre.potentials.covalent_radii import covalent_radius
-from mdl_physpre.potentials.eam_edges import NativeEdges, TensorEdges, library_for
+from mdl_physpre.potentials.edge_op import predicting
 from mdl_physpre.potentials.parameter_state import ParameterState
-from mdl_physpre.potentials.radial_functions import (
-    PairParameters,
-    RadialTable,
-    cutoff_function,
-    density,
-    pair_energy,
-    radial_functions,
-)
+from mdl_physpre.potentials.radial_functions import PairParameters, RadialTable, cutoff_function, radial_functions
+from mdl_physpre.potentials.reference import N_ELEMENTS
 from mdl_physpre.potentials.zbl import core_for, nuclear_repulsion
 from mdl_physpre.structures.graph import AtomGraph
 
@@ -32,7 +27,7 @@ SPREAD_DENSITY = 0.2  # what a neighbour at the covalent distance gives at the s
 SPREAD_ALPHA = (1.0, 3.5)  # 1/Å, limits of the steepness at the start
 
 
-class EAMInteraction(Potential):
+class EAMInteraction(Backbone):
     r"""Embedded-atom potential.
 
     E   = Σ_i E0(z_i) + Σ_i F_{z_i}(ρ_i) + ½ Σ_{i,j} φ_{z_i z_j}(r_ij)
@@ -88,6 +83,7 @@ class EAMInteraction(Potential):
         short_range_radii: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        del self.reference  # its energies of the elements are E0
         if init not in INITS:
             raise ConfigError(f"init is {init!r}; expected one of {', '.join(INITS)}")
         if not cutoff > 0 or n_basis < 1:
@@ -141,11 +137,20 @@ class EAMInteraction(Potential):
         """Curvature of the embedding energy, (n_elements,), eV."""
         return self.b if self.signed_embedding else self.b.abs()
 
-    def shift_reference(self, energies: Tensor) -> bool:
+    def reference_energies(self) -> Tensor:
+        """E0, (119,), eV by atomic number, float64 on the CPU."""
+        energies = torch.zeros(N_ELEMENTS, dtype=torch.float64)
+        energies[list(self.elements)] = self.E0.detach().to("cpu", torch.float64)
+        return energies
+
+    def shift_reference(self, energies: Tensor) -> None:
         """Add ``energies`` (119,), eV by atomic number, to E0."""
         with torch.no_grad():
             self.E0.add_(energies.to(self.E0)[list(self.elements)])
-        return True
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """All parameters: lengths and energies have no reason to be small."""
+        return list(self.parameters())
 
     def hyperparameters(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
@@ -183,77 +188,35 @@ class EAMInteraction(Potential):
         """B and ρ0, (n_elements,)."""
         return self.B.to(dtype), self.rho0.to(dtype)
 
-    def _edge_pairs(self, graph: AtomGraph, element: Tensor) -> Tensor:
-        first = (element * len(self.elements)).to(torch.int32).index_select(0, graph.edge_index[0])
-        return self.pair_of.index_select(0, first + element.to(torch.int32).index_select(0, graph.edge_index[1]))
-
     def atomic_energies(self, graph: AtomGraph) -> Tensor:
-        """E0 + F(ρ_i) + ½ Σ_j φ(r_ij) of each atom, (n_atoms,), eV; differentiable to any order."""
-        dtype, element = graph.pos.dtype, self.element_of.index_select(0, graph.z)
-        pair = self._edge_pairs(graph, element)
-        parameters = self.pair_parameters(dtype)
-        r = torch.linalg.vector_norm(edge_vectors(graph), dim=1)
-        f, _ = cutoff_function(r, self.cutoff)
-        terms = torch.stack((f * density(r, pair, parameters)[0], f * pair_energy(r, pair, parameters)[0]), dim=1)
-        if self.core is not None:
-            near, repulsion, _ = self.core.of_edges(graph.z, graph.edge_index, r)
-            terms = terms.index_add(0, near, torch.stack((torch.zeros_like(repulsion), repulsion), dim=1))
-        sums = torch.zeros((len(element), 2), dtype=dtype, device=r.device).index_add(0, graph.edge_index[0], terms)
-        b, rho0 = (p.index_select(0, element) for p in self.element_parameters(dtype))
-        return self.E0.to(dtype).index_select(0, element) + b * (sums[:, 0] - rho0) ** 2 + 0.5 * sums[:, 1]
+        """E0 + F(ρ_i) + ½ Σ_j φ(r_ij) of each atom, (n_atoms,), eV; differentiable to any order.
 
-    def predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
-        """Energies, forces and stress from derivatives written out by hand, without a graph for training.
-
-        g_ij = φ'(r_ij) + [F'(ρ_i) + F'(ρ_j)] ρ'(r_ij)
-        F_i = Σ_j g_ij r_ij/|r_ij|
-        σ = 1/(2V) Σ_ij g_ij r_ij⊗r_ij/|r_ij|
-
-        The radial functions come from a :class:`~mdl_physpre.potentials.radial_functions.RadialTable`, which is made
-        anew when a parameter changes; in double precision by tensor operations they are exact.
+        For predictions in C the radial functions come from a table, which is made anew when a parameter changes.
         """
-        with torch.no_grad():
-            element = self.element_of.index_select(0, graph.z)
-            dtype, found = graph.pos.dtype, library_for(graph, element)
-            if found is not None:
-                edges = NativeEdges(found, graph, element, self.pair_of, self._radial_table(dtype))
-                return self._from_edges(graph, element, edges, forces, stress)
-            table = None if dtype == torch.float64 else self._radial_table(dtype)
-            return self._by_tensors(graph, element, table, forces, stress)
-
-    def differentiable_predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
-        """As :meth:`predictions`, exact in any precision, and differentiable in the parameters (not in positions)."""
-        return self._by_tensors(graph, self.element_of.index_select(0, graph.z), None, forces, stress)
-
-    def _by_tensors(
-        self, graph: AtomGraph, element: Tensor, table: RadialTable | None, forces: bool, stress: bool
-    ) -> Predictions:
-        pair, parameters = self._edge_pairs(graph, element), self.pair_parameters(graph.pos.dtype)
-
-        def functions(r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            return table.functions(r, pair) if table else radial_functions(r, pair, parameters, self.cutoff)
-
-        return self._from_edges(graph, element, TensorEdges(graph, functions), forces, stress)
-
-    def _from_edges(
-        self, graph: AtomGraph, element: Tensor, edges: TensorEdges | NativeEdges, forces: bool, stress: bool
-    ) -> Predictions:
+        element, dtype = self.element_of.index_select(0, graph.z), graph.pos.dtype
+        if predicting() and eam_edges.available_for(graph):
+            phi, rho = eam_edges.sums_of(graph, element, self.pair_of, self._radial_table(dtype))
+        else:
+            phi, rho = self.pair_sums(element, edge_vectors(graph), *graph.edge_index)
         if self.core is not None:  # exact also beside a table, which could not hold a divergence
-            near, repulsion, its_slope = self.core.of_edges(graph.z, graph.edge_index, edges.distance)
-            edges.phi = edges.phi.index_add(0, graph.edge_index[0].index_select(0, near), repulsion)
-            edges.phi_slope.index_add_(0, near, its_slope)
-        b, rho0 = (p.index_select(0, element) for p in self.element_parameters(graph.pos.dtype))
-        excess = edges.rho - rho0
-        energies = sum_by_structure(b * excess**2 + 0.5 * edges.phi, graph)
-        energies = energies + sum_by_structure(self.E0.double().index_select(0, element), graph)
-        result = Predictions(energies)
-        if forces or stress:
-            found, virials = edges.forces_and_virials(2.0 * b * excess)
-            if forces:
-                result.forces = found
-            if stress:
-                result.stress = virials / (2.0 * volumes(graph))[:, None, None]
-        return result
+            phi = phi + 2.0 * self.core.atomic_energies(worth_cutting(graph, self.core.cutoff))
+        b, rho0 = (p.index_select(0, element) for p in self.element_parameters(dtype))
+        return self.E0.double().index_select(0, element) + b * (rho - rho0) ** 2 + 0.5 * phi
+
+    def pair_sums(self, element: Tensor, vectors: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ_j φ(r_ij), without a core, and Σ_j ρ(r_ij), (N,).
+
+        Parameters are the places of the atoms' elements (N,), edge vectors (E, 3), and centres and neighbours (E,).
+        """
+        of_i, of_j = element.index_select(0, i), element.index_select(0, j)
+        pair = self.pair_of.index_select(0, of_i * len(self.elements) + of_j)
+        A, beta, D, alpha, r_e = (p.index_select(0, pair) for p in self.pair_parameters(vectors.dtype))
+        r = torch.linalg.vector_norm(vectors, dim=1)
+        f, _ = cutoff_function(r, self.cutoff)
+        fall = torch.exp(alpha * (r_e - r))
+        terms = torch.stack((D * fall * (fall - 2.0), (A * torch.exp(-beta * r[:, None])).sum(1)), dim=1)
+        sums = terms.new_zeros(len(element), 2).index_add(0, i, f[:, None] * terms)
+        return sums[:, 0], sums[:, 1]
 
     def _radial_table(self, dtype: torch.dtype) -> RadialTable:
         parameters = (self.A, self.beta, self.D, self.alpha, self.r_e)

@@ -1,22 +1,23 @@
-"""Edges of a batch as the embedded-atom potential needs them: their terms, and the forces and virials they add up to.
+"""The sums over edges of the embedded-atom potential as an operator in C, compiled on first use.
 
-By tensor operations on any device (:class:`TensorEdges`), or in C on the processor (:class:`NativeEdges`), compiled on
-first use where there is a compiler. Both have the same methods and give the same to rounding.
+    pair_sums    Σ_j φ(r_ij) and Σ_j ρ(r_ij) of each atom, with the radial functions on a table
+    by_geometry  from their adjoints those of positions and cells
+
+It has no gradient in the parameters: where that is wanted, and without a compiler, with ``MDL_PHYSPRE_NATIVE=0`` and on
+other devices than the processor, tensor operations do the same (:mod:`mdl_physpre.potentials.eam`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mdl_physpre.potentials.edge_sums import fixed_edge_vectors, last_edges, virial_sums
-from mdl_physpre.potentials.native import compiled, ranges_of_atoms, thread_pool
+from mdl_physpre.potentials.native import can_use_c, compiled, is_sorted, limits, ranges_of_atoms, run_ranges
 from mdl_physpre.potentials.radial_functions import RadialTable
 from mdl_physpre.structures.graph import AtomGraph
 
@@ -27,57 +28,14 @@ DTYPES = {torch.float32: "float", torch.float64: "double"}
 @lru_cache(maxsize=4)
 def library(real: str) -> ctypes.CDLL | None:
     """The compiled functions in precision ``real`` (``float`` or ``double``), or None where they cannot be had."""
-    return compiled(SOURCE, real, ("terms", "sums"), "the embedded-atom potential")
+    return compiled(SOURCE, real, ("terms", "by_geometry"), "the embedded-atom potential")
 
 
-def library_for(graph: AtomGraph, element: Tensor) -> ctypes.CDLL | None:
-    """The compiled functions for a batch, or None where tensor operations have to do.
-
-    They look elements up without asking, and take the edges of an atom to stand together: edges in another order, and
-    elements that the potential does not know (``element`` below 0), are left to tensor operations.
-    """
-    real = DTYPES.get(graph.pos.dtype) if graph.pos.device.type == "cpu" else None
-    found, centre = None if real is None else library(real), graph.edge_index[0]
-    if found is None or bool((element < 0).any()) or bool((centre[1:] < centre[:-1]).any()):
-        return None
-    return found
-
-
-class TensorEdges:
-    """The edges of a batch by tensor operations.
-
-    Parameters
-    ----------
-    graph : the batch.
-    functions : gives φ, dφ/dr, ρ, dρ/dr of distances (n_edges,).
-
-    Attributes
-    ----------
-    distance, phi_slope, rho_slope : |r_ij|, φ'(r_ij), ρ'(r_ij) of each edge, (n_edges,).
-    phi, rho : Σ_j φ(r_ij) and Σ_j ρ(r_ij) of each atom, (n_atoms,).
-    """
-
-    def __init__(self, graph: AtomGraph, functions: Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
-        self.graph, self.ends = graph, last_edges(graph)
-        self.vectors = fixed_edge_vectors(graph, self.ends)
-        self.distance = torch.linalg.vector_norm(self.vectors, dim=1)
-        phi, self.phi_slope, rho, self.rho_slope = functions(self.distance)
-        self.phi, self.rho = self._atomic_sum(phi), self._atomic_sum(rho)
-
-    def _atomic_sum(self, values: Tensor) -> Tensor:
-        out = values.new_zeros((self.graph.z.shape[0], *values.shape[1:]))
-        return out.index_add(0, self.graph.edge_index[0], values)
-
-    def forces_and_virials(self, embedding_slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Forces (n_atoms, 3), eV/Å, and Σ_ij g_ij r_ij⊗r_ij/|r_ij| of each structure (n_structures, 3, 3), eV.
-
-        g_ij = φ'(r_ij) + [F'(ρ_i) + F'(ρ_j)] ρ'(r_ij), with F' (n_atoms,) = ``embedding_slope``.
-        """
-        i, j = self.graph.edge_index
-        both = embedding_slope.index_select(0, i) + embedding_slope.index_select(0, j)
-        g = torch.addcmul(self.phi_slope, self.rho_slope, both)
-        along = self.vectors * (g / self.distance.clamp(min=1e-12))[:, None]
-        return self._atomic_sum(along), virial_sums(self.vectors, along, self.graph, self.ends)
+def available_for(graph: AtomGraph) -> bool:
+    """Whether the operator can be had for a batch: in its precision, on its device, for the order of its edges."""
+    if not can_use_c(graph.pos, DTYPES) or library(DTYPES[graph.pos.dtype]) is None:
+        return False
+    return is_sorted(graph.edge_index[0])
 
 
 class _Edges(ctypes.Structure):
@@ -91,62 +49,97 @@ class _Edges(ctypes.Structure):
     ]  # fmt: skip
 
 
-class NativeEdges:
-    """As :class:`TensorEdges`, in C, with the radial functions on a table.
+def _run(name: str, tensors: dict[str, Tensor], scale: float, intervals: int, more: Any) -> None:
+    """Call the C function for each range of atoms with the tensors ``more(thread, threads)`` besides."""
+    held = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    n_elements = round(len(held["pair_of"]) ** 0.5)
+    pointers = {key: tensor.data_ptr() for key, tensor in held.items()}
+    edges = _Edges(n_elements=n_elements, intervals=intervals, scale=scale, **pointers)
+    ranges, found = ranges_of_atoms(held["start"]), library(DTYPES[held["table"].dtype])
+    given = more(len(ranges))
+    run_ranges(getattr(found, name), ranges, lambda k: [ctypes.byref(edges), *limits(ranges[k]), *given(k)])
 
-    Each thread (``torch.get_num_threads()``) takes a range of atoms with about the same number of edges.
+
+@torch.library.custom_op("mdl_physpre::eam_pair_sums", mutates_args=(), device_types="cpu")
+def pair_sums(
+    position: Tensor, cell: Tensor, offset: Tensor, start: Tensor, neighbour: Tensor, batch: Tensor, element: Tensor,
+    pair_of: Tensor, table: Tensor, scale: float, intervals: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Σ_j φ and Σ_j ρ of each atom (N,), and what the derivative needs of the edges, (6, E).
 
     Parameters
     ----------
-    found : the compiled functions.
-    graph : the batch, on the processor.
-    element, pair_of : place of each atom's element (n_atoms,), and the pair of two such, (n_elements²,).
-    table : the radial functions, in the precision of the graph.
+    position, cell, offset : as in a graph. start : first edge of each atom, (N + 1,). neighbour : (E,). batch : (N,).
+    element, pair_of : place of each atom's element (N,), and the pair of two such, (n_elements²,).
+    table, scale, intervals : of :class:`~mdl_physpre.potentials.radial_functions.RadialTable`.
     """
+    scratch = position.new_empty(6, len(neighbour))  # vectors take three rows
+    phi, rho = position.new_empty(2, len(element)).unbind()
+    tensors = dict(
+        start=start, neighbour=neighbour, batch=batch, element=element, pair_of=pair_of, position=position, cell=cell,
+        offset=offset, table=table, phi=phi, rho=rho, **_of_edges(scratch),
+    )  # fmt: skip
+    _run("terms", tensors, scale, intervals, lambda threads: lambda _: [])
+    return phi.clone(), rho.clone(), scratch
 
-    def __init__(
-        self, found: ctypes.CDLL, graph: AtomGraph, element: Tensor, pair_of: Tensor, table: RadialTable
-    ) -> None:
-        n_atoms, n_edges = graph.z.shape[0], graph.edge_index.shape[1]
-        self.library = found
-        centre, neighbour = graph.edge_index.to(torch.int64)
-        start = torch.searchsorted(centre.contiguous(), torch.arange(n_atoms + 1))
-        scratch = graph.pos.new_empty(6, n_edges)  # vectors take three rows
-        self.distance, self.phi_slope, self.rho_slope = scratch[3:]
-        self.phi, self.rho = graph.pos.new_empty(2, n_atoms)
-        given = {
-            "start": start, "neighbour": neighbour, "batch": graph.batch.to(torch.int64), "element": element,
-            "pair_of": pair_of, "position": graph.pos.detach(), "cell": graph.cell.detach().to(graph.pos.dtype),
-            "offset": graph.cell_offsets.to(graph.pos.dtype),
-            "table": table.coefficients, "vector": scratch, "distance": self.distance, "phi_slope": self.phi_slope,
-            "rho_slope": self.rho_slope, "phi": self.phi, "rho": self.rho,
-        }  # fmt: skip
-        self.held = {name: tensor.contiguous() for name, tensor in given.items()}
-        pointers = {name: tensor.data_ptr() for name, tensor in self.held.items()}
-        n_elements = round(len(pair_of) ** 0.5)
-        self.edges = _Edges(n_elements=n_elements, intervals=table.intervals, scale=table.scale, **pointers)
-        self.n_structures = graph.n_atoms.shape[0]
-        self.ranges = ranges_of_atoms(start)
-        self._run("terms", lambda _: [])
 
-    def _run(self, name: str, tensors: Callable[[int], list[Tensor]]) -> None:
-        """Call the C function for each range of atoms with the tensors ``tensors(thread)``."""
-        function = getattr(self.library, name)
+def _of_edges(scratch: Tensor) -> dict[str, Tensor]:
+    distance, phi_slope, rho_slope = scratch[3:]
+    return {"vector": scratch, "distance": distance, "phi_slope": phi_slope, "rho_slope": rho_slope}
 
-        def work(thread: int) -> None:
-            first, last = (ctypes.c_int64(n) for n in self.ranges[thread])
-            held = tensors(thread)
-            function(ctypes.byref(self.edges), first, last, *(ctypes.c_void_p(t.data_ptr()) for t in held))
 
-        if len(self.ranges) == 1:
-            work(0)
-        else:
-            list(thread_pool(os.getpid(), len(self.ranges)).map(work, range(len(self.ranges))))
+@torch.library.custom_op("mdl_physpre::eam_pair_sums_by_geometry", mutates_args=(), device_types="cpu")
+def by_geometry(
+    of_phi: Tensor, of_rho: Tensor, scratch: Tensor, position: Tensor, cell: Tensor, offset: Tensor, start: Tensor,
+    neighbour: Tensor, batch: Tensor, element: Tensor, pair_of: Tensor, table: Tensor, scale: float, intervals: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients in positions (N, 3) and cells (B, 3, 3)."""
+    by_position, totals = torch.empty_like(position), []
+    tensors = dict(
+        start=start, neighbour=neighbour, batch=batch, pair_of=pair_of, offset=offset, table=table,
+        **_of_edges(scratch),
+    )  # fmt: skip
+    adjoints = [of_phi.contiguous(), of_rho.contiguous()]
 
-    def forces_and_virials(self, embedding_slope: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`TensorEdges.forces_and_virials`."""
-        slope = embedding_slope.contiguous()
-        forces = slope.new_empty(len(slope), 3)
-        virials = torch.zeros(len(self.ranges), self.n_structures, 3, 3, dtype=torch.float64)
-        self._run("sums", lambda thread: [slope, forces, virials[thread]])
-        return forces, virials.sum(0).to(slope.dtype)
+    def arguments(threads: int) -> Any:
+        by_cell = cell.new_zeros(threads, *cell.shape, dtype=torch.float64)
+        totals.append(by_cell)
+        return lambda k: [*adjoints, by_position, by_cell[k]]
+
+    _run("by_geometry", tensors, scale, intervals, arguments)
+    return by_position, totals[0].sum(0).to(cell.dtype)
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, ctx.scale, ctx.intervals = inputs
+    ctx.save_for_backward(output[2], *tensors)
+    ctx.mark_non_differentiable(output[2])
+
+
+def _backward(ctx: Any, of_phi: Tensor, of_rho: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return *by_geometry(of_phi, of_rho, *ctx.saved_tensors, ctx.scale, ctx.intervals), *[None] * 9
+
+
+pair_sums.register_autograd(_backward, setup_context=_keep)
+
+
+@pair_sums.register_fake
+def _(position: Tensor, cell: Tensor, offset: Tensor, start: Tensor, neighbour: Tensor, *rest: Any) -> Any:
+    atoms = position.new_empty(len(position))
+    return atoms, torch.empty_like(atoms), position.new_empty(6, len(neighbour))
+
+
+@by_geometry.register_fake
+def _(of_phi: Tensor, of_rho: Tensor, scratch: Tensor, position: Tensor, cell: Tensor, *rest: Any) -> Any:
+    return torch.empty_like(position), torch.empty_like(cell)
+
+
+def sums_of(graph: AtomGraph, element: Tensor, pair_of: Tensor, table: RadialTable) -> tuple[Tensor, Tensor]:
+    """Σ_j φ and Σ_j ρ of each atom of a batch, (N,), differentiable once in positions and cells."""
+    centre, neighbour = graph.edge_index.to(torch.int64)
+    start = torch.searchsorted(centre.contiguous(), torch.arange(len(graph.z) + 1))
+    phi, rho, _ = pair_sums(
+        graph.pos, graph.cell.to(graph.pos.dtype), graph.cell_offsets.to(graph.pos.dtype), start, neighbour,
+        graph.batch.to(torch.int64), element, pair_of, table.coefficients, table.scale, table.intervals,
+    )  # fmt: skip
+    return phi, rho

@@ -1,7 +1,7 @@
-/* Edges of the embedded-atom potential: their terms, and the forces and virials that they add up to.
+/* Edges of the embedded-atom potential: their terms, and the derivatives in positions and cells.
 
    Edges are sorted by the atom in their centre: those of atom i are start[i] .. start[i + 1] - 1. Compiled with
-   -DREAL=float or -DREAL=double; see eam_native.py.
+   -DREAL=float or -DREAL=double; see eam_edges.py.
 */
 
 #include <math.h>
@@ -65,21 +65,28 @@ void terms(const edges_t *g, int64_t first, int64_t last) {
   }
 }
 
-/* With g_ij = phi'(r_ij) + [F'(rho_i) + F'(rho_j)] rho'(r_ij): the forces sum_j g_ij r_ij/|r_ij|, (n, 3), and
-   sum_ij g_ij r_ij r_ij/|r_ij| of each structure, (structures, 3, 3), to which this adds. embedding is F'. */
-void sums(const edges_t *g, int64_t first, int64_t last, const REAL *embedding, REAL *force, double *virial) {
+/* From the adjoints of phi and rho of each atom those of the positions (n, 3), which are set, and of the cells
+   (structures, 3, 3), to which this adds. Of each edge the list holds its reverse as well, so that
+
+     g_ij = (phi_i + phi_j) phi'(r_ij) + (rho_i + rho_j) rho'(r_ij)   (phi, rho here the adjoints)
+
+   is what a change of r_ij gives in both together: dr_i = -sum_j g_ij r_ij/|r_ij|, dcell = sum_ij S_ij g_ij r_ij/(2 |r_ij|).
+*/
+void by_geometry(const edges_t *g, int64_t first, int64_t last, const REAL *of_phi, const REAL *of_rho, REAL *position,
+                 double *cell) {
   for (int64_t i = first; i < last; i++) {
     double f[3] = {0}, w[9] = {0};
     for (int64_t e = g->start[i]; e < g->start[i + 1]; e++) {
-      const REAL *v = g->vector + 3 * e, r = g->distance[e];
-      const REAL slope = g->phi_slope[e] + (embedding[i] + embedding[g->neighbour[e]]) * g->rho_slope[e];
+      const REAL *v = g->vector + 3 * e, *s = g->offset + 3 * e, r = g->distance[e];
+      const int64_t j = g->neighbour[e];
+      const REAL slope = (of_phi[i] + of_phi[j]) * g->phi_slope[e] + (of_rho[i] + of_rho[j]) * g->rho_slope[e];
       const REAL along = slope / (r < (REAL)1e-12 ? (REAL)1e-12 : r);
       for (int x = 0; x < 3; x++) {
-        f[x] += along * v[x];
-        for (int y = 0; y < 3; y++) w[3 * x + y] += (double)(along * v[x]) * v[y];
+        f[x] -= along * v[x];
+        for (int y = 0; y < 3; y++) w[3 * x + y] += 0.5 * (double)(along * v[y]) * s[x];
       }
     }
-    for (int x = 0; x < 3; x++) force[3 * i + x] = (REAL)f[x];
-    for (int x = 0; x < 9; x++) virial[9 * g->batch[i] + x] += w[x];
+    for (int x = 0; x < 3; x++) position[3 * i + x] = (REAL)f[x];
+    for (int x = 0; x < 9; x++) cell[9 * g->batch[i] + x] += w[x];
   }
 }

@@ -92,14 +92,6 @@ class CalculatorPotential(Potential):
         """Raises CheckpointError: a calculator is not stored in a checkpoint."""
         raise CheckpointError(f"{self.name} is an ASE calculator and cannot be saved as a checkpoint; name it instead")
 
-    def atomic_energies(self, graph: AtomGraph) -> Tensor:
-        """Raises DataError: a calculator has no differentiable energies of atoms."""
-        raise DataError(
-            f"{self.name} is an ASE calculator: it has no energies of atoms that can be differentiated, so it cannot "
-            "be trained, and evaluate(…, create_graph=True) does not work with it; use it as a teacher, in molecular "
-            "dynamics, or for errors"
-        )
-
     def predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
         """Energies (n_structures,) eV, float64; forces (n_atoms, 3) eV/Å; stress (n_structures, 3, 3) eV/Å³.
 

@@ -182,9 +182,9 @@ def write_matdeeplearn_checkpoint(
         "model": {**model, **switches},
         "dataset": {"preprocess_params": graph},
     }
-    reference = getattr(potential, "reference", None)
-    if reference is not None and reference.as_dict():
-        keys["physpre"] = {"energy_reference": {chemical_symbols[z]: e for z, e in reference.as_dict().items()}}
+    reference = {} if isinstance(potential, EAMInteraction) else potential.reference.as_dict()
+    if reference:
+        keys["physpre"] = {"energy_reference": {chemical_symbols[z]: e for z, e in reference.items()}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as checkpoint, replacing(config) as beside:

@@ -10,7 +10,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import Backbone
 from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.torchmd_et import TorchMDET
@@ -45,7 +45,7 @@ class Model(NamedTuple):
 
     defaults: dict[str, Any]  # what the host takes where its YAML is silent
     sizes: Callable[[State], dict[str, Any]]  # the YAML's keys as the shapes of the parameters tell them
-    build: Callable[[Mapping[str, Any], State], Potential]  # from keys and parameters
+    build: Callable[[Mapping[str, Any], State], Backbone]  # from keys and parameters
 
 
 def _count(state: State, pattern: str) -> int:
@@ -87,23 +87,23 @@ def _eam_sizes(state: State) -> dict[str, Any]:
     return {"n_basis": state[f"{EAM_PREFIX}A.0"].numel()}
 
 
-def _build_cgcnn(given: Mapping[str, Any], state: State) -> Potential:
+def _build_cgcnn(given: Mapping[str, Any], state: State) -> Backbone:
     keys = ("cutoff", "dim1", "dim2", "pre_fc_count", "gc_count", "post_fc_count", "edge_dim", "batch_norm",
             "dropout_rate", "act", "pool", "pool_order")  # fmt: skip
     return _with_weights(CGCNN(envelope=False, **{key: given[key] for key in keys if key in given}), state)
 
 
-def _build_et(given: Mapping[str, Any], state: State) -> Potential:
+def _build_et(given: Mapping[str, Any], state: State) -> Backbone:
     keys = ("cutoff", *ET_DEFAULTS)
     return _with_weights(TorchMDET(envelope=False, **{key: given[key] for key in keys}), state)
 
 
-def _with_weights(potential: CGCNN | TorchMDET, state: State) -> Potential:
+def _with_weights(potential: CGCNN | TorchMDET, state: State) -> Backbone:
     potential.load_state_dict({**state, "reference.energies": potential.reference.energies})
     return potential
 
 
-def _build_eam(given: Mapping[str, Any], state: State) -> Potential:
+def _build_eam(given: Mapping[str, Any], state: State) -> Backbone:
     if "atom_types" not in given:
         raise ConfigError("model.atom_types is missing: the elements, whose order is that of the parameters")
     potential = EAMInteraction(

@@ -1,4 +1,4 @@
-"""C code of the package, compiled on first use with the system's compiler and kept in the user's cache folder."""
+"""C code of the package: from the wheel, or compiled on first use and kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -7,37 +7,42 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mdl_physpre.potentials.c_build import FLAGS, built_library, built_name, compile_library, find_compiler
+
 logger = logging.getLogger(__name__)
 
+PACKAGE = Path(__file__).parents[1]
 VECTOR_BYTES = 64
-COMMON_FLAGS = ["-std=c11", "-O3", "-fschedule-insns", "-ffp-contract=fast", "-shared", "-fPIC"]
 
 
 def compiled(source: Path, real: str, functions: Sequence[str], what: str) -> ctypes.CDLL | None:
     """``source`` in precision ``real`` (``float`` or ``double``), or None where it cannot be had.
 
-    The compiler is ``CC``, ``cc``, ``gcc`` or ``clang``. None where there is none, where it fails, or where the
-    environment says ``MDL_PHYSPRE_NATIVE=0``; ``what`` then says in the log what runs on tensor operations.
+    It comes with an installed wheel; elsewhere a compiler makes it, which is ``CC``, ``cc``, ``gcc`` or ``clang``. None
+    where there is none, where it fails, or where the environment says ``MDL_PHYSPRE_NATIVE=0``; ``what`` then says in
+    the log what runs on tensor operations.
     """
     if os.environ.get("MDL_PHYSPRE_NATIVE", "1") == "0":
         return None
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler or not source.exists():
+    path, compiler = built_library(PACKAGE, source, real), find_compiler()
+    if path is None and not (compiler and source.exists()):
         logger.info("no C compiler was found: %s runs on tensor operations, which are slower", what)
         return None
     try:
-        loaded = ctypes.CDLL(str(_compile(compiler, source, real)))
+        loaded = ctypes.CDLL(str(path or _compile(str(compiler), source, real)))
     except (OSError, subprocess.SubprocessError) as error:
         logger.info("C code is not available (%s): %s runs on tensor operations", error, what)
         return None
@@ -46,11 +51,32 @@ def compiled(source: Path, real: str, functions: Sequence[str], what: str) -> ct
     return loaded
 
 
+_of_thread = threading.local()
+
+
+@contextmanager
+def tensor_operations() -> Iterator[None]:
+    """A context in which this thread uses no C code: to compare with, and for what has to be traced."""
+    before = getattr(_of_thread, "off", False)
+    _of_thread.off = True
+    try:
+        yield
+    finally:
+        _of_thread.off = before
+
+
+def can_use_c(like: Tensor, dtypes: Mapping[torch.dtype, str]) -> bool:
+    """Whether C code that there is for ``dtypes`` may take the place of operations on tensors as ``like``."""
+    if torch.compiler.is_compiling() or getattr(_of_thread, "off", False):
+        return False
+    return like.device.type == "cpu" and like.dtype in dtypes
+
+
 def _compile(compiler: str, source: Path, real: str) -> Path:
     """Path of the shared library, made if the cache does not have it for this source, compiler and processor."""
     text = b"".join(file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h"))))
     version = subprocess.run([*compiler.split(), "--version"], capture_output=True, timeout=60, check=True).stdout
-    key = hashlib.sha256(text + version + f"{_processor()} {real} {COMMON_FLAGS}".encode())
+    key = hashlib.sha256(text + version + f"{_processor()} {real} {FLAGS}".encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdl_physpre"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -58,22 +84,21 @@ def _compile(compiler: str, source: Path, real: str) -> Path:
             raise PermissionError(folder)
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="mdl_physpre-"))
-    path = folder / f"{source.stem.removesuffix('_native')}-{real}-{key.hexdigest()[:20]}.so"
+    path = folder / built_name(source, real, key.hexdigest()[:20])
     if path.exists():
         return path
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         output = Path(scratch) / "library.so"
-        command = [*compiler.split(), *COMMON_FLAGS, f"-DREAL={real}", *(["-DSINGLE"] if real == "float" else [])]
-        errors = ""
         for tuning in (["-march=native"], ["-mcpu=native"], []):
-            done = subprocess.run(
-                [*command, *tuning, str(source), "-o", str(output), "-lm"], capture_output=True, text=True, timeout=300
-            )
-            if done.returncode == 0:
+            try:
+                compile_library(compiler, source, real, tuning, output)
+            except OSError:
+                if not tuning:
+                    raise
+            else:
                 os.replace(output, path)  # another process may do the same at the same time
-                return path
-            errors = done.stderr.strip().splitlines()[0] if done.stderr.strip() else f"exit status {done.returncode}"
-    raise OSError(f"{compiler}: {errors}")
+                break
+    return path
 
 
 def _processor() -> str:
@@ -83,6 +108,11 @@ def _processor() -> str:
         return "|".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
     except OSError:
         return f"{platform.machine()} {platform.processor()} {platform.node()}"
+
+
+def is_sorted(centre: Tensor) -> bool:
+    """Whether edges stand together by their centre, as C code takes them; on the CPU, where looking costs nothing."""
+    return not bool((centre[1:] < centre[:-1]).any())
 
 
 def ranges_of_atoms(start: Tensor) -> list[tuple[int, int]]:
@@ -96,6 +126,29 @@ def ranges_of_atoms(start: Tensor) -> list[tuple[int, int]]:
     cuts = torch.searchsorted(start.double(), goals.double()).tolist()
     bounds = [0, *sorted(min(c, n_atoms) for c in cuts), n_atoms]
     return list(zip(bounds, bounds[1:]))
+
+
+def run_ranges(function: Any, ranges: Sequence[Any], arguments: Callable[[int], Sequence[Any]]) -> None:
+    """Call ``function(*arguments(k))`` for each of the ranges at the same time, a thread for each."""
+
+    def work(thread: int) -> None:
+        held = arguments(thread)  # tensors must live as long as their addresses are used
+        function(*(address(a) if isinstance(a, Tensor) else a for a in held))
+
+    if len(ranges) == 1:
+        work(0)
+    else:
+        list(thread_pool(os.getpid(), len(ranges)).map(work, range(len(ranges))))
+
+
+def address(tensor: Tensor | None) -> ctypes.c_void_p:
+    """A tensor as an argument of a C function; a null pointer for ``None``."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def limits(of_range: tuple[int, int]) -> tuple[ctypes.c_int64, ctypes.c_int64]:
+    """A range of atoms as arguments of a C function."""
+    return ctypes.c_int64(of_range[0]), ctypes.c_int64(of_range[1])
 
 
 @lru_cache(maxsize=2)

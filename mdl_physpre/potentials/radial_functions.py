@@ -120,19 +120,6 @@ class RadialTable:
         self.scale = 1.0 / step
         self.coefficients = _quintics(values, slopes, bends).to(dtype)
 
-    def functions(self, r: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """φ, dφ/dr, ρ, dρ/dr of distances and pairs by number, each (n,)."""
-        place = r * self.scale
-        interval = place.to(torch.int64).clamp_(0, self.intervals)
-        row, u = interval + pair * (self.intervals + 1), (place - interval)[:, None]
-        c = self.coefficients.index_select(0, row).unbind(2)
-        value, slope = c[-1], torch.zeros_like(c[-1])
-        for lower in reversed(c[:-1]):
-            slope = torch.addcmul(value, slope, u)
-            value = torch.addcmul(lower, value, u)
-        (phi, rho), (dphi, drho) = value.unbind(1), (slope * self.scale).unbind(1)
-        return phi, dphi, rho, drho
-
 
 def _quintics(values: Tensor, slopes: Tensor, bends: Tensor) -> Tensor:
     """Coefficients of the polynomials with these values and derivatives at the ends of each interval of length 1.

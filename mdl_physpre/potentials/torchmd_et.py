@@ -6,39 +6,54 @@ to the other.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, sum_by_structure, volumes
-from mdl_physpre.potentials.edge_sums import last_edges, virial_sums
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.arguments import (
+    element_numbers,
+    refuse_unsupported,
+    require_at_least,
+    require_positive,
+)
+from mdl_physpre.potentials.base import Backbone, edge_vectors
+from mdl_physpre.potentials.edge_op import predicting
+from mdl_physpre.potentials.native import is_sorted
 from mdl_physpre.potentials.parameter_state import ParameterState
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.potentials.torchmd_et_layers import (
     AttentionLayer,
-    HeadLayout,
     LayerList,
     LayerWeights,
+    Messages,
     NeighbourEmbedding,
+    TensorMessages,
+    radial_factors,
 )
-from mdl_physpre.potentials.torchmd_et_messages import Edges, MessageSums, edges_within
-from mdl_physpre.potentials.torchmd_et_outputs import (
-    Arrangement,
-    outputs,
-    outputs_and_slopes,
-    plain_outputs,
-)
+from mdl_physpre.potentials.torchmd_et_native import HeadLayout, NativeMessages, Tables
 from mdl_physpre.potentials.torchmd_et_radial import ExponentialNormalBasis, cosine_cutoff
 from mdl_physpre.structures.graph import AtomGraph
 
+SUPPORTED = {
+    "rbf_type": ("expnorm", "other radial functions are not built in"),
+    "trainable_rbf": (True, "the radial functions are always trained"),
+    "activation": ("silu", "a potential needs a smooth activation"),
+    "attn_activation": ("silu", "a potential needs a smooth activation"),
+    "neighbor_embedding": (True, "node vectors start from it"),
+    "distance_influence": ("both", "keys and values both depend on the distance"),
+    "pool": ("global_add_pool", "the energy must be a sum over atoms"),
+    "pool_order": ("late", "the energy must be a sum over atoms"),
+    "aggr": ("add", "a mean of messages is not smooth where an edge enters"),
+}
+"""Keys of MatDeepLearn that have one value here, and why."""
 
-class TorchMDET(Potential):
+
+class TorchMDET(Backbone):
     r"""Equivariant transformer, Thölke and De Fabritiis, International Conference on Learning Representations (2022).
 
     With C the cosine cutoff, e(r) the exponential-normal basis, LN layer normalisation and ⊙ the product by channels:
@@ -74,7 +89,7 @@ class TorchMDET(Potential):
     rbf_type, trainable_rbf, activation, attn_activation, neighbor_embedding, distance_influence, pool, pool_order,
     aggr, max_num_neighbors: MatDeepLearn's keys; only the default values are supported, the last is without effect.
 
-    Raises ConfigError for a value that is not supported, DataError for an atomic number outside the embedding.
+    Raises ConfigError for a value that is not supported.
     """
 
     concurrent = True
@@ -104,27 +119,29 @@ class TorchMDET(Potential):
         aggr: str = "add",
         max_num_neighbors: int = 32,
     ) -> None:
-        super().__init__()
-        _refuse_unsupported(
+        super().__init__(reference)
+        given = dict(
             rbf_type=rbf_type, trainable_rbf=trainable_rbf, activation=activation, attn_activation=attn_activation,
             neighbor_embedding=neighbor_embedding, distance_influence=distance_influence, pool=pool,
             pool_order=pool_order, aggr=aggr,
         )  # fmt: skip
-        _require_positive(cutoff=cutoff, hidden_channels=hidden_channels, num_layers=num_layers, num_heads=num_heads)
-        _require_positive(num_rbf=num_rbf - 1, num_post_layers=num_post_layers + 1, energy_scale=energy_scale)
-        _require_positive(post_hidden_channels=post_hidden_channels, max_z=max_z - 1)
+        refuse_unsupported("torchmd_et", SUPPORTED, given)
+        require_positive("torchmd_et", cutoff=cutoff, energy_scale=energy_scale)
+        require_at_least("torchmd_et", 0, num_post_layers=num_post_layers)
+        require_at_least("torchmd_et", 1, hidden_channels=hidden_channels, num_layers=num_layers, num_heads=num_heads)
+        require_at_least("torchmd_et", 1, post_hidden_channels=post_hidden_channels)
+        require_at_least("torchmd_et", 2, num_rbf=num_rbf, max_z=max_z)
         if hidden_channels % num_heads:
             raise ConfigError(
                 f"torchmd_et: hidden_channels is {hidden_channels}, which {num_heads} heads (num_heads) do not divide"
             )
         self.max_z = int(max_z)
-        self.elements = element_numbers(elements, self.max_z)
+        self.elements = element_numbers(elements, min(self.max_z, len(chemical_symbols)) - 1, "torchmd_et")
         self.cutoff = float(cutoff)
         self.hidden_channels, self.num_layers = int(hidden_channels), int(num_layers)
         self.num_rbf, self.num_heads = int(num_rbf), int(num_heads)
         self.num_post_layers, self.post_hidden_channels = int(num_post_layers), int(post_hidden_channels)
         self.envelope, self.energy_scale = bool(envelope), float(energy_scale)
-        self.layout = HeadLayout.of(self.num_heads, self.hidden_channels // self.num_heads)
 
         width = self.hidden_channels
         post = [width, *[self.post_hidden_channels] * self.num_post_layers, 1]
@@ -134,8 +151,7 @@ class TorchMDET(Potential):
         self.attention_layers = LayerList(AttentionLayer(width, self.num_rbf) for _ in range(self.num_layers))
         self.out_norm = nn.LayerNorm(width)
         self.post_lin_list = nn.ModuleList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
-        self.reference = EnergyReference() if reference is None else reference
-        self.kept: tuple[ParameterState, HeadLayout, Arrangement] | None = None
+        self.kept: tuple[ParameterState, Tables] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": None}  # what can be made again is not copied or stored
@@ -149,49 +165,25 @@ class TorchMDET(Potential):
         elements = None if self.elements is None else list(self.elements)
         return {"elements": elements, **{name: getattr(self, name) for name in names}}
 
+    def known_elements(self) -> frozenset[int]:
+        """``elements``, or all that have a row in the element embedding."""
+        return frozenset(self.elements or range(1, self.max_z))
+
     def atomic_energies(self, graph: AtomGraph) -> Tensor:
-        """Energy of each atom (N,) in eV, differentiable in positions, cell and parameters to any order."""
-        self.check_atomic_numbers(graph.z)
-        edges = edges_within(self.cutoff, edge_vectors(graph), graph.edge_index)
-        return self._scaled(graph, plain_outputs(self, graph.z, edges))
+        """Energy of each atom (N,) in eV, differentiable in positions, cell and parameters."""
+        i, j = graph.edge_index
+        return self.reference(graph.z) + self.energy_scale * self.outputs(graph.z, edge_vectors(graph), i, j)
 
-    def predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
-        """Energies, forces and stress, not differentiable."""
-        return self._predictions(graph, forces, stress, differentiable=False)
-
-    def differentiable_predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
-        """As :meth:`predictions`, and one backward pass gives the gradient in the parameters (not in positions)."""
-        return self._predictions(graph, forces, stress, differentiable=True)
-
-    def _predictions(self, graph: AtomGraph, forces: bool, stress: bool, differentiable: bool) -> Predictions:
-        """F_i = Σ_j (g_ij − g_ji) and σ = (1/V) Σ_ij r_ij g_ijᵀ with g_ij = dE/dr_ij."""
-        self.check_atomic_numbers(graph.z)
-        with torch.no_grad():
-            edges = edges_within(self.cutoff, edge_vectors(graph), graph.edge_index)
-        with torch.set_grad_enabled(differentiable):
-            if not (forces or stress):
-                return Predictions(sum_by_structure(self._scaled(graph, outputs(self, graph.z, edges)), graph))
-            network, pull = outputs_and_slopes(self, graph, edges, differentiable)
-            pull = self.energy_scale * pull
-            found = Predictions(sum_by_structure(self._scaled(graph, network), graph))
-            if forces:
-                zero = torch.zeros_like(graph.pos)
-                found.forces = zero.index_add(0, edges.ends[0], pull).index_add(0, edges.ends[1], -pull)
-            if stress:
-                found.stress = stress_of(graph, edges, pull)
-        return found
-
-    def _scaled(self, graph: AtomGraph, network: Tensor) -> Tensor:
-        return self.reference(graph.z) + self.energy_scale * network
-
-    def network(self, z: Tensor, edges: Edges, arranged: Sequence[LayerWeights], sums: MessageSums) -> Tensor:
-        """Output (N,) of the network, given its layers' weights, arranged, and what adds the messages of a layer."""
-        x = self.embed(z, edges)
+    def outputs(self, z: Tensor, vectors: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """The network's output (N,) from species (N,), edge vectors (E, 3), and centres and neighbours (E,)."""
+        messages = self._messages(vectors, i, j, len(z))
+        start = self.neighbor_embedding
+        x = start.combine(torch.cat([self.embedding(z), messages.around(start.embedding(z))], dim=1))
         vec: Tensor | None = None
-        for number, (layer, weights) in enumerate(zip(self.attention_layers, arranged)):
-            last = number == self.num_layers - 1  # what it adds to the vectors, nothing reads
+        for number, (layer, weights) in enumerate(zip(self.attention_layers, messages.weights)):
+            last = number == self.num_layers - 1
             qkv = functional.linear(layer.layernorm(x), weights.qkv, weights.qkv_bias)
-            message, vec_message = sums(number, qkv, vec, last)
+            message, vec_message = messages.sums(number, qkv, vec, last)
             sizes = [message.shape[1], self.hidden_channels, self.hidden_channels]
             o1, o2, o3 = functional.linear(message, weights.out, weights.out_bias).split(sizes, dim=1)
             x = x + o3
@@ -206,82 +198,37 @@ class TorchMDET(Potential):
             x = functional.silu(linear(x))
         return self.post_lin_list[-1](x)[:, 0]
 
-    def embed(self, z: Tensor, edges: Edges) -> Tensor:
-        """Node vectors (N, F) before the first layer.
+    def _messages(self, vectors: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> Messages:
+        """What passes along the edges: in C where that can be had."""
+        distances = vectors.square().sum(1).sqrt()
+        directions = vectors / distances[:, None]
+        layout = HeadLayout.of(self.num_heads, self.hidden_channels, vectors)
+        if layout is not None and is_sorted(i):
+            tables = self._kept_tables(layout) if predicting() else self._tables(layout)
+            return NativeMessages(tables, distances, directions, i, j, n_atoms, own_images=self.envelope)
+        envelope = cosine_cutoff(distances, self.cutoff)
+        basis = self.distance_expansion(distances, envelope)
+        start = self.neighbor_embedding.radial_functions(basis, envelope if self.envelope else envelope * (i != j))
+        within = envelope if self.envelope else (distances < self.cutoff).to(distances.dtype)
+        weights = [LayerWeights.of(layer, self.num_heads) for layer in self.attention_layers]
+        factors = radial_factors(envelope, within)
+        return TensorMessages(weights, i, j, directions, start, basis, factors, self.num_heads)
 
-        The sum over neighbours is linear in emb'(z_j), so that it is taken over the radial functions, element by
-        element, and the matrix product is one for each element around an atom and not for each edge.
-        """
-        start = self.neighbor_embedding
-        (centre, neighbour), distances = edges.ends, edges.distances
-        if not self.envelope:
-            others = centre != neighbour
-            centre, neighbour, distances = centre[others], neighbour[others], distances[others]
-        keys, pair = torch.unique(centre * self.max_z + z[neighbour], return_inverse=True)
-        weight = cosine_cutoff(distances, self.cutoff)
-        functions = torch.cat([self.distance_expansion(distances, weight), torch.ones_like(weight)[:, None]], dim=1)
-        functions = weight[:, None] * functions
-        by_pair = functions.new_zeros(len(keys), functions.shape[1]).index_add(0, pair, functions)
-        matrix = torch.cat([start.distance_proj.weight, start.distance_proj.bias[:, None]], dim=1)
-        values = functional.linear(by_pair, matrix) * start.embedding(keys % self.max_z)
-        around = values.new_zeros(len(z), self.hidden_channels).index_add(0, keys // self.max_z, values)
-        return start.combine(torch.cat([self.embedding(z), around], dim=1))
+    def _tables(self, layout: HeadLayout) -> Tables:
+        grid, dtype = self.distance_expansion.grid(), self.embedding.weight.dtype
+        exact, envelope = self.distance_expansion(grid.distances, grid.cutoff_values), grid.cutoff_values
+        # in double precision: where neighbours are many, forces hang on the slopes of these more than on others
+        start = grid.table(layout.padded(self.neighbor_embedding.radial_functions(exact, envelope))).to(dtype)
+        factors = radial_factors(envelope, envelope if self.envelope else torch.ones_like(envelope)).to(dtype)
+        weights = [layout.arranged(LayerWeights.of(layer, self.num_heads)) for layer in self.attention_layers]
+        basis = exact.to(dtype)
+        layers = [grid.table(w.radial_functions(basis, factors)) for w in weights]
+        return Tables(layout, grid, weights, start, layers)
 
-    def check_atomic_numbers(self, z: Tensor) -> None:
-        """Raises DataError where an atomic number has no row in the element embedding."""
-        bad = z[(z < 1) | (z >= self.max_z)]
-        if len(bad):
-            number = int(bad[0])
-            name = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else "no element"
-            raise DataError(f"torchmd_et knows atomic numbers 1 to {self.max_z - 1}; found {number} ({name})")
-
-
-def stress_of(graph: AtomGraph, edges: Edges, pull: Tensor) -> Tensor:
-    """(1/V) Σ r_ij g_ijᵀ of each structure (B, 3, 3), eV/Å³, from g_ij = dE/dr_ij; NaN where there is no cell."""
-    near = AtomGraph.from_tensors(graph, edge_index=edges.ends)
-    virial = virial_sums(edges.vectors, pull, near, last_edges(near))
-    volume = volumes(graph)[:, None, None]
-    # divided where there is a volume: backpropagation through a division by NaN would spoil the gradient
-    known = torch.isfinite(volume)
-    return torch.where(known, 0.5 * (virial + virial.transpose(1, 2)) / torch.where(known, volume, 1.0), torch.nan)
-
-
-def element_numbers(elements: Iterable[int | str] | None, max_z: int) -> tuple[int, ...] | None:
-    """Atomic numbers, ascending, of elements given by number or by symbol. Raises ConfigError for an unknown one."""
-    if elements is None:
-        return None
-    numbers = set()
-    for element in elements:
-        number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
-        if number is None or not 1 <= number < min(max_z, len(chemical_symbols)):
-            raise ConfigError(
-                f"torchmd_et: elements contains {element!r}, expected symbols or numbers from 1 to {max_z - 1} (max_z)"
-            )
-        numbers.add(number)
-    if not numbers:
-        raise ConfigError("torchmd_et: elements is empty; name at least one, or give None to accept all")
-    return tuple(sorted(numbers))
-
-
-def _refuse_unsupported(**given: Any) -> None:
-    supported = {
-        "rbf_type": ("expnorm", "other radial functions are not built in"),
-        "trainable_rbf": (True, "the radial functions are always trained"),
-        "activation": ("silu", "a potential needs a smooth activation"),
-        "attn_activation": ("silu", "a potential needs a smooth activation"),
-        "neighbor_embedding": (True, "node vectors start from it"),
-        "distance_influence": ("both", "keys and values both depend on the distance"),
-        "pool": ("global_add_pool", "the energy must be a sum over atoms"),
-        "pool_order": ("late", "the energy must be a sum over atoms"),
-        "aggr": ("add", "a mean of messages is not smooth where an edge enters"),
-    }
-    for name, value in given.items():
-        only, reason = supported[name]
-        if value != only:
-            raise ConfigError(f"torchmd_et: {name} is {value!r}; only {only!r} is supported ({reason})")
-
-
-def _require_positive(**given: float) -> None:
-    for name, value in given.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"torchmd_et: {name} is too small: {value}")
+    def _kept_tables(self, layout: HeadLayout) -> Tables:
+        """Without gradients, and made anew only when a parameter has changed: molecular dynamics asks many times."""
+        parameters, kept = list(self.parameters()), self.kept
+        if kept is None or not kept[0].holds(parameters) or kept[1].layout != layout:
+            with torch.no_grad():
+                kept = self.kept = (ParameterState(parameters), self._tables(layout))
+        return kept[1]

@@ -1,14 +1,17 @@
-"""The layers of the equivariant transformer, and how their weights are arranged for the sums over edges.
+"""The layers of the equivariant transformer, and what passes along the edges in them.
 
-Channels are kept with the head as the fastest index, so that the sum over the channels of each head is a sum of whole
-rows.
+Node vectors of a layer, with F channels, those of a head together:
+
+    qkv (N, 5 F): q, k and the parts of v: scalar, factor of the neighbour's vectors, factor of the direction
+    vec (N, 3, F), or None where it is still zero
+
+and the radial functions of an edge, (E, 4 F): those of k, then those of the three parts of v.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +42,11 @@ class NeighbourEmbedding(nn.Module):
         self.distance_proj = _linear(num_rbf, channels)
         self.combine = _linear(2 * channels, channels)
 
+    def radial_functions(self, basis: Tensor, cutoff_values: Tensor) -> Tensor:
+        """C(r) (W_n e(r) + b_n), (E, F), of basis functions (E, num_rbf) and C(r) (E,)."""
+        weight, bias = self.distance_proj.weight.to(basis.dtype), self.distance_proj.bias.to(basis.dtype)
+        return functional.linear(basis, weight, bias) * cutoff_values[:, None]
+
 
 class LayerList(nn.ModuleList):
     """A list of attention layers."""
@@ -56,41 +64,8 @@ def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     return linear
 
 
-@dataclass(frozen=True)
-class HeadLayout:
-    """Where a channel of a head goes: row d·padded_heads + h for channel d of head h; what padding adds is zero."""
-
-    heads: int
-    depth: int
-    padded_heads: int
-    padded_depth: int
-
-    @classmethod
-    def of(cls, heads: int, depth: int) -> HeadLayout:
-        """Without padding."""
-        return cls(heads, depth, heads, depth)
-
-    @property
-    def channels(self) -> int:
-        """F, padding included."""
-        return self.padded_heads * self.padded_depth
-
-    def rows(self, weight: Tensor, parts: int = 1) -> Tensor:
-        """Rows (heads · parts · depth, …), head by head, as (parts · F, …), part by part."""
-        rest = weight.shape[1:]
-        split = weight.view(self.heads, parts, self.depth, *rest).permute(1, 2, 0, *range(3, 3 + len(rest)))
-        more = (self.padded_heads - self.heads, self.padded_depth - self.depth)
-        if any(more):
-            split = functional.pad(split, (0, 0) * len(rest) + (0, more[0], 0, more[1]))
-        return split.reshape(parts * self.channels, *rest)
-
-    def columns(self, weight: Tensor) -> Tensor:
-        """As :meth:`rows`, of the last index of a matrix."""
-        return self.rows(weight.T).T
-
-
 class LayerWeights(NamedTuple):
-    """Weights of a layer in a :class:`HeadLayout`."""
+    """Weights of a layer; the three parts of v and of what belongs to them stand one after another, not by head."""
 
     qkv: Tensor  # (5 F, channels)
     qkv_bias: Tensor
@@ -100,19 +75,91 @@ class LayerWeights(NamedTuple):
     radial: Tensor  # (4 F, num_rbf)
     radial_bias: Tensor
 
+    @classmethod
+    def of(cls, layer: AttentionLayer, heads: int) -> LayerWeights:
+        """Those of an attention layer."""
 
-def layer_weights(layer: AttentionLayer, layout: HeadLayout) -> LayerWeights:
-    """The weights of an attention layer, arranged."""
-    rows, columns = layout.rows, layout.columns
-    width = layer.o_proj.bias.shape[0] // 3
-    out, vectors = columns(layer.o_proj.weight), columns(layer.vec_proj.weight)
-    out_bias = layer.o_proj.bias
-    return LayerWeights(
-        torch.cat([rows(layer.q_proj.weight), rows(layer.k_proj.weight), rows(layer.v_proj.weight, 3)]),
-        torch.cat([rows(layer.q_proj.bias), rows(layer.k_proj.bias), rows(layer.v_proj.bias, 3)]),
-        torch.cat([vectors[: 2 * width], rows(vectors[2 * width :])]),
-        torch.cat([rows(out[:width]), out[width:]]),
-        torch.cat([rows(out_bias[:width]), out_bias[width:]]),
-        torch.cat([rows(layer.dk_proj.weight), rows(layer.dv_proj.weight, 3)]),
-        torch.cat([rows(layer.dk_proj.bias), rows(layer.dv_proj.bias, 3)]),
-    )
+        def by_part(v: Tensor) -> Tensor:
+            return v.view(heads, 3, -1, *v.shape[1:]).transpose(0, 1).reshape(v.shape)
+
+        q, k, v, dk, dv = layer.q_proj, layer.k_proj, layer.v_proj, layer.dk_proj, layer.dv_proj
+        return cls(
+            torch.cat([q.weight, k.weight, by_part(v.weight)]),
+            torch.cat([q.bias, k.bias, by_part(v.bias)]),
+            layer.vec_proj.weight,
+            layer.o_proj.weight,
+            layer.o_proj.bias,
+            torch.cat([dk.weight, by_part(dv.weight)]),
+            torch.cat([dk.bias, by_part(dv.bias)]),
+        )
+
+    def radial_functions(self, basis: Tensor, factors: Tensor) -> Tensor:
+        """(E, 4 F): silu(W e(r) + b) of basis functions (E, num_rbf), times :func:`radial_factors`."""
+        values = functional.silu(functional.linear(basis, self.radial, self.radial_bias))
+        return (values.unflatten(1, (4, -1)) * factors).flatten(1)
+
+
+def radial_factors(cutoff_values: Tensor, vector_values: Tensor) -> Tensor:
+    """(E, 4, 1): 1 for k, C(r) for the scalar part of v, C'(r) for its other two."""
+    return torch.stack([torch.ones_like(cutoff_values), cutoff_values, vector_values, vector_values], dim=1)[:, :, None]
+
+
+Sums = tuple[Tensor, Tensor | None]
+"""Sums of messages over the neighbours: (N, F), and (N, 3, F) where they are wanted."""
+
+
+class Messages(Protocol):
+    """What passes along the edges of a batch."""
+
+    weights: list[LayerWeights]
+
+    def around(self, values: Tensor) -> Tensor:
+        """Sum over the neighbours of their values (N, F) times radial functions, for the node vectors' start."""
+        ...
+
+    def sums(self, layer: int, qkv: Tensor, vec: Tensor | None, last: bool) -> Sums:
+        """The sums of a layer; nobody reads those of vectors of the last one."""
+        ...
+
+
+class TensorMessages:
+    """:class:`Messages` in tensor operations, differentiable to any order.
+
+    Parameters
+    ----------
+    weights : of the layers.
+    i, j : (E,) centres and neighbours. directions : (E, 3).
+    start : radial functions (E, F) for the node vectors' start.
+    basis, factors : as :meth:`LayerWeights.radial_functions` takes them.
+    heads : number of heads.
+    """
+
+    def __init__(
+        self, weights: list[LayerWeights], i: Tensor, j: Tensor, directions: Tensor, start: Tensor, basis: Tensor,
+        factors: Tensor, heads: int,
+    ) -> None:  # fmt: skip
+        self.weights, self.i, self.j, self.directions = weights, i, j, directions[:, :, None]
+        self.start, self.basis, self.factors, self.heads = start, basis, factors, heads
+
+    def around(self, values: Tensor) -> Tensor:
+        return torch.zeros_like(values).index_add(0, self.i, self.start * values.index_select(0, self.j))
+
+    def sums(self, layer: int, qkv: Tensor, vec: Tensor | None, last: bool) -> Sums:
+        """With c the channels of a head h:
+
+        a_h = silu(Σ_{c in h} q_i k_j R^k),    m_i = Σ_j a_h v⁰_j R⁰,    M_i = Σ_j v¹_j R¹ vec_j + v²_j R² r̂_ij
+        """
+        width = qkv.shape[1] // 5
+        radial = self.weights[layer].radial_functions(self.basis, self.factors)
+        products = qkv[:, width:].index_select(0, self.j) * radial
+        key, scalar, along, across = products.split(width, dim=1)
+        matches = qkv[:, :width].index_select(0, self.i) * key
+        attention = functional.silu(matches.unflatten(1, (self.heads, -1)).sum(2))
+        message = (scalar.unflatten(1, (self.heads, -1)) * attention[:, :, None]).flatten(1)
+        total = qkv.new_zeros(len(qkv), width).index_add(0, self.i, message)
+        if last:
+            return total, None
+        vectors = across[:, None] * self.directions
+        if vec is not None:
+            vectors = vectors + along[:, None] * vec.index_select(0, self.j)
+        return total, qkv.new_zeros(len(qkv), 3, width).index_add(0, self.i, vectors)

@@ -1,11 +1,13 @@
 /* The sums over the edges of one layer of the equivariant transformer, their gradient, and the gradient of that, each for
-   the atoms first_atom <= i < last_atom. The equations stand in torchmd_et_messages.py and torchmd_et_native.py.
+   the atoms first_atom <= i < last_atom. The equations stand in torchmd_et_layers.py and torchmd_et_native.py.
 
-   Compiled with -DREAL=float -DSINGLE or with -DREAL=double. A node array holds n_atoms rows: qkv (5 F) with q, k, v0, v1,
-   v2; vec (3 F); x (F). Channels have the head as the fastest index, F is a multiple of the W values of a vector, and the
-   number of heads divides W. The table holds rows of 4 F values: the radial functions of k, v0, v1, v2; those of edge e
-   are sums of TERMS rows from row[e] on, with weight[e], and their derivatives in the distance with slope[e]. Edges are
-   sorted by centre: those of atom i are start[i] <= e < start[i + 1]. Sums over neighbours go to arrays of one thread.
+   Compiled with -DREAL=float -DSINGLE or with -DREAL=double. A node array holds n_atoms rows: nodes (5 F) with q, k, v0,
+   v1, v2; vec (3 F); x (F). Channels have the head as the fastest index, F is a multiple of the W values of a vector, and
+   the number of heads divides W. The table holds rows of 4 F values: the radial functions of k, v0, v1, v2; those of edge
+   e are sums of TERMS rows from row[e] on, with the first TERMS values of spline[e], and their derivatives in the distance
+   with the next. A negative row marks an edge that counts nothing. Without heads there is no attention, and nodes and table
+   are v0 (F) and its radial functions (F). Edges are sorted by centre: those of atom i are start[i] <= e < start[i + 1].
+   Sums over neighbours go to arrays of one thread.
 */
 
 #include "native_vectors.h"
@@ -16,9 +18,9 @@
 typedef struct {
   int64_t channels, heads, has_vectors, gives_vectors;
   const int64_t *start, *neighbour, *row;
-  const REAL *weight, *slope; /* (E, TERMS) */
-  const REAL *direction;      /* (E, 3) */
-  const REAL *qkv, *vec, *table;
+  const REAL *spline;    /* (E, 2 TERMS) */
+  const REAL *direction; /* (E, 3) */
+  const REAL *nodes, *vec, *table;
 } Layer;
 
 /* sum over the channels of each head, in all places of that head */
@@ -68,25 +70,45 @@ INLINE void spread2(REAL *table, int64_t rows_apart, const REAL *w, const REAL *
   for (int n = 0; n < TERMS; n++) add(table + n * rows_apart, x * w[n] + dx * dw[n]);
 }
 
+/* The adjoint x of a radial function goes to the distance, which its derivative dx is taken in, or to the table */
+INLINE void give(const int geometry, vec x, vec dx, vec *by_distance, REAL *table, int64_t rows_apart, const REAL *w) {
+  if (geometry)
+    *by_distance += x * dx;
+  else
+    spread(table, rows_apart, w, x);
+}
+
+/* F, values of a node, values of a row, and the places of v0 in both */
+#define SIZES \
+  const int64_t F = l->channels, S = attends ? 5 * F : F, R = attends ? 4 * F : F, V = attends ? 2 * F : 0, \
+                T = attends ? F : 0
+
+/* What belongs to the edge e from atom i to atom j; the next edge where it counts nothing */
+#define EDGE                                                                                       \
+  if (l->row[e] < 0) continue;                                                                     \
+  const int64_t j = l->neighbour[e];                                                               \
+  const REAL *k = l->nodes + j * S + F, *v = l->nodes + j * S + V, *u = l->direction + 3 * e;      \
+  const REAL *vj = in ? l->vec + j * 3 * F : 0;                                                    \
+  const REAL *w = l->spline + 2 * TERMS * e, *t = l->table + l->row[e] * R, *t0 = t + T
+
 /* x (N, F) and, if wanted, out (N, 3, F) */
-INLINE void sums_of(const Layer *l, int64_t first_atom, int64_t last_atom, REAL *x, REAL *out, const int in,
-                    const int gives) {
-  const int64_t F = l->channels, R = 4 * F;
+INLINE void sums_of(const Layer *l, int64_t first_atom, int64_t last_atom, REAL *x, REAL *out, const int attends,
+                    const int in, const int gives) {
+  SIZES;
   for (int64_t i = first_atom; i < last_atom; i++) {
-    const REAL *q = l->qkv + i * 5 * F;
+    const REAL *q = l->nodes + i * S;
     REAL *xi = x + i * F, *oi = gives ? out + i * 3 * F : 0;
     memset(xi, 0, F * sizeof(REAL));
     if (gives) memset(oi, 0, 3 * F * sizeof(REAL));
     for (int64_t e = l->start[i]; e < l->start[i + 1]; e++) {
-      const int64_t j = l->neighbour[e];
-      const REAL *k = l->qkv + j * 5 * F + F, *v = k + F, *u = l->direction + 3 * e;
-      const REAL *vj = in ? l->vec + j * 3 * F : 0;
-      const REAL *w = l->weight + TERMS * e, *t = l->table + l->row[e] * R;
-      vec s = all(0), a, da, dda;
-      for (int64_t c = 0; c < F; c += W) s += load(q + c) * load(k + c) * lookup(t + c, R, w);
-      silu(fold(s, l->heads), &a, &da, &dda);
+      EDGE;
+      vec s = all(0), a = all(1), da, dda;
+      if (attends) {
+        for (int64_t c = 0; c < F; c += W) s += load(q + c) * load(k + c) * lookup(t + c, R, w);
+        silu(fold(s, l->heads), &a, &da, &dda);
+      }
       for (int64_t c = 0; c < F; c += W) {
-        add(xi + c, load(v + c) * lookup(t + F + c, R, w) * a);
+        add(xi + c, load(v + c) * lookup(t0 + c, R, w) * a);
         if (gives) {
           vec across = load(v + 2 * F + c) * lookup(t + 3 * F + c, R, w), along = all(0);
           if (in) along = load(v + F + c) * lookup(t + 2 * F + c, R, w);
@@ -101,139 +123,128 @@ INLINE void sums_of(const Layer *l, int64_t first_atom, int64_t last_atom, REAL 
   }
 }
 
-/* From the adjoints gx (N, F) and gout (N, 3, F) of the sums, those of qkv and vec (added to what is there), and either
+/* From the adjoints gx (N, F) and gout (N, 3, F) of the sums, those of nodes and vec (added to what is there), and either
    those of distances (E) and directions (E, 3) or that of the table (added). */
 INLINE void gradient_of(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *gx, const REAL *gout,
-                        REAL *gqkv, REAL *gvec, REAL *gdistance, REAL *gdirection, REAL *gtable, const int in,
-                        const int gives, const int geometry) {
-  const int64_t F = l->channels, R = 4 * F;
+                        REAL *gnodes, REAL *gvec, REAL *gdistance, REAL *gdirection, REAL *gtable, const int attends,
+                        const int in, const int gives, const int geometry) {
+  SIZES;
   vec key[MOST], dkey[MOST], scalar[MOST], dscalar[MOST];
   for (int64_t i = first_atom; i < last_atom; i++) {
-    const REAL *q = l->qkv + i * 5 * F, *g = gx + i * F, *go = gives ? gout + i * 3 * F : 0;
-    REAL *gq = gqkv + i * 5 * F;
+    const REAL *q = l->nodes + i * S, *g = gx + i * F, *go = gives ? gout + i * 3 * F : 0;
+    REAL *gq = gnodes + i * S;
     for (int64_t e = l->start[i]; e < l->start[i + 1]; e++) {
-      const int64_t j = l->neighbour[e];
-      const REAL *k = l->qkv + j * 5 * F + F, *v = k + F, *u = l->direction + 3 * e;
-      const REAL *vj = in ? l->vec + j * 3 * F : 0;
-      const REAL *w = l->weight + TERMS * e, *dw = l->slope + TERMS * e, *t = l->table + l->row[e] * R;
-      REAL *gk = gqkv + j * 5 * F + F, *gv = gk + F, *gvj = in && gives ? gvec + j * 3 * F : 0;
-      REAL *gt = geometry ? 0 : gtable + l->row[e] * R;
-      vec s = all(0), ga = all(0), a, da, dda, by_distance = all(0), by_direction[3] = {all(0), all(0), all(0)};
+      EDGE;
+      const REAL *dw = w + TERMS;
+      REAL *gk = gnodes + j * S + F, *gv = gnodes + j * S + V, *gvj = in ? gvec + j * 3 * F : 0;
+      REAL *gt = gtable + l->row[e] * R;
+      vec s = all(0), ga = all(0), gs = all(0), a = all(1), da, dda;
+      vec by_distance = all(0), by_direction[3] = {all(0), all(0), all(0)};
       for (int64_t c = 0, n = 0; c < F; c += W, n++) {
-        if (geometry) {
+        lookup2(t0 + c, R, w, dw, &scalar[n], &dscalar[n]);
+        if (attends) {
           lookup2(t + c, R, w, dw, &key[n], &dkey[n]);
-          lookup2(t + F + c, R, w, dw, &scalar[n], &dscalar[n]);
-        } else {
-          key[n] = lookup(t + c, R, w);
-          scalar[n] = lookup(t + F + c, R, w);
+          s += load(q + c) * load(k + c) * key[n];
+          ga += load(g + c) * load(v + c) * scalar[n];
         }
-        s += load(q + c) * load(k + c) * key[n];
-        ga += load(g + c) * load(v + c) * scalar[n];
       }
-      silu(fold(s, l->heads), &a, &da, &dda);
-      const vec gs = da * fold(ga, l->heads);
+      if (attends) {
+        silu(fold(s, l->heads), &a, &da, &dda);
+        gs = da * fold(ga, l->heads);
+      }
       for (int64_t c = 0, n = 0; c < F; c += W, n++) {
-        vec qc = load(q + c), kc = load(k + c), v0 = load(v + c), gc = load(g + c);
-        add(gq + c, gs * kc * key[n]);
-        add(gk + c, gs * qc * key[n]);
+        vec gc = load(g + c);
         add(gv + c, gc * scalar[n] * a);
-        vec to_key = gs * qc * kc, to_scalar = gc * v0 * a;
-        if (geometry)
-          by_distance += to_key * dkey[n] + to_scalar * dscalar[n];
-        else {
-          spread(gt + c, R, w, to_key);
-          spread(gt + F + c, R, w, to_scalar);
+        give(geometry, gc * load(v + c) * a, dscalar[n], &by_distance, gt + T + c, R, w);
+        if (attends) {
+          vec qc = load(q + c), kc = load(k + c);
+          add(gq + c, gs * kc * key[n]);
+          add(gk + c, gs * qc * key[n]);
+          give(geometry, gs * qc * kc, dkey[n], &by_distance, gt + c, R, w);
         }
         if (gives) {
           vec g0 = load(go + c), g1 = load(go + F + c), g2 = load(go + 2 * F + c), v2 = load(v + 2 * F + c);
           vec across, dacross, along, dalong;
           vec turned = g0 * u[0] + g1 * u[1] + g2 * u[2];
-          if (geometry)
-            lookup2(t + 3 * F + c, R, w, dw, &across, &dacross);
-          else
-            across = lookup(t + 3 * F + c, R, w);
+          lookup2(t + 3 * F + c, R, w, dw, &across, &dacross);
           add(gv + 2 * F + c, across * turned);
-          if (geometry) {
-            by_distance += v2 * turned * dacross;
-            vec f = v2 * across;
-            by_direction[0] += f * g0;
-            by_direction[1] += f * g1;
-            by_direction[2] += f * g2;
-          } else
-            spread(gt + 3 * F + c, R, w, v2 * turned);
+          give(geometry, v2 * turned, dacross, &by_distance, gt + 3 * F + c, R, w);
+          by_direction[0] += v2 * across * g0;
+          by_direction[1] += v2 * across * g1;
+          by_direction[2] += v2 * across * g2;
           if (in) {
             vec v1 = load(v + F + c);
             vec dot = g0 * load(vj + c) + g1 * load(vj + F + c) + g2 * load(vj + 2 * F + c);
-            if (geometry)
-              lookup2(t + 2 * F + c, R, w, dw, &along, &dalong);
-            else
-              along = lookup(t + 2 * F + c, R, w);
+            lookup2(t + 2 * F + c, R, w, dw, &along, &dalong);
             add(gv + F + c, along * dot);
             vec f = v1 * along;
             add(gvj + c, f * g0);
             add(gvj + F + c, f * g1);
             add(gvj + 2 * F + c, f * g2);
-            if (geometry)
-              by_distance += v1 * dot * dalong;
-            else
-              spread(gt + 2 * F + c, R, w, v1 * dot);
+            give(geometry, v1 * dot, dalong, &by_distance, gt + 2 * F + c, R, w);
           }
         }
       }
       if (geometry) {
         gdistance[e] = sum(by_distance);
-        for (int d = 0; d < 3; d++) gdirection[3 * e + d] = sum(by_direction[d]);
+        for (int d = 0; d < 3 && gives; d++) gdirection[3 * e + d] = sum(by_direction[d]);
       }
     }
   }
 }
 
-/* With the rates tqkv, tvec, tdistance, tdirection of qkv, vec, distances and directions, the rates tx (N, F) and
-   tout (N, 3, F) of the sums; and with gx and gout the gradient of gx . tx + gout . tout in qkv, vec and the table. */
+/* With the rates tnodes, tvec, tdistance, tdirection of nodes, vec, distances and directions, the rates tx (N, F) and
+   tout (N, 3, F) of the sums; and with gx and gout the gradient of gx . tx + gout . tout in nodes, vec and the table. */
 INLINE void second_of(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *gx, const REAL *gout,
-                      const REAL *tqkv, const REAL *tvec, const REAL *tdistance, const REAL *tdirection, REAL *tx,
-                      REAL *tout, REAL *gqkv, REAL *gvec, REAL *gtable, const int in, const int gives) {
-  const int64_t F = l->channels, R = 4 * F;
+                      const REAL *tnodes, const REAL *tvec, const REAL *tdistance, const REAL *tdirection, REAL *tx,
+                      REAL *tout, REAL *gnodes, REAL *gvec, REAL *gtable, const int attends, const int in,
+                      const int gives) {
+  SIZES;
   vec key[MOST], dkey[MOST], scalar[MOST], dscalar[MOST];
   for (int64_t i = first_atom; i < last_atom; i++) {
-    const REAL *q = l->qkv + i * 5 * F, *tq = tqkv + i * 5 * F, *g = gx + i * F, *go = gives ? gout + i * 3 * F : 0;
-    REAL *gq = gqkv + i * 5 * F, *txi = tx + i * F, *toi = gives ? tout + i * 3 * F : 0;
+    const REAL *q = l->nodes + i * S, *tq = tnodes + i * S, *g = gx + i * F, *go = gives ? gout + i * 3 * F : 0;
+    REAL *gq = gnodes + i * S, *txi = tx + i * F, *toi = gives ? tout + i * 3 * F : 0;
     memset(txi, 0, F * sizeof(REAL));
     if (gives) memset(toi, 0, 3 * F * sizeof(REAL));
     for (int64_t e = l->start[i]; e < l->start[i + 1]; e++) {
-      const int64_t j = l->neighbour[e];
-      const REAL *k = l->qkv + j * 5 * F + F, *v = k + F, *u = l->direction + 3 * e, *tu = tdirection + 3 * e;
-      const REAL *tk = tqkv + j * 5 * F + F, *tv = tk + F;
-      const REAL *vj = in ? l->vec + j * 3 * F : 0, *tvj = in ? tvec + j * 3 * F : 0;
-      const REAL *w = l->weight + TERMS * e, *t = l->table + l->row[e] * R;
+      EDGE;
+      const REAL *tk = tnodes + j * S + F, *tv = tnodes + j * S + V, *tu = tdirection + 3 * e;
+      const REAL *tvj = in ? tvec + j * 3 * F : 0;
       REAL dw[TERMS];
-      for (int n = 0; n < TERMS; n++) dw[n] = l->slope[TERMS * e + n] * tdistance[e];
-      REAL *gk = gqkv + j * 5 * F + F, *gv = gk + F, *gvj = in && gives ? gvec + j * 3 * F : 0;
+      for (int n = 0; n < TERMS; n++) dw[n] = w[TERMS + n] * tdistance[e];
+      REAL *gk = gnodes + j * S + F, *gv = gnodes + j * S + V, *gvj = in ? gvec + j * 3 * F : 0;
       REAL *gt = gtable + l->row[e] * R;
-      vec s = all(0), ts = all(0), ga = all(0), tga = all(0), a, da, dda;
+      vec s = all(0), ts = all(0), ga = all(0), tga = all(0), a = all(1), da, dda;
+      vec ta = all(0), gs = all(0), tgs = all(0);
       for (int64_t c = 0, n = 0; c < F; c += W, n++) {
-        vec qc = load(q + c), kc = load(k + c), gc = load(g + c), v0 = load(v + c);
-        lookup2(t + c, R, w, dw, &key[n], &dkey[n]);
-        lookup2(t + F + c, R, w, dw, &scalar[n], &dscalar[n]);
-        s += qc * kc * key[n];
-        ts += (load(tq + c) * kc + qc * load(tk + c)) * key[n] + qc * kc * dkey[n];
-        ga += gc * v0 * scalar[n];
-        tga += gc * (load(tv + c) * scalar[n] + v0 * dscalar[n]);
+        lookup2(t0 + c, R, w, dw, &scalar[n], &dscalar[n]);
+        if (attends) {
+          vec qc = load(q + c), kc = load(k + c), gc = load(g + c), v0 = load(v + c);
+          lookup2(t + c, R, w, dw, &key[n], &dkey[n]);
+          s += qc * kc * key[n];
+          ts += (load(tq + c) * kc + qc * load(tk + c)) * key[n] + qc * kc * dkey[n];
+          ga += gc * v0 * scalar[n];
+          tga += gc * (load(tv + c) * scalar[n] + v0 * dscalar[n]);
+        }
       }
-      ts = fold(ts, l->heads);
-      ga = fold(ga, l->heads);
-      silu(fold(s, l->heads), &a, &da, &dda);
-      const vec ta = da * ts, gs = da * ga, tgs = ga * dda * ts + fold(tga, l->heads) * da;
+      if (attends) {
+        ts = fold(ts, l->heads);
+        ga = fold(ga, l->heads);
+        silu(fold(s, l->heads), &a, &da, &dda);
+        ta = da * ts, gs = da * ga, tgs = ga * dda * ts + fold(tga, l->heads) * da;
+      }
       for (int64_t c = 0, n = 0; c < F; c += W, n++) {
-        vec qc = load(q + c), kc = load(k + c), v0 = load(v + c), gc = load(g + c);
-        vec tqc = load(tq + c), tkc = load(tk + c), tv0 = load(tv + c);
+        vec v0 = load(v + c), gc = load(g + c), tv0 = load(tv + c);
         vec moved = tv0 * scalar[n] + v0 * dscalar[n];
         add(txi + c, moved * a + v0 * scalar[n] * ta);
-        add(gq + c, tgs * kc * key[n] + gs * (tkc * key[n] + kc * dkey[n]));
-        add(gk + c, tgs * qc * key[n] + gs * (tqc * key[n] + qc * dkey[n]));
         add(gv + c, gc * (scalar[n] * ta + dscalar[n] * a));
-        spread2(gt + c, R, w, dw, tgs * qc * kc + gs * (tqc * kc + qc * tkc), gs * qc * kc);
-        spread2(gt + F + c, R, w, dw, gc * (tv0 * a + v0 * ta), gc * v0 * a);
+        spread2(gt + T + c, R, w, dw, gc * (tv0 * a + v0 * ta), gc * v0 * a);
+        if (attends) {
+          vec qc = load(q + c), kc = load(k + c), tqc = load(tq + c), tkc = load(tk + c);
+          add(gq + c, tgs * kc * key[n] + gs * (tkc * key[n] + kc * dkey[n]));
+          add(gk + c, tgs * qc * key[n] + gs * (tqc * key[n] + qc * dkey[n]));
+          spread2(gt + c, R, w, dw, tgs * qc * kc + gs * (tqc * kc + qc * tkc), gs * qc * kc);
+        }
         if (gives) {
           vec g0 = load(go + c), g1 = load(go + F + c), g2 = load(go + 2 * F + c);
           vec v2 = load(v + 2 * F + c), tv2 = load(tv + 2 * F + c), across, dacross;
@@ -268,44 +279,35 @@ INLINE void second_of(const Layer *l, int64_t first_atom, int64_t last_atom, con
   }
 }
 
-/* The functions above for each kind of layer: with vectors or without, before and after. */
-#define KINDS(CALL)                   \
-  do {                                \
-    if (l->gives_vectors) {           \
-      if (l->has_vectors) CALL(1, 1); \
-      else CALL(0, 1);                \
-    } else {                          \
-      CALL(0, 0);                     \
-    }                                 \
+/* The functions above for each kind of layer: the start, without attention; the first, to which no vectors come; the last,
+   of whose vectors nothing is wanted; and the others. */
+#define KINDS(FUNCTION, ...)                                   \
+  do {                                                         \
+    if (!l->heads) FUNCTION(__VA_ARGS__, 0, 0, 0);             \
+    else if (!l->gives_vectors) FUNCTION(__VA_ARGS__, 1, 0, 0); \
+    else if (!l->has_vectors) FUNCTION(__VA_ARGS__, 1, 0, 1);  \
+    else FUNCTION(__VA_ARGS__, 1, 1, 1);                       \
   } while (0)
+#define GEOMETRY(...) gradient_of(__VA_ARGS__, 1)
+#define TABLE(...) gradient_of(__VA_ARGS__, 0)
 
 void sums(const Layer *l, int64_t first_atom, int64_t last_atom, REAL *x, REAL *out) {
-#define CALL(IN, GIVES) sums_of(l, first_atom, last_atom, x, out, IN, GIVES)
-  KINDS(CALL);
-#undef CALL
+  KINDS(sums_of, l, first_atom, last_atom, x, out);
 }
 
-void by_geometry(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *gx, const REAL *gout, REAL *gqkv,
+void by_geometry(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *gx, const REAL *gout, REAL *gnodes,
                  REAL *gvec, REAL *gdistance, REAL *gdirection) {
-#define CALL(IN, GIVES) \
-  gradient_of(l, first_atom, last_atom, gx, gout, gqkv, gvec, gdistance, gdirection, 0, IN, GIVES, 1)
-  KINDS(CALL);
-#undef CALL
+  KINDS(GEOMETRY, l, first_atom, last_atom, gx, gout, gnodes, gvec, gdistance, gdirection, 0);
 }
 
-void by_table(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *gx, const REAL *gout, REAL *gqkv,
+void by_table(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *gx, const REAL *gout, REAL *gnodes,
               REAL *gvec, REAL *gtable) {
-#define CALL(IN, GIVES) gradient_of(l, first_atom, last_atom, gx, gout, gqkv, gvec, 0, 0, gtable, IN, GIVES, 0)
-  KINDS(CALL);
-#undef CALL
+  KINDS(TABLE, l, first_atom, last_atom, gx, gout, gnodes, gvec, 0, 0, gtable);
 }
 
-void second(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *gx, const REAL *gout, const REAL *tqkv,
-            const REAL *tvec, const REAL *tdistance, const REAL *tdirection, REAL *tx, REAL *tout, REAL *gqkv,
+void second(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *gx, const REAL *gout, const REAL *tnodes,
+            const REAL *tvec, const REAL *tdistance, const REAL *tdirection, REAL *tx, REAL *tout, REAL *gnodes,
             REAL *gvec, REAL *gtable) {
-#define CALL(IN, GIVES)                                                                                               \
-  second_of(l, first_atom, last_atom, gx, gout, tqkv, tvec, tdistance, tdirection, tx, tout, gqkv, gvec, gtable, IN, \
-            GIVES)
-  KINDS(CALL);
-#undef CALL
+  KINDS(second_of, l, first_atom, last_atom, gx, gout, tnodes, tvec, tdistance, tdirection, tx, tout, gnodes, gvec,
+        gtable);
 }

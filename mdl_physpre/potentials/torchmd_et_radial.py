@@ -44,11 +44,11 @@ class ExponentialNormalBasis(nn.Module):
         return cutoff_values[:, None] * torch.where(exponents > least, values, torch.zeros_like(values))
 
     def grid(self) -> RadialGrid:
-        """A grid fine enough for the sharpest function, in the precision and on the device of the parameters."""
+        """A grid fine enough for the sharpest function."""
         sharpest = float(self.betas.detach().abs().max().clamp(1.0, 1e6))
         finest = math.sqrt(2.0 * sharpest) * NODES_PER_WIDTH
         step = 2.0 ** (math.ceil(4.0 * math.log2(finest)) / 4.0)  # few values, so that grids are met again
-        return radial_grid(self.cutoff, self.alpha, 1.0 / step, self.means.dtype, self.means.device)
+        return radial_grid(self.cutoff, self.alpha, 1.0 / step)
 
 
 SPLINE = torch.tensor(
@@ -69,20 +69,17 @@ class RadialGrid:
     Nodes are evenly spaced in s(r) = 1 - exp(-α r) + γ r, close together where the exponential-normal functions are
     sharp and no further apart than 0.03 · cutoff elsewhere. Interpolated values are four times continuously
     differentiable. The derivative of an interpolated value is that of the interpolating function itself, so that forces
-    are the exact derivative of the energy.
+    are the exact derivative of the energy. Everything is kept in double precision.
 
     Parameters
     ----------
     cutoff : Å.
     alpha : 1/Å.
     spacing : of the nodes in s, at most.
-    dtype, device : of the tensors.
     """
 
-    def __init__(
-        self, cutoff: float, alpha: float, spacing: float, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.alpha = alpha
+    def __init__(self, cutoff: float, alpha: float, spacing: float) -> None:
+        self.cutoff, self.alpha = cutoff, alpha
         self.gamma = spacing / (0.03 * cutoff)
         length = 1.0 - math.exp(-alpha * cutoff) + self.gamma * cutoff
         intervals = math.ceil(length / spacing)
@@ -92,34 +89,37 @@ class RadialGrid:
         r = torch.clamp(s, max=length) / (alpha + self.gamma)
         for _ in range(60):  # Newton's method, from below on a concave function
             r = r - (1.0 - torch.exp(-alpha * r) + self.gamma * r - s) / (alpha * torch.exp(-alpha * r) + self.gamma)
-        self.distances = r.to(device, dtype)
-        self.cutoff_values = (0.5 * (torch.cos(r * (math.pi / cutoff)) + 1.0)).to(device, dtype)  # beyond it as well
+        self.distances = r
+        self.cutoff_values = 0.5 * (torch.cos(r * (math.pi / cutoff)) + 1.0)  # beyond it as well
         n = len(s)
         collocation = sum(
             torch.diag(torch.full((n - abs(k),), SPLINE[0, k + 2].item(), dtype=torch.float64), k) for k in range(-2, 3)
         )
         inverse = torch.linalg.inv(collocation)[_MARGIN - 2 : _MARGIN + intervals + 3]
-        self.from_values = torch.where(inverse.abs() > 1e-14, inverse, 0.0).to(device, dtype)
+        self.from_values = torch.where(inverse.abs() > 1e-14, inverse, 0.0)
 
     def table(self, values: Tensor) -> Tensor:
         """Coefficients (rows, n) of the splines through values (nodes, n) at ``distances``."""
-        return self.from_values @ values
+        return self.from_values.to(values.dtype) @ values
 
-    def place(self, distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """First row of each edge (E,), weights (E, 6) of that row and the next five, and their slopes, 1/Å."""
-        t = torch.exp(-self.alpha * distances)
-        at = (1.0 - t + self.gamma * distances) / self.spacing
+    def place(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """First row of each edge (E,), and (E, 12) the weights of that row and the next five, and their slopes, 1/Å.
+
+        The row is -1 for an edge at or beyond the cutoff.
+        """
+        r = distances.double()  # a hundredth of an interval is much for a slope
+        t = torch.exp(-self.alpha * r)
+        at = (1.0 - t + self.gamma * r) / self.spacing
         row = at.floor().clamp_(0, self.n_rows - 6)
         powers = (at - row)[:, None] ** torch.arange(6, device=at.device)
         matrix = SPLINE.to(powers)
-        weights = powers @ matrix
         slopes = (powers[:, :5] * torch.arange(1, 6, device=at.device)) @ matrix[1:]
-        return row.long(), weights, slopes * ((self.alpha * t + self.gamma) / self.spacing)[:, None]
+        slopes *= ((self.alpha * t + self.gamma) / self.spacing)[:, None]
+        spline = torch.cat([powers @ matrix, slopes], dim=1).to(distances.dtype)
+        return torch.where(distances < self.cutoff, row.long(), -1), spline
 
 
 @lru_cache(maxsize=16)
-def radial_grid(
-    cutoff: float, alpha: float, spacing: float, dtype: torch.dtype, device: torch.device
-) -> RadialGrid:
+def radial_grid(cutoff: float, alpha: float, spacing: float) -> RadialGrid:
     """A :class:`RadialGrid`, made once."""
-    return RadialGrid(cutoff, alpha, spacing, dtype, device)
+    return RadialGrid(cutoff, alpha, spacing)

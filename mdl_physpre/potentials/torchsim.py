@@ -180,13 +180,6 @@ class TorchSimPotential(Potential):
         """Raises CheckpointError: a TorchSim model is not stored in a checkpoint."""
         raise CheckpointError(f"{self.name} is a TorchSim model and cannot be saved as a checkpoint; name it instead")
 
-    def atomic_energies(self, graph: AtomGraph) -> Tensor:
-        """Raises DataError: a TorchSim model has no energies of atoms that can be differentiated."""
-        raise DataError(
-            f"{self.name} is a TorchSim model: it has no energies of atoms that can be differentiated, so it cannot "
-            "be trained, and evaluate(…, create_graph=True) does not work with it"
-        )
-
     def predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
         """Energies, forces and stress; stress is NaN where there is no periodic cell.
 

@@ -10,7 +10,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
 from mdl_physpre.errors import ConfigError, nearest
-from mdl_physpre.potentials.base import Potential, edge_vectors
+from mdl_physpre.potentials.base import AtomicPotential, edge_vectors
 from mdl_physpre.potentials.covalent_radii import covalent_radius
 from mdl_physpre.potentials.radial_functions import cutoff_function
 from mdl_physpre.structures.graph import AtomGraph
@@ -34,7 +34,7 @@ def nuclear_repulsion(zi: int | Tensor, zj: int | Tensor, r: Tensor) -> Tensor:
     return COULOMB * zi * zj / r * sum(c * torch.exp(-d * x) for c, d in SCREENING)  # type: ignore[operator]
 
 
-class ZBL(Potential):
+class ZBL(AtomicPotential):
     """Ziegler–Biersack–Littmark repulsion of nuclei, switched off smoothly at short range.
 
     E = ½ Σ_{i,j} f(r_ij) V(r_ij)
@@ -100,18 +100,12 @@ class ZBL(Potential):
         slope = -value / r - strength * scale * sum(d * t for (_, d), t in zip(SCREENING, terms))
         return f * value, f * slope + df * value
 
-    def of_edges(self, z: Tensor, edge_index: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The edges that the core reaches, (n_near,), and :meth:`pair_energy` of them."""
-        near = torch.nonzero(r < self.cutoff).squeeze(1)
-        zi, zj = (z.index_select(0, ends.index_select(0, near)) for ends in edge_index)
-        return near, *self.pair_energy(zi, zj, r.index_select(0, near))
-
     def atomic_energies(self, graph: AtomGraph) -> Tensor:
         """½ Σ_j f V of each atom, (n_atoms,), eV; differentiable to any order."""
+        i, j = graph.edge_index
         r = torch.linalg.vector_norm(edge_vectors(graph), dim=1)
-        near, value, _ = self.of_edges(graph.z, graph.edge_index, r)
-        out = torch.zeros(graph.z.shape[0], dtype=r.dtype, device=r.device)
-        return out.index_add(0, graph.edge_index[0].index_select(0, near), 0.5 * value)
+        value, _ = self.pair_energy(graph.z.index_select(0, i), graph.z.index_select(0, j), r)
+        return r.new_zeros(graph.z.shape[0]).index_add(0, i, 0.5 * value)
 
 
 def core_for(

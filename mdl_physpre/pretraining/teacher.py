@@ -19,8 +19,8 @@ from ase.calculators.genericfileio import GenericFileIOCalculator
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.potentials.corrected import CorrectedPotential
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
+from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.pretraining.perturbation import is_label
 from mdl_physpre.pretraining.teacher_names import CALCULATOR_ERRORS, CalculatorFactory, Teacher, resolve_teacher
 from mdl_physpre.pretraining.worker_pool import run_chunks, start_method
@@ -123,9 +123,9 @@ def compute_labels(
     resolved = resolve_teacher(teacher, kwargs)
     if not structures:
         return []
-    if isinstance(resolved, CorrectedPotential) and isinstance(resolved.base, CalculatorPotential):
-        bare = compute_labels(structures, resolved.base, workers=workers, progress=progress)
-        return _corrected(structures, bare, resolved.correction)
+    if isinstance(resolved, SumPotential) and isinstance(base := resolved.parts.get("base"), CalculatorPotential):
+        bare = compute_labels(structures, base, workers=workers, progress=progress)
+        return _corrected(structures, bare, resolved.without("base"))
     name = partial(_named, structures)
     workers = workers if workers is not None else available_workers()
     if isinstance(resolved, Potential):

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.corrected import CorrectedPotential
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.potentials.import_paths import import_object
 from mdl_physpre.potentials.open_potential import is_scheme, open_potential, source_of
+from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.potentials.zbl import ZBL, core_for
 
 ENTRY_POINTS = "mdl_physpre.teachers"
@@ -29,7 +29,7 @@ def make_teacher(
     *,
     short_range: str | None = None,
     short_range_radii: Mapping[str, float] | None = None,
-) -> CorrectedPotential:
+) -> SumPotential:
     """A teacher by name, with a core if wanted, and energies of the elements that can be fitted.
 
     Parameters
@@ -56,7 +56,7 @@ def make_teacher(
     # among the parts: that of a hybrid belongs to its embedded-atom potential
     if short_range and any(isinstance(part, ZBL) for part in base.modules()):
         raise ConfigError(f"teacher {name}: has a short-range core already; leave short_range out")
-    return CorrectedPotential(base, core_for(short_range, short_range_radii, base.elements))
+    return SumPotential(base=base, core=core_for(short_range, short_range_radii, base.elements))
 
 
 def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -> Potential | CalculatorFactory:

@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import Backbone, Potential
 from mdl_physpre.potentials.reference import composition_shift
 from mdl_physpre.pretraining.teacher import LabelFailure, compute_labels, failure_text
 from mdl_physpre.structures.labels import get_labels
@@ -45,6 +45,8 @@ def fit_teacher_zero(
     DataError : no structure with an energy, or one that the teacher cannot calculate.
     ConfigError : a teacher without energies of the elements.
     """
+    if not isinstance(teacher, Backbone):
+        raise ConfigError(f"a {type(teacher).__name__} has no energies of the elements; take it from make_teacher")
     known = [atoms for atoms in structures if get_labels(atoms).energy is not None]
     if not known:
         raise DataError(f"none of {len(structures)} structures carries an energy, to which a teacher's is shifted")
@@ -57,8 +59,7 @@ def fit_teacher_zero(
     energies = [np.nan if isinstance(r, LabelFailure) or r.energy is None else r.energy for r in found]
     errors = np.array([float(get_labels(a).energy or 0.0) for a in known]) - np.array(energies)
     shift = composition_shift(known, errors)
-    if not teacher.shift_reference(shift):
-        raise ConfigError(f"a {type(teacher).__name__} has no energies of the elements; take it from make_teacher")
+    teacher.shift_reference(shift)
     left = errors - np.array([float(shift[a.numbers].sum()) for a in known])
     sizes = np.array([len(a) for a in known])
     before, after = (float(1000 * np.nanmean(np.abs(e) / sizes)) for e in (errors, left))

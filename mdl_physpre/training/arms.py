@@ -22,7 +22,7 @@ class Arm:
     name : as the configuration writes it; folders and reports carry it.
     sam : finetuned with sharpness-aware minimisation (:mod:`mdl_physpre.training.sam`).
     pretrain : trained on the labels of the teacher first.
-    hybrid : E = E_network + E_EAM (:mod:`mdl_physpre.potentials.hybrid`).
+    hybrid : E = E_network + E_EAM (:mod:`mdl_physpre.potentials.sum`).
     replay : labels of the teacher in the batches of finetuning, too (:mod:`mdl_physpre.training.replay`).
     """
 

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import torch
 
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.base import Backbone, Potential, evaluate
 from mdl_physpre.potentials.reference import composition_shift
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import get_labels
@@ -28,14 +28,17 @@ def refit_reference(potential: Potential, train: GraphDataset, val: GraphDataset
     -------
     bool : whether E0 was changed; never for a potential without reference energies.
     """
+    if not isinstance(potential, Backbone):
+        return False
     if not (train.label_count("energy") and val.label_count("energy")):
         return False
     shift = composition_shift(train.structures, energy_errors(potential, train))
     before = energy_errors(potential, val)
     after = before - np.array([float(shift[torch.as_tensor(a.numbers)].sum()) for a in val.structures])
     old, new = (float(np.nanmean(np.abs(e) / val.n_atoms)) for e in (before, after))
-    if not new < old or not potential.shift_reference(shift):
+    if not new < old:
         return False
+    potential.shift_reference(shift)
     logger.info("energy reference fitted again: validation error %.4g → %.4g meV/atom", 1000 * old, 1000 * new)
     return True
 

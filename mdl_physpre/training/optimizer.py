@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import Backbone, Potential
 from mdl_physpre.training.settings import TrainingSettings
 
 
@@ -27,8 +27,8 @@ def make_optimizer(potential: Potential, settings: TrainingSettings) -> tuple[to
 
 
 def parameter_groups(potential: Potential) -> list[dict[str, Any]]:
-    """Parameters for the optimiser. Those that mean something physically, ``potential.undecayed``, do not decay."""
-    undecayed = {id(p) for p in getattr(potential, "undecayed", ())}
+    """Parameters for the optimiser. Those that mean something physically do not decay (``undecayed()``)."""
+    undecayed = {id(p) for p in potential.undecayed()} if isinstance(potential, Backbone) else set()
     trained = [p for p in potential.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if id(p) not in undecayed]},

@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from ase import Atoms
 
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import Backbone
 from mdl_physpre.potentials.eam import EAMInteraction
-from mdl_physpre.potentials.hybrid import HybridPotential
 from mdl_physpre.potentials.reference import fit_energy_reference
+from mdl_physpre.potentials.sum import HybridPotential
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.training.loss import check_labels
@@ -54,7 +54,7 @@ class ArmResult:
     """One arm: its name, the trained potential, its checkpoint, and the result of each stage by name."""
 
     arm: str
-    potential: Potential
+    potential: Backbone
     checkpoint: Path
     stages: dict[str, TrainingResult]
 
@@ -66,12 +66,12 @@ class ArmResult:
 
 
 def initial_potential(
-    build: Callable[[], Potential],
+    build: Callable[[], Backbone],
     structures: Sequence[Atoms],
     seed: int = 0,
     eam: EAMInteraction | None = None,
     train_eam: bool = True,
-) -> Potential:
+) -> Backbone:
     """A new potential with random weights drawn from ``seed`` and the energy reference of the DFT training part.
 
     The global random numbers of the program are left as they were. A potential without reference energies is returned
@@ -92,9 +92,7 @@ def initial_potential(
         potential = build()
     if eam is not None:
         return HybridPotential(potential, eam, train_eam=train_eam)
-    reference = getattr(potential, "reference", None)
-    if reference is not None:
-        reference.energies.zero_()
+    potential.shift_reference(-potential.reference_energies())
     if any(get_labels(atoms).energy is not None for atoms in structures):
         potential.shift_reference(fit_energy_reference(structures).energies)
     else:
@@ -103,7 +101,7 @@ def initial_potential(
 
 
 def train_baseline(
-    potential: Potential,
+    potential: Backbone,
     train: GraphDataset,
     val: GraphDataset,
     settings: TrainingSettings,
@@ -116,7 +114,7 @@ def train_baseline(
 
 
 def pretrain_then_finetune(
-    potential: Potential,
+    potential: Backbone,
     pretraining: tuple[GraphDataset, GraphDataset],
     finetuning: tuple[GraphDataset, GraphDataset],
     pretrain_settings: TrainingSettings,

@@ -10,7 +10,7 @@ from mdl_physpre.analysis.force_alignment import force_alignment, pooled_alignme
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
 from mdl_physpre.potentials.eam import EAMInteraction
-from mdl_physpre.potentials.hybrid import HybridPotential
+from mdl_physpre.potentials.sum import HybridPotential
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.stages import Stage, hash_of_file
 from mdl_physpre.workflow.teachers import EAM
@@ -32,7 +32,7 @@ def force_angles_stage(folder: Path, trained: Path, data: RunData, potential: Po
         return {}
     first: Potential
     if isinstance(potential, HybridPotential):
-        first, second, source = potential.eam, potential.network, ""
+        first, second, source = potential.parts["eam"], potential.parts["network"], ""
     else:
         first, second, source = load_potential(folder / EAM), potential, hash_of_file(folder / EAM)
         if not isinstance(first, EAMInteraction):

@@ -12,8 +12,8 @@ from mdl_physpre.analysis.errors import label_errors
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential, save_potential
-from mdl_physpre.potentials.corrected import CorrectedPotential
 from mdl_physpre.potentials.open_potential import open_potential
+from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.pretraining.eam_fit import fit_eam
 from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
 from mdl_physpre.pretraining.teacher import LabelFailure, compute_labels, failure_text, label, without_labels
@@ -129,7 +129,7 @@ def teacher_stage(folder: Path, config: Config, data: RunData, summary: dict[str
     return teacher
 
 
-def _fitted_zero(teacher: CorrectedPotential, structures: list[Atoms], workers: int | None) -> dict[str, Any]:
+def _fitted_zero(teacher: SumPotential, structures: list[Atoms], workers: int | None) -> dict[str, Any]:
     """As :func:`fit_teacher_zero`; where the data have no energies, the teacher keeps the zero that it has."""
     if any(get_labels(atoms).energy is not None for atoms in structures):
         return fit_teacher_zero(teacher, structures, workers=workers)
@@ -137,7 +137,7 @@ def _fitted_zero(teacher: CorrectedPotential, structures: list[Atoms], workers: 
     return {"energies": {}, "structures": 0, "before": None, "after": None}
 
 
-def _source(teacher: CorrectedPotential, settings: TeacherSection) -> str:
+def _source(teacher: SumPotential, settings: TeacherSection) -> str:
     """What the labels depend on beside the settings: the content of files."""
     identity = getattr(teacher.base, "identity", None)  # of calculators and TorchSim models
     if identity is not None:

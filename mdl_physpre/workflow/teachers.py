@@ -12,9 +12,9 @@ from ase.data import atomic_numbers
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
-from mdl_physpre.potentials.corrected import CorrectedPotential
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.reference import EnergyReference
+from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.pretraining.teacher_names import make_teacher
 from mdl_physpre.workflow.config import Config, Teacher
 
@@ -46,7 +46,7 @@ def fitted_eam(folder: Path, config: Config) -> EAMInteraction:
     return potential
 
 
-def named_teacher(settings: Teacher) -> CorrectedPotential:
+def named_teacher(settings: Teacher) -> SumPotential:
     """The teacher that ``physpre.teacher`` names, with its own zero of energy."""
     return make_teacher(
         settings.source,
@@ -56,7 +56,7 @@ def named_teacher(settings: Teacher) -> CorrectedPotential:
     )
 
 
-def set_zero(teacher: CorrectedPotential, fitted: Mapping[str, Any]) -> None:
+def set_zero(teacher: SumPotential, fitted: Mapping[str, Any]) -> None:
     """Shift a teacher's zero of energy as :func:`~mdl_physpre.fit_teacher_zero` found."""
     energies = {atomic_numbers[symbol]: energy for symbol, energy in fitted["energies"].items()}
     teacher.shift_reference(EnergyReference(energies).energies)

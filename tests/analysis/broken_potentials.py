@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from mdl_physpre import Potential, evaluate
+from mdl_physpre import AtomicPotential, evaluate
 from mdl_physpre.potentials.base import edge_vectors
 
 CUTOFF = 5.0
 
 
-class Sound(Potential):
+class Sound(AtomicPotential):
     """Half of a Morse energy, 3 eV deep at 2.2 Å, for each pair, brought to zero at the cutoff with two derivatives."""
 
     def __init__(self, elements=(29,)):

@@ -9,12 +9,12 @@ from ase.units import GPa
 
 from mdl_physpre.analysis.errors import format_errors, prediction_errors
 from mdl_physpre.errors import DataError
-from mdl_physpre.potentials.base import Potential, edge_vectors, evaluate
+from mdl_physpre.potentials.base import AtomicPotential, edge_vectors, evaluate
 from mdl_physpre.structures.graph import GraphDataset, build_graph
 from mdl_physpre.structures.labels import set_labels
 
 
-class Springs(Potential):
+class Springs(AtomicPotential):
     """E_i = −1 eV + Σ_j ¼ k (r_ij − 2)² over neighbours within 3 Å."""
 
     def __init__(self):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from ase import Atoms
 
-from mdl_physpre import EAMInteraction, Potential, evaluate, force_alignment
+from mdl_physpre import AtomicPotential, EAMInteraction, evaluate, force_alignment
 from mdl_physpre.analysis.force_alignment import pooled_alignment
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.structures.graph import build_graph
 
 
-class Fixed(Potential):
+class Fixed(AtomicPotential):
     """E = −Σ_i F_i · r_i: each atom feels a force of its own, by its place in the structure."""
 
     def __init__(self, forces):

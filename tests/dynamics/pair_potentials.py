@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mdl_physpre.potentials.base import Potential, edge_vectors
+from mdl_physpre.potentials.base import AtomicPotential, edge_vectors
 from mdl_physpre.structures.graph import AtomGraph
 
 
-class PairPotential(Potential):
+class PairPotential(AtomicPotential):
     """½ Σ_j pair(r_ij) for each atom."""
 
     elements = None

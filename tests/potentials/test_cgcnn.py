@@ -13,7 +13,7 @@ from small_cells import BATCHES, ROUTES, crystal, left_handed, predict, slab
 from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials import cgcnn_edges, cgcnn_native
+from mdl_physpre.potentials import cgcnn_native
 from mdl_physpre.potentials.base import edge_vectors, evaluate, sum_by_structure
 from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.cgcnn_radial import smoothstep
@@ -97,7 +97,7 @@ def replace(graph, **fields):
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("other", [{}, dict(pre_fc_count=0), dict(pre_fc_count=2, post_fc_count=0, gc_count=1)])
 def test_all_routes_agree_in_predictions_and_parameter_gradients(batch, envelope, other):
-    """Derivatives by hand against autograd's double backward, for a loss on energies, forces and stress at once."""
+    """Each route against autograd on tensor operations, for a loss on energies, forces and stress at once."""
     potential, structures = small(envelope, **other), BATCHES[batch]()
     reference = predict(potential, structures, "autograd")
     for route in ("prediction", "training"):
@@ -125,8 +125,10 @@ def test_all_routes_agree_in_predictions_and_parameter_gradients(batch, envelope
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_and_chunks_change_nothing(threads, monkeypatch):
-    potential, structures = small(), [crystal(k) * (3, 2, 1) for k in range(2)]
+def test_threads_change_nothing(threads):
+    if cgcnn_native.library("float") is None:
+        pytest.skip("there is no C compiler here")
+    potential, structures = small().float(), [crystal(k) * (3, 2, 1) for k in range(2)]
 
     def gradient():
         potential.zero_grad()
@@ -135,15 +137,14 @@ def test_threads_and_chunks_change_nothing(threads, monkeypatch):
         return torch.cat([p.grad.flatten() for p in potential.parameters()]), found
 
     one, before = gradient()
-    monkeypatch.setattr(cgcnn_edges, "CHUNK_EDGES", 200 * threads)
     used = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         other, after = gradient()
     finally:
         torch.set_num_threads(used)
-    torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(after.forces, before.forces, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
+    torch.testing.assert_close(after.forces, before.forces, rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_parameters_get_no_gradient():
@@ -168,7 +169,8 @@ def test_an_isolated_atom_has_no_force_and_the_energy_of_the_network_without_nei
     potential = small()
     found = predict(potential, [Atoms("Si"), Atoms("O", cell=[9, 9, 9], pbc=True)], "prediction")
     z = torch.tensor([14, 8])
-    expected = potential.reference(z) + potential.read_out(potential.embed(z))
+    none = torch.zeros(0, dtype=torch.int64)
+    expected = potential.reference(z) + potential.outputs(z, torch.zeros(0, 3, dtype=torch.float64), none, none)
     torch.testing.assert_close(found.energies, expected.detach())
     assert found.forces.abs().max() == 0
     assert found.stress[0].isnan().all()
@@ -281,7 +283,7 @@ def test_elements_by_symbol_and_number():
     potential = CGCNN(elements=["O"], cutoff=3.0)
     with pytest.raises(DataError, match="Si"):
         evaluate(potential, build_graph(bulk("Si"), cutoff=3.0, dtype=torch.float32))
-    with pytest.raises(DataError, match=r"101 \(Md\)"):
+    with pytest.raises(DataError, match="holds Md, .* knows H to Fm"):
         evaluate(CGCNN(cutoff=3.0), build_graph(Atoms("Md"), cutoff=3.0, dtype=torch.float32))
 
 

@@ -15,7 +15,7 @@ from ase.build import bulk
 import mdl_physpre
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials import checkpoints
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.base import Backbone, evaluate
 from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.checkpoints import build_backbone, load_potential, read_checkpoint, save_potential
 from mdl_physpre.potentials.eam import EAMInteraction
@@ -29,7 +29,7 @@ from mdl_physpre.structures.graph import build_graph
 SMALL = dict(elements=["Si", "O"], cutoff=4.0, dim1=6, dim2=5, gc_count=2, post_fc_count=1, edge_dim=7)
 
 
-class ThirdParty(Potential):
+class ThirdParty(Backbone):
     def __init__(self, depth: float = 1.0) -> None:
         super().__init__()
         self.cutoff = 3.0

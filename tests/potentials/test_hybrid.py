@@ -14,7 +14,7 @@ from ase.build import bulk
 from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET, build_graph, evaluate
 from mdl_physpre.analysis.doctor import examine
 from mdl_physpre.errors import CheckpointError, ConfigError
-from mdl_physpre.potentials.base import Potential, edge_vectors
+from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.checkpoints import load_potential, save_potential
 from mdl_physpre.potentials.reference import EnergyReference
 
@@ -111,7 +111,7 @@ def test_batch_and_single_agree_in_single_precision_too(structures):
 def test_a_part_sees_its_own_edges_alone(structures):
     """Even a network that does not look at distances: the number of its neighbours is that within its own cutoff."""
 
-    class Counting(Potential):
+    class Counting(Backbone):
         cutoff, reference = 3.0, EnergyReference()
 
         def __init__(self):

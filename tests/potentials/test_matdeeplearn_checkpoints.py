@@ -18,7 +18,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from mdl_physpre.errors import CheckpointError, ConfigError
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.base import Backbone, evaluate
 from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.matdeeplearn_checkpoints import (
@@ -257,7 +257,7 @@ def test_only_its_own_yaml_is_replaced(tmp_path):
 
 
 def test_only_what_the_host_has_is_written(tmp_path):
-    class Other(Potential):
+    class Other(Backbone):
         def atomic_energies(self, graph):
             return graph.z.double()
 

@@ -21,9 +21,9 @@ from mdl_physpre.potentials.open_potential import open_potential
 
 BACKBONE = """
 import torch
-from mdl_physpre import Potential
+from mdl_physpre import Backbone
 
-class Constant(Potential):
+class Constant(Backbone):
     def __init__(self, elements=None, cutoff=3.0, height=1.0):
         super().__init__()
         self.elements, self.cutoff = elements, cutoff

@@ -11,10 +11,13 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from small_cells import BATCHES, ROUTES, WithoutShortcuts, crystal, left_handed, predict, slab
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials import torchmd_et_native, torchmd_et_parts, torchmd_et_radial
-from mdl_physpre.potentials.base import edge_vectors, evaluate
+from mdl_physpre.potentials import torchmd_et_native, torchmd_et_radial
+from mdl_physpre.potentials.base import check_elements, edge_vectors, evaluate
+from mdl_physpre.potentials.edge_op import energies_for_derivatives
+from mdl_physpre.potentials.native import tensor_operations
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.potentials.torchmd_et import TorchMDET
 from mdl_physpre.potentials.torchmd_et_radial import ExponentialNormalBasis, cosine_cutoff
@@ -31,7 +34,6 @@ def sums(request, monkeypatch):
     if any(torchmd_et_native.library(real) is None for real in names.values()):
         pytest.skip("there is no C compiler here")
     monkeypatch.setattr(torchmd_et_native, "DTYPES", names)
-    monkeypatch.setattr(torchmd_et_parts, "EDGES_AT_A_TIME", {"cpu": 100})
     return request.param
 
 
@@ -215,6 +217,91 @@ def test_second_derivatives_in_positions_come_from_the_atomic_energies(sums):
         torch.autograd.grad(slope.sum(), [potential.embedding.weight])
 
 
+@pytest.mark.parametrize("layer", ["start", "first", "middle", "last"])
+def test_the_operators_are_registered_as_torch_asks(layer, sums):
+    if sums != "C":
+        pytest.skip("the operators are those of the C code")
+    potential, graph = small(), build_graph(crystal(), cutoff=CUTOFF)
+    i, j = graph.edge_index
+    with energies_for_derivatives(True):
+        found = potential._messages(edge_vectors(graph), i, j, len(graph.z))
+    n, width = len(graph.z), found.tables.layout.channels
+    random = {k: torch.randn(n, k * width).double() for k in (1, 3, 5)}
+    vec = random[3].view(n, 3, width) if layer == "middle" else None
+    if layer == "start":
+        values = found.tables.layout.padded(torch.randn(n, potential.hidden_channels).double())
+        given = [values, None, found.tables.start, *found.edges_of_start, 0, False]
+    else:
+        given = [random[5], vec, found.tables.layers[0], *found.edges, found.tables.layout.padded_heads, layer != "last"]
+    given = [t.detach() if isinstance(t, torch.Tensor) else t for t in given]
+    for k in (0, 1, 2, 3, 4):
+        if given[k] is not None:
+            given[k].requires_grad_(True)
+    torch.library.opcheck(torchmd_et_native.sums, tuple(given))
+    adjoints = [torch.randn_like(t) for t in torchmd_et_native.sums(*given)]
+    torch.library.opcheck(torchmd_et_native.by_geometry, (*adjoints, *given))
+    without = [t.detach() if isinstance(t, torch.Tensor) else t for t in given]
+    torch.library.opcheck(torchmd_et_native.by_table, (*adjoints, *without))
+    rates = [torch.randn_like(t) for t in torchmd_et_native.by_geometry(*adjoints, *without)]
+    torch.library.opcheck(torchmd_et_native.second, (*rates, *adjoints, *without))
+
+
+@pytest.mark.parametrize("envelope", [True, False])
+def test_edges_at_and_beyond_the_cutoff_count_nothing(envelope):
+    potential, atoms = small(envelope=envelope), [crystal(0), slab()]
+    atoms[1].cell[0] = [CUTOFF, 0, 0]  # images at the cutoff itself
+    long, exact = (build_graph(atoms, cutoff) for cutoff in (1.4 * CUTOFF, CUTOFF))
+    assert long.edge_index.shape[1] > 1.5 * exact.edge_index.shape[1]
+    found, expected = (evaluate(potential, graph, create_graph=True) for graph in (long, exact))
+    for name in ("energies", "forces", "stress"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-11, atol=1e-11)
+
+
+def gradient_of_a_loss(potential: TorchMDET, graph, **how) -> torch.Tensor:
+    potential.zero_grad()
+    found = evaluate(potential, graph, create_graph=True, **how)
+    (found.energies.square().sum() + found.forces.square().sum() + found.stress.square().sum()).backward()
+    return torch.cat([p.grad.flatten() for p in potential.parameters() if p.grad is not None])
+
+
+def test_recomputation_changes_no_gradient():
+    potential, graph = small(), build_graph([crystal(0), crystal(1), slab()], CUTOFF)
+    parts = graph.edge_index.shape[1] // 3 + 20
+    whole, in_parts = gradient_of_a_loss(potential, graph), gradient_of_a_loss(potential, graph, recompute_edges=parts)
+    torch.testing.assert_close(in_parts, whole, rtol=1e-9, atol=1e-10 * whole.abs().max().item())
+
+
+class Kernels(TorchDispatchMode):
+    """Counts what would be a kernel on a GPU: all operations but views and allocations."""
+
+    FREE = {"view", "_unsafe_view", "detach", "alias", "expand", "transpose", "permute", "slice", "select", "unsqueeze",
+            "squeeze", "t", "as_strided", "unbind", "split", "split_with_sizes", "empty", "empty_like", "new_empty",
+            "empty_strided", "new_empty_strided", "diagonal"}  # fmt: skip
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.split("::")[-1]
+        assert name not in ("nonzero", "_unique2", "unique_dim", "_local_scalar_dense", "masked_select")
+        self.count += name not in self.FREE
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_training_step_is_few_kernels_however_many_structures():
+    torch.manual_seed(0)
+    potential = TorchMDET(cutoff=CUTOFF, hidden_channels=16, post_hidden_channels=16)
+    counts = []
+    for n in (1, 4):
+        graph = build_graph([crystal(k) for k in range(n)], CUTOFF, dtype=torch.float32)
+        potential.zero_grad()
+        vectors = edge_vectors(graph).requires_grad_(True)
+        with tensor_operations(), Kernels() as kernels:
+            total = potential.outputs(graph.z, vectors, *graph.edge_index).sum()
+            (slope,) = torch.autograd.grad(total, vectors, create_graph=True)
+            (total + slope.square().sum()).backward()
+        counts.append(kernels.count)
+    assert counts[0] == counts[1] <= 3600
+
+
 def test_frozen_parameters_get_no_gradient():
     potential = small()
     for parameter in potential.attention_layers[0].parameters():
@@ -253,7 +340,8 @@ def test_the_table_interpolates_the_radial_functions_and_their_slopes(cutoff):
     r = torch.linspace(0.0, cutoff - 1e-9, 4001, dtype=torch.float64, requires_grad=True)
     with torch.no_grad():
         table = grid.table(basis(grid.distances, grid.cutoff_values))
-    row, weights, slopes = grid.place(r.detach())
+    row, spline = grid.place(r.detach())
+    weights, slopes = spline.split(6, dim=1)
     rows = table[row[:, None] + torch.arange(6)]
     exact = basis(r, cosine_cutoff(r, cutoff))
     assert ((weights[:, :, None] * rows).sum(1) - exact).abs().max() < 2e-6
@@ -261,8 +349,9 @@ def test_the_table_interpolates_the_radial_functions_and_their_slopes(cutoff):
     assert ((slopes[:, :, None] * rows).sum(1) - along).abs().max() < 2e-5 * along.abs().max()
     step = 1e-6  # and the slopes are those of the interpolating functions
     after, before = (grid.place((r.detach() + h).clamp(0, cutoff)) for h in (step, -step))
-    moved = [(w[:, :, None] * table[k[:, None] + torch.arange(6)]).sum(1) for k, w, _ in (after, before)]
+    moved = [(w[:, :6, None] * table[k[:, None] + torch.arange(6)]).sum(1) for k, w in (after, before)]
     numeric = (moved[0] - moved[1])[1:-1] / (2 * step)
+    assert (grid.place(torch.tensor([cutoff, 1.2 * cutoff]))[0] == -1).all()  # which count nothing
     assert (numeric - (slopes[:, :, None] * rows).sum(1)[1:-1]).abs().max() < 1e-6 * along.abs().max()
 
 
@@ -336,9 +425,9 @@ def test_unsupported_values_are_refused(key, value):
 def test_elements_by_symbol_and_number():
     assert TorchMDET(elements=["Si", 8], num_layers=1).elements == (8, 14)
     with pytest.raises(DataError, match="Si"):
-        evaluate(TorchMDET(elements=["O"], cutoff=3.0, num_layers=1), build_graph(bulk("Si"), 3.0, torch.float32))
-    with pytest.raises(DataError, match=r"100 \(Fm\)"):
-        evaluate(TorchMDET(cutoff=3.0, num_layers=1), build_graph(Atoms("Fm"), 3.0, torch.float32))
+        check_elements(TorchMDET(elements=["O"], cutoff=3.0, num_layers=1), build_graph(bulk("Si"), 3.0))
+    with pytest.raises(DataError, match="holds Fm.*knows H to Es"):
+        check_elements(TorchMDET(cutoff=3.0, num_layers=1), build_graph(Atoms("Fm"), 3.0))
 
 
 class GivenEdges(torch.nn.Module):

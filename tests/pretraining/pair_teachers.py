@@ -6,10 +6,10 @@ import torch
 from ase.calculators.lj import LennardJones
 from torch import nn
 
-from mdl_physpre.potentials.base import Potential, edge_vectors
+from mdl_physpre.potentials.base import AtomicPotential, edge_vectors
 
 
-class SoftWall(Potential):
+class SoftWall(AtomicPotential):
     """E_i = 1/2 sum_j D exp(-2 (r - 1)) (1 - r/rc)^2, for any element or the ones given."""
 
     def __init__(self, cutoff: float = 5.0, depth: float = 3.0, elements: tuple[int, ...] | None = None) -> None:

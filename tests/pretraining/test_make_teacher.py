@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
+from mdl_physpre.potentials.hybrid import HybridPotential
 from typer.testing import CliRunner
 
 from mdl_physpre.errors import ConfigError, DataError, PhyspreError
@@ -23,7 +24,6 @@ from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.checkpoints import save_potential
 from mdl_physpre.potentials.eam import EAMInteraction
-from mdl_physpre.potentials.hybrid import HybridPotential
 from mdl_physpre.potentials.zbl import ZBL
 from mdl_physpre.pretraining import teacher as teacher_module
 from mdl_physpre.pretraining.teacher import compute_labels, label
@@ -105,9 +105,8 @@ def test_the_core_of_a_hybrid_is_found(tmp_path):
 
 def test_the_core_of_a_network_shorter_than_it():
     """The core may reach further than the potential, which then sees its own edges alone."""
-    from pair_teachers import SoftWall
-
     from mdl_physpre.potentials.corrected import CorrectedPotential
+    from pair_teachers import SoftWall
 
     base, core, atoms = SoftWall(cutoff=2.0), ZBL(["Au"]), bulk("Au", a=3.2)
     both = CorrectedPotential(base, core)

@@ -7,7 +7,7 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from mdl_physpre.potentials.base import Potential, edge_vectors, evaluate
+from mdl_physpre.potentials.base import Backbone, edge_vectors, evaluate
 from mdl_physpre.potentials.reference import EnergyReference
 from mdl_physpre.structures.graph import AtomGraph, build_graph
 from mdl_physpre.structures.labels import set_labels
@@ -15,7 +15,7 @@ from mdl_physpre.structures.labels import set_labels
 CUTOFF = 4.0
 
 
-class TinyPotential(Potential):
+class TinyPotential(Backbone):
     """E_i = E0(z_i) + Σ_j MLP(r_ij, z_i + z_j)·(1 − (r/rc)²)³."""
 
     def __init__(self, hidden: int = 8, cutoff: float = CUTOFF) -> None:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.matdeeplearn.names import host
-from mdl_physpre.potentials.base import Predictions, check_elements
+from mdl_physpre.potentials.base import Predictions, evaluate
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.matdeeplearn_models import EAM_NAMES, eam_state
 from mdl_physpre.structures.graph import AtomGraph
@@ -32,13 +32,13 @@ class _Rule(nn.Module):
         self.eam = eam
 
     def forward(self, graph: AtomGraph, derivatives: bool) -> Predictions:
-        return self.eam.differentiable_predictions(graph, derivatives, derivatives)
+        return evaluate(self.eam, graph, forces=derivatives, stress=derivatives, create_graph=True)
 
 
 class EAMInteractionModel(BaseModel):
     """:class:`mdl_physpre.EAMInteraction` for MatDeepLearn's trainers, losses, datasets and calculator.
 
-    E, F and σ by derivatives written out by hand. Parameters have the names of the paper's code, one for each pair or
+    Parameters have the names of the paper's code, one for each pair or
     element: ``eam_params.param_dict.A.0``, …; B has either sign, as there. Registered as ``eam_interaction`` and
     ``EAM_Interaction``.
 
@@ -102,7 +102,6 @@ class EAMInteractionModel(BaseModel):
         """``output`` (n_structures, 1) eV; with ``gradient``, ``pos_grad`` (n_atoms, 3), the forces in eV/Å, and
         ``cell_grad`` (n_structures, 3, 3), the stress in eV/Å³, 0 where there is no cell."""
         graph = self._host_graph(data) if self.edges == "host" else self._complete_graph(data)
-        check_elements(self._rule.eam, graph)
         lists: Any = self.eam_params["param_dict"]
         values = {f"eam.{ours}": torch.stack([*lists[theirs]]) for theirs, ours in EAM_NAMES.items()}
         for name, value in values.items():

@@ -155,7 +155,7 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
 
     def model_forward(self, batch: AtomGraph, mode: str) -> ModelOutput:
         """Energies (B,), forces (N, 3), stresses (B, 3, 3), of those properties that are configured."""
-        return self._predicted(batch, mode, RootAtoms(self.backbone) if self.adapted else self.backbone)
+        return self._predicted(batch, mode, self.backbone)
 
     def model_forward_partition(self, batch: AtomGraph, mode: str, using_partition: bool = False) -> ModelOutput:
         """As :meth:`model_forward`, of the energy of the atoms in ``root_indices_mask`` alone.

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import AtomicPotential
 from mdl_physpre.potentials.m3gnet import M3GNet
 from mdl_physpre.structures.graph import AtomGraph
 
 
-class RootAtoms(Potential):
+class RootAtoms(AtomicPotential):
     """E = Σ_i m_i E_i of a network, with m (n_atoms,) 1 for atoms that count, or all where it is None.
 
-    Derivatives come from automatic differentiation, as they must where layers of the network have been replaced, or
-    where a part of the atoms is summed. After an evaluation ``energies`` holds E_i, (n_atoms,), eV, of all atoms.
+    After an evaluation ``energies`` holds E_i, (n_atoms,), eV, of all atoms.
     """
 
     def __init__(self, network: M3GNet, mask: Tensor | None = None) -> None:

@@ -1,0 +1,117 @@
+"""A potential compiled by ``torch.compile``: on a GPU few large kernels in place of many small ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mdl_physpre.potentials.base import AtomicPotential, Predictions, derivatives
+from mdl_physpre.structures.graph import AtomGraph
+
+STEPS = 8
+"""Sizes between a number and its double: batches are padded to few sizes, because each is compiled anew."""
+
+LEAST_PADDING = 32
+"""Atoms that are added at least, among which added edges are spread: sums into one row would wait for each other."""
+
+
+@dataclass
+class PlainGraph:
+    """The fields of a graph that a potential reads, without what PyG adds: what can be traced."""
+
+    pos: Tensor
+    cell: Tensor
+    z: Tensor
+    n_atoms: Tensor
+    batch: Tensor
+    edge_index: Tensor
+    cell_offsets: Tensor
+
+    @classmethod
+    def from_tensors(cls, base: PlainGraph, **changed: Tensor) -> PlainGraph:
+        """A graph with the fields of ``base`` and ``changed`` in place of its own."""
+        return cls(**{**base.__dict__, **changed})
+
+
+class CompiledPotential(AtomicPotential):
+    """The same potential, with energies, forces, stress and their gradient compiled.
+
+    A batch is padded: a further structure holds the added atoms, whose edges are as long as twice the cutoff and count
+    nothing. Energies, forces and stress are those of the potential to rounding. On a GPU, predictions also run as one
+    CUDA graph for each size.
+
+    Parameters
+    ----------
+    potential : shared, not copied. It may hold no code in Python that looks at values of tensors.
+    backend : of ``torch.compile``.
+    """
+
+    def __init__(self, potential: AtomicPotential, backend: str = "inductor") -> None:
+        super().__init__()
+        self.potential = potential
+        self.cutoff, self.elements = potential.cutoff, potential.elements
+        self.gives_stress, self.concurrent = potential.gives_stress, False
+        arguments: dict[str, Any] = dict(backend=backend, fullgraph=True, dynamic=False)
+        self._training = torch.compile(_plain, **arguments)
+        mode = {"mode": "reduce-overhead"} if backend == "inductor" else {}
+        self._prediction = torch.compile(_plain, **arguments, **mode)
+
+    def known_elements(self) -> frozenset[int] | None:
+        """Those of the potential."""
+        return self.potential.known_elements()
+
+    def atomic_energies(self, graph: AtomGraph) -> Tensor:
+        """As the potential gives them, not compiled."""
+        return self.potential.atomic_energies(graph)
+
+    def derivatives(self, graph: AtomGraph, forces: bool, stress: bool, create_graph: bool) -> Predictions:
+        """Energies, forces and stress, compiled."""
+        n_structures, n_atoms = len(graph.n_atoms), len(graph.z)
+        with torch.set_grad_enabled(create_graph):
+            run = self._training if create_graph else self._prediction
+            energies, *rest = run(self.potential, padded(graph, self.cutoff), forces, stress)
+        if not create_graph and graph.pos.device.type != "cpu":
+            energies, rest = energies.clone(), [t.clone() for t in rest]  # the next run of a CUDA graph overwrites them
+        return Predictions(
+            energies[:n_structures],
+            rest.pop(0)[:n_atoms] if forces else None,
+            rest.pop(0)[:n_structures] if stress else None,
+        )
+
+
+def _plain(potential: AtomicPotential, graph: PlainGraph, forces: bool, stress: bool) -> tuple[Tensor, ...]:
+    found = derivatives(potential, graph, forces, stress, create_graph=True)  # type: ignore[arg-type]
+    return tuple(t for t in (found.energies, found.forces, found.stress) if t is not None)
+
+
+def padded_size(n: int) -> int:
+    """The smallest of few sizes that is at least ``n``: m · 2^k with 8 ≤ m < 16."""
+    step = 1 << max(0, n.bit_length() - 1 - (STEPS.bit_length() - 1))
+    return -(-n // step) * step
+
+
+def padded(graph: AtomGraph, cutoff: float) -> PlainGraph:
+    """The graph with one more structure, of atoms and edges that bring all numbers to :func:`padded_size`."""
+    n_structures, n_atoms, n_edges = len(graph.n_atoms), len(graph.z), graph.edge_index.shape[1]
+    structures = padded_size(n_structures + 1) - n_structures
+    atoms = padded_size(n_atoms + LEAST_PADDING) - n_atoms
+    edges = padded_size(n_edges + 1) - n_edges
+    device = graph.pos.device
+    # the first of the added structures holds all added atoms; the others are empty
+    added = torch.arange(edges, device=device) * atoms // edges + n_atoms  # sorted, as edges are
+    cells = (2.0 * cutoff * torch.eye(3, dtype=graph.cell.dtype, device=device)).expand(structures, 3, 3)
+    counts = functional.pad(graph.n_atoms.new_full((1,), atoms), (0, structures - 1))
+    offsets = functional.pad(graph.cell_offsets.new_ones(edges, 1), (0, 2))
+    return PlainGraph(
+        pos=functional.pad(graph.pos, (0, 0, 0, atoms)),
+        cell=torch.cat([graph.cell, cells]),
+        z=torch.cat([graph.z, graph.z[:1].expand(atoms)]),
+        n_atoms=torch.cat([graph.n_atoms, counts]),
+        batch=functional.pad(graph.batch, (0, atoms), value=n_structures),
+        edge_index=torch.cat([graph.edge_index, added.expand(2, edges).to(graph.edge_index.dtype)], dim=1),
+        cell_offsets=torch.cat([graph.cell_offsets, offsets]),
+    )
