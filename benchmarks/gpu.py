@@ -39,7 +39,7 @@ from mdl_physpre import CGCNN, EAMInteraction, M3GNet, TorchMDET, label
 from mdl_physpre.dynamics.forces import inference
 from mdl_physpre.dynamics.run_state import begin_or_resume
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.potentials.base import Potential, Predictions, edge_vectors, evaluate, sum_by_structure, volumes
+from mdl_physpre.potentials.base import Backbone, Potential, Predictions, edge_vectors, evaluate, sum_by_structure, volumes
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.loss import label_errors, total_loss
 from mdl_physpre.training.settings import TrainingSettings
@@ -56,7 +56,7 @@ from mdl_physpre.workflow.throughput import (
 
 ELEMENTS = ["Si", "O"]
 CASES = [("cgcnn", 8.0), ("torchmd_et", 5.0), ("torchmd_et", 8.0), ("m3gnet", 5.0)]
-CLASSES: dict[str, type[Potential]] = {
+CLASSES: dict[str, type[Backbone]] = {
     "cgcnn": CGCNN, "torchmd_et": TorchMDET, "m3gnet": M3GNet, "eam": EAMInteraction
 }  # fmt: skip
 SMALL: dict[str, dict[str, Any]] = {
@@ -83,7 +83,7 @@ class Bench:
     def modes(self) -> list[str]:
         return ["eager", "compiled"] if benchmark.compiles_on(self.device) else ["eager"]
 
-    def potential(self, name: str, cutoff: float, device: Any = None, dtype: torch.dtype = torch.float32) -> Potential:
+    def potential(self, name: str, cutoff: float, device: Any = None, dtype: torch.dtype = torch.float32) -> Backbone:
         torch.manual_seed(0)
         made = CLASSES[name](elements=ELEMENTS, cutoff=cutoff, **(SMALL[name] if self.small else {}))  # type: ignore[call-arg]
         return made.to(self.device if device is None else device, dtype)
@@ -231,7 +231,7 @@ class Concatenated(nn.Module):
         self.convolutions = nn.ModuleList(CGConv(potential.dim1, potential.edge_dim) for _ in potential.conv_list)
 
     def atomic_energies(self, graph: AtomGraph) -> Tensor:
-        distances, h = edge_vectors(graph).norm(dim=1), self.potential.embed(graph.z)
+        distances, h = edge_vectors(graph).norm(dim=1), self.potential.element_vectors()[graph.z]
         for convolution in self.convolutions:
             h = convolution(h, graph.edge_index.flip(0), self.potential.distance_expansion(distances))
         for linear in self.potential.post_lin_list:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import mdl_physpre
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import AtomicPotential
 from mdl_physpre.workflow import benchmark as module
 from mdl_physpre.workflow import throughput
 from mdl_physpre.workflow.cli import app
@@ -25,7 +25,7 @@ SMALL = {
 }
 
 
-class Sleeper(Potential):
+class Sleeper(AtomicPotential):
     """Takes 20 ms for each evaluation, however many structures."""
 
     cutoff, elements = 3.0, None
