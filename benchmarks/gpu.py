@@ -39,7 +39,15 @@ from mdl_physpre import CGCNN, EAMInteraction, M3GNet, TorchMDET, label
 from mdl_physpre.dynamics.forces import inference
 from mdl_physpre.dynamics.run_state import begin_or_resume
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.potentials.base import Backbone, Potential, Predictions, edge_vectors, evaluate, sum_by_structure, volumes
+from mdl_physpre.potentials.base import (
+    Backbone,
+    Potential,
+    Predictions,
+    edge_vectors,
+    evaluate,
+    sum_by_structure,
+    volumes,
+)
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.loss import label_errors, total_loss
 from mdl_physpre.training.settings import TrainingSettings
