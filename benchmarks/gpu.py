@@ -36,9 +36,6 @@ from common import environment, print_table
 from torch import Tensor, nn
 
 from mdl_physpre import CGCNN, EAMInteraction, M3GNet, TorchMDET, label
-from mdl_physpre.dynamics.forces import inference
-from mdl_physpre.dynamics.run_state import begin_or_resume
-from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.potentials.base import (
     Backbone,
     Potential,
@@ -55,10 +52,12 @@ from mdl_physpre.workflow import benchmark
 from mdl_physpre.workflow.throughput import (
     on_device,
     peak_memory,
+    running,
     seconds_of,
     silica_like,
     start_memory,
     synchronise,
+    timed_steps,
     training_step,
 )
 
@@ -197,22 +196,12 @@ def training(b: Bench) -> Iterator[Row]:
 
 
 def timed_dynamics(b: Bench, potential: Potential, n: int, ensemble: str, seconds: float) -> Row:
-    settings = DynamicsSettings(ensemble=ensemble, temperature=300.0, timestep=1.0, steps=1_000_000)
-    atoms = [b.structures[k % len(b.structures)] for k in range(n)]
-    with inference(potential):
-        run = begin_or_resume(potential, atoms, list(map(str, range(n))), range(n), settings, [settings] * n)
-        for _ in range(3):
-            run.advance()
-        synchronise(b.device)
-        start, moved, steps, lists = time.perf_counter(), 0, 0, run.lists.rebuilds
-        while run.active and (steps < 3 or time.perf_counter() - start < seconds):
-            moved += len(run.atoms.positions)
-            run.advance()
-            steps += 1
-        synchronise(b.device)
-        spent = time.perf_counter() - start
-        row = {"atom_steps_per_s": moved / spent, "ms": 1e3 * spent / steps, "lists": run.lists.rebuilds - lists}
-        return row | (profiled(run.advance, b.device) if run.active else {})
+    with running(potential, [b.structures[k % len(b.structures)] for k in range(n)], ensemble) as run:
+        run.advance()
+        lists = run.lists.rebuilds
+        rate, step = timed_steps(run, b.device, seconds)
+        row = {"atom_steps_per_s": rate, "ms": 1e3 * step, "lists": run.lists.rebuilds - lists}
+        return row | profiled(run.advance, b.device)
 
 
 def dynamics(b: Bench) -> Iterator[Row]:

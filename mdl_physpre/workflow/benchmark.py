@@ -133,7 +133,8 @@ def compiles_on(device: torch.device) -> bool:
 
 
 def compiled(potential: Potential) -> Potential:
-    """The potential with its evaluation compiled."""
+    """The potential with its evaluation compiled; what was compiled before is forgotten, as its number is limited."""
+    torch.compiler.reset()
     module = importlib.import_module("mdl_physpre.potentials.compiled")
     return cast(Potential, module.CompiledPotential(potential))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from ase.build import make_supercell
 from ase.spacegroup import crystal
 from torch import nn
 
+from mdl_physpre.dynamics.batch_run import BatchRun
 from mdl_physpre.dynamics.forces import inference
 from mdl_physpre.dynamics.run_state import begin_or_resume
 from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.errors import PhyspreError
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.structures.labels import set_labels
@@ -141,26 +143,45 @@ def dynamics_rate(
 ) -> Rate:
     """Atom-steps per second of molecular dynamics (Langevin, 300 K, 1 fs, judged as ever), at the best of some numbers
     of structures; at most about ``seconds`` are spent. Building the first neighbour lists is not timed."""
-    settings = DynamicsSettings(temperature=300.0, timestep=1.0, steps=1_000_000)
     made = structures or silica_like(4, labels=False)
 
     def measure(n: int, time_left: float) -> float:
         atoms = [made[k % len(made)] for k in range(n)]
-        with inference(potential):
-            run = begin_or_resume(potential, atoms, list(map(str, range(n))), range(n), settings, [settings] * n)
-            start = time.perf_counter()
-            run.advance()
-            synchronise(device)
-            repeats = 1 if time_left < time.perf_counter() - start else REPEATS
-            start, moved, steps = time.perf_counter(), 0, 0
-            while run.active and (steps < repeats or time.perf_counter() - start < time_left):
-                moved += len(run.atoms.positions)
-                run.advance()
-                steps += 1
-            synchronise(device)
-        return moved / (time.perf_counter() - start)
+        with running(potential, atoms) as run:
+            return timed_steps(run, device, time_left)[0]
 
     return _best(measure, device, seconds, sizes)
+
+
+@contextmanager
+def running(potential: Potential, structures: Sequence[Atoms], ensemble: str = "nvt") -> Iterator[BatchRun]:
+    """Molecular dynamics of structures at its start, at 300 K with steps of 1 fs."""
+    n = len(structures)
+    settings = DynamicsSettings(ensemble=ensemble, temperature=300.0, timestep=1.0, steps=1_000_000)
+    with inference(potential):
+        yield begin_or_resume(potential, structures, list(map(str, range(n))), range(n), settings, [settings] * n)
+
+
+def timed_steps(run: BatchRun, device: torch.device, seconds: float) -> tuple[float, float]:
+    """Atom-steps per second and seconds of one step, of steps that fill ``seconds``, after one that is not timed.
+
+    Raises PhyspreError where no structure is left to simulate.
+    """
+    start = time.perf_counter()
+    run.advance()
+    synchronise(device)
+    repeats = 1 if 0 < seconds < time.perf_counter() - start else REPEATS
+    start, moved, steps = time.perf_counter(), 0, 0
+    while run.active and (steps < repeats or time.perf_counter() - start < seconds):
+        moved += len(run.atoms.positions)
+        run.advance()
+        steps += 1
+    synchronise(device)
+    if not run.active:
+        why = next((f["text"] for v in run.verdicts.values() for f in v["failures"]), "")
+        raise PhyspreError(f"no structure is left after {run.step} steps of dynamics: {why}")
+    spent = time.perf_counter() - start
+    return moved / spent, spent / steps
 
 
 def _best(

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import mdl_physpre
-from mdl_physpre.errors import ConfigError
+from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import AtomicPotential
 from mdl_physpre.workflow import benchmark as module
 from mdl_physpre.workflow import throughput
@@ -59,6 +59,16 @@ def test_rates_are_what_the_clock_says():
     assert training.at_once == 4 and 60 < training.per_second < 200
     dynamics = throughput.dynamics_rate(Sleeper(), CPU, 2.0, sizes=(1,))
     assert dynamics.at_once == 1 and 720 < dynamics.per_second < 3600
+
+
+class Breaking(Sleeper):
+    def atomic_energies(self, graph):
+        return super().atomic_energies(graph) * torch.nan
+
+
+def test_dynamics_that_break_are_no_rate():
+    with pytest.raises(PhyspreError, match="no structure is left"):
+        throughput.dynamics_rate(Breaking(), CPU, 1.0)
 
 
 @pytest.mark.parametrize(
