@@ -96,8 +96,8 @@ class Backbone(AtomicPotential):
         self.reference = EnergyReference() if reference is None else reference
 
     def reference_energies(self) -> Tensor:
-        """Energies of the elements, (119,), eV by atomic number, float64 on the CPU."""
-        return self.reference.energies.detach().to("cpu", torch.float64)
+        """A copy of the energies of the elements, (119,), eV by atomic number, float64 on the CPU."""
+        return self.reference.energies.detach().to("cpu", torch.float64, copy=True)
 
     def shift_reference(self, energies: Tensor) -> None:
         """Add ``energies`` (119,), eV by atomic number, to the reference energy of each element."""

@@ -23,7 +23,7 @@ SOURCES = {
 }
 """Source files, from the package's folder on, and the precisions each is compiled in."""
 
-LEVELS = {
+LEVELS: dict[str, dict[str, set[str]]] = {
     "x86_64": {
         "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
         "x86-64-v3": {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},

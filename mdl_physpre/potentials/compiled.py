@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,10 +54,9 @@ class CompiledPotential(AtomicPotential):
         self.potential = potential
         self.cutoff, self.elements = potential.cutoff, potential.elements
         self.gives_stress, self.concurrent = potential.gives_stress, False
-        arguments: dict[str, Any] = dict(backend=backend, fullgraph=True, dynamic=False)
-        self._training = torch.compile(_plain, **arguments)
-        mode = {"mode": "reduce-overhead"} if backend == "inductor" else {}
-        self._prediction = torch.compile(_plain, **arguments, **mode)
+        mode = "reduce-overhead" if backend == "inductor" else None
+        self._training = torch.compile(_plain, backend=backend, fullgraph=True, dynamic=False)
+        self._prediction = torch.compile(_plain, backend=backend, fullgraph=True, dynamic=False, mode=mode)
 
     def known_elements(self) -> frozenset[int] | None:
         """Those of the potential."""

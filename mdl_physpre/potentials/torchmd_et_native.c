@@ -1,4 +1,4 @@
-/* The sums over the edges of one layer of the equivariant transformer, their gradient, and the gradient of that, each for
+/* The sums over the edges of a layer of the equivariant transformer, their gradient, and the gradient of that, each for
    the atoms first_atom <= i < last_atom. The equations stand in torchmd_et_layers.py and torchmd_et_native.py.
 
    Compiled with -DREAL=float -DSINGLE or with -DREAL=double. A node array holds n_atoms rows: nodes (5 F) with q, k, v0,

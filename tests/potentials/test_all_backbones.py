@@ -366,7 +366,7 @@ def test_the_reference_moves_energies_alone(case):
     potential = case.potential()
     before, shift = predict(potential, [crystal(), molecule("H2O")]), torch.zeros(N_ELEMENTS)
     shift[8], shift[14] = 0.25, -2.0
-    assert potential.shift_reference(shift)
+    potential.shift_reference(shift)
     after = predict(potential, [crystal(), molecule("H2O")])
     np.testing.assert_allclose((after.energies - before.energies).numpy(), [-3.5, 0.25], rtol=0, atol=1e-9)
     torch.testing.assert_close(after.forces, before.forces, rtol=0, atol=1e-12)

@@ -103,11 +103,9 @@ def test_a_calculator_without_stress_says_so_where_stress_is_needed():
     assert bool(molecule_stress.isnan().all())
 
 
-def test_energies_of_atoms_are_an_error_that_says_what_to_do():
+def test_training_is_an_error_that_says_what_to_do():
     potential = CalculatorPotential(EMT())
     graph = build_graph(bulk("Cu"), 0.0)
-    with pytest.raises(DataError, match=r"is an ASE calculator: .* cannot be trained"):
-        potential.atomic_energies(graph)
     with pytest.raises(DataError, match="cannot be trained"):
         evaluate(potential, graph, create_graph=True)
 

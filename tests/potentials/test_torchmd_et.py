@@ -232,7 +232,8 @@ def test_the_operators_are_registered_as_torch_asks(layer, sums):
         values = found.tables.layout.padded(torch.randn(n, potential.hidden_channels).double())
         given = [values, None, found.tables.start, *found.edges_of_start, 0, False]
     else:
-        given = [random[5], vec, found.tables.layers[0], *found.edges, found.tables.layout.padded_heads, layer != "last"]
+        heads = found.tables.layout.padded_heads
+        given = [random[5], vec, found.tables.layers[0], *found.edges, heads, layer != "last"]
     given = [t.detach() if isinstance(t, torch.Tensor) else t for t in given]
     for k in (0, 1, 2, 3, 4):
         if given[k] is not None:

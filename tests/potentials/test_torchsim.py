@@ -219,7 +219,7 @@ def test_errors_say_what_is_missing(argon_structures, tmp_path):
     with pytest.raises(DataError, match="structure 1 of the batch is periodic in some directions only"):
         evaluate(potential, build_graph([argon_structures[0], slab], 0.0))
     with pytest.raises(DataError, match="cannot be trained"):
-        potential.atomic_energies(build_graph(slab, 0.0))
+        evaluate(potential, build_graph(slab, 0.0), create_graph=True)
     with pytest.raises(ConfigError, match="found LennardJones, expected a torch_sim ModelInterface"):
         TorchSimPotential(LennardJones)
     with pytest.raises(ConfigError, match="cannot be built: TypeError"):
