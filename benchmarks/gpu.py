@@ -197,7 +197,6 @@ def training(b: Bench) -> Iterator[Row]:
 
 def timed_dynamics(b: Bench, potential: Potential, n: int, ensemble: str, seconds: float) -> Row:
     with running(potential, [b.structures[k % len(b.structures)] for k in range(n)], ensemble) as run:
-        run.advance()
         lists = run.lists.rebuilds
         rate, step = timed_steps(run, b.device, seconds)
         row = {"atom_steps_per_s": rate, "ms": 1e3 * step, "lists": run.lists.rebuilds - lists}

@@ -168,7 +168,8 @@ def timed_steps(run: BatchRun, device: torch.device, seconds: float) -> tuple[fl
     Raises PhyspreError where no structure is left to simulate.
     """
     start = time.perf_counter()
-    run.advance()
+    if run.active:
+        run.advance()
     synchronise(device)
     repeats = 1 if 0 < seconds < time.perf_counter() - start else REPEATS
     start, moved, steps = time.perf_counter(), 0, 0

@@ -36,7 +36,7 @@ class Sleeper(AtomicPotential):
 
     def atomic_energies(self, graph):
         time.sleep(0.02)
-        return self.weight * graph.pos.square().sum(1)
+        return 1e-6 * self.weight * graph.pos.square().sum(1)
 
 
 def test_every_backbone_in_small():
