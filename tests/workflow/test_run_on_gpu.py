@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -26,15 +25,16 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_run_on_the_device_and_the_same_on_the_cpu(name, tmp_path, monkeypatch):
-    on_cpu = run(DEMO, [*TINY, *NETWORKS[name], "task.device=cpu"], out=tmp_path / "cpu")
+def test_a_run_on_the_device(name, tmp_path, monkeypatch):
     make_it_the_gpu(monkeypatch)
     with counting() as counts:
         there = run(DEMO, [*TINY, *NETWORKS[name], "task.device=cuda"], out=tmp_path / "gpu")
     assert counts.clashes == Counter()
     assert counts.kernels > 5_000  # labels, training, tests and dynamics were there, not here
     assert (tmp_path / "gpu" / "report.html").exists()
-    for arm in ("baseline", "pretrain"):
-        found, expected = (s[arm]["errors"]["test"]["forces_mae"] for s in (there, on_cpu))
-        assert found == pytest.approx(expected, rel=1e-3)
-        assert json.loads((tmp_path / "gpu" / "summary.json").read_text())[arm]["dynamics"]["n"] == 2
+    assert all(there[arm]["dynamics"]["n"] == 2 for arm in ("baseline", "pretrain"))
+    if name == "cgcnn":
+        on_cpu = run(DEMO, [*TINY, *NETWORKS[name], "task.device=cpu"], out=tmp_path / "cpu")
+        for arm in ("baseline", "pretrain"):
+            found, expected = (s[arm]["errors"]["test"]["forces_mae"] for s in (there, on_cpu))
+            assert found == pytest.approx(expected, rel=1e-3)
