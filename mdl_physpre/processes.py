@@ -21,6 +21,7 @@ from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.progress import without_bars
 
 logger = logging.getLogger(__name__)
+SETTLE = 2.0  # seconds in which a failed process may still say why, after this one has noticed
 
 
 class Piece(NamedTuple):
@@ -47,54 +48,100 @@ def run_in_processes(function: Callable[..., Any], pieces: Sequence[Piece], proc
     PhyspreError : a piece raised an error or its process died; says which.
     ConfigError : arguments that cannot be sent to a process.
     """
-    context = get_context("spawn")
-    try:
-        sent = [pickle.dumps((function, piece.arguments)) for piece in pieces]
-    except Exception as error:
-        raise ConfigError(f"cannot be sent to another process ({type(error).__name__}: {error})") from error
-    lines = context.Queue()
-    listener = logging.handlers.QueueListener(lines, _Emit())
-    listener.start()
-    waiting = list(range(len(pieces)))
-    running: dict[Any, tuple[int, Any]] = {}
-    answers: dict[int, tuple[str, Any]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < processes:
-                number = waiting.pop(0)
-                mine, theirs = context.Pipe(duplex=False)
-                level = logging.getLogger("mdl_physpre").getEffectiveLevel()
-                process = context.Process(target=_work, args=(theirs, sent[number], pieces[number].name, lines, level))
-                process.start()
-                theirs.close()
-                running[mine] = (number, process)
-            for ready in connection.wait(list(running)):
-                assert isinstance(ready, Connection)
-                number, process = running.pop(ready)
-                try:
-                    answers[number] = ready.recv()
-                except EOFError:
-                    answers[number] = ("died", None)
-                process.join()
-                if answers[number][0] == "died":
-                    answers[number] = ("died", process.exitcode)
-                if answers[number][0] != "result":
-                    waiting.clear()
-    except BaseException:
-        for _, process in running.values():
+    with _Processes(function, pieces) as started:
+        waiting = list(range(len(pieces)))
+        while waiting or started.running:
+            while waiting and len(started.running) < processes:
+                started.start(waiting.pop(0))
+            if started.wait():
+                waiting.clear()
+        started.raise_errors()
+        return [started.answers[number][1] for number in range(len(pieces))]
+
+
+@contextmanager
+def beside(function: Callable[..., Any], pieces: Sequence[Piece]) -> Iterator[None]:
+    """Run pieces of work, all at once and each in a process, beside what this process does in the meantime.
+
+    At the end of the block the processes are let finish; after an error in it they are ended. Otherwise as
+    :func:`run_in_processes`.
+
+    Raises
+    ------
+    PhyspreError : a piece raised an error or its process died; says which. Where the block then fails, too, because it
+        worked together with that process, its error is the cause.
+    """
+    with _Processes(function, pieces) as started:
+        for number in range(len(pieces)):
+            started.start(number)
+        try:
+            yield
+        except PhyspreError:
+            raise
+        except Exception as error:  # perhaps no more than what another's failure looks like from here
+            if started.wait(SETTLE):
+                started.raise_errors(error)
+            raise
+        while started.running:
+            started.wait()
+        started.raise_errors()
+
+
+class _Processes:
+    """Processes for pieces of work, and what came of them; those that still run are ended with the block."""
+
+    def __init__(self, function: Callable[..., Any], pieces: Sequence[Piece]) -> None:
+        try:
+            self._sent = [pickle.dumps((function, piece.arguments)) for piece in pieces]
+        except Exception as error:
+            raise ConfigError(f"cannot be sent to another process ({type(error).__name__}: {error})") from error
+        self.pieces = pieces
+        self.running: dict[Connection, tuple[int, Any]] = {}
+        self.answers: dict[int, tuple[str, Any]] = {}
+        self._context = get_context("spawn")
+
+    def __enter__(self) -> _Processes:
+        self._lines = self._context.Queue()
+        self._listener = logging.handlers.QueueListener(self._lines, _Emit())
+        self._listener.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for _, process in self.running.values():
             process.terminate()
-        raise
-    finally:
-        listener.stop()
-        lines.close()
-    wrong = [
-        f"{pieces[number].name}: {_said(*answers[number])}"
-        for number in sorted(answers)
-        if answers[number][0] != "result"
-    ]
-    if wrong:
-        raise PhyspreError("; ".join(wrong))
-    return [answers[number][1] for number in range(len(pieces))]
+        self._listener.stop()
+        self._lines.close()
+
+    def start(self, number: int) -> None:
+        """Begin a piece of work."""
+        mine, theirs = self._context.Pipe(duplex=False)
+        level = logging.getLogger("mdl_physpre").getEffectiveLevel()
+        name = self.pieces[number].name
+        process = self._context.Process(target=_work, args=(theirs, self._sent[number], name, self._lines, level))
+        process.start()
+        theirs.close()
+        self.running[mine] = (number, process)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until a process ends; whether one failed."""
+        failed = False
+        for ready in connection.wait(list(self.running), seconds):
+            assert isinstance(ready, Connection)
+            number, process = self.running.pop(ready)
+            try:
+                answer = ready.recv()
+            except EOFError:
+                answer = ("died", None)
+            process.join()
+            self.answers[number] = ("died", process.exitcode) if answer[0] == "died" else answer
+            failed = failed or answer[0] != "result"
+        return failed
+
+    def raise_errors(self, cause: Exception | None = None) -> None:
+        """Raise PhyspreError where a piece failed, with the reasons of all that did."""
+        wrong = [f"{self.pieces[k].name}: {_said(*a)}" for k, a in sorted(self.answers.items()) if a[0] != "result"]
+        if wrong:
+            raise PhyspreError("; ".join(wrong)) from cause
 
 
 def _said(kind: str, value: Any) -> str:

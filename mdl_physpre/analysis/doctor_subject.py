@@ -222,7 +222,7 @@ class Subject:
         found = Results(np.zeros(len(structures)), stress=np.zeros((len(structures), 3, 3)) if stress else None)
         sizes = np.maximum(data.n_edges, data.n_atoms * (MAX_EDGES // MAX_ATOMS))
         for batch in batch_by_edges(sizes, MAX_EDGES):
-            graph = data.batch(batch).to(self.device)
+            graph = data.batch(batch).on(self.device)
             predicted = evaluate(potential, graph, forces=forces, stress=stress)
             found.energies[batch] = _numbers("energies", predicted.energies, (len(batch),))
             if forces:

@@ -22,6 +22,7 @@ from ase.data import chemical_symbols
 
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.potentials.covalent_radii import covalent_radius
+from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.structures.graph import build_graph
 
@@ -48,7 +49,7 @@ def dimer_energies(potential: Potential, pair: tuple[int, int], distances: np.nd
     parameter = next(potential.parameters(), None)
     far = Atoms(numbers=pair, positions=[[0, 0, 0], [10 * potential.cutoff, 0, 0]])
     dtype = torch.float64 if parameter is None else parameter.dtype
-    graph = build_graph([*dimers, far], potential.cutoff, dtype=dtype)
+    graph = build_graph([*dimers, far], potential.cutoff, dtype=dtype).on(device_of_parameters(potential))
     with torch.no_grad():
         energies = evaluate(potential, graph, forces=False, stress=False).energies.cpu().double().numpy()
     return energies[:-1] - energies[-1]
@@ -63,7 +64,7 @@ def eam_parts(potential: EAMInteraction, pair: tuple[int, int], distances: np.nd
     ``atomic`` : Σ E0 of the two atoms, eV, a number.
     """
     first, second = (int(potential.element_of[z]) for z in pair)
-    r = torch.as_tensor(np.asarray(distances), dtype=torch.float64)
+    r = torch.as_tensor(np.asarray(distances), dtype=torch.float64, device=potential.E0.device)
     which = potential.pair_of[first * len(potential.elements) + second].expand(len(r))
     with torch.no_grad():
         phi, _, rho, _ = potential.pair_functions(which, r)
@@ -72,9 +73,9 @@ def eam_parts(potential: EAMInteraction, pair: tuple[int, int], distances: np.nd
         atomic = float(potential.E0[first] + potential.E0[second])
     assert isinstance(embedding, torch.Tensor)
     return {
-        "pair": phi.numpy(),
-        "embedding": embedding.numpy(),
-        "total": (phi + embedding).numpy(),
+        "pair": phi.cpu().numpy(),
+        "embedding": embedding.cpu().numpy(),
+        "total": (phi + embedding).cpu().numpy(),
         "atomic": atomic,
     }
 

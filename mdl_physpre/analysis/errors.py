@@ -21,7 +21,8 @@ from ase.units import GPa
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
+from mdl_physpre.potentials.devices import available_device, device_of_parameters
+from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import LABELS, get_labels
 
 WEIGHTS = (0.01, 50.0, 50.0)  # energy, forces, stress: Table 2 of the paper
@@ -111,9 +112,8 @@ def _sums_by_structure(
     device: str | torch.device | None,
 ) -> dict[str, np.ndarray]:
     """Summed absolute and squared errors of each structure, and how many numbers they are of, for each label."""
-    tensor = next(potential.parameters(), None)
-    home = torch.device("cpu") if tensor is None else tensor.device
-    place = home if device is None else torch.device(device)
+    home = device_of_parameters(potential)
+    place = home if device is None else available_device(device)
     n = len(dataset)
     table = {f"{label}_{kind}": np.zeros(n) for label in LABELS for kind in ("absolute", "squared", "count")}
     table["n_atoms"] = np.asarray(dataset.n_atoms)
@@ -123,9 +123,7 @@ def _sums_by_structure(
         potential.to(place)
     try:
         for batch in batch_by_edges(dataset.n_edges, max_edges):
-            graph = dataset.batch(batch)
-            if place.type != "cpu":
-                graph = AtomGraph.from_tensors(**{k: v.to(place) for k, v in graph._store.items()})
+            graph = dataset.batch(batch).on(place)
             with torch.no_grad():
                 predicted = evaluate(
                     potential, graph, forces=counts["forces"] > 0, stress=counts["stress"] > 0, create_graph=False

@@ -20,7 +20,8 @@ from ase import Atoms
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
+from mdl_physpre.potentials.devices import device_of_parameters
+from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 
 MAX_EDGES = 100_000  # of a batch; a limit on memory
 
@@ -103,14 +104,14 @@ def _with_shares(found: dict[str, Any]) -> dict[str, Any]:
 def _forces(potential: Potential, structures: Sequence[Atoms]) -> np.ndarray:
     """Forces on all atoms of all structures, (n_atoms, 3), eV/Å."""
     tensor = next(potential.parameters(), None)
-    dtype, device = (torch.float64, torch.device("cpu")) if tensor is None else (tensor.dtype, tensor.device)
+    dtype = torch.float64 if tensor is None else tensor.dtype
     dataset = GraphDataset(structures, potential.cutoff, dtype=dtype, labels=False)
     training = potential.training
     potential.eval()
     found = []
     try:
         for batch in batch_by_edges(dataset.n_edges, MAX_EDGES):
-            graph = AtomGraph.from_tensors(**{k: v.to(device) for k, v in dataset.batch(batch)._store.items()})
+            graph = dataset.batch(batch).on(device_of_parameters(potential))
             with torch.no_grad():
                 forces = evaluate(potential, graph, stress=False).forces
             assert forces is not None

@@ -73,6 +73,15 @@ class LindemannAccumulator:
         self.shift = shortest - plain if distance == "continuous" else None
         self.start = shortest.norm(dim=1)
         self.sum, self.square_sum = torch.zeros_like(self.start), torch.zeros_like(self.start)
+        self._number()
+
+    def _number(self) -> None:
+        """What the averages over pairs and atoms need, on the device."""
+        device, counts = self.start.device, np.array(self.n_atoms, dtype=np.int64)
+        self.batch = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(device)
+        self.counts = torch.from_numpy(counts).to(device)
+        others = np.where(np.array(self.n_pairs, dtype=np.int64) > 0, counts - 1.0, np.nan)
+        self.others = torch.from_numpy(others).to(device, self.start.dtype)
 
     def _plain(self, positions: Tensor) -> Tensor:
         return positions.index_select(0, self.j).sub_(positions.index_select(0, self.i))
@@ -92,26 +101,23 @@ class LindemannAccumulator:
         else:
             vectors += self.shift
         deviation = torch.linalg.vector_norm(vectors, dim=1).sub_(self.start)
-        self.sum += deviation
-        self.square_sum.addcmul_(deviation, deviation)
+        # not in place: a copy of the references keeps what was there before
+        self.sum = self.sum + deviation
+        self.square_sum = torch.addcmul(self.square_sum, deviation, deviation)
         self.samples += 1
 
     def indices(self) -> tuple[Tensor, Tensor]:
         """q_i (n,) and q_global (n_structures,); NaN without a sample, and for structures without pairs."""
-        counts = torch.tensor(self.n_atoms, device=self.start.device)
-        n = int(counts.sum())
-        local = torch.zeros(n, dtype=self.start.dtype, device=self.start.device)
+        local = torch.zeros(len(self.batch), dtype=self.start.dtype, device=self.start.device)
         if self.samples:
             mean = self.start + self.sum / self.samples
             variance = self.square_sum / self.samples - (self.sum / self.samples).square()
             relative = torch.where(mean > 0, variance.clamp(min=0).sqrt() / mean, torch.zeros_like(mean))
             local.index_add_(0, self.i, relative).index_add_(0, self.j, relative)
-        batch = torch.repeat_interleave(counts)
-        judged = torch.tensor([m > 0 and self.samples > 0 for m in self.n_pairs], device=local.device)
-        others = (counts - 1).to(local.dtype).masked_fill(~judged, torch.nan)
-        local = local / others.index_select(0, batch)
-        total = torch.zeros(len(self.n_atoms), dtype=local.dtype, device=local.device).index_add_(0, batch, local)
-        return local, total / counts
+        others = self.others if self.samples else torch.full_like(self.others, torch.nan)
+        local = local / others.index_select(0, self.batch)
+        total = torch.zeros_like(others).index_add_(0, self.batch, local)
+        return local, total / self.counts
 
     def keep(self, structures: list[int]) -> None:
         """Go on with the structures of these indices."""
@@ -130,6 +136,7 @@ class LindemannAccumulator:
             setattr(self, name, getattr(self, name).index_select(0, pairs))
         self.structure = torch.from_numpy(np.repeat(np.arange(len(structures)), self.n_pairs)).to(device)
         self.nearest.keep(torch.tensor(structures, dtype=torch.int64, device=device))
+        self._number()
 
 
 def cell_change(start: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Tensor | None:

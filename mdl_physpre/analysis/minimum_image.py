@@ -43,6 +43,7 @@ class MinimumImage:
         self.inverse = torch.from_numpy(np.linalg.inv(lattices)).to(device)
         self.periodic = torch.from_numpy(np.array(pbc, dtype=float).reshape(-1, 3)).to(device)
         self.safe_squared = torch.from_numpy(np.array(safe, dtype=float) ** 2).to(device)
+        self.offsets = torch.from_numpy(np.array(list(product((-1.0, 0.0, 1.0), repeat=3)))).to(device)
 
     def keep(self, structures: Tensor) -> None:
         """Go on with the structures of these indices, renumbered in this order."""
@@ -56,7 +57,7 @@ class MinimumImage:
         """
         other = copy.copy(self)
         other.cells = self.cells @ deformation
-        other.inverse = torch.linalg.inv(other.cells)
+        other.inverse = torch.linalg.inv_ex(other.cells).inverse
         lengths = torch.linalg.vector_norm(other.cells, dim=2)
         lengths = torch.where(self.periodic > 0, lengths, torch.inf)
         other.safe_squared = (0.5 * lengths.amin(dim=1)).square()
@@ -64,20 +65,23 @@ class MinimumImage:
 
     def __call__(self, vectors: Tensor, structure: Tensor) -> Tensor:
         """Minimum images of ``vectors`` (n, 3), Å, that belong to the structures ``structure`` (n,)."""
+        if vectors.device.type != "cpu":  # counting the far ones takes longer there than treating all alike
+            return self._shortest(vectors, structure)
         far = (vectors.square().sum(1) > self.safe_squared.index_select(0, structure)).nonzero().flatten()
         if not len(far):
             return vectors
-        of = structure.index_select(0, far)
+        return vectors.index_copy(0, far, self._shortest(vectors.index_select(0, far), structure.index_select(0, far)))
+
+    def _shortest(self, wrapped: Tensor, of: Tensor) -> Tensor:
         cells, periodic = self.cells.index_select(0, of), self.periodic.index_select(0, of)
-        wrapped = vectors.index_select(0, far)
         fractional = torch.einsum("nx,nxy->ny", wrapped, self.inverse.index_select(0, of))
         wrapped = wrapped - torch.einsum("nx,nxy->ny", torch.round(fractional) * periodic, cells)
         best, shortest = wrapped, wrapped.square().sum(1)
-        for offset in product((-1.0, 0.0, 1.0), repeat=3):
-            shift = torch.tensor(offset, dtype=vectors.dtype, device=vectors.device) * periodic
+        for offset in self.offsets:
+            shift = offset * periodic
             moved = wrapped + torch.einsum("nx,nxy->ny", shift, cells)
             length = moved.square().sum(1)
             closer = length < shortest
             best = torch.where(closer[:, None], moved, best)
             shortest = torch.where(closer, length, shortest)
-        return vectors.index_copy(0, far, best)
+        return best

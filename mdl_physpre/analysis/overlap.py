@@ -70,9 +70,9 @@ class OverlapAccumulator:
         """Take the smallest distances of one frame; returns which structures overlap now, (n_structures,) bool."""
         closer = distances < self.smallest
         self.smallest = torch.where(closer, distances, self.smallest)
-        self.smallest_step.masked_fill_(closer, step)
+        self.smallest_step = self.smallest_step.masked_fill(closer, step)
         overlapping = distances <= self.threshold
-        self.first_step.masked_fill_(overlapping & (self.first_step < 0), step)
+        self.first_step = self.first_step.masked_fill(overlapping & (self.first_step < 0), step)
         return overlapping
 
     def keep(self, structures: Tensor) -> None:

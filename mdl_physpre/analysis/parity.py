@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 
 STRUCTURES = 2000  # compared at most, evenly taken
@@ -54,8 +55,7 @@ def predictions(potential: Potential, structures: Sequence[Atoms], max_edges: in
     potential.eval()
     for batch in batch_by_edges(dataset.n_edges, max_edges):
         graph = dataset.batch(batch)
-        if parameter is not None and parameter.device.type != "cpu":
-            graph = type(graph).from_tensors(**{k: v.to(parameter.device) for k, v in graph._store.items()})
+        graph = graph.on(device_of_parameters(potential))
         with torch.no_grad():
             predicted = evaluate(potential, graph, stress=potential.gives_stress)
         rows, owner = np.asarray(batch), graph.batch.cpu().numpy()

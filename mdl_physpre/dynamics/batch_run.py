@@ -12,18 +12,20 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from mdl_physpre.dynamics.broken import Broken
 from mdl_physpre.dynamics.forces import evaluate_chunks, floating
 from mdl_physpre.dynamics.integrators import VelocityVerlet
 from mdl_physpre.dynamics.judging import verdicts_of
 from mdl_physpre.dynamics.moving_atoms import MovingAtoms
-from mdl_physpre.dynamics.observers import Broken, Observers, add_reason
+from mdl_physpre.dynamics.moving_lists import MovingLists
+from mdl_physpre.dynamics.observers import Observers
 from mdl_physpre.dynamics.random_numbers import NoiseStreams
 from mdl_physpre.dynamics.rdf_sampling import RDFSampler
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.skin_lists import SkinLists
 from mdl_physpre.dynamics.storage import FAILING, FAILING_AT_MOST, TRAJECTORIES, TrajectoryFiles
 from mdl_physpre.dynamics.thermostats import INTEGRATORS
 from mdl_physpre.dynamics.trajectory_frames import make_frame
+from mdl_physpre.dynamics.windows import Unread, Window, steps_between_readings
 from mdl_physpre.potentials.base import Potential, Predictions
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class BatchRun:
     atoms: MovingAtoms
     integrator: VelocityVerlet
     observers: Observers
-    lists: SkinLists
+    lists: MovingLists
     noise: NoiseStreams | None
 
     def __init__(
@@ -67,10 +69,55 @@ class BatchRun:
         self.seconds_per_step: float | None = None  # of this process, for those who ask how long it will take
         self.stress_missed = False  # and said so
         self.left_at: dict[int, tuple[Tensor, Tensor]] = {}  # where structures were whose step could not be finished
+        self.ends = {s.steps for s in each}
+        self.interval = steps_between_readings(self.device)
+        self.length = 1  # of the next window; 0 where its first step is to be judged at once
+        self.window: Window | None = None  # None where all steps that were taken have been judged
 
     def advance(self) -> None:
-        """One step of all structures."""
-        atoms, integrator, broken = self.atoms, self.integrator, Broken()
+        """One step of all structures, judged at once or in a window of :mod:`mdl_physpre.dynamics.windows`."""
+        if self.window is None and (self.interval == 1 or self.length == 0):
+            self.length = 1
+            self.take_step(Broken())
+            return
+        if self.window is None:
+            if self.noise is not None:
+                self.noise.prepare()
+            watched = (self.observers, self.observers.overlap, self.observers.lindemann)
+            parts = (self.atoms, self.integrator, *watched, self.lists, *([] if self.noise is None else [self.noise]))
+            self.window = Window(parts, self.step, self.length)
+        try:
+            self.take_step(self.window.unread)
+        except Exception as error:
+            logger.debug("steps are taken again, because of %r", error)
+            self.take_again()
+            return
+        if self.step >= self.window.end or self.due() or (self.noise is not None and self.noise.used_up):
+            happened, spent = self.window.read(self.lists.spent())
+            if happened:
+                self.take_again()
+                return
+            self.window = None
+            self.length = self.lists.prepare(spent, self.interval, self.atoms.positions)
+            self.record()
+
+    def take_again(self) -> None:
+        """The steps of the window again, each judged at once."""
+        assert self.window is not None
+        last, self.step = self.step, self.window.step
+        self.window.put_back()
+        self.window, self.length = None, 1
+        while self.active and self.step < last:
+            self.take_step(Broken())
+
+    def due(self) -> bool:
+        """Whether this step ends a structure's run, or is stored or sampled by the host."""
+        stored = self.files is not None and self.step % self.settings.trajectory_interval == 0
+        return stored or self.step in self.ends or (self.rdfs is not None and self.rdfs.due(self.step))
+
+    def take_step(self, broken: Broken) -> None:
+        """One step of all structures, of which ``broken`` judges."""
+        atoms, integrator = self.atoms, self.integrator
         noise = None if self.noise is None else self.noise.next()
         self.step += 1
         if self.changing:
@@ -105,19 +152,20 @@ class BatchRun:
             lost[list(broken)] = True
             atoms.positions = torch.where(atoms.per_atom(lost)[:, None], self.lists.reference, atoms.positions)
             atoms.cells = torch.where(lost[:, None, None], self.lists.reference_cells, atoms.cells)
-        for k, text in self.lists.update(atoms.positions, atoms.cells).items():
-            add_reason(broken, k, "cell_collapsed", text)
+        for k, text in self.lists.update(atoms.positions, atoms.cells, broken).items():
+            broken.add(k, "cell_collapsed", text)
         return deformation
 
     def evaluate(self, broken: Broken, stress: bool) -> dict[int, Exception]:
         """Forces, energies and stress at the present positions; returns the errors that the potential raised."""
-        found, raised = evaluate_chunks(self.potential, self.lists, self.atoms.positions, stress)
+        judged = not isinstance(broken, Unread)
+        found, raised = evaluate_chunks(self.potential, self.lists, self.atoms.positions, stress, one_by_one=judged)
         assert found.forces is not None and found.stress is not None
         if raised and stress and not self.changing:
             raised = self.without_stress(found, raised)
         self.atoms.forces, self.atoms.energies, self.atoms.stress = found.forces, found.energies, found.stress
         for k, error in raised.items():
-            add_reason(broken, k, "potential_error", f"the potential raised {type(error).__name__}: {error}")
+            broken.add(k, "potential_error", f"the potential raised {type(error).__name__}: {error}")
         return raised
 
     def without_stress(self, found: Predictions, raised: dict[int, Exception]) -> dict[int, Exception]:
@@ -152,18 +200,21 @@ class BatchRun:
         self.observers.count(self.step, atoms, temperature, conserved, deformation)
         if stress and self.step:
             self.observers.count_pressure(atoms.pressures())
-        self.keep_first_failures()
+        self.keep_first_failures(broken)
+        if not isinstance(broken, Unread):
+            self.record()
+
+    def record(self) -> None:
+        """Store and sample what is due at this step, and let the structures go that end with it."""
+        atoms = self.atoms
         ended = [k for k, place in enumerate(self.active) if self.each[place].steps <= self.step]
         if self.files is not None and self.step % self.settings.trajectory_interval == 0:
-            for place, frame in self.frames(range(len(self.active)), {}):
+            for place, frame in self.frames(range(len(self.active)), Broken()):
                 self.files.add(place, frame)
         if self.rdfs is not None and self.rdfs.due(self.step):
-            positions, cells = atoms.positions.cpu().numpy(), atoms.cells.cpu().numpy()
-            ends = np.cumsum(atoms.counts.cpu().numpy())[:-1]
-            for k, mine in enumerate(np.split(positions, ends)):
-                self.rdfs.add(self.active[k], mine, cells[k])
+            self.rdfs.take(self.active, atoms)
         if ended:
-            self.finish(ended, {})
+            self.finish(ended, Broken())
             self.let_go(ended)
 
     def finish(self, structures: list[int], broken: Broken) -> None:
@@ -197,18 +248,19 @@ class BatchRun:
         self.lists.keep(kept, atoms)
         return where
 
-    def keep_first_failures(self) -> None:
+    def keep_first_failures(self, broken: Broken) -> None:
         """Keep the frames of structures that pass a bound at this step and go on all the same."""
         o, s = self.observers, self.settings
         if self.failing is None:
             return
-        passed = torch.zeros(len(self.active), dtype=torch.bool, device=self.device)
+        passed = []
         if self.step % s.lindemann_check_interval == 0:
-            passed |= (o.exceeded == self.step).any(1)
+            passed.append((o.exceeded == self.step).any(1))
         if not s.stop_on_overlap:
-            passed |= o.overlap.first_step == self.step
-        if bool(passed.any()):
-            self.keep_failing(passed.nonzero().flatten().tolist(), {})
+            passed.append(o.overlap.first_step == self.step)
+        found = broken.which(torch.stack(passed).any(0)) if passed else []
+        if found:
+            self.keep_failing(found, Broken())
 
     def keep_failing(self, structures: Sequence[int], broken: Broken) -> None:
         """Keep the present frames of these structures, each after its frame at the start."""

@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mdl_physpre.dynamics.skin_lists import Chunk, SkinLists
+from mdl_physpre.dynamics.moving_lists import Chunk, MovingLists
 from mdl_physpre.potentials.base import Potential, Predictions, evaluate
 
 logger = logging.getLogger(__name__)
@@ -74,14 +74,15 @@ def _workers(process: int, number: int, threads: int) -> ThreadPoolExecutor:
 
 
 def evaluate_chunks(
-    potential: Potential, lists: SkinLists, positions: Tensor, stress: bool = False
+    potential: Potential, lists: MovingLists, positions: Tensor, stress: bool = False, *, one_by_one: bool = True
 ) -> tuple[Predictions, dict[int, Exception]]:
     """Energies, forces and stress in float64, and the structures for which the potential raised an error.
 
     Without ``stress``, and where a structure has none, stress is NaN. A chunk for which the potential raises is
     evaluated again structure by structure, so that one structure does not lose the others. Where it raises for want of
     memory, chunks are halved from then on. Structures whose forces are not finite are evaluated again alone, too: in a
-    batch, the derivative of one structure's NaN can reach the others (0 · NaN).
+    batch, the derivative of one structure's NaN can reach the others (0 · NaN). Without ``one_by_one`` the first
+    error is raised, and nothing is looked at.
     """
     n = len(lists.numbers)
     found = Predictions(
@@ -105,6 +106,10 @@ def evaluate_chunks(
         workers = _workers(os.getpid(), lists.shares, torch.get_num_threads())
     errors = map(attempt, lists.chunks) if workers is None else workers.map(attempt, lists.chunks)
     for chunk, error in zip(lists.chunks, list(errors), strict=True):
+        if not one_by_one:
+            if error is not None:
+                raise error
+            continue
         several = chunk.last - chunk.first > 1
         if error is not None:
             if not several:
@@ -130,7 +135,7 @@ def evaluate_chunks(
 
 
 def _evaluate(
-    potential: Potential, lists: SkinLists, positions: Tensor, chunk: Chunk, stress: bool, into: Predictions
+    potential: Potential, lists: MovingLists, positions: Tensor, chunk: Chunk, stress: bool, into: Predictions
 ) -> None:
     one = evaluate(potential, lists.graph(chunk, positions), stress=stress)
     assert one.forces is not None and into.forces is not None and into.stress is not None

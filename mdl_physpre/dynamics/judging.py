@@ -20,7 +20,8 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mdl_physpre.dynamics.observers import Broken, Observers
+from mdl_physpre.dynamics.broken import Broken
+from mdl_physpre.dynamics.observers import Observers
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts import make_verdict
 
@@ -43,7 +44,12 @@ def verdicts_of(
 
     Where not ``complete`` (a trajectory whose last steps were not stored), the run is taken to be as long as it was.
     """
-    table = {name: values.tolist() for name, values in _measured(observers).items()}
+    measured = _measured(observers)
+    rows = torch.stack([values.to(torch.float64) for values in measured.values()]).tolist()  # one transfer
+    table = {
+        name: row if values.is_floating_point() else [int(value) for value in row]
+        for (name, values), row in zip(measured.items(), rows, strict=True)
+    }
     verdicts = []
     for k in structures:
         settings = observers.each[k]
@@ -123,6 +129,7 @@ def _measured(o: Observers) -> dict[str, Tensor]:
         "min_distance": o.overlap.smallest,
         "min_distance_step": o.overlap.smallest_step,
         "overlap_threshold": o.overlap.threshold,
+        "overlap_first_step": o.overlap.first_step,
         "lindemann_max_local": largest,
         "lindemann_global": mean,
         "lindemann_local_first_exceeded_step": o.exceeded[:, 0],
@@ -151,7 +158,7 @@ def _judge(
     settings, n = o.each[k], len(o.structures[k])
     failures = {reason: (steps_run, text) for reason, text in broken.items() if reason != "overlap"}
     missing: dict[str, str] = {}
-    overlap_step = int(o.overlap.first_step[k])
+    overlap_step = metrics["overlap_first_step"]
     if np.isnan(metrics["start_min_distance"]):
         missing["overlap"] = "fewer than two atoms"
         metrics["min_distance_step"] = None

@@ -8,6 +8,8 @@ takes the frames of a stored trajectory, of which some steps may be missing.
 A structure that is not finite, too hot, escaped or collapsed is stopped; an overlap stops it too unless
 ``stop_on_overlap`` is false. Its averages (temperature, Lindemann) cover the steps before the one that stopped it.
 
+Nothing is changed in place: a shallow copy keeps what was there before.
+
 Where cells change, displacements are those beyond the change of the cell: x(t) − x(0) · M, with cell(t) = cell(0) · M.
 """
 
@@ -22,15 +24,9 @@ from torch import Tensor
 
 from mdl_physpre.analysis.lindemann import LindemannAccumulator
 from mdl_physpre.analysis.overlap import OverlapAccumulator
+from mdl_physpre.dynamics.broken import Broken
 from mdl_physpre.dynamics.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.settings import DynamicsSettings
-
-Broken = dict[int, dict[str, str]]  # structure -> reason -> sentence
-
-
-def add_reason(broken: Broken, structure: int, reason: str, text: str) -> None:
-    """Note that ``structure`` breaks at this step."""
-    broken.setdefault(structure, {})[reason] = text
 
 
 def due(step: int, previous: int, interval: int) -> bool:
@@ -121,18 +117,17 @@ class Observers:
 
     def deformation(self, cells: Tensor) -> Tensor:
         """M (n_structures, 3, 3) with cell(0) · M = cell(t), for structures periodic in three directions."""
-        return torch.linalg.solve(self.start_cells, cells)
+        return torch.linalg.solve_ex(self.start_cells, cells).result
 
     def check_cells(self, cells: Tensor, broken: Broken) -> None:
         """Structures whose volume has fallen to nothing or exploded."""
         s = self.settings
         ratio = torch.linalg.det(cells) / self.start_volumes
         sound = (ratio >= s.min_volume_ratio) & (ratio <= s.max_volume_ratio)  # false for NaN, too
-        if not bool(sound.all()):
-            for k in (~sound).nonzero().flatten().tolist():
-                found = f"the volume is {float(ratio[k]):.4g} of that at the start"
-                bounds = f"{s.min_volume_ratio:g} to {s.max_volume_ratio:g} allowed"
-                add_reason(broken, k, "cell_collapsed", f"{found}, {bounds}")
+        for k in broken.which(~sound):
+            found = f"the volume is {float(ratio[k]):.4g} of that at the start"
+            bounds = f"{s.min_volume_ratio:g} to {s.max_volume_ratio:g} allowed"
+            broken.add(k, "cell_collapsed", f"{found}, {bounds}")
 
     def check_positions(
         self, positions: Tensor, broken: Broken, deformation: Tensor | None = None, step_done: bool = True
@@ -151,55 +146,50 @@ class Observers:
                 gone = torch.isin(self.batch, torch.tensor(list(broken), device=self.batch.device))
                 counted = squared.masked_fill(gone, 0.0)
             self.displacement_max = torch.fmax(self.displacement_max, counted)
-        if bool(sound.all()):
-            return
-        for k in torch.unique(self.batch[~sound]).tolist():
-            mine = squared[self.batch == k]
+        for k in broken.which(~sound, self.batch):
             if k in broken:
                 continue
+            mine = squared[self.batch == k]
             if bool(mine.isfinite().all()):
                 farthest, limit = float(mine.max().sqrt()), self.settings.max_displacement
                 text = f"an atom is {farthest:.4g} Å from its start, at most {limit:g} Å allowed"
-                add_reason(broken, k, "escaped", text)
+                broken.add(k, "escaped", text)
             else:
-                add_reason(broken, k, "not_finite", "a position is not finite")
+                broken.add(k, "not_finite", "a position is not finite")
 
     def check_forces(self, atoms: MovingAtoms, broken: Broken, stress: bool = False) -> None:
         """Structures with a force or an energy, or where ``stress`` is needed a stress, that is not finite."""
         squared = atoms.forces.square().sum(1)
         self.force_max = torch.fmax(self.force_max, squared)
-        if not bool(squared.isfinite().all()):
-            for k in torch.unique(self.batch[~squared.isfinite()]).tolist():
-                add_reason(broken, k, "not_finite", "a force is not finite")
+        for k in broken.which(~squared.isfinite(), self.batch):
+            broken.add(k, "not_finite", "a force is not finite")
         bad = ~atoms.energies.isfinite()
         if stress:
             bad = bad | ~atoms.stress.sum((1, 2)).isfinite()
-        if bool(bad.any()):
-            for k in bad.nonzero().flatten().tolist():
-                if not {"not_finite", "potential_error"} & set(broken.get(k, {})):
-                    energy = float(atoms.energies[k])
-                    text = "the stress is not finite" if np.isfinite(energy) else f"the energy is {energy}"
-                    add_reason(broken, k, "not_finite", text)
+        for k in broken.which(bad):
+            if not {"not_finite", "potential_error"} & set(broken.get(k, {})):
+                energy = float(atoms.energies[k])
+                text = "the stress is not finite" if np.isfinite(energy) else f"the energy is {energy}"
+                broken.add(k, "not_finite", text)
 
     def check_motion(self, step: int, temperature: Tensor, distances: Tensor, broken: Broken) -> None:
         """Structures that are too hot or overlap. Those that are lost do not overlap: they have been put elsewhere."""
         hot = ~(temperature <= self.hottest)
-        if bool(hot.any()):
-            for k in hot.nonzero().flatten().tolist():
-                if "not_finite" in broken.get(k, {}):
-                    continue
-                if bool(temperature[k].isfinite()):
-                    text = f"{float(temperature[k]):.4g} K, at most {float(self.hottest[k]):.4g} K allowed"
-                    add_reason(broken, k, "temperature", text)
-                else:
-                    add_reason(broken, k, "not_finite", "a velocity is not finite")
+        for k in broken.which(hot):
+            if "not_finite" in broken.get(k, {}):
+                continue
+            if bool(temperature[k].isfinite()):
+                text = f"{float(temperature[k]):.4g} K, at most {float(self.hottest[k]):.4g} K allowed"
+                broken.add(k, "temperature", text)
+            else:
+                broken.add(k, "not_finite", "a velocity is not finite")
         lost = [k for k, reasons in broken.items() if {"not_finite", "escaped", "cell_collapsed"} & set(reasons)]
         if lost:
             distances = distances.index_fill(0, torch.tensor(lost, device=distances.device), torch.inf)
         overlapping = self.overlap.add(step, distances)
-        if self.settings.stop_on_overlap and bool(overlapping.any()):
-            for k in overlapping.nonzero().flatten().tolist():
-                add_reason(broken, k, "overlap", "")
+        if self.settings.stop_on_overlap:
+            for k in broken.which(overlapping):
+                broken.add(k, "overlap", "")
 
     def count(
         self,
@@ -216,14 +206,14 @@ class Observers:
             self.energy_start, self.conserved_start = self.energy_last.clone(), conserved.clone()
             self.volume_last = self.start_volumes.abs()
         else:
-            self.temperature_sum += temperature
+            self.temperature_sum = self.temperature_sum + temperature
             self.temperature_max = torch.maximum(self.temperature_max, temperature)
             if deformation is not None:
                 self.volume_last = torch.linalg.det(atoms.cells).abs()
-            self.volume_sum += self.volume_last
+            self.volume_sum = self.volume_sum + self.volume_last
         change = conserved - self.conserved_start
-        self.conserved_sum += change
-        self.conserved_moment += step * change
+        self.conserved_sum = self.conserved_sum + change
+        self.conserved_moment = self.conserved_moment + step * change
         self.counted += 1
         self.step_sum, self.step_square_sum, self.last_step = self.step_sum + step, self.step_square_sum + step**2, step
         if due(step, previous, s.lindemann_interval):
@@ -236,8 +226,8 @@ class Observers:
     def count_pressure(self, pressures: Tensor) -> None:
         """Take a sample of the pressures, eV/Å³; structures that have none are passed by."""
         known = pressures.isfinite() & self.periodic
-        self.pressure_sum += torch.where(known, pressures / units.bar, 0.0)
-        self.pressure_samples += known
+        self.pressure_sum = self.pressure_sum + torch.where(known, pressures / units.bar, 0.0)
+        self.pressure_samples = self.pressure_samples + known
 
     def lindemann_indices(self) -> tuple[Tensor, Tensor]:
         """Largest q_i and q_global of each structure."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,11 @@ def rescaling_noise(generator: np.random.Generator, steps: int, n_atoms: int) ->
 
 
 class NoiseStreams:
-    """Random numbers for each structure from its own generator, drawn for many steps at a time."""
+    """Random numbers for each structure from its own generator, drawn for many steps at a time.
+
+    The numbers are those of NumPy's generators, whatever device they are for. Where that is not the CPU, the next are
+    drawn while the device works with the present ones.
+    """
 
     LARGEST = 4_000_000  # numbers held at once
     LONGEST = 64  # steps drawn at once
@@ -66,17 +71,34 @@ class NoiseStreams:
         self.used = self.length
         self.start_states: list[Mapping[str, Any]] = []
         self.block: Tensor | None = None
+        self.drawer = None if device.type == "cpu" else ThreadPoolExecutor(1, "mdl_physpre-noise")
+        self.coming: Future[tuple[list, np.ndarray]] | None = None
+
+    def _numbers(self) -> tuple[list[Mapping[str, Any]], np.ndarray]:
+        """The numbers of the next steps, and the states of the generators before them."""
+        states = [g.bit_generator.state for g in self.generators]
+        pieces = [self.draw(g, self.length, n) for g, n in zip(self.generators, self.n_atoms, strict=True)]
+        return states, np.concatenate(pieces, axis=2)
 
     def _draw(self) -> None:
-        self.start_states = [g.bit_generator.state for g in self.generators]
-        pieces = [self.draw(g, self.length, n) for g, n in zip(self.generators, self.n_atoms, strict=True)]
-        self.block = torch.from_numpy(np.concatenate(pieces, axis=2)).to(self.device)
+        self.start_states, numbers = self._numbers() if self.coming is None else self.coming.result()
+        self.block = torch.from_numpy(numbers).to(self.device)
         self.used = 0
+        self.coming = None if self.drawer is None else self.drawer.submit(self._numbers)
+
+    @property
+    def used_up(self) -> bool:
+        """Whether the next step needs numbers that have not been drawn yet."""
+        return self.used >= self.length
+
+    def prepare(self) -> None:
+        """Draw the numbers of the next steps if there are none left."""
+        if self.used_up:
+            self._draw()
 
     def next(self) -> tuple[Tensor, Tensor]:
         """The numbers of the next step: two tensors with rows for all atoms, or for all structures."""
-        if self.used >= self.length:
-            self._draw()
+        self.prepare()
         assert self.block is not None
         first, second = self.block[self.used]
         self.used += 1
@@ -84,6 +106,7 @@ class NoiseStreams:
 
     def keep(self, structures: list[int], atoms: Tensor) -> None:
         """Go on with some structures only; ``atoms`` holds the indices of their atoms."""
+        coming = None if self.coming is None else self.coming.result()  # nobody else uses the generators from here on
         self.generators = [self.generators[k] for k in structures]
         self.n_atoms = [self.n_atoms[k] for k in structures]
         if self.start_states:
@@ -91,6 +114,10 @@ class NoiseStreams:
         if self.block is not None:
             rows = atoms if self.block.dim() == 4 else torch.tensor(structures, dtype=torch.int64, device=self.device)
             self.block = self.block.index_select(2, rows)
+            if coming is not None:
+                states, numbers = coming
+                self.coming = Future()
+                self.coming.set_result(([states[k] for k in structures], numbers[:, :, rows.cpu().numpy()]))
 
     def state(self) -> dict:
         """Everything needed to go on, JSON-able: states before the present block, and the steps taken from it."""
@@ -102,7 +129,7 @@ class NoiseStreams:
         """Go on from :meth:`state`, with the same structures."""
         for generator, stored in zip(self.generators, state["states"], strict=True):
             generator.bit_generator.state = stored
-        self.length = state["length"]
+        self.length, self.coming = state["length"], None
         if state["drawn"]:
             self._draw()
         self.used = state["used"]

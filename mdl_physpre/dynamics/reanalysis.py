@@ -23,9 +23,10 @@ from ase.io.extxyz import XYZError, read_xyz
 
 from mdl_physpre.analysis.lindemann import cell_change
 from mdl_physpre.analysis.overlap import minimum_distance
+from mdl_physpre.dynamics.broken import Broken
 from mdl_physpre.dynamics.judging import unusable, verdicts_of
 from mdl_physpre.dynamics.moving_atoms import MovingAtoms
-from mdl_physpre.dynamics.observers import Broken, Observers, add_reason
+from mdl_physpre.dynamics.observers import Observers
 from mdl_physpre.dynamics.run_state import smallest_distance
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.storage import TRAJECTORIES, VERDICTS, TrajectoryFiles
@@ -67,7 +68,7 @@ def judge_trajectory(
     start = torch.from_numpy(np.array(first.positions, dtype=float))
     smallest = torch.tensor([distance], dtype=torch.float64)
     observers = Observers(settings, [settings], [first], [identity], [index], start, smallest)
-    broken: Broken = {}
+    broken = Broken()
     frame: Atoms | None = first
     step, number = -1, 0
     while frame is not None:
@@ -139,7 +140,7 @@ def _watch(observers: Observers, frame: Atoms, first: Atoms, step: int) -> Broke
     lost = bool(broken)
     for reason in ("cell_collapsed", "potential_error"):
         if reason in frame.info and reason not in broken.get(0, {}):
-            add_reason(broken, 0, reason, str(frame.info[reason]))
+            broken.add(0, reason, str(frame.info[reason]))
     if "forces" in results:
         observers.check_forces(atoms, broken, stress="stress" in results)
     distance = np.inf if lost else minimum_distance(frame.positions, frame.cell[:], frame.pbc)

@@ -22,6 +22,7 @@ from mdl_physpre.dynamics.splitting import simulate_parallel
 from mdl_physpre.dynamics.verdicts import summarise
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.devices import device_of_parameters, put_on
 from mdl_physpre.potentials.open_potential import is_scheme, open_potential
 
 RDF_INTERVAL = 10  # steps, where the settings ask for no radial distribution functions
@@ -66,7 +67,7 @@ def compare_with_reference(
     if not settings.rdf_interval:
         settings = replace(settings, rdf_interval=RDF_INTERVAL)
     if not isinstance(reference, Potential) and (is_scheme(str(reference)) or Path(reference).suffix in CHECKPOINTS):
-        reference = open_potential(reference, modules=modules)
+        reference = put_on(open_potential(reference, modules=modules), device_of_parameters(potential))
     stored = None
     if not isinstance(reference, Potential):  # read before hours are spent on the simulation
         place = Path(reference).resolve()

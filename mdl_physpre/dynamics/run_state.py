@@ -14,10 +14,14 @@ from torch import Tensor
 
 from mdl_physpre.analysis.overlap import minimum_distance
 from mdl_physpre.dynamics.batch_run import BatchRun
+from mdl_physpre.dynamics.broken import Broken
+from mdl_physpre.dynamics.device_lists import DeviceLists
+from mdl_physpre.dynamics.device_memory import ONE_CHUNK, edges_that_fit, memory_of
 from mdl_physpre.dynamics.forces import chunks_at_once
 from mdl_physpre.dynamics.judging import unusable
 from mdl_physpre.dynamics.moving_atoms import MovingAtoms
-from mdl_physpre.dynamics.observers import Broken, Observers, add_reason
+from mdl_physpre.dynamics.moving_lists import MovingLists
+from mdl_physpre.dynamics.observers import Observers
 from mdl_physpre.dynamics.random_numbers import NoiseStreams, maxwell_boltzmann_velocities, structure_generator
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.skin_lists import SkinLists
@@ -29,6 +33,11 @@ from mdl_physpre.structures.neighbours import complete_cell, expected_neighbours
 
 logger = logging.getLogger(__name__)
 SEARCH_RADIUS = 3.0  # Å; where the search for the smallest distance begins
+
+
+def lists_for(device: torch.device) -> type[MovingLists]:
+    """Neighbour lists that are fast there."""
+    return SkinLists if device.type == "cpu" else DeviceLists
 
 
 def begin_or_resume(
@@ -75,17 +84,17 @@ def _watch(run: BatchRun, start: Tensor, smallest: Tensor) -> None:
     structures, s = [run.structures[k] for k in run.active], run.settings
     names, places = [run.ids[k] for k in run.active], [run.places[k] for k in run.active]
     run.observers = Observers(s, [run.each[k] for k in run.active], structures, names, places, start, smallest)
-    run.lists = SkinLists(
+    run.lists = lists_for(run.device)(
         [a.numbers for a in structures],
         run.atoms.cells,
         [np.array(a.pbc) for a in structures],
         # a list that always holds the pair that was closest at the start
-        [max(run.potential.cutoff, float(d)) if d > 0 else run.potential.cutoff for d in smallest],
+        [max(run.potential.cutoff, d) if d > 0 else run.potential.cutoff for d in smallest.tolist()],
         cutoff=run.potential.cutoff,
         skin=s.skin,
         dtype=run.dtype,
         device=run.device,
-        max_edges=s.max_edges,
+        max_edges=s.max_edges if run.device.type == "cpu" else ONE_CHUNK,
         max_neighbours=s.max_neighbours,
         changing=run.changing,
         shares=chunks_at_once(run.potential, run.device, s.max_edges),
@@ -131,10 +140,15 @@ def _begin(run: BatchRun, raise_at_start: bool) -> None:
     run.atoms.velocities = torch.from_numpy(np.concatenate(velocities)).to(run.device)
     run.atoms.kinetic = run.atoms.kinetic_energies()
     _watch(run, run.atoms.positions, torch.tensor(smallest, dtype=torch.float64, device=run.device))
-    broken: Broken = {}
+    broken = Broken()
     for k, text in run.lists.build_all(run.atoms.positions).items():
-        add_reason(broken, k, "cell_collapsed", text)
+        broken.add(k, "cell_collapsed", text)
     stress = run.wants_stress()
+    if run.device.type != "cpu":
+        pressed = run.changing or bool(run.settings.pressure_interval and run.potential.gives_stress)
+        memory = memory_of(run.device)
+        run.lists.max_edges = edges_that_fit(run.potential, run.lists, run.atoms.positions, pressed, memory)
+        run.lists.cut()
     raised = run.evaluate(broken, stress)
     if raise_at_start and len(raised) == len(active):
         raise next(iter(raised.values()))
@@ -160,6 +174,8 @@ def store(run: BatchRun) -> None:
         "active": run.active,
         "boundaries": run.lists.boundaries,
         "max_edges": run.lists.max_edges,
+        "window_length": run.length,
+        "list_ages": run.lists.age.tolist(),
         "noise": None if run.noise is None else run.noise.state(),
         "trajectory_sizes": sizes,
         "failing_sizes": {} if run.failing is None else run.failing.flush(),
@@ -192,6 +208,9 @@ def _resume(run: BatchRun, arrays: dict[str, np.ndarray], plain: dict[str, Any])
     for name in (*MovingAtoms.PER_ATOM, *MovingAtoms.PER_STRUCTURE):
         setattr(run.atoms, name, tensor(name))
     run.lists.cells = run.atoms.cells
+    # of earlier versions' states there are none, and they need none
+    run.length = plain.get("window_length", run.length)
+    run.lists.age = np.array(plain.get("list_ages", run.lists.age), dtype=np.int64)
     if run.rdfs is not None:
         run.rdfs.restore(named("rdf_"))
     if run.files is not None:

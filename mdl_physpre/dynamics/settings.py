@@ -60,8 +60,8 @@ class DynamicsSettings:
     Work
     ----
     skin : Å; neighbour lists reach this much beyond the cutoff.
-    max_edges : edges in one evaluation of the potential, which bounds its memory; a larger structure is evaluated
-        alone.
+    max_edges : edges in one evaluation of the potential on the CPU, which bounds its memory; a larger structure is
+        evaluated alone. On a GPU its free memory decides.
     checkpoint_steps, checkpoint_seconds : the state is stored at whichever comes first.
     trajectory_interval : steps between stored frames; 0 stores none.
     """

@@ -1,8 +1,9 @@
 """Molecular dynamics of many structures at once, each judged while it runs.
 
-All structures take their steps together. Their positions, velocities and averages are float64 whatever the precision
-of the potential, which is evaluated on chunks of structures. A structure that breaks leaves with its verdict and the
-others go on. With a folder, the state is stored now and then, and a run that was killed continues to the same verdicts.
+All structures take their steps together, on the device of the potential. Their positions, velocities and averages are
+float64 whatever the precision of the potential, which is evaluated on chunks of structures. A structure that breaks
+leaves with its verdict and the others go on. With a folder, the state is stored now and then, and a run that was killed
+continues to the same verdicts.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def run_to_the_end(run: BatchRun, progress: bool) -> list[dict[str, Any]]:
         atom_steps += len(run.atoms.positions)
         run.advance()
         waited = time.monotonic() - stored_time >= s.checkpoint_seconds
-        if run.active and (waited or run.step - stored_step >= s.checkpoint_steps):
+        if run.active and run.window is None and (waited or run.step - stored_step >= s.checkpoint_steps):
             run.seconds_per_step = (time.monotonic() - start) / (run.step - first)
             store(run)
             stored_step, stored_time = run.step, time.monotonic()

@@ -154,7 +154,7 @@ def load_potential(path: str | Path, map_location: str | torch.device = "cpu") -
 
 
 def _load_own(path: Path, map_location: str | torch.device) -> Potential:
-    content = read_checkpoint(path, map_location)
+    content = read_checkpoint(path)
     name = content["backbone"]
     for used in _backbones_in(content):
         module = used.partition(":")[0]
@@ -203,12 +203,12 @@ def _backbones_in(content: Mapping[str, Any]) -> list[str]:
     return [str(content["backbone"]), *(name for part in inner for name in _backbones_in(part))]
 
 
-def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """The dictionary stored in a checkpoint of this package, checked for format and version.
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The dictionary stored in a checkpoint of this package, on the CPU, checked for format and version.
 
     Raises as :func:`load_potential` does.
     """
-    path, device = Path(path), available_device(map_location)
+    path = Path(path)
     try:
         with open(path, "rb") as file:
             head = file.read(4)
@@ -222,7 +222,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             raise CheckpointError(f"{path}: the checkpoint is truncated or damaged; copy or write it again")
         raise CheckpointError(f"{path}: not a checkpoint of this package (no PyTorch archive); nothing in it was run")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         lines = (line.strip() for line in str(error).splitlines())
         reason = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), "")

@@ -1,19 +1,62 @@
-"""Devices that potentials can compute on."""
+"""Devices that potentials compute on, by name: ``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import torch
 
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.base import Potential
+
+OPEN = ("auto", "cuda")  # names that leave open which GPU
+P = TypeVar("P", bound=Potential)
 
 
-def available_device(device: str | torch.device) -> torch.device:
-    """The device of this name. Raises ConfigError, with those that are there, for one that is not."""
+def available_device(device: str | torch.device = "auto") -> torch.device:
+    """The device of this name; ``auto`` is the first GPU where there is one, else the CPU.
+
+    Raises ConfigError, with those that are there, for one that is not.
+    """
+    if str(device) == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
     except Exception as error:  # each kind of device raises its own
-        there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-        there += ["mps"] if torch.backends.mps.is_available() else []
-        raise ConfigError(f"device {str(device)!r} is not available here; available: {', '.join(there)}") from error
+        raise ConfigError(
+            f"device {str(device)!r} is not available here; available: {', '.join(devices_here())}, or auto"
+        ) from error
+    return torch.device("cuda", torch.cuda.current_device()) if str(found) == "cuda" else found
+
+
+def devices_here() -> list[str]:
+    """Names of all devices of this machine."""
+    here = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    return here + (["mps"] if torch.backends.mps.is_available() else [])
+
+
+def device_in_turn(device: str, number: int) -> torch.device:
+    """The device of one of several networks or processes: where the name leaves it open, they take the GPUs in turn.
+
+    Raises ConfigError as :func:`available_device`.
+    """
+    found = available_device(device)
+    if found.type == "cuda" and device in OPEN:
+        return torch.device("cuda", number % torch.cuda.device_count())
     return found
+
+
+def device_of_parameters(potential: Potential) -> torch.device:
+    """Where a potential is: the device of its parameters, or of its buffers; the CPU where it has none."""
+    tensor = next(iter([*potential.parameters(), *potential.buffers()]), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def put_on(potential: P, device: str | torch.device) -> P:
+    """The potential, moved to a device.
+
+    One without parameters, such as a calculator or a TorchSim model, computes where it was built, and stays there.
+    Raises ConfigError as :func:`available_device`.
+    """
+    return potential if next(potential.parameters(), None) is None else potential.to(available_device(device))

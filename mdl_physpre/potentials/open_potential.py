@@ -51,7 +51,8 @@ def open_potential(
     kwargs : more arguments for a calculator or TorchSim model; they win over those in the name.
     modules : modules to import first. A checkpoint whose backbone is somebody else's class can only be loaded where
         its module has been imported or registered: a file alone may not name code to run.
-    map_location : device of a checkpoint; a calculator or TorchSim model takes its own as an argument.
+    map_location : device of a checkpoint (:func:`~mdl_physpre.potentials.devices.available_device`); a calculator or
+        TorchSim model takes its own as an argument.
 
     Returns
     -------
@@ -62,15 +63,15 @@ def open_potential(
     Raises
     ------
     ConfigError : a module, class or function that cannot be imported; a class that is not what the name says it is;
-        arguments that it does not take; arguments for a checkpoint; a device that is not there, and any but the CPU
-        for what is not a checkpoint.
+        arguments that it does not take; arguments for a checkpoint; a device that is not there, and any but ``cpu`` and
+        ``auto`` for what is not a checkpoint.
     CheckpointError : no such file, or one that no format recognises or that is damaged.
     """
     for module in modules:
         import_named_module(module)
     text = str(name)
     if is_scheme(text):
-        if str(map_location).partition(":")[0] != "cpu":
+        if str(map_location).partition(":")[0] not in ("auto", "cpu"):
             raise ConfigError(
                 f"{text}: the device {map_location} is asked for, but it is no checkpoint and computes where it was "
                 "built; leave that at cpu, and give the device to the calculator itself, if it takes one: "

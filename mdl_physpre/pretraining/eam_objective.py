@@ -2,7 +2,8 @@
 
 Distances do not change during a fit. So the half list of edges, unit vectors and distances are computed once, and
 distances of a pair that agree within 0.001 Å share one value. The radial functions are then evaluated at the distinct
-distances only, and an edge costs a few look-ups and sums, forward and back.
+distances only, and an edge costs a few look-ups and sums, forward and back. This is work for the CPU, wherever the
+potential is: blocks that fit into its cache, and sums in double precision.
 """
 from __future__ import annotations
 
@@ -61,6 +62,8 @@ class FitObjective:
     def __init__(
         self, dataset: GraphDataset, potential: EAMInteraction, weights: tuple[float, float, float]
     ) -> None:
+        if potential.E0.device.type != "cpu":
+            potential = EAMInteraction(**potential.hyperparameters())
         self.cutoff = potential.cutoff
         self.weights = dict(zip(LABELS, weights))
         self.n_elements, self.n_pairs = len(potential.elements), len(potential.pairs)
@@ -114,7 +117,7 @@ class FitObjective:
 
         ``smoothing`` replaces |x| by sqrt(x² + s²) − s, with s in the unit of each label.
         """
-        leaves = {name: p.detach().double().requires_grad_(gradient) for name, p in parameters.items()}
+        leaves = {name: p.detach().cpu().double().requires_grad_(gradient) for name, p in parameters.items()}
         pairs = PairParameters(*(leaves[name] for name in PairParameters._fields))
         with torch.set_grad_enabled(gradient):
             phi, dphi, rho, drho = radial_functions(self.r, self.pair, pairs, self.cutoff)

@@ -115,9 +115,9 @@ def batch_loss(
     potential: EAMInteraction, dataset: GraphDataset, indices: np.ndarray, weights: tuple[float, float, float]
 ) -> Tensor:
     """Σ_l w_l · mean |prediction − label| of a mini-batch, differentiable in the parameters."""
-    graph = dataset.batch(indices)
+    graph = dataset.batch(indices).on(potential.E0.device)
     predicted = evaluate(potential, graph, create_graph=True)
-    loss = torch.zeros((), dtype=torch.float64)
+    loss = torch.zeros((), dtype=torch.float64, device=potential.E0.device)
     for weight, name, values in zip(weights, LABELS, (predicted.energies, predicted.forces, predicted.stress)):
         known = graph[name].isfinite()
         if weight and bool(known.any()):

@@ -19,6 +19,7 @@ from ase.calculators.genericfileio import GenericFileIOCalculator
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.pretraining.perturbation import is_label
@@ -130,12 +131,14 @@ def compute_labels(
     workers = workers if workers is not None else available_workers()
     if isinstance(resolved, Potential):
         potential = copy.deepcopy(resolved).to(dtype).eval()
-        device = _device(potential)
+        device = device_of_parameters(potential)
         chunks = batch_by_edges(estimated_edges(structures, potential.cutoff), batch_edges)
         if sum(len(a) for a in structures) < PARALLEL_FROM:
             workers = 1
         on_cpu = device.type == "cpu"
-        task = partial(_label_batch if on_cpu else _batch_graphs, structures, potential)
+        # a GPU does the evaluation alone: worker processes only build its graphs, and know nothing of it
+        graphs = partial(_batch_graphs, structures, potential.cutoff, _dtype(potential))
+        task = partial(_label_batch, structures, potential) if on_cpu else graphs
         results = run_chunks(task, chunks, workers, "fork", name)
         if not on_cpu:
             results = (_evaluate_batch(structures, potential, part) for part in results)
@@ -203,11 +206,6 @@ def failure_text(structures: Sequence[Atoms], failures: Mapping[int, str]) -> st
     return f"{len(failures)} of {len(structures)} structures could not be labelled: {'; '.join(named)}{rest}"
 
 
-def _device(potential: Potential) -> torch.device:
-    first = next((t for t in [*potential.parameters(), *potential.buffers()]), None)
-    return first.device if first is not None else torch.device("cpu")
-
-
 def _dtype(potential: Potential) -> torch.dtype:
     tensors = [*potential.parameters(), *potential.buffers()]
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.float64)
@@ -218,17 +216,18 @@ def _named(structures: Sequence[Atoms], k: int) -> str:
 
 
 def _batch_graphs(
-    structures: Sequence[Atoms], potential: Potential, chunk: list[int]
+    structures: Sequence[Atoms], cutoff: float, dtype: torch.dtype, chunk: list[int]
 ) -> tuple[list[int], GraphDataset | str]:
     try:
         part = [structures[k] for k in chunk]
-        return chunk, GraphDataset(part, potential.cutoff, dtype=_dtype(potential), workers=1, labels=False)
+        return chunk, GraphDataset(part, cutoff, dtype=dtype, workers=1, labels=False)
     except Exception as error:
         return chunk, f"{type(error).__name__}: {error}"
 
 
 def _label_batch(structures: Sequence[Atoms], potential: Potential, chunk: list[int]) -> list[Labels | LabelFailure]:
-    return _evaluate_batch(structures, potential, _batch_graphs(structures, potential, chunk))
+    graphs = _batch_graphs(structures, potential.cutoff, _dtype(potential), chunk)
+    return _evaluate_batch(structures, potential, graphs)
 
 
 def _evaluate_batch(
@@ -238,7 +237,7 @@ def _evaluate_batch(
     reason = graphs
     if not isinstance(graphs, str):
         try:
-            graph = graphs.batch().to(_device(potential))
+            graph = graphs.batch().on(device_of_parameters(potential))
             found = evaluate(potential, graph)
             assert found.forces is not None
             assert found.stress is not None

@@ -8,8 +8,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.devices import put_on
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.potentials.import_paths import import_object
 from mdl_physpre.potentials.open_potential import is_scheme, open_potential, source_of
@@ -29,6 +32,7 @@ def make_teacher(
     *,
     short_range: str | None = None,
     short_range_radii: Mapping[str, float] | None = None,
+    device: str | torch.device = "cpu",
 ) -> SumPotential:
     """A teacher by name, with a core if wanted, and energies of the elements that can be fitted.
 
@@ -40,10 +44,11 @@ def make_teacher(
     arguments : of a calculator, or of the callable.
     short_range, short_range_radii : ``zbl`` adds the repulsion of nuclei (:class:`~mdl_physpre.ZBL`), which the teacher
         itself must not have yet.
+    device : of a network; a calculator or TorchSim model computes where it was built.
 
     Raises
     ------
-    ConfigError : nothing of that name, arguments that it does not take, an unknown core.
+    ConfigError : nothing of that name, arguments that it does not take, an unknown core, a device that is not there.
     CheckpointError : a file that no format recognises.
     """
     if Path(name).is_file() or is_scheme(name):
@@ -56,7 +61,7 @@ def make_teacher(
     # among the parts: that of a hybrid belongs to its embedded-atom potential
     if short_range and any(isinstance(part, ZBL) for part in base.modules()):
         raise ConfigError(f"teacher {name}: has a short-range core already; leave short_range out")
-    return SumPotential(base=base, core=core_for(short_range, short_range_radii, base.elements))
+    return put_on(SumPotential(base=base, core=core_for(short_range, short_range_radii, base.elements)), device)
 
 
 def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -> Potential | CalculatorFactory:

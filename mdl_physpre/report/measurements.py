@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.data import atomic_numbers
 
 from mdl_physpre.analysis.energy_curves import eam_elements, element_pairs, energy_curves, pair_name
 from mdl_physpre.analysis.parity import predictions
-from mdl_physpre.errors import PhyspreError
+from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
+from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.pretraining.set_report import closest_by_elements
 from mdl_physpre.report.run_files import EAM, Run, read_json
@@ -158,10 +160,18 @@ def _predictions(run: Run, name: str, checkpoint: Path, test_set: str, sets: _La
                 return {k: stored[k] for k in stored.files if k != "key"}
     except (OSError, ValueError, KeyError, EOFError):
         pass
-    found = predictions(load_potential(checkpoint), sets[test_set])
+    found = predictions(load_potential(checkpoint, _device(run)), sets[test_set])
     arrays: dict[str, Any] = {"key": np.array(key), **found}
     _store(path, lambda file: np.savez_compressed(file, **arrays), "wb")
     return found
+
+
+def _device(run: Run) -> torch.device:
+    """That of the run, or what there is where the report is written."""
+    try:
+        return available_device(run.config.get("task", {}).get("device", "auto"))
+    except ConfigError:
+        return available_device("auto")
 
 
 def _curves(run: Run, checkpoints: Mapping[str, Path], sets: _Lazy) -> dict[str, Any]:
@@ -172,7 +182,7 @@ def _curves(run: Run, checkpoints: Mapping[str, Path], sets: _Lazy) -> dict[str,
     stored = read_json(path)
     if stored.get("key") == key:
         return stored
-    potentials: dict[str, Potential] = {name: load_potential(file) for name, file in checkpoints.items()}
+    potentials: dict[str, Potential] = {name: load_potential(f, _device(run)) for name, f in checkpoints.items()}
     elements = sorted({z for p in potentials.values() for z in p.elements or ()})
     closest = _closest(run, sets)
     pairs = element_pairs(elements)

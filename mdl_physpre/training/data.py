@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from ase.geometry import complete_cell
 
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges, content_hash
 from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.training.ranks import Ranks
+
+AHEAD = 2  # batches that are cut before they are asked for
 
 
 def batch_indices(
@@ -37,24 +41,56 @@ def batch_indices(
 class GraphBatches:
     """The batches of one epoch: an iterable of :class:`AtomGraph` with a length, for Lightning.
 
-    A batch is a copy of a few slices and takes well under a hundredth of the time of a training step, so there are no
-    worker processes.
+    A batch is a copy of a few slices and takes well under a hundredth of the time of a training step on a CPU. A GPU is
+    faster: for it a thread cuts the next batch meanwhile, into memory from which it is copied without waiting.
+
+    Parameters
+    ----------
+    dataset, batches : the structures, and which of them each batch holds.
+    ranks : of each batch this process's share is cut; all of it where ``None``. A share may be empty.
+    gpu : for which a thread cuts batches, into pinned memory; ``None`` on the CPU.
     """
 
-    def __init__(self, dataset: GraphDataset, batches: list[list[int]]) -> None:
+    def __init__(
+        self,
+        dataset: GraphDataset,
+        batches: list[list[int]],
+        ranks: Ranks | None = None,
+        gpu: torch.device | None = None,
+    ) -> None:
         self.dataset = dataset
         self.batches = batches
+        self._ranks, self._gpu = ranks, gpu
         self._cells = _completed_cells(dataset)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[AtomGraph]:
-        for indices in self.batches:
-            graph = self.dataset.batch(indices)
-            if self._cells is not None:
-                graph.cell = self._cells[indices]
-            yield graph
+        if self._gpu is None:
+            yield from map(self._cut, self.batches)
+            return
+        # memory is pinned for the current device, which each thread has of its own
+        with ThreadPoolExecutor(1, "mdl_physpre-batches", torch.cuda.set_device, (self._gpu,)) as thread:
+            coming = [thread.submit(self._pinned, indices) for indices in self.batches[:AHEAD]]
+            for k in range(len(self.batches)):
+                if k + AHEAD < len(self.batches):
+                    coming.append(thread.submit(self._pinned, self.batches[k + AHEAD]))
+                yield coming.pop(0).result()
+
+    def _cut(self, indices: list[int]) -> AtomGraph:
+        if self._ranks is not None:
+            indices = self._ranks.shares(indices, self.dataset.n_edges)
+        graph = self.dataset.batch(indices)
+        if self._cells is not None:
+            graph.cell = self._cells[indices]
+        return graph
+
+    def _pinned(self, indices: list[int]) -> AtomGraph:
+        graph = self._cut(indices)
+        for key, value in list(graph._store.items()):
+            graph._store[key] = value.pin_memory()
+        return graph
 
 
 def _completed_cells(dataset: GraphDataset) -> torch.Tensor | None:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from mdl_physpre.potentials.base import Backbone, Potential, evaluate
+from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.potentials.reference import composition_shift
-from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
+from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import get_labels
 
 logger = logging.getLogger(__name__)
@@ -45,10 +46,9 @@ def refit_reference(potential: Potential, train: GraphDataset, val: GraphDataset
 
 def energy_errors(potential: Potential, dataset: GraphDataset) -> np.ndarray:
     """Labelled less predicted total energy of each structure, eV; NaN where there is no label."""
-    device = next(potential.parameters()).device
     predicted = np.zeros(len(dataset))
     for batch in batch_by_edges(dataset.n_edges, MAX_EDGES):
-        graph = AtomGraph.from_tensors(None, **{k: v.to(device) for k, v in dataset.batch(batch)._store.items()})
+        graph = dataset.batch(batch).on(device_of_parameters(potential))
         with torch.no_grad():
             predicted[batch] = evaluate(potential, graph, forces=False, stress=False).energies.cpu().numpy()
     labels = [get_labels(atoms).energy for atoms in dataset.structures]

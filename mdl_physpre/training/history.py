@@ -14,29 +14,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdl_physpre.training.loss import WEIGHTS, LabelError
+from mdl_physpre.training.loss import WEIGHTS, LabelError, wanted_labels
+from mdl_physpre.training.ranks import Ranks
 from mdl_physpre.training.settings import TrainingSettings
 
 
 class EpochSums:
-    """Errors of each label summed over an epoch in double precision, so that the means do not depend on the batches."""
+    """Errors of each label summed over an epoch in double precision, so that the means do not depend on the batches.
 
-    def __init__(self, settings: TrainingSettings) -> None:
-        self.settings = settings
-        self.sums: dict[str, Tensor] = {}
+    The sums stay on the device, and those of the ranks are added up, when the summary is asked for.
+    """
+
+    def __init__(self, settings: TrainingSettings, ranks: Ranks) -> None:
+        self.settings, self.ranks = settings, ranks
+        self.sums: Tensor | None = None  # (labels, 3): loss, absolute error, count
 
     def add(self, errors: dict[str, LabelError]) -> None:
-        """Add the errors of one batch."""
-        for label, error in errors.items():
-            new = torch.stack([error.loss.detach(), error.absolute, error.count.to(torch.float64)])
-            self.sums[label] = self.sums[label] + new if label in self.sums else new
+        """Add the errors of one batch, or of this rank's share of it."""
+        new = torch.stack(
+            [torch.stack([e.loss.detach(), e.absolute, e.count.to(torch.float64)]) for e in errors.values()]
+        )
+        self.sums = new if self.sums is None else self.sums + new
 
     def summary(self, split: str) -> dict[str, float]:
         """``SPLIT_loss`` and the mean absolute error of each label in eV (eV/atom), eV/Å, eV/Å³; NaN where none is."""
-        loss = 0.0 if self.sums else math.nan
+        loss = math.nan if self.sums is None else 0.0
         row = {}
-        for label, values in self.sums.items():
-            summed, absolute, count = values.tolist()
+        values = [] if self.sums is None else self.ranks.sum(self.sums.clone()).tolist()
+        for label, (summed, absolute, count) in zip(wanted_labels(self.settings), values):
             if count:
                 loss += getattr(self.settings, WEIGHTS[label]) * summed / count
             row[f"{split}_{label}_mae"] = absolute / count if count else math.nan
@@ -51,11 +56,11 @@ class EpochLog:
 
     Parameters
     ----------
-    path : the CSV file.
+    path : the CSV file; ``None`` writes none.
     text : rows of an earlier part of the training, as ``text()`` gave them; the file is then written anew.
     """
 
-    def __init__(self, path: Path, text: str = "") -> None:
+    def __init__(self, path: Path | None, text: str = "") -> None:
         self.path = path
         self._lines = text.splitlines()
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in self._lines]
@@ -76,12 +81,15 @@ class EpochLog:
         """Bring the file up to the newest row, in one piece where it brings a new column."""
         row = self.rows[-1]
         if any(key not in self._columns for key in row):
-            return self._write()
-        with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, self._columns, restval="").writerow(row)
+            self._write()
+        elif self.path is not None:
+            with open(self.path, "a", newline="") as file:
+                csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     def _write(self) -> None:
         self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        if self.path is None:
+            return
         part = self.path.with_name(self.path.name + ".part")
         with open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, self._columns, restval="")

@@ -6,24 +6,27 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mdl_physpre.errors import TrainingError
-from mdl_physpre.potentials.base import Potential, Predictions, evaluate
+from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions, evaluate
+from mdl_physpre.potentials.compiled import CompiledPotential
 from mdl_physpre.progress import progress, shows_bars
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches, batch_indices
 from mdl_physpre.training.history import EpochLog, EpochSums, training_record
 from mdl_physpre.training.loss import LabelError, check_labels, label_errors, total_loss, wanted_labels
 from mdl_physpre.training.optimizer import make_optimizer
-from mdl_physpre.training.replay import Replay
+from mdl_physpre.training.ranks import Ranks
+from mdl_physpre.training.replay import Replay, Steps
 from mdl_physpre.training.sam import climb, go_back
 from mdl_physpre.training.settings import TrainingSettings
 
@@ -38,8 +41,19 @@ SAVE_EVERY = 1.0  # seconds between writes of the state: what a kill loses at mo
 Online = Callable[[int], GraphDataset]
 
 
+@contextmanager
+def products_in_tf32() -> Iterator[None]:
+    """Matrix products of float32 in TF32 on CUDA; afterwards as before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class PotentialTraining(pl.LightningModule):
-    """Trains a :class:`Potential` on energies, forces and stress.
+    """Trains a potential on energies, forces and stress.
 
     Everything that decides how training goes on is part of the checkpoint written at the end of each epoch: weights,
     optimiser, schedule, the best weights so far, early stopping, and the record of all epochs.
@@ -47,16 +61,16 @@ class PotentialTraining(pl.LightningModule):
 
     def __init__(
         self,
-        potential: Potential,
+        potential: AtomicPotential,
         train: GraphDataset,
         validation: GraphDataset,
         settings: TrainingSettings,
         out: Path,
         online: Online | None = None,
-        save_best: Callable[[Potential, dict[str, Any]], None] | None = None,
+        save_best: Callable[[Potential, dict[str, Any]], Any] | None = None,
         identity: str = "",
-        mixed_precision: bool = False,
         replay: Replay | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the norm of the gradient decides whether a step is taken at all
@@ -67,17 +81,17 @@ class PotentialTraining(pl.LightningModule):
         self._train_epoch = -1
         self._save_best = save_best
         self._identity = identity
-        self.mixed_precision = mixed_precision
         self._replay = replay
-        self._validation_batches = GraphBatches(
-            validation, batch_indices(validation.n_edges, settings.batch_size, settings.max_edges)
-        )
-        self.log_file = EpochLog(out / "log.csv")
+        self.ranks = ranks or Ranks()
+        self.log_file = EpochLog(self._log_path)
         self.best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": None}
         self.stopped_by: str | None = None
         self._nan_epochs = 0
         self._nan_batch: int | None = None
-        self._train_sums = self._validation_sums = self._replay_sums = EpochSums(settings)
+        self._validation_batches: GraphBatches | None = None
+        # in a tuple: a part of this module would be stored with it
+        self._evaluated = (CompiledPotential(potential) if settings.compile else potential,)
+        self._train_sums = self._validation_sums = self._replay_sums = EpochSums(settings, self.ranks)
         self._last_line = self._last_saved = -math.inf
         self._bar: Any = None
 
@@ -93,109 +107,127 @@ class PotentialTraining(pl.LightningModule):
         """The epoch being trained, from 0: as many as are complete."""
         return len(self.history)
 
-    def train_dataloader(self) -> GraphBatches:
+    @property
+    def _log_path(self) -> Path | None:
+        return self.out / "log.csv" if self.ranks.first else None
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        """How batches are cut."""
+        return {"ranks": self.ranks, "gpu": self.device if self.device.type == "cuda" else None}
+
+    def train_dataloader(self) -> Steps:
         if self._train_epoch != self.epoch:
+            settings = self.settings
             if self._online is not None:
-                self._train_set = self._online(self.epoch)
-                check_labels(self._train_set, "training", self.settings)
-            self._train_batches = GraphBatches(
-                self._train_set,
-                batch_indices(
-                    self._train_set.n_edges,
-                    self.settings.batch_size,
-                    self.settings.max_edges,
-                    self.settings.seed,
-                    self.epoch,
-                ),
+                online, epoch = self._online, self.epoch
+                self._train_set = self.ranks.from_first(lambda: online(epoch))
+                check_labels(self._train_set, "training", settings)
+            batches = batch_indices(
+                self._train_set.n_edges, settings.batch_size, settings.max_edges, settings.seed, self.epoch
             )
-            if self._replay is not None:
-                self._replay_indices = self._replay.indices(self._train_batches.batches, self.settings.seed, self.epoch)
+            self._train_steps = Steps(
+                GraphBatches(self._train_set, batches, **self._loading),
+                self._replay, settings, self.epoch, **self._loading,
+            )  # fmt: skip
             self._train_epoch = self.epoch
-        return self._train_batches
+        return self._train_steps
 
     def val_dataloader(self) -> GraphBatches:
+        if self._validation_batches is None:
+            n_edges = self._validation_set.n_edges
+            batches = batch_indices(n_edges, self.settings.batch_size, self.settings.max_edges)
+            self._validation_batches = GraphBatches(self._validation_set, batches, **self._loading)
         return self._validation_batches
 
-    def transfer_batch_to_device(self, batch: AtomGraph, device: torch.device, dataloader_idx: int) -> AtomGraph:
-        if device.type == "cpu":
-            return batch
-        return AtomGraph.from_tensors(**{k: v.to(device, non_blocking=True) for k, v in batch._store.items()})
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if isinstance(batch, tuple):
+            graph, replayed = batch
+            return graph.on(device), [(other.on(device), weight) for other, weight in replayed]
+        return batch.on(device)
 
     # --- one step -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _learning(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return [p for p in self.potential.parameters() if p.requires_grad]
 
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = make_optimizer(self.potential, self.settings)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def _evaluate(self, graph: AtomGraph, settings: TrainingSettings, create_graph: bool) -> Predictions:
+        if len(graph.n_atoms) == 0:  # the share of a rank may be empty
+            shapes = ((0,), (0, 3), (0, 3, 3))
+            return Predictions(*(torch.zeros(shape, dtype=torch.float64, device=graph.pos.device) for shape in shapes))
         labels = wanted_labels(settings)
         # only matrix products are rounded to bfloat16; positions, sums, the loss and validation stay as they are
-        half = create_graph and self.mixed_precision
+        half = create_graph and self.settings.precision == "bf16"
         with torch.autocast(graph.pos.device.type, torch.bfloat16, enabled=half):
             return evaluate(
-                self.potential,
+                self._evaluated[0] if create_graph else self.potential,
                 graph,
                 forces="forces" in labels,
                 stress="stress" in labels,
                 create_graph=create_graph,
             )
 
-    def training_step(self, graph: AtomGraph, index: int) -> None:
-        optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
-        replayed = self._replayed(index)
-        self._structures += sum(int(g.n_atoms.shape[0]) for g in (graph, *(g for g, _ in replayed)))
+    def training_step(self, batch: tuple[AtomGraph, list[tuple[AtomGraph, float]]], index: int) -> None:
+        graph, replayed = batch
+        self._structures += self._train_steps.structures[index]
         self._steps += 1
-        errors, replay_errors, norm = self._gradient(graph, replayed, index)
-        if norm is None:
+        errors, replay_errors, outcome = self._gradient(graph, replayed, index)
+        if outcome is None:
             return
-        if self.settings.sam_rho is not None and math.isfinite(norm):
-            parameters = [p for p in self.potential.parameters() if p.requires_grad]
+        outcomes = [outcome]
+        if self.settings.sam_rho is not None:
+            parameters = self._learning
             before = climb(parameters, self.settings.sam_rho, self.settings.sam_adaptive)
             _, _, second = self._gradient(graph, replayed, index)
             go_back(parameters, before)
-            norm = max(norm, second) if second is not None and math.isfinite(second) else math.nan
-        if not math.isfinite(norm):
+            outcomes.append(torch.full_like(outcome, math.nan) if second is None else second)
+        # the one time in a step that the host waits for the device
+        norms, losses = torch.stack(outcomes).T.tolist()
+        if self._nan_batch is None and not all(map(math.isfinite, losses)):
+            self._nan_batch = index
+        if not all(map(math.isfinite, [*norms, *losses])):
             self._skipped += 1
             return
-        clip = self.settings.clip_grad_norm
+        clip, norm = self.settings.clip_grad_norm, max(norms)
         self._norm_sum += norm
         self._clipped += clip is not None and norm > clip
-        optimizer.step()
+        self.optimizers().optimizer.step()  # type: ignore[union-attr]
         self._train_sums.add(errors)
         for found in replay_errors:
             self._replay_sums.add(found)
 
-    def _replayed(self, index: int) -> list[tuple[AtomGraph, float]]:
-        if self._replay is None:
-            return []
-        graphs = self._replay.graphs(self._replay_indices[index], self.settings.max_edges)
-        return [(self.transfer_batch_to_device(graph, self.device, 0), weight) for graph, weight in graphs]
-
     def _gradient(
         self, graph: AtomGraph, replayed: list[tuple[AtomGraph, float]], index: int
-    ) -> tuple[dict[str, LabelError], list[dict[str, LabelError]], float | None]:
-        """Errors of the batch and of what is replayed with it, and the norm of the clipped gradient before clipping.
+    ) -> tuple[dict[str, LabelError], list[dict[str, LabelError]], Tensor | None]:
+        """Errors of the batch and of what is replayed with it; the norm of the gradient before clipping, and the loss,
+        (2,), on the device, float64.
 
-        The norm is NaN where the loss is not a number, and ``None`` where the loss depends on no parameter.
+        The last is ``None`` where the loss depends on no parameter.
         """
+        parameters = self._learning
         self.zero_grad(set_to_none=True)
         self._gradients += 1
-        found, finite, depends = [], True, False
-        for part, weight in ((graph, 1.0), *replayed):
-            settings = self.settings if self._replay is None or part is graph else self._replay.settings
-            found.append(label_errors(self._evaluate(part, settings, create_graph=True), part, settings))
-            loss = weight * total_loss(found[-1], settings)
-            if loss.requires_grad:
-                loss.backward()
-                depends = True
-            if not math.isfinite(float(loss.detach())):
-                finite = False
-                self._nan_batch = index if self._nan_batch is None else self._nan_batch
-        if not depends:
+        found, losses = [], []
+        with products_in_tf32() if self.settings.precision == "tf32" else nullcontext():
+            for part, weight in ((graph, 1.0), *replayed):
+                settings = self.settings if self._replay is None or part is graph else self._replay.settings
+                found.append(label_errors(self._evaluate(part, settings, create_graph=True), part, settings))
+                loss = weight * total_loss(self.ranks.with_all_counts(found[-1]), settings)
+                if loss.requires_grad:
+                    loss.backward()
+                losses.append(loss.detach())
+        loss = self.ranks.sum_gradients(parameters, torch.stack(losses).sum())
+        if all(p.grad is None for p in parameters):
             return found[0], found[1:], None
         clip = self.settings.clip_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(self.potential.parameters(), math.inf if clip is None else clip))
-        return found[0], found[1:], norm if finite else math.nan
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
+        return found[0], found[1:], torch.stack([norm.double(), loss])
 
     def validation_step(self, graph: AtomGraph, index: int) -> None:
         with torch.no_grad():
@@ -207,7 +239,7 @@ class PotentialTraining(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         left = self.settings.max_epochs - self.epoch
-        if shows_bars():  # elsewhere the lines of the log tell it
+        if shows_bars() and self.ranks.first:  # elsewhere the lines of the log tell it
             self._bar = progress(range(left + 1), total=left, description=f"training, epochs after {self.epoch}")
             next(self._bar, None)
 
@@ -224,9 +256,9 @@ class PotentialTraining(pl.LightningModule):
         self._structures = self._steps = self._gradients = self._skipped = self._clipped = 0
         self._norm_sum = 0.0
         self._nan_batch = None
-        self._train_sums = EpochSums(self.settings)
-        self._validation_sums = EpochSums(self.settings)
-        self._replay_sums = EpochSums(self._replay.settings if self._replay is not None else self.settings)
+        self._train_sums = EpochSums(self.settings, self.ranks)
+        self._validation_sums = EpochSums(self.settings, self.ranks)
+        self._replay_sums = EpochSums(self._replay.settings if self._replay is not None else self.settings, self.ranks)
         # a backbone with random numbers of its own (dropout) draws the same ones after an interruption
         torch.manual_seed((self.settings.seed * 1_000_003 + self.epoch) % 2**63)
 
@@ -244,8 +276,9 @@ class PotentialTraining(pl.LightningModule):
             "steps": self._steps,
             "gradients": self._gradients,
             "structures": self._structures,
-            "seconds": time.perf_counter() - self._started,
         }
+        due = time.monotonic() - self._last_saved > SAVE_EVERY
+        row["seconds"], due = self.ranks.from_first(lambda: (time.perf_counter() - self._started, due))
         self.log_file.append(row)
         self._stop_on_nan(row, taken)
         followed = row["train_loss" if self.settings.scheduler_loss == "train" else "validation_loss"]
@@ -254,7 +287,7 @@ class PotentialTraining(pl.LightningModule):
         self._keep_best(row)
         self.stopped_by = self._reason_to_stop()
         self.trainer.should_stop = self.stopped_by is not None
-        self._save(row)
+        self._save(row, due or self.stopped_by is not None)
 
     def _stop_on_nan(self, row: dict[str, Any], taken: int) -> None:
         if self._nan_batch is None and taken and math.isfinite(row["validation_loss"]):
@@ -265,7 +298,7 @@ class PotentialTraining(pl.LightningModule):
             return
         epoch = row["epoch"]
         if self._nan_batch is not None:
-            structures = ", ".join(map(str, self._train_batches.batches[self._nan_batch][:16]))
+            structures = ", ".join(map(str, self._train_steps.batches.batches[self._nan_batch][:16]))
             where = f"the loss of batch {self._nan_batch} (structures {structures} of the training set) is not a number"
         elif not taken:
             where = f"the gradient of every batch, 0 to {self._steps - 1}, is not finite"
@@ -280,7 +313,7 @@ class PotentialTraining(pl.LightningModule):
         if row["validation_loss"] < self.best["loss"]:
             weights = {k: v.detach().cpu().clone() for k, v in self.potential.state_dict().items()}
             self.best = {"loss": row["validation_loss"], "epoch": row["epoch"], "weights": weights}
-            if self._save_best is not None:
+            if self._save_best is not None and self.ranks.first:
                 self._save_best(self.potential, training_record(self.best, self.settings))
 
     def _reason_to_stop(self) -> str | None:
@@ -296,12 +329,13 @@ class PotentialTraining(pl.LightningModule):
                 return "max_seconds"
         return None
 
-    def _save(self, row: dict[str, Any]) -> None:
+    def _save(self, row: dict[str, Any], due: bool) -> None:
         # the checkpoint comes first: the log is written anew from it when training is taken up again
-        if self.stopped_by or time.monotonic() - self._last_saved > SAVE_EVERY:
+        if due:
             part = self.out / "last.ckpt.part"
-            self.trainer.save_checkpoint(part)
-            os.replace(part, self.out / "last.ckpt")
+            self.trainer.save_checkpoint(part)  # the first rank does, and the others wait
+            if self.ranks.first:
+                os.replace(part, self.out / "last.ckpt")
             self._last_saved = time.monotonic()
         self.log_file.write()
         for log in self.trainer.loggers:
@@ -337,6 +371,6 @@ class PotentialTraining(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint[STATE]
-        self.log_file = EpochLog(self.out / "log.csv", state["history"])
+        self.log_file = EpochLog(self._log_path, state["history"])
         self.best = dict(state["best"])
         self._nan_epochs = state["nan_epochs"]

@@ -10,8 +10,9 @@ an epoch has as many steps as without replay, and costs 1/(1 − share) as much.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,9 @@ class Replay:
 
     def identity(self) -> str:
         """What a training with it depends on."""
-        return f"{fingerprint(self.dataset)} {self.share} {self.weight} {sorted(asdict(self.settings).items())}"
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in ("devices", "compile")}
+        settings["device"] = "auto"  # where it runs does not matter
+        return f"{fingerprint(self.dataset)} {self.share} {self.weight} {sorted(settings.items())}"
 
     def indices(self, batches: Sequence[Sequence[int]], seed: int, epoch: int) -> list[list[int]]:
         """Structures that go with each batch of an epoch, drawn by (seed, epoch); none again before all were drawn."""
@@ -60,8 +63,42 @@ class Replay:
         ends = np.cumsum(wanted).tolist()
         return [order[end - count : end] for end, count in zip(ends, wanted)]
 
-    def graphs(self, indices: Sequence[int], max_edges: int | None) -> list[tuple[AtomGraph, float]]:
-        """Structures as one graph, or several of at most ``max_edges`` edges, each with its weight in the loss."""
-        parts = [list(indices)] if max_edges is None else batch_by_edges(self.dataset.n_edges, max_edges, indices)
-        graphs = GraphBatches(self.dataset, parts)
-        return [(graph, self.weight * len(part) / len(indices)) for graph, part in zip(graphs, parts)]
+    def parts(self, batches: Sequence[Sequence[int]], settings: TrainingSettings, epoch: int) -> list[list[list[int]]]:
+        """The same, cut into runs of at most ``max_edges`` edges, each to be evaluated by itself."""
+        found = self.indices(batches, settings.seed, epoch)
+        if settings.max_edges is None:
+            return [[indices] for indices in found]
+        return [batch_by_edges(self.dataset.n_edges, settings.max_edges, indices) for indices in found]
+
+
+class Steps:
+    """What each training step of an epoch sees: a batch, and the graphs that are replayed with it with their weights.
+
+    Parameters
+    ----------
+    batches : of the training set.
+    replay : what is replayed; nothing where ``None``.
+    settings, epoch : of the training.
+    options : of :class:`GraphBatches`, for the replayed graphs.
+    """
+
+    def __init__(
+        self, batches: GraphBatches, replay: Replay | None, settings: TrainingSettings, epoch: int, **options: Any
+    ) -> None:
+        self.batches = batches
+        self.structures = [len(indices) for indices in batches.batches]  # seen in each step, by all ranks together
+        self._weights: list[list[float]] = [[] for _ in batches.batches]
+        self._replayed: Iterable[AtomGraph] = ()
+        if replay is not None:
+            parts = replay.parts(batches.batches, settings, epoch)
+            self.structures = [n + sum(map(len, step)) for n, step in zip(self.structures, parts)]
+            self._weights = [[replay.weight * len(p) / sum(map(len, step)) for p in step] for step in parts]
+            self._replayed = GraphBatches(replay.dataset, [part for step in parts for part in step], **options)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[AtomGraph, list[tuple[AtomGraph, float]]]]:
+        replayed = iter(self._replayed)
+        for graph, weights in zip(self.batches, self._weights):
+            yield graph, [(next(replayed), weight) for weight in weights]

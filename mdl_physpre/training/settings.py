@@ -9,7 +9,7 @@ from typing import Any
 from mdl_physpre.errors import ConfigError, nearest
 
 LOSSES = ("mae", "huber", "conditional_huber")
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "tf32", "bf16")
 SCHEDULER_LOSSES = ("train", "validation")
 LOGGERS = ("tensorboard", "wandb")
 
@@ -45,12 +45,15 @@ class TrainingSettings:
         :mod:`mdl_physpre.training.sam`; each step then takes two gradients. ``None``: plain AdamW.
     sam_adaptive : measure that length relative to the size of each weight.
     seed : of the order of structures, together with the epoch, and of a backbone's own random numbers.
-    precision : ``float32``, or ``bf16`` for mixed precision on CUDA: bfloat16 matrix products in training steps,
-        validation in full precision. Ignored, with a message, on other devices and for backbones whose derivatives
-        are written by hand (CGCNN).
+    precision : of matrix products in training steps on CUDA: ``float32``; ``tf32``, that of the tensor cores (10 bits
+        of the mantissa) with results in float32; or ``bf16``, mixed precision (7 bits). Positions, sums, the loss and
+        validation stay in full precision. Both are refused on other devices, where they do nothing.
     max_seconds : no epoch starts that would be expected to end later than this. ``None``: no limit.
     loggers : any of ``tensorboard`` and ``wandb``, beside the CSV file that is always written.
     device : ``auto`` (CUDA where there is a device), ``cpu``, ``cuda`` or ``cuda:1``.
+    devices : how many devices train the network together, a process each, see :mod:`mdl_physpre.training.ranks`. A
+        batch is divided among them: loss, steps and results are those of one device, to rounding.
+    compile : whether training steps are compiled (``torch.compile``).
 
     Raises
     ------
@@ -87,6 +90,8 @@ class TrainingSettings:
     max_seconds: float | None = None
     loggers: tuple[str, ...] = ()
     device: str = "auto"
+    devices: int = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loggers", tuple(self.loggers))
@@ -94,7 +99,7 @@ class TrainingSettings:
             _one_of(key, getattr(self, key), allowed)
         for name in self.loggers:
             _one_of("loggers", name, LOGGERS)
-        for key in ("max_epochs", "batch_size"):
+        for key in ("max_epochs", "batch_size", "devices"):
             _at_least_one(key, getattr(self, key))
         for key in ("max_edges", "early_stopping_patience"):
             if getattr(self, key) is not None:
@@ -124,7 +129,7 @@ class TrainingSettings:
 
 
 #: settings that may differ between a checkpoint and the training that goes on from it
-MAY_CHANGE = ("max_epochs", "max_seconds", "early_stopping_patience", "loggers", "device")
+MAY_CHANGE = ("max_epochs", "max_seconds", "early_stopping_patience", "loggers", "device", "devices", "compile")
 
 
 def changed_settings(stored: dict[str, Any], settings: TrainingSettings) -> list[str]:

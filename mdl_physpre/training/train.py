@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import logging
 import math
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
 
-from mdl_physpre.errors import CheckpointError, ConfigError, DataError, TrainingError
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.errors import CheckpointError, ConfigError, TrainingError
+from mdl_physpre.potentials.base import AtomicPotential, Potential
 from mdl_physpre.potentials.checkpoints import save_potential
+from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.training.checks import check_precision, check_training, training_device
 from mdl_physpre.training.data import fingerprint
 from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.training.history import EpochLog, training_record
-from mdl_physpre.training.loss import check_labels
 from mdl_physpre.training.module import STATE, STATE_VERSION, Online, PotentialTraining
+from mdl_physpre.training.ranks import training_ranks
 from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.settings import TrainingSettings, changed_settings
 
@@ -66,7 +68,7 @@ class TrainingResult:
 
 
 def train_potential(
-    potential: Potential,
+    potential: AtomicPotential,
     train: GraphDataset,
     val: GraphDataset,
     settings: TrainingSettings | None = None,
@@ -76,6 +78,9 @@ def train_potential(
     replay: Replay | None = None,
 ) -> TrainingResult:
     """Train ``potential`` and leave it with the weights of the lowest validation loss.
+
+    Several devices train it together where ``settings.devices`` asks for them: this process then starts others, which
+    import the script that it runs, so that the script must do this under ``if __name__ == "__main__":``.
 
     AdamW, gradient clipping, a learning rate that falls when the loss stops falling, and the loss of
     :mod:`mdl_physpre.training.loss`. An interrupted training, killed without warning included, goes on from the end
@@ -89,50 +94,85 @@ def train_potential(
     out : folder for ``best.pt`` (see :func:`save_potential`), ``last.ckpt`` (Lightning) and ``log.csv``.
     resume : go on from ``last.ckpt`` where it exists; otherwise start anew and remove what is there.
     online : called with the number of each epoch, from 0; gives the training set of that epoch in place of ``train``.
-        It must give the same set for the same epoch, or a training that is taken up again will differ.
+        It must give the same set for the same epoch, or a training that is taken up again will differ. Of several
+        processes the first one calls it.
     replay : structures of another stage that take part in every step, see :class:`Replay`.
 
     Raises
     ------
-    ConfigError : a label has a weight and no structure carries it; a package for a logger is missing.
+    ConfigError : a label has a weight and no structure carries it; a device that is not there, or on which
+        ``precision`` does nothing; a package for a logger is missing.
     DataError : an empty data set, or one in another precision or with another cutoff than the potential.
     CheckpointError : ``last.ckpt`` is damaged or belongs to another training.
     TrainingError : the loss is not a number in three epochs in a row, or the potential has nothing to train.
+    PhyspreError : another process that trains the same network (``settings.devices``) failed.
     """
     settings = settings or TrainingSettings()
     out = Path(out)
-    _check(potential, train, val, settings, replay)
-    device = _device(settings)
-    mixed = settings.precision == "bf16" and _mixed_precision_is_safe(potential, device)
+    check_training(potential, train, val, settings, replay)
+    device = training_device(settings)
+    check_precision(settings.precision, device)
     loggers = _loggers(settings, out)
 
-    out.mkdir(parents=True, exist_ok=True)
     identity = f"{fingerprint(train)}-{fingerprint(val)}" + (f"-{replay.identity()}" if replay is not None else "")
     last = out / "last.ckpt"
     state = _stored_state(last, identity, settings) if resume and last.exists() else None
-    if state is None:
-        for name in ("last.ckpt", "last.ckpt.part", "best.pt", "log.csv"):
-            (out / name).unlink(missing_ok=True)
-    else:
-        history = EpochLog(out / "log.csv", state["history"]).rows
+    if state is not None:
+        history = EpochLog(None, state["history"]).rows
         if _is_finished(state, history, settings):
-            return _finish(potential, out, history, state["best"], state["stopped_by"], settings, train, val)
-        logger.info("%s: going on after epoch %d", last, len(history))
+            EpochLog(out / "log.csv", state["history"])
+            stopped_by = state["stopped_by"]
+            return _finish(potential, device, out, history, state["best"], stopped_by, settings, train, val)
+    # the first rank draws the sets of the epochs, and the others get them from it
+    others = (
+        potential if settings.devices == 1 else copy.deepcopy(potential).cpu(),
+        train, val, settings, out, resume, online and _drawn_by_the_first, replay,
+    )  # fmt: skip
+    with training_ranks(settings.devices, train_potential, others) as ranks:
+        ranks.wait()  # all have seen what is there
+        if ranks.first:
+            out.mkdir(parents=True, exist_ok=True)
+            if state is None:
+                for name in ("last.ckpt", "last.ckpt.part", "best.pt", "log.csv"):
+                    (out / name).unlink(missing_ok=True)
+            else:
+                logger.info("%s: going on after epoch %d", last, len(history))
+        if ranks.size > 1 and device.type == "cuda":
+            device = torch.device("cuda", ranks.local)
+        module = _trained(
+            PotentialTraining(potential, train, val, settings, out, online, _saver(out), identity, replay, ranks),
+            device,
+            loggers if ranks.first else [],
+            last if state is not None else None,
+        )
+        stopped_by = module.stopped_by or "max_epochs"
+        result = _finish(
+            potential, device, out, module.history, module.best, stopped_by, settings, train, val, ranks.first
+        )
+        ranks.wait()
+    return result
 
-    def save_best(trained: Potential, record: dict[str, Any]) -> None:
-        save_potential(out / "best.pt", trained, training=record)
 
-    home = next(potential.parameters()).device
+def _drawn_by_the_first(epoch: int) -> GraphDataset:
+    raise TrainingError(f"the training set of epoch {epoch} is drawn by the first of the processes alone")
+
+
+def _saver(out: Path) -> Callable[[Potential, dict[str, Any]], Any]:
+    return lambda trained, record: save_potential(out / "best.pt", trained, training=record)
+
+
+def _trained(
+    module: PotentialTraining, device: torch.device, loggers: list[Any], checkpoint: Path | None
+) -> PotentialTraining:
+    """The module after training on a device, from a checkpoint on where there is one; the potential is moved back."""
+    potential = module.potential
+    home = device_of_parameters(potential)
     potential.train()
-    module = PotentialTraining(potential, train, val, settings, out, online, save_best, identity, mixed, replay)
-    with _quiet(), torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+    with _quiet(), torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
         trainer = pl.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=[device.index or 0] if device.type == "cuda" else 1,
-            max_epochs=settings.max_epochs,
+            max_epochs=module.settings.max_epochs,
             logger=loggers or False,
-            plugins=[LightningEnvironment()],  # one process, under Slurm too
-            default_root_dir=out,
+            default_root_dir=module.out,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -140,60 +180,11 @@ def train_potential(
             inference_mode=False,  # forces are derivatives
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
+            **module.ranks.trainer_options(device),
         )
-        _fit(trainer, module, last if state is not None else None)
+        _fit(trainer, module, checkpoint)
     potential.to(home)
-    stopped_by = module.stopped_by or "max_epochs"
-    return _finish(potential, out, module.history, module.best, stopped_by, settings, train, val)
-
-
-def _check(
-    potential: Potential, train: GraphDataset, val: GraphDataset, settings: TrainingSettings, replay: Replay | None
-) -> None:
-    parameters = [p for p in potential.parameters() if p.requires_grad]
-    if not parameters:
-        raise TrainingError(f"{type(potential).__name__} has no parameter to train")
-    sets = [("training", train, settings), ("validation", val, settings)]
-    if replay is not None:
-        sets.append(("replayed", replay.dataset, replay.settings))
-    for split, dataset, weights in sets:
-        if len(dataset) == 0:
-            raise DataError(f"the {split} set is empty")
-        if dataset.dtype != parameters[0].dtype:
-            raise DataError(
-                f"the {split} set is in {dataset.dtype} and the potential in {parameters[0].dtype}; "
-                f"build it with GraphDataset(..., dtype={parameters[0].dtype})"
-            )
-        if dataset.cutoff < potential.cutoff:
-            raise DataError(
-                f"the edges of the {split} set reach to {dataset.cutoff} Å and the potential needs {potential.cutoff} Å"
-            )
-        check_labels(dataset, split, weights)
-
-
-def _device(settings: TrainingSettings) -> torch.device:
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(settings.device)
-    except RuntimeError:
-        raise ConfigError(f"device is {settings.device!r}; expected auto, cpu, cuda or cuda:1") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {settings.device!r}; training runs on cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {settings.device!r}, but PyTorch finds no CUDA device; use auto or cpu")
-    return device
-
-
-def _mixed_precision_is_safe(potential: Potential, device: torch.device) -> bool:
-    if device.type != "cuda":
-        reason = f"it is used on CUDA only, and this training runs on {device}"
-    elif hasattr(potential, "differentiable_predictions"):
-        reason = f"{type(potential).__name__} computes derivatives by hand, which autocast does not cover"
-    else:
-        return True
-    logger.warning("precision bf16 is ignored: %s; training in full precision", reason)
-    return False
+    return module
 
 
 def _loggers(settings: TrainingSettings, out: Path) -> list[Any]:
@@ -264,6 +255,7 @@ def _fit(trainer: pl.Trainer, module: PotentialTraining, checkpoint: Path | None
 
 def _finish(
     potential: Potential,
+    device: torch.device,
     out: Path,
     history: list[dict[str, Any]],
     best: dict[str, Any],
@@ -271,13 +263,16 @@ def _finish(
     settings: TrainingSettings,
     train: GraphDataset,
     val: GraphDataset,
+    write: bool = True,
 ) -> TrainingResult:
     if best["weights"] is None:
         raise TrainingError(f"{out}: the validation loss was not a number in any of {len(history)} epochs")
     potential.load_state_dict(best["weights"])
     potential.eval()
-    refitted = settings.refit_reference and refit_reference(potential, train, val)
-    if refitted or not (out / "best.pt").exists():
+    home = device_of_parameters(potential)
+    refitted = settings.refit_reference and refit_reference(potential.to(device), train, val)
+    potential.to(home)
+    if write and (refitted or not (out / "best.pt").exists()):
         record = training_record(best, settings) | {"reference_refitted": bool(refitted)}
         save_potential(out / "best.pt", potential, training=record)
     return TrainingResult(

@@ -15,6 +15,9 @@ Model = Annotated[
 Modules = Annotated[
     list[str] | None, typer.Option("--import", metavar="MODULE", help="Import first: it defines the backbone. Repeat.")
 ]
+Device = Annotated[
+    str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:1; a calculator has one of its own.")
+]
 Json = Annotated[Path | None, typer.Option(help="Write all figures to this file.")]
 
 
@@ -22,6 +25,7 @@ def evaluate(
     model: Model,
     data: Annotated[str, typer.Argument(help="Labelled structures.")],
     by: Annotated[str | None, typer.Option(help="Also by the values of this info key.")] = None,
+    device: Device = "auto",
     json: Json = None,
     modules: Modules = None,
 ) -> None:
@@ -34,7 +38,8 @@ def evaluate(
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.workflow.stages import write_json
 
-    errors = prediction_errors(open_potential(model, modules=modules or ()), read_structures(data), by=by)
+    potential = open_potential(model, modules=modules or (), map_location=device)
+    errors = prediction_errors(potential, read_structures(data), by=by)
     print(format_errors({Path(model).name: errors}))
     if json:
         write_json(json, errors)
@@ -45,6 +50,7 @@ def doctor(
     structures: Annotated[str | None, typer.Argument(help="Structures; crystals of its elements if not given.")] = None,
     cutoff: Annotated[float | None, typer.Option(help="Å; of a calculator, which does not say.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of rotations and displacements.")] = 0,
+    device: Device = "auto",
     json: Json = None,
     modules: Modules = None,
 ) -> None:
@@ -58,7 +64,7 @@ def doctor(
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.workflow.stages import write_json
 
-    potential = open_potential(model, modules=modules or ())
+    potential = open_potential(model, modules=modules or (), map_location=device)
     checks = examine(potential, read_structures(structures) if structures else None, cutoff=cutoff, seed=seed)
     print(format_checks(checks))
     if json:
@@ -90,7 +96,9 @@ def md(
         typer.Option(help="Compare radial distribution functions with a trajectory, a folder of them, or a MODEL."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Share the structures among so many processes.")] = 1,
-    device: Annotated[list[str] | None, typer.Option(help="cpu, cuda:0, …; repeat to share among several.")] = None,
+    device: Annotated[
+        list[str], typer.Option(help="auto, cpu, cuda or cuda:1; repeat to share the structures among several.")
+    ] = ["auto"],  # noqa: B006 - read, never changed
     seed: Annotated[int, typer.Option(help="Seed of velocities and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for verdicts, and the state to go on from.")] = None,
     modules: Modules = None,
@@ -102,6 +110,7 @@ def md(
     from mdl_physpre.dynamics.reference import compare_with_reference, format_rdf_errors
     from mdl_physpre.dynamics.splitting import simulate_parallel
     from mdl_physpre.dynamics.verdicts import summarise
+    from mdl_physpre.potentials.devices import device_in_turn
     from mdl_physpre.potentials.open_potential import open_potential
     from mdl_physpre.report.tables import format_verdicts
     from mdl_physpre.structures.read import read_structures
@@ -118,10 +127,15 @@ def md(
         "seed": seed,
     }
     chosen = dynamics_settings(named, settings or ())
-    potential = open_potential(model, modules=modules or (), map_location=(device or ["cpu"])[0])
+    processes = max(processes, len(device))
+    places = [str(device_in_turn(device[k % len(device)], k)) for k in range(processes)]
+    potential = open_potential(model, modules=modules or (), map_location="auto" if device == ["auto"] else places[0])
+    several = processes > 1 and next(potential.parameters(), None) is not None and set(places) != {"cpu"}
+    if several:  # each process moves its own
+        potential = potential.cpu()
     # unchecked: a start from which no step can be taken is a verdict, and stops no other structure
     found = [enlarge(atoms, min_atoms) for atoms in read_structures(structures, check=False)[:n_structures]]
-    workers: dict[str, Any] = {"processes": max(processes, len(device or ())), "devices": device}
+    workers: dict[str, Any] = {"processes": processes, "devices": places if several else None}
     if reference is None:
         verdicts = simulate_parallel(potential, found, chosen, out, **workers)
         print(format_verdicts(verdicts, summarise(verdicts)))

@@ -24,6 +24,9 @@ ShortRangeRadius = Annotated[
 ZeroFrom = Annotated[
     Path | None, typer.Option(help="Shift the teacher's energies of the elements to the energies of these structures.")
 ]
+Device = Annotated[
+    str, typer.Option(help="Of a network as teacher: auto (a GPU where there is one), cpu, cuda or cuda:1.")
+]
 Processes = Annotated[int | None, typer.Option(min=1, help="Worker processes; as many as cores if not given.")]
 
 
@@ -84,6 +87,7 @@ def perturb(
     short_range: ShortRange = None,
     short_range_radius: ShortRangeRadius = None,
     zero_from: ZeroFrom = None,
+    device: Device = "auto",
     processes: Processes = None,
     modules: Modules = None,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
@@ -111,7 +115,7 @@ def perturb(
     options = (short_range, short_range_radius, zero_from)
     if not teacher and any(options):
         raise ConfigError("--short-range, --short-range-radius and --zero-from belong to a teacher; give --teacher")
-    labels_by = _teacher(teacher, *options, processes, modules) if teacher else None
+    labels_by = _teacher(teacher, *options, device, processes, modules) if teacher else None
     made = make_pretraining_set(read_structures(source), settings, labels_by, seed, workers=processes)
     write_structures(target, made.structures)
     print(f"{target}: {len(made.structures)} structures")
@@ -129,6 +133,7 @@ def label(
     skip_failed: Annotated[
         bool, typer.Option("--skip-failed", help="Leave out what the teacher cannot label, and say which.")
     ] = False,
+    device: Device = "auto",
     processes: Processes = None,
     modules: Modules = None,
 ) -> None:
@@ -140,7 +145,7 @@ def label(
 
     _check_target(target)
     structures = read_structures(source)
-    made = _teacher(teacher, short_range, short_range_radius, zero_from, processes, modules)
+    made = _teacher(teacher, short_range, short_range_radius, zero_from, device, processes, modules)
     labelled = label_structures(structures, made, workers=processes, on_error="skip" if skip_failed else "raise")
     write_structures(target, labelled)
     kept = {atoms.info["structure_id"] for atoms in labelled}  # unique since they were read
@@ -178,6 +183,7 @@ def _teacher(
     short_range: str | None,
     short_range_radius: Sequence[str] | None,
     zero_from: Path | None,
+    device: str,
     processes: int | None,
     modules: Sequence[str] | None,
 ) -> Potential:
@@ -189,7 +195,8 @@ def _teacher(
 
     for module in modules or ():  # they define what the name stands for
         import_named_module(module)
-    made = make_teacher(name, short_range=short_range, short_range_radii=_radii(short_range_radius or ()))
+    radii = _radii(short_range_radius or ())
+    made = make_teacher(name, short_range=short_range, short_range_radii=radii, device=device)
     if zero_from:
         fit_teacher_zero(made, read_structures(zero_from), workers=processes)
     return made

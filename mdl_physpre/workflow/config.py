@@ -162,6 +162,10 @@ _SAID_BY_HOST_KEYS = (
     "seed",
     "sam_rho",
     "sam_adaptive",
+    # the section task says it for the whole run
+    "device",
+    "devices",
+    "compile",
 )
 
 _OptimBase: Any = section_of(
@@ -178,8 +182,15 @@ _OptimBase: Any = section_of(
 class Optim(_OptimBase):
     HOST_KEYS = frozenset(["max_checkpoint_epochs", "verbosity", "batch_tqdm"])
 
-    def settings(self, seed: int) -> TrainingSettings:
-        """Settings of the finetuning stage."""
+    @model_validator(mode="before")
+    @classmethod
+    def _device_of_the_run(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "device" in values:
+            raise ValueError("device: is that of the whole run; give it as task.device")
+        return values
+
+    def settings(self, seed: int, **where: Any) -> TrainingSettings:
+        """Settings of the finetuning stage; ``where`` it runs."""
         own = {f: getattr(self, f) for f in type(self).model_fields}
         loss, scheduler = own.pop("loss"), own.pop("scheduler").scheduler_args
         decay = own.pop("optimizer").optimizer_args.weight_decay
@@ -193,6 +204,7 @@ class Optim(_OptimBase):
             scheduler_threshold=scheduler.threshold,
             min_lr=scheduler.min_lr,
             **own,
+            **where,
         )
 
 
@@ -355,7 +367,13 @@ class Physpre(Section):
 
 
 class Task(Section):
-    """``threads`` of each process; ``processes`` that train and simulate networks at the same time."""
+    """``threads`` of each process; ``processes`` that train and simulate networks at the same time.
+
+    ``device`` : ``auto`` (GPUs where there are any), ``cpu``, ``cuda`` or ``cuda:1``, of everything that a run computes
+    with networks. Several networks take the GPUs in turn where the name leaves open which.
+    ``devices`` : how many of them train each network together.
+    ``compile`` : whether training is compiled; ``auto``: on a GPU.
+    """
 
     HOST_KEYS = _names(
         "run_mode parallel save_dir continue_job load_training_state checkpoint_path write_output "
@@ -365,6 +383,22 @@ class Task(Section):
     seed: int = Field(12345678, ge=0)
     threads: int | None = Field(None, ge=1)
     processes: int = Field(1, ge=1)
+    device: str = "auto"
+    devices: int = Field(1, ge=1)
+    compile: bool | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _a_device_is_used_once(self) -> Task:
+        if self.processes > 1 and self.devices > 1:
+            raise ValueError(
+                f"processes is {self.processes} and devices is {self.devices}: either several networks at a time, a "
+                "device each, or one network on several devices; set one of the two to 1"
+            )
+        return self
+
+    def compiles_on(self, device: str) -> bool:
+        """Whether training on a device is compiled."""
+        return device.startswith("cuda") if self.compile == "auto" else self.compile
 
 
 class Config(Section):
@@ -379,7 +413,9 @@ class Config(Section):
 
     def training_settings(self, arm: Arm | None = None) -> TrainingSettings:
         """Settings of the finetuning stage, of an arm where one is given."""
-        settings = self.optim.settings(self.task.seed)
+        task = self.task
+        where = {"device": task.device, "devices": task.devices, "compile": task.compiles_on(task.device)}
+        settings = self.optim.settings(task.seed, **where)
         return self._with_sam(settings) if arm is not None and arm.sam else settings
 
     def pretraining_settings(self, arm: Arm | None = None) -> TrainingSettings:

@@ -9,6 +9,7 @@ from typing import Any
 from mdl_physpre.analysis.force_alignment import force_alignment, pooled_alignment
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
+from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.sum import HybridPotential
 from mdl_physpre.workflow.data import RunData
@@ -31,10 +32,12 @@ def force_angles_stage(folder: Path, trained: Path, data: RunData, potential: Po
     if not (folder / EAM).exists():
         return {}
     first: Potential
+    second: Potential
     if isinstance(potential, HybridPotential):
         first, second, source = potential.parts["eam"], potential.parts["network"], ""
     else:
-        first, second, source = load_potential(folder / EAM), potential, hash_of_file(folder / EAM)
+        first = load_potential(folder / EAM, device_of_parameters(potential))
+        second, source = potential, hash_of_file(folder / EAM)
         if not isinstance(first, EAMInteraction):
             return {}
     stage = Stage(

@@ -23,13 +23,14 @@ from mdl_physpre.dynamics.several_networks import summarise_networks
 from mdl_physpre.dynamics.simulation import simulate, summarise
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
+from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.processes import Piece, run_in_processes
 from mdl_physpre.structures.supercell import enlarge
 from mdl_physpre.training.arms import eam_is_needed, parse_arm, parse_arms
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.force_angles import force_angles_stage, pooled_angles
-from mdl_physpre.workflow.setup import threads
+from mdl_physpre.workflow.setup import device_of, threads
 from mdl_physpre.workflow.stages import Stage, decisive
 from mdl_physpre.workflow.training_stage import training_stage
 
@@ -59,9 +60,10 @@ def networks_of(config: Config) -> list[Network]:
 def network_stages(
     folder: Path, config: Config, data: RunData, network: Network, pretraining_key: str
 ) -> dict[str, Any]:
-    """3 and 4: a network is trained, tested and simulated."""
+    """3 and 4: a network is trained, tested and simulated, on one device."""
     trained = folder / "3-train" / network.name
-    potential, key = training_stage(folder, config, data, network.arm, pretraining_key, network.seed, trained)
+    device = device_of(config, networks_of(config).index(network))
+    potential, key = training_stage(folder, config, data, network.arm, pretraining_key, network.seed, trained, device)
     with_eam = eam_is_needed(parse_arms(config.physpre.arms), config.physpre.teacher)
     return {
         "seed": network.seed,
@@ -104,7 +106,7 @@ def errors_stage(trained: Path, data: RunData, arm: str, potential: Potential, k
         "checkpoint": done["checkpoint"],
     }
     if parse_arm(arm).pretrain:
-        before = load_potential(trained / "pretrain" / "best.pt")
+        before = load_potential(trained / "pretrain" / "best.pt", device_of_parameters(potential))
         own = trained.with_name(f"{trained.name}-errors-before-finetuning")
         found["errors_before_finetuning"] = errors_of(own, before, data, {"arm": key})
     return found

@@ -15,6 +15,7 @@ from mdl_physpre.potentials.checkpoints import backbone_class
 from mdl_physpre.report.comparison import arms_with_first
 from mdl_physpre.report.tables import format_summary
 from mdl_physpre.training.arms import eam_is_needed, parse_arms
+from mdl_physpre.training.ranks import leading
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.config_file import load_config
 from mdl_physpre.workflow.data import load_data
@@ -26,7 +27,7 @@ from mdl_physpre.workflow.network_stages import (
     networks_of,
 )
 from mdl_physpre.workflow.reports import Reports
-from mdl_physpre.workflow.setup import record_setup, working_in
+from mdl_physpre.workflow.setup import check_devices, record_setup, working_in
 from mdl_physpre.workflow.stages import write_json
 from mdl_physpre.workflow.teacher_stages import fit_stage, pretraining_set_stage, teacher_stage
 from mdl_physpre.workflow.teachers import EAM
@@ -47,7 +48,7 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
     -------
     dict : the content of ``summary.json``: ``data``, ``eam`` or ``teacher``, ``pretraining_set``, and for each arm
         ``errors`` by test set, ``dynamics`` (counts of verdicts) and ``training`` (what it spent), over all its
-        networks, and ``networks``, the same for each.
+        networks, and ``networks``, the same for each. Empty in a process that Slurm started to help with training.
 
     Raises
     ------
@@ -56,9 +57,15 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
     if not isinstance(config, Config):
         config = load_config(config, overrides)
     backbone_class(config.model.name)  # a wrong name is better known now than after the fit
+    with leading(config.task.devices) as leads:
+        return _run(config, out) if leads else {}
+
+
+def _run(config: Config, out: str | Path | None) -> dict[str, Any]:
     with working_in(out, config) as folder:
+        device = check_devices(config)
         data = load_data(config)
-        record_setup(folder, config, data)
+        record_setup(folder, config, data, device)
         summary: dict[str, Any] = {"data": data.summary(), "arms": list(config.physpre.arms)}
         arms = parse_arms(config.physpre.arms)
         pretraining_key = ""
@@ -88,8 +95,9 @@ def fit_only(config: str | Path, overrides: Sequence[str] = (), out: str | Path 
     """The first stage of a run alone: the embedded-atom potential. A later :func:`run` finds it done."""
     loaded = load_config(config, overrides)
     with working_in(out, loaded) as folder:
+        device = check_devices(loaded)
         data = load_data(loaded)
-        record_setup(folder, loaded, data)
+        record_setup(folder, loaded, data, device)
         summary: dict[str, Any] = {"data": data.summary()}
         fit_stage(folder, loaded, data, summary)
         logger.info("potential: %s", folder / EAM)

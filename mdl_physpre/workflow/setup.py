@@ -19,12 +19,15 @@ import yaml
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.devices import device_in_turn
 from mdl_physpre.processes import run_lock
 from mdl_physpre.report.run_files import DATA_FILE, read_json
+from mdl_physpre.training.checks import check_precision, training_device
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.stages import hash_of, write_json, write_text
 
+logger = logging.getLogger(__name__)
 REPORT_FILES = ("summary.json", "report.html", "report.pdf", "report/*.svg", "report/*.png", "report/*.csv")
 
 
@@ -59,7 +62,31 @@ def refuse_foreign_folder(folder: Path, config: Config) -> None:
         )
 
 
-def record_setup(folder: Path, config: Config, data: RunData) -> None:
+def device_of(config: Config, number: int = 0) -> torch.device:
+    """Where the network of this number computes, from 0, and everything that is not of a network.
+
+    Raises ConfigError where ``task.device`` is not there.
+    """
+    try:
+        return device_in_turn(config.task.device, number)
+    except ConfigError as error:
+        raise ConfigError(f"task.device: {error}") from None
+
+
+def check_devices(config: Config) -> torch.device:
+    """:func:`device_of` the run, after a look at all that training asks of it: better now than after the fit.
+
+    Raises ConfigError for a device that is not there, too few of them, or a precision that does nothing there.
+    """
+    device = device_of(config)
+    training_device(config.training_settings())
+    check_precision(config.optim.precision, device)
+    where = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    logger.info("computing on %s", where)
+    return device
+
+
+def record_setup(folder: Path, config: Config, data: RunData, device: torch.device) -> None:
     """``config.yml``, resolved, ``environment.json`` and ``data.json``; a report of another set-up is taken away."""
     dumped = json.loads(config.model_dump_json())
     text = yaml.safe_dump(dumped, sort_keys=False)
@@ -90,7 +117,8 @@ def record_setup(folder: Path, config: Config, data: RunData) -> None:
             "packages": packages,
             "threads": torch.get_num_threads(),
             "config": hash_of(dumped),
-            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "device": str(device),
+            "cuda": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         },
     )

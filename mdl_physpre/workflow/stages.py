@@ -81,9 +81,8 @@ def hash_of_file(path: Path) -> str:
 
 def decisive(settings: Any) -> dict[str, Any]:
     """What a result depends on of a settings dataclass: not how often it is stored, what logs it, or where it runs."""
-    return {
-        k: v for k, v in asdict(settings).items() if k not in ("loggers", "device") and not k.startswith("checkpoint_")
-    }
+    where = ("loggers", "device", "devices", "compile")
+    return {k: v for k, v in asdict(settings).items() if k not in where and not k.startswith("checkpoint_")}
 
 
 class Stage:
@@ -135,8 +134,9 @@ def reset_peak_memory() -> None:
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if torch is not None and torch.cuda.is_initialized():
+        for k in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(k)
 
 
 def peak_memory() -> dict[str, float]:
@@ -147,8 +147,9 @@ def peak_memory() -> dict[str, float]:
         kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
         found["peak_memory_mb"] = round(int(kilobytes) * 1024 / 1e6, 1)
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        found["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    if torch is not None and torch.cuda.is_initialized():
+        largest = max(torch.cuda.max_memory_allocated(k) for k in range(torch.cuda.device_count()))
+        found["peak_gpu_memory_mb"] = round(largest / 1e6, 1)
     return found
 
 

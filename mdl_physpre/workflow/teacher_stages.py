@@ -27,6 +27,7 @@ from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.config import Teacher as TeacherSection
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.network_stages import errors_of
+from mdl_physpre.workflow.setup import device_of
 from mdl_physpre.workflow.stages import Stage, hash_of_file, write_json, write_text
 from mdl_physpre.workflow.teachers import EAM, TEACHER, finished, fitted_eam, named_teacher, set_zero
 
@@ -38,7 +39,7 @@ def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, An
 
     Raises ConfigError where an arm is a hybrid and the checkpoint is no embedded-atom potential.
     """
-    settings = config.physpre.eam
+    settings, device = config.physpre.eam, device_of(config)
     source = hash_of_file(Path(settings.checkpoint)) if settings.checkpoint else ""
     weights = config.optim.loss.loss_args.model_dump()
     stage = Stage(
@@ -55,12 +56,14 @@ def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, An
     if result is None:
         stage.begin()
         if settings.checkpoint:
-            potential: Potential = open_potential(settings.checkpoint)
+            potential: Potential = open_potential(settings.checkpoint, map_location=device)
             # fitted to other data, it may have another zero of energy, which the network would have to unlearn
             refit_reference(potential, *(GraphDataset(s, potential.cutoff) for s in (data.train, data.val)))
             save_potential(folder / EAM, potential)
             result = {"text": f"loaded from {settings.checkpoint}", "table": [], "errors": {}}
         else:
+            if device.type != "cpu":
+                logger.info("the embedded-atom potential is fitted on the CPU: small sums, seconds to a minute")
             stresses = summary["data"]["train"]["labels"]["stress"] > 0
             fit = fit_eam(
                 data.train,
@@ -87,7 +90,7 @@ def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, An
     logger.info("embedded-atom potential\n%s", result["text"])
     hybrid = any(arm.hybrid for arm in parse_arms(config.physpre.arms))
     # a hybrid that cannot be built is better known before the other arms are trained
-    potential = fitted_eam(folder, config) if hybrid else load_potential(folder / EAM)
+    potential = fitted_eam(folder, config, device) if hybrid else load_potential(folder / EAM, device)
     tests = errors_of(folder / "1-eam-errors", potential, data, {"eam": stage.key, "data": data.key})
     summary["eam"] = {
         "table": result["table"],
@@ -103,7 +106,7 @@ def teacher_stage(folder: Path, config: Config, data: RunData, summary: dict[str
     settings = config.physpre.teacher
     if settings is None:
         return fit_stage(folder, config, data, summary)
-    teacher = named_teacher(settings)
+    teacher = named_teacher(settings, device_of(config))
     stage = Stage(
         folder / TEACHER,
         {"data": data.key, "teacher": settings.model_dump(exclude={"processes"}), "source": _source(teacher, settings)},

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from ase.data import atomic_numbers
 
 from mdl_physpre.errors import ConfigError
@@ -22,21 +23,21 @@ EAM = Path("1-eam") / "eam.pt"
 TEACHER = "1-teacher"
 
 
-def load_teacher(folder: Path, config: Config) -> Potential:
-    """The teacher of a run in ``folder`` whose first stage is done."""
+def load_teacher(folder: Path, config: Config, device: torch.device) -> Potential:
+    """The teacher of a run in ``folder`` whose first stage is done, on a device."""
     if config.physpre.teacher is None:
-        return load_potential(folder / EAM)
-    teacher = named_teacher(config.physpre.teacher)
+        return load_potential(folder / EAM, device)
+    teacher = named_teacher(config.physpre.teacher, device)
     set_zero(teacher, finished(folder)["result"])
     return teacher
 
 
-def fitted_eam(folder: Path, config: Config) -> EAMInteraction:
+def fitted_eam(folder: Path, config: Config, device: str | torch.device = "cpu") -> EAMInteraction:
     """The embedded-atom potential of a run, which hybrid arms add to the network.
 
     Raises ConfigError where ``physpre.eam.checkpoint`` named something else.
     """
-    potential = load_potential(folder / EAM)
+    potential = load_potential(folder / EAM, device)
     if not isinstance(potential, EAMInteraction):
         raise ConfigError(
             f"physpre.eam.checkpoint: {config.physpre.eam.checkpoint} holds a {type(potential).__name__}, and arms "
@@ -46,13 +47,14 @@ def fitted_eam(folder: Path, config: Config) -> EAMInteraction:
     return potential
 
 
-def named_teacher(settings: Teacher) -> SumPotential:
-    """The teacher that ``physpre.teacher`` names, with its own zero of energy."""
+def named_teacher(settings: Teacher, device: torch.device) -> SumPotential:
+    """The teacher that ``physpre.teacher`` names, with its own zero of energy; a network on a device."""
     return make_teacher(
         settings.source,
         settings.arguments,
         short_range=settings.short_range,
         short_range_radii=settings.short_range_radii,
+        device=device,
     )
 
 

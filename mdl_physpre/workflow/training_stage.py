@@ -7,7 +7,9 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from ase import Atoms
 
 from mdl_physpre.potentials.base import Potential
@@ -33,6 +35,7 @@ def training_stage(
     pretraining_key: str,
     seed: int | None = None,
     stage_folder: Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[Potential, str]:
     """3: one arm trained on DFT labels; with what its name says beside or before that (:mod:`training.arms`).
 
@@ -45,10 +48,11 @@ def training_stage(
     pretraining_key : key of the stage that made the pretraining set; empty where no arm needs one.
     seed : of the initial weights and of the order of structures; ``task.seed`` where ``None``.
     stage_folder : where this network is trained, inside ``folder``; ``3-train/ARM`` where ``None``.
+    device : where it is trained, alone where ``task.devices`` is 1.
 
     Returns
     -------
-    The trained potential, and the key of this stage.
+    The trained potential, there, and the key of this stage.
 
     Raises
     ------
@@ -56,8 +60,11 @@ def training_stage(
     """
     seed = config.task.seed if seed is None else seed
     parts, physpre = parse_arm(arm), config.physpre
+    where: dict[str, Any] = {"compile": config.task.compiles_on(str(device))}
+    if config.task.devices == 1:
+        where["device"] = str(device)
     finetune, pretrain = (
-        replace(s, seed=seed) for s in (config.training_settings(parts), config.pretraining_settings(parts))
+        replace(s, seed=seed, **where) for s in (config.training_settings(parts), config.pretraining_settings(parts))
     )
     cutoff = config.dataset.preprocess_params.cutoff_radius
     network = {
@@ -103,7 +110,7 @@ def training_stage(
         else:
             online = None
             if physpre.pretrain.online:
-                teacher = load_teacher(folder, config)
+                teacher = load_teacher(folder, config, torch.device(device))
                 online = OnlinePretrainingSet(
                     data.train,
                     config.perturbation_settings(),
@@ -136,7 +143,7 @@ def training_stage(
                 "pretraining": first_key,
             }
         )
-    return load_potential(folder / result["checkpoint"]), stage.key
+    return load_potential(folder / result["checkpoint"], device), stage.key
 
 
 def copy_pretraining(folder: Path, target: Path, key: str | None) -> None:

@@ -1,6 +1,7 @@
 """The fit of the embedded-atom potential: its loss, its routes, what it says, and what it refuses."""
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -100,9 +101,11 @@ def test_objective_is_the_loss_of_evaluate_and_masks_what_is_missing(data, core)
     potential = perturbed(EAMInteraction(["O", "Si"], CUTOFF, **core))
     objective = FitObjective(dataset, potential, WEIGHTS)
     found = objective(parameters_of(potential))
+    from_elsewhere = FitObjective(dataset, copy.deepcopy(potential).to("meta"), WEIGHTS)  # it works on the CPU
+    assert from_elsewhere(parameters_of(potential)).value == found.value
 
     graph = dataset.batch()
-    predicted = potential.differentiable_predictions(graph)
+    predicted = evaluate(potential, graph, create_graph=True)
     expected = 0.0
     values_of = {"energy": predicted.energies, "forces": predicted.forces, "stress": predicted.stress}
     for weight, (name, values) in zip(WEIGHTS, values_of.items()):

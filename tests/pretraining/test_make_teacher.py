@@ -16,7 +16,6 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
-from mdl_physpre.potentials.hybrid import HybridPotential
 from typer.testing import CliRunner
 
 from mdl_physpre.errors import ConfigError, DataError, PhyspreError
@@ -24,6 +23,7 @@ from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.potentials.checkpoints import save_potential
 from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.sum import HybridPotential, SumPotential
 from mdl_physpre.potentials.zbl import ZBL
 from mdl_physpre.pretraining import teacher as teacher_module
 from mdl_physpre.pretraining.teacher import compute_labels, label
@@ -97,7 +97,7 @@ def test_the_core_of_a_hybrid_is_found(tmp_path):
         network = CGCNN(elements=["Cu", "Au"], cutoff=4.0, dim1=4, dim2=4, gc_count=1, edge_dim=4)
         file = save_potential(tmp_path / "hybrid.pt", HybridPotential(network, eam))
         if core is None:
-            assert make_teacher(str(file), short_range="zbl").correction.core is not None
+            assert make_teacher(str(file), short_range="zbl").parts["core"] is not None
         else:
             with pytest.raises(ConfigError, match="has a short-range core already"):
                 make_teacher(str(file), short_range="zbl")
@@ -105,11 +105,10 @@ def test_the_core_of_a_hybrid_is_found(tmp_path):
 
 def test_the_core_of_a_network_shorter_than_it():
     """The core may reach further than the potential, which then sees its own edges alone."""
-    from mdl_physpre.potentials.corrected import CorrectedPotential
     from pair_teachers import SoftWall
 
     base, core, atoms = SoftWall(cutoff=2.0), ZBL(["Au"]), bulk("Au", a=3.2)
-    both = CorrectedPotential(base, core)
+    both = SumPotential(base=base, core=core)
     assert both.cutoff == pytest.approx(2 * 1.24)
     energy = [float(evaluate(p, build_graph(atoms, p.cutoff)).energies[0].detach()) for p in (both, base, core)]
     assert energy[0] == pytest.approx(energy[1] + energy[2], rel=1e-12)

@@ -10,7 +10,8 @@ from mdl_physpre.analysis.errors import prediction_errors
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.structures.graph import GraphDataset
-from mdl_physpre.training.replay import Replay
+from mdl_physpre.training.data import GraphBatches
+from mdl_physpre.training.replay import Replay, Steps
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
 from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune
@@ -76,11 +77,18 @@ def test_the_step_is_that_of_the_weighted_sum(tmp_path, n, share):
 
 
 def test_a_cut_batch_has_the_loss_of_the_whole():
-    replay = Replay(graphs(6, 2), SETTINGS, weight=0.6)
-    parts = replay.graphs([4, 1, 0, 3], max_edges=int(replay.dataset.n_edges.max()) * 2)
-    assert len(parts) > 1
-    assert sum(weight for _, weight in parts) == pytest.approx(0.6)
-    assert torch.equal(torch.cat([g.energy for g, _ in parts]), replay.dataset.batch([4, 1, 0, 3]).energy)
+    replay = Replay(graphs(6, 2), SETTINGS, weight=0.6, share=0.5)
+    dft = graphs(8, 1)
+    settings = TrainingSettings(max_edges=int(replay.dataset.n_edges.max()) * 2, seed=4)
+    batches = GraphBatches(dft, [[0, 1, 2, 3], [4, 5, 6, 7]])
+    steps = Steps(batches, replay, settings, epoch=1)
+    drawn = replay.indices(batches.batches, seed=4, epoch=1)
+    assert len(steps) == 2 and steps.structures == [8, 8]
+    for (graph, replayed), own, indices in zip(steps, batches.batches, drawn):
+        assert torch.equal(graph.energy, dft.batch(own).energy)
+        assert len(replayed) > 1
+        assert sum(weight for _, weight in replayed) == pytest.approx(0.6)
+        assert torch.equal(torch.cat([g.energy for g, _ in replayed]), replay.dataset.batch(indices).energy)
 
 
 def test_it_keeps_what_pretraining_taught(tmp_path):

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDE
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints import load_potential
+from mdl_physpre.potentials.compiled import CompiledPotential
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training import module as training_module
 from mdl_physpre.training import train as training
@@ -390,15 +392,57 @@ def test_data_that_do_not_fit_the_potential(tmp_path):
         train_potential(potential(), train, val, TrainingSettings(device="gpu0"), tmp_path)
 
 
-def test_mixed_precision_is_ignored_on_the_cpu_with_a_message(tmp_path, caplog):
+def test_compiled_it_trains_alike(tmp_path, monkeypatch):
+    """Resumed without: where and how a training runs may change. What the compiler makes of it is tested elsewhere."""
+    monkeypatch.setattr(training_module, "CompiledPotential", partial(CompiledPotential, backend="aot_eager"))
     train, val = data()
-    with caplog.at_level(logging.WARNING):
-        mixed = train_potential(
-            potential(), train, val, TrainingSettings(max_epochs=1, precision="bf16", device="cpu"), tmp_path / "a"
-        )
-    assert "bf16" in caplog.text
-    plain = train_potential(potential(), train, val, TrainingSettings(max_epochs=1, device="cpu"), tmp_path / "b")
-    assert mixed.best_loss == plain.best_loss
+    plain, other = potential(), potential()
+    first = train_potential(plain, train, val, TrainingSettings(max_epochs=3, **QUICK), tmp_path / "plain")
+    train_potential(other, train, val, TrainingSettings(max_epochs=2, compile=True, **QUICK), tmp_path / "other")
+    second = train_potential(other, train, val, TrainingSettings(max_epochs=3, **QUICK), tmp_path / "other")
+    for row, again in zip(first.history, second.history, strict=True):
+        assert row["train_loss"] == pytest.approx(again["train_loss"], rel=1e-4)
+        assert row["gradient_norm"] == pytest.approx(again["gradient_norm"], rel=1e-4)
+    assert torch.load(tmp_path / "other" / "last.ckpt", weights_only=True)["state_dict"].keys() == {
+        f"potential.{key}" for key in plain.state_dict()
+    }
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_a_precision_that_does_nothing_on_the_cpu_is_refused(tmp_path, precision):
+    train, val = data()
+    with pytest.raises(ConfigError, match=f"precision is '{precision}'.*runs on cpu; set precision to float32"):
+        train_potential(potential(), train, val, TrainingSettings(precision=precision, device="cpu"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_precision_that_a_gpu_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(ConfigError, match="needs compute capability 8.0, and cuda:0 has 7.5"):
+        training.check_precision("bf16", torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    training.check_precision("tf32", torch.device("cuda:0"))
+
+
+def test_tf32_is_for_gradients_alone(tmp_path):
+    """Seen from inside the potential: forward and backward in training, but not validation, nor afterwards."""
+    seen = []
+
+    class Watching(TinyPotential):
+        def atomic_energies(self, graph):
+            seen.append(("training" if self.training else "validation", torch.get_float32_matmul_precision()))
+            return super().atomic_energies(graph)
+
+    train, val = data()
+    model = Watching()
+    model.layers[0].weight.register_hook(lambda g: seen.append(("backward", torch.get_float32_matmul_precision())))
+    made = training_module.PotentialTraining(model, train, val, TrainingSettings(precision="tf32"), tmp_path)
+    made._gradients = 0
+    made._gradient(train.batch(), [], 0)
+    model.eval()
+    made._evaluate(train.batch(), made.settings, create_graph=False)
+    assert set(seen) == {("training", "high"), ("backward", "high"), ("validation", "highest")}
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_mixed_precision_covers_training_and_spares_validation(tmp_path):
@@ -406,7 +450,7 @@ def test_mixed_precision_covers_training_and_spares_validation(tmp_path):
     train, val = data()
     model = potential()
     graph = train.batch()
-    made = training_module.PotentialTraining(model, train, val, TrainingSettings(), tmp_path, mixed_precision=True)
+    made = training_module.PotentialTraining(model, train, val, TrainingSettings(precision="bf16"), tmp_path)
     full, half = (made._evaluate(graph, made.settings, create_graph=create_graph) for create_graph in (False, True))
     assert torch.equal(full.energies, evaluate(model, graph).energies)
     assert half.energies.dtype == torch.float64
@@ -415,17 +459,6 @@ def test_mixed_precision_covers_training_and_spares_validation(tmp_path):
     assert 1e-5 < difference < 0.15  # bfloat16 keeps three digits, and the distance itself passes a product
     half.forces.square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-
-
-def test_mixed_precision_is_ignored_for_derivatives_by_hand(caplog):
-    class ByHand(TinyPotential):
-        def differentiable_predictions(self, graph, forces, stress):
-            raise NotImplementedError
-
-    cuda = torch.device("cuda")
-    assert training._mixed_precision_is_safe(TinyPotential(), cuda)
-    assert not training._mixed_precision_is_safe(ByHand(), cuda)
-    assert "ByHand" in caplog.text
 
 
 def test_random_numbers_of_the_caller_are_left_alone(tmp_path):
