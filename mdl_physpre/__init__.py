@@ -35,6 +35,7 @@ _PUBLIC = {
     "TrainingSettings": "training.settings",
     "ZBL": "potentials.zbl",
     "average_rdfs": "analysis.rdf",
+    "benchmark": "workflow.benchmark",
     "build_graph": "structures.graph",
     "check_structures": "structures.check",
     "compare": "report.comparison",

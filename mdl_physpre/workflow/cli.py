@@ -11,6 +11,7 @@ import typer
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import PhyspreError
+from mdl_physpre.workflow.cli_bench import bench
 from mdl_physpre.workflow.cli_potentials import compare, convert_checkpoint, doctor, evaluate, export, judge, md
 from mdl_physpre.workflow.cli_report import report, status
 from mdl_physpre.workflow.cli_runs import demo, fit, run
@@ -65,7 +66,7 @@ def common(
 
 for function in (
     run, demo, fit, perturb, label, evaluate, doctor, md, judge, report, status, compare, convert, inspect, export,
-    convert_checkpoint,
+    convert_checkpoint, bench,
 ):  # fmt: skip
     app.command()(function)
 for point in entry_points(group="mdl_physpre.commands"):

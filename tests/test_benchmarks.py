@@ -1,0 +1,95 @@
+"""``benchmarks/gpu.py`` runs in small: on the CPU, and on the stand-in for a GPU without a clash of devices."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from gpu_twin import DEVICE, counting
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def script():
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", FOLDER / "gpu.py")
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    patch.undo()
+
+
+def rows_without_errors(content: dict, section: str) -> list[dict]:
+    found = content["sections"][section]
+    assert "error" not in found, found
+    rows = [row for row in found["rows"] if row.get("error") != "not installed"]
+    assert all("error" not in row for row in rows), rows
+    return rows
+
+
+def test_it_keeps_to_twenty_minutes_in_parts_of_nine(script):
+    assert set(script.MINUTES) == set(script.SECTIONS)
+    assert sum(script.MINUTES.values()) <= 20 and max(script.MINUTES.values()) < 9
+
+
+def test_all_sections_on_the_cpu(script, tmp_path, capsys):
+    out = tmp_path / "gpu.json"
+    script.main(["--device", "cpu", "--small", "--out", str(out)])
+    content, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert list(content["sections"]) == list(script.SECTIONS) and content["small"]
+    for row in rows_without_errors(content, "same"):
+        bound = 1e-10 if row["dtype"] == "float64" else 1e-4
+        assert all(row[what] < bound for what in ("energies", "forces", "stress", "gradient")), row
+    for row in rows_without_errors(content, "training"):
+        assert row["structures_per_s"] == pytest.approx(row["batch"] / row["ms"] * 1e3)
+    assert {row["ensemble"] for row in rows_without_errors(content, "dynamics")} == {"nvt", "npt"}
+    sides = {row["side"] for row in rows_without_errors(content, "autograd")}
+    assert sides == {"eager", "autograd of atomic energies", "autograd of PyG's CGConv"}
+    rows_without_errors(content, "others")
+    costs = rows_without_errors(content, "paper")
+    assert len(costs) == 7 and all(row["extrapolated_hours"] > 0 and row["measured"] for row in costs)
+    for name in script.SECTIONS:
+        assert f"\n{name}, " in printed
+
+
+def test_on_a_device_that_is_not_the_cpu(script):
+    with counting() as counts:
+        content = script.main(["--device", str(DEVICE), "--small"])
+    assert counts.clashes == {} and counts.kernels > 10_000
+    for row in rows_without_errors(content, "same"):
+        bound = 1e-6 if row["dtype"] == "float64" else 1e-4  # functions of distance may stand in tables on the CPU
+        assert row["forces"] < bound, row
+    for name in ("training", "dynamics", "autograd", "paper"):
+        assert rows_without_errors(content, name)
+
+
+def test_plain_differentiation_is_of_the_same_network(script):
+    bench = script.Bench("cpu", small=True)
+    for name, cutoff in bench.cases:
+        potential, graph = bench.potential(name, cutoff), bench.batch(2, cutoff)
+        found = script.differentiated(potential.atomic_energies, graph)
+        expected = script.evaluate(potential, graph)
+        assert script.difference(found.forces, expected.forces) < 1e-4
+        assert script.difference(found.stress, expected.stress) < 1e-4
+
+
+def test_a_section_that_fails_is_told_and_the_others_go_on(script, tmp_path, monkeypatch):
+    def fails(bench):
+        yield {"first": 1}
+        raise RuntimeError("no such kernel")
+
+    out = tmp_path / "gpu.json"
+    arguments = ["--device", "cpu", "--small", "--out", str(out)]
+    monkeypatch.setitem(script.SECTIONS, "same", fails)
+    script.main([*arguments, "--section", "same", "--section", "repeatable"])
+    monkeypatch.setitem(script.MINUTES, "training", 0.0)
+    script.main([*arguments, "--section", "training"])  # another command; what is there stays
+    sections = json.loads(out.read_text())["sections"]
+    assert sections["same"]["rows"] == [{"first": 1}] and "no such kernel" in sections["same"]["error"]
+    assert all(row["forces"] == "same bits" for row in sections["repeatable"]["rows"])
+    assert all(row["error"] == "no time left" for row in sections["training"]["rows"])

@@ -1,0 +1,40 @@
+"""A whole small run on a stand-in for a GPU: fit, labels, training, tests, dynamics, report, without a clash."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from gpu_twin import counting, make_it_the_gpu
+
+import mdl_physpre
+from mdl_physpre.workflow.run import run
+
+DEMO = Path(mdl_physpre.__file__).parent / "demo" / "demo.yml"
+TINY = [
+    "optim.max_epochs=2", "physpre.pretrain.max_epochs=1", "physpre.perturbation.n_aug=1", "physpre.dynamics.steps=12",
+    "physpre.dynamics.n_structures=2", "physpre.eam.epochs=2", "physpre.n_networks=1", "dataset.fraction=0.1",
+    "physpre.dynamics.trajectory_interval=5", "physpre.report.formats=[html]", "task.processes=1",
+    "dataset.split.test=8",
+]  # fmt: skip
+NETWORKS = {
+    "cgcnn": ["model.dim1=8", "model.dim2=8", "model.gc_count=1"],
+    "m3gnet": ["model={name: M3GNet, units: 8, num_blocks: 1}"],
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_run_on_the_device(name, tmp_path, monkeypatch):
+    make_it_the_gpu(monkeypatch)
+    with counting() as counts:
+        there = run(DEMO, [*TINY, *NETWORKS[name], "task.device=cuda"], out=tmp_path / "gpu")
+    assert counts.clashes == Counter()
+    assert counts.kernels > 5_000  # labels, training, tests and dynamics were there, not here
+    assert (tmp_path / "gpu" / "report.html").exists()
+    assert all(there[arm]["dynamics"]["n"] == 2 for arm in ("baseline", "pretrain"))
+    if name == "cgcnn":
+        on_cpu = run(DEMO, [*TINY, *NETWORKS[name], "task.device=cpu"], out=tmp_path / "cpu")
+        for arm in ("baseline", "pretrain"):
+            found, expected = (s[arm]["errors"]["test"]["forces_mae"] for s in (there, on_cpu))
+            assert found == pytest.approx(expected, rel=1e-3)
