@@ -50,7 +50,6 @@ from mdl_physpre.training.loss import label_errors, total_loss
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.workflow import benchmark
 from mdl_physpre.workflow.throughput import (
-    on_device,
     peak_memory,
     running,
     seconds_of,
@@ -97,7 +96,7 @@ class Bench:
 
     def batch(self, n: int, cutoff: float, device: Any = None, dtype: torch.dtype = torch.float32) -> AtomGraph:
         data = GraphDataset(self.structures, cutoff, dtype=dtype, workers=1)
-        return on_device(data.batch([k % len(data) for k in range(n)]), self.device if device is None else device)
+        return data.batch([k % len(data) for k in range(n)]).on(self.device if device is None else device)
 
     def late(self) -> bool:
         return time.monotonic() > self.end

@@ -143,13 +143,6 @@ def sum_by_structure(values: Tensor, graph: AtomGraph) -> Tensor:
     return out.index_add(0, graph.batch, values.to(torch.float64))
 
 
-def volumes(graph: AtomGraph) -> Tensor:
-    """|det cell| of each structure, (n_structures,), Å³; NaN where there is no cell."""
-    a, b, c = graph.cell.unbind(1)
-    volume = (a * torch.linalg.cross(b, c)).sum(1).abs()
-    return torch.where(volume > 0, volume, torch.nan)
-
-
 def check_elements(potential: Potential, graph: AtomGraph) -> None:
     """Raise DataError, naming them, where the graph holds elements that the potential does not know."""
     known = potential.known_elements()
@@ -230,11 +223,10 @@ def derivatives(
 
     def energies_at(positions: Tensor, strain: Tensor | None) -> Tensor:
         moved = graph.from_tensors(graph, pos=positions)
-        if strain is not None:
-            deformation = 0.5 * (strain + strain.transpose(1, 2))
-            of_atoms = deformation.index_select(0, graph.batch)
-            moved.pos = positions + (positions[:, :, None] * of_atoms).sum(1)
-            moved.cell = graph.cell + graph.cell @ deformation
+        if strain is not None:  # zero, so that what it multiplies may be taken for constant
+            of_atoms = strain.index_select(0, graph.batch)
+            moved.pos = positions + (graph.pos[:, :, None] * of_atoms).sum(1)
+            moved.cell = graph.cell + graph.cell @ strain
         return sum_by_structure(potential.atomic_energies(moved), graph)
 
     if not (forces or stress):
@@ -244,9 +236,11 @@ def derivatives(
     energies, slopes = _energies_and_slopes(energies_at, arguments, create_graph)
     found = Predictions(energies, forces=-slopes[0] if forces else None)
     if stress:
-        volume = volumes(graph)[:, None, None]
+        a, b, c = graph.cell.unbind(1)
+        volume = (a * torch.linalg.cross(b, c)).sum(1).abs()[:, None, None]
+        virial = 0.5 * (slopes[1] + slopes[1].transpose(1, 2))
         # NaN where there is no cell, put in so that it does not spread to the gradients of the others
-        found.stress = torch.where(volume.isnan(), torch.nan, slopes[1] / volume.nan_to_num(1.0))
+        found.stress = torch.where(volume > 0, virial / torch.where(volume > 0, volume, 1.0), torch.nan)
     return found
 
 

@@ -168,7 +168,8 @@ class CGCNN(Backbone):
     def atomic_energies(self, graph: AtomGraph) -> Tensor:
         """Energy of each atom (N,) in eV, differentiable in positions, cell and parameters."""
         i, j = graph.edge_index
-        return self.reference(graph.z) + self.energy_scale * self.outputs(graph.z, edge_vectors(graph), i, j)
+        outputs = self.outputs(graph.z, edge_vectors(graph), i, j)
+        return torch.add(self.reference(graph.z), outputs, alpha=self.energy_scale)
 
     def outputs(self, z: Tensor, vectors: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """The network's output (N,) from species (N,), edge vectors (E, 3), and centres and neighbours (E,)."""
@@ -193,10 +194,11 @@ class CGCNN(Backbone):
         """f(r_ij) / n_i for every edge (E,); 0 at and beyond the cutoff."""
         if self.envelope:
             f = smoothstep(distances, self.envelope_start * self.cutoff, self.cutoff)
+            norm = f.new_ones(n_atoms).index_add(0, centre, f)
         else:
             f = (distances <= self.cutoff).to(distances.dtype)
-        norm = f.new_full((n_atoms,), 1.0 if self.envelope else 0.0).index_add(0, centre, f)
-        return f / norm.index_select(0, centre).clamp_min(torch.finfo(f.dtype).tiny)
+            norm = f.new_zeros(n_atoms).index_add(0, centre, f).clamp_min(1.0)
+        return f / norm.index_select(0, centre)
 
     def _convolutions(self, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> Convolve:
         """h + Σ_j w_ij sigmoid(a^f) softplus(a^s) of a convolution, (N, dim), from h; in C where it can be."""
@@ -208,7 +210,7 @@ class CGCNN(Backbone):
             f, s, dim = convolution.lin_f, convolution.lin_s, h.shape[1]
             weight, bias = torch.cat([f.weight, s.weight]), torch.cat([f.bias, s.bias])
             of_centre, of_neighbour, of_edge = weight.split([dim, dim, self.edge_dim], dim=1)
-            # matrix products of nodes with nodes, not with edges
+            # products with nodes, of which there are fewer than edges
             centre, neighbour = functional.linear(h, of_centre, bias), functional.linear(h, of_neighbour)
             edge = torch.addmm(centre.index_select(0, i), gaussians, of_edge.T)
             gate, core = (edge + neighbour.index_select(0, j)).chunk(2, dim=1)

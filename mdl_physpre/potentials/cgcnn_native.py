@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mdl_physpre.potentials.edge_op import remember_stage, wanted
+from mdl_physpre.potentials.edge_op import in_geometry
 from mdl_physpre.potentials.native import (
     VECTOR_BYTES,
     address,
@@ -96,7 +96,7 @@ class _Call:
         _, n_atoms, stride = nodes.shape
         pointers = [t.data_ptr() for t in (*self.held, self.nodes[0], self.nodes[2], self.coefficient)]
         self.layer = _Layer(n_atoms, n_pieces, stride, per_length, *pointers)
-        self.library, self.ranges = library_for(nodes), ranges_of_atoms(start)
+        self.library, self.ranges = library(DTYPES[nodes.dtype]), ranges_of_atoms(start)
 
     def run(self, name: str, arguments: Callable[[int], list[Tensor]]) -> None:
         layer = ctypes.byref(self.layer)
@@ -188,18 +188,14 @@ def second(
 def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
     *tensors, ctx.per_length, ctx.n_pieces = inputs
     ctx.save_for_backward(*tensors)
-    remember_stage(ctx)
 
 
 def _backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
     given = (adjoint, *ctx.saved_tensors, ctx.per_length, ctx.n_pieces)
-    geometry, parameters = wanted(ctx)
-    nodes = coefficient = distance = weight = None
-    if parameters:
-        nodes, coefficient = by_parameters(*given)
-    if geometry:
+    if in_geometry():
         nodes, distance, weight = by_geometry(*given)
-    return nodes, coefficient, distance, weight, None, None, None, None, None
+        return nodes, None, distance, weight, *[None] * 5
+    return *by_parameters(*given), *[None] * 7
 
 
 def _second(ctx: Any, *rates: Tensor) -> tuple[Tensor | None, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,6 +17,12 @@ STEPS = 8
 
 LEAST_PADDING = 32
 """Atoms that are added at least, among which added edges are spread: sums into one row would wait for each other."""
+
+
+MOST_SIZES = 10_000
+"""Compilations before one is refused; torch gives up after a few, which here would be an error."""
+
+_LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # torch < 2.6
 
 
 @dataclass
@@ -69,7 +76,7 @@ class CompiledPotential(AtomicPotential):
     def derivatives(self, graph: AtomGraph, forces: bool, stress: bool, create_graph: bool) -> Predictions:
         """Energies, forces and stress, compiled."""
         n_structures, n_atoms = len(graph.n_atoms), len(graph.z)
-        with torch.set_grad_enabled(create_graph):
+        with torch.set_grad_enabled(create_graph), torch._dynamo.config.patch({_LIMIT: MOST_SIZES}):
             run = self._training if create_graph else self._prediction
             energies, *rest = run(self.potential, padded(graph, self.cutoff), forces, stress)
         if not create_graph and graph.pos.device.type != "cpu":

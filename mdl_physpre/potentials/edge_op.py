@@ -2,7 +2,8 @@
 
 Automatic differentiation asks an operator for its gradient twice in a training step: for forces, in positions and cell
 and what depends on them, and for the loss, in what depends on parameters. It does not say which of the two it is, and
-to compute both each time would cost half as much again.
+to compute both each time would cost half as much again. So :func:`~mdl_physpre.evaluate` says it, and operators in C
+are used there alone; elsewhere derivatives may be of any order, and tensor operations have them.
 """
 
 from __future__ import annotations
@@ -50,12 +51,6 @@ def derivatives_in_geometry() -> Any:
     return _stage("geometry")
 
 
-def remember_stage(ctx: Any) -> None:
-    """Keep what :func:`wanted` needs to know of the time when an operator was called."""
-    ctx.told = getattr(_of_thread, "stage", None) is not None
-
-
-def wanted(ctx: Any) -> tuple[bool, bool]:
-    """Whether gradients in geometry and in parameters are wanted; both where nobody has told."""
-    geometry = getattr(_of_thread, "stage", None) == "geometry"
-    return not ctx.told or geometry, not ctx.told or not geometry
+def in_geometry() -> bool:
+    """Whether an operator is asked for its gradient in positions and node values, not in parameters and node values."""
+    return getattr(_of_thread, "stage", None) == "geometry"

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdl_physpre.potentials.edge_op import remember_stage, wanted
+from mdl_physpre.potentials.edge_op import in_geometry
 from mdl_physpre.potentials.native import VECTOR_BYTES, can_use_c, compiled, limits, ranges_of_atoms, run_ranges
 
 SOURCE = Path(__file__).with_name("m3gnet_native.c")
@@ -47,7 +47,7 @@ TENSORS = (
     "i", "j", "near", "start", "centre", "neighbour", "q", "e", "radial", "gate", "gate_t", "first", "first_t",
     "second", "second_t", "bias", "scale", "encoder", "edge", "message", "kept", "edge_bar", "message_bar", "kept_bar",
     "centre_bar", "neighbour_bar", "q_bar", "e_bar", "radial_bar", "bars", *SUMS, "centre_dot", "neighbour_dot",
-    "q_dot", "e_dot", "radial_dot", "edge_dot", "message_dot", "kept_ext", "q_ext", "radial_ext",
+    "q_dot", "e_dot", "radial_dot", "edge_dot", "message_dot", "kept_ext", "q_ext",
 )  # fmt: skip
 
 
@@ -208,47 +208,39 @@ def by_geometry(
 def by_parameters(
     edge_bar: Tensor | None, message_bar: Tensor, kept_bar: Tensor | None, edge: Tensor, kept: Tensor, q: Tensor,
     e: Tensor | None, radial: Tensor, weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor,
-    by_radial: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in P, Q, q, e, g (where wanted) and the weights."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in P, Q, q, e and the weights."""
     n_atoms, units = message_bar.shape
     call = _Call(q, e, radial, weights, i, j, near, start, units)
     found = {
         "centre_bar": kept.new_zeros(n_atoms, 4 * units), "q_bar": torch.empty_like(q),
-        "e_bar": rows(q, len(i), units), **_zeros("radial_bar", radial, by_radial),
+        "e_bar": rows(q, len(i), units),
     }  # fmt: skip
     neighbour, (sums, parts) = kept.new_zeros(len(call.ranges), n_atoms, 4 * units), call.weight_sums()
     given = {"edge_bar": edge_bar, "message_bar": message_bar, "kept_bar": kept_bar, "edge": edge, "kept": kept}
     call.run("by_parameters", {"neighbour_bar": neighbour, **parts}, **given, **found)
-    by_g = found.get("radial_bar", radial.new_zeros(0))
-    return found["centre_bar"], _total(neighbour), found["q_bar"], found["e_bar"], by_g, _total(sums)
-
-
-def _zeros(name: str, like: Tensor, wanted: bool) -> dict[str, Tensor]:
-    return {name: torch.zeros_like(like)} if wanted else {}
+    return found["centre_bar"], _total(neighbour), found["q_bar"], found["e_bar"], _total(sums)
 
 
 @torch.library.custom_op("mdl_physpre::m3gnet_block_second", mutates_args=(), device_types="cpu")
 def second(
     centre_dot: Tensor | None, neighbour_dot: Tensor | None, q_dot: Tensor, e_dot: Tensor | None, radial_dot: Tensor,
     message_bar: Tensor, e_bar: Tensor, bars: Tensor, kept: Tensor, q: Tensor, e: Tensor | None, radial: Tensor,
-    weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor, by_radial: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Rates of e² and m, and of adjoint · rate the gradients in a and y, in q, in g (where wanted) and the weights."""
+    weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Rates of e² and m, and of adjoint · rate the gradients in a and y, in q and in the weights."""
     units = message_bar.shape[1]
     call = _Call(q, e, radial, weights, i, j, near, start, units)
     sums, parts = call.weight_sums()
     found = {
         "edge_dot": rows(q, *e_bar.shape), "message_dot": torch.zeros_like(message_bar),
         "kept_ext": rows(q, *kept.shape), "q_ext": torch.empty_like(q),
-        **_zeros("radial_ext", radial, by_radial),
     }  # fmt: skip
     given = {"centre_dot": centre_dot, "neighbour_dot": neighbour_dot, "q_dot": q_dot, "e_dot": e_dot,
              "radial_dot": radial_dot, "message_bar": message_bar, "e_bar": e_bar, "bars": bars,
              "kept": kept}  # fmt: skip
     call.run("second", parts, **given, **found)
-    by_g = found.get("radial_ext", radial.new_zeros(0))
-    return found["edge_dot"], found["message_dot"], found["kept_ext"], found["q_ext"], by_g, _total(sums)
+    return found["edge_dot"], found["message_dot"], found["kept_ext"], found["q_ext"], _total(sums)
 
 
 def _keep_block(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -257,7 +249,6 @@ def _keep_block(ctx: Any, inputs: tuple, output: Any) -> None:
     ctx.save_for_backward(edge, kept, *given)
     ctx.n_atoms = len(inputs[0])
     ctx.set_materialize_grads(False)
-    remember_stage(ctx)
 
 
 def _keep_gradient(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -265,7 +256,6 @@ def _keep_gradient(ctx: Any, inputs: tuple, output: Any) -> None:
     ctx.save_for_backward(message_bar, output[3], output[5], *given)
     ctx.mark_non_differentiable(output[5])
     ctx.set_materialize_grads(False)
-    remember_stage(ctx)
 
 
 def _backward(ctx: Any, edge_bar: Tensor | None, message_bar: Tensor | None, kept_bar: Tensor | None) -> tuple:
@@ -273,26 +263,21 @@ def _backward(ctx: Any, edge_bar: Tensor | None, message_bar: Tensor | None, kep
     has_e = given[1] is not None
     if message_bar is None:
         message_bar = edge.new_zeros(ctx.n_atoms, edge.shape[1])
-    geometry, parameters = wanted(ctx)
-    centre = neighbour = q = e = by_g = by_weights = None
-    if parameters:
-        found = by_parameters(edge_bar, message_bar, kept_bar, edge, kept, *given, geometry)
-        centre, neighbour, q, e, by_g, by_weights = found
-    if geometry and kept_bar is None:  # the same once more, differentiable
+    by_g = by_weights = None
+    if in_geometry():
         centre, neighbour, q, e, by_g, _ = by_geometry(edge_bar, message_bar, kept, *given, torch.is_grad_enabled())
-    return centre, neighbour, q, e if has_e else None, by_g if geometry else None, by_weights, None, None, None, None
+    else:
+        centre, neighbour, q, e, by_weights = by_parameters(edge_bar, message_bar, kept_bar, edge, kept, *given)
+    return centre, neighbour, q, e if has_e else None, by_g, by_weights, None, None, None, None
 
 
 def _second(ctx: Any, centre: Tensor, neighbour: Tensor, q: Tensor, e: Tensor, g: Tensor, _: None) -> tuple:
     message_bar, e_bar, bars, kept, *given = ctx.saved_tensors
     q, g = (torch.zeros_like(like) if dot is None else dot for dot, like in ((q, given[0]), (g, given[2])))
-    by_radial = wanted(ctx)[0]
-    edge_dot, message_dot, kept_ext, q_ext, radial_ext, weights = second(
-        centre, neighbour, q, e, g, message_bar, e_bar, bars, kept, *given, by_radial
-    )
-    by_g = radial_ext if by_radial else None
+    rates = (centre, neighbour, q, e, g)
+    edge_dot, message_dot, kept_ext, q_ext, weights = second(*rates, message_bar, e_bar, bars, kept, *given)
     edge_dot = edge_dot if ctx.needs_input_grad[0] else None
-    return edge_dot, message_dot, kept_ext, q_ext, None, by_g, weights, None, None, None, None, None
+    return edge_dot, message_dot, kept_ext, q_ext, None, None, weights, None, None, None, None, None
 
 
 block.register_autograd(_backward, setup_context=_keep_block)
@@ -317,15 +302,12 @@ def _(edge_bar: Any, message_bar: Tensor, kept: Tensor, q: Tensor, e: Any, radia
 
 @by_parameters.register_fake
 def _(edge_bar: Any, message_bar: Tensor, kept_bar: Any, edge: Tensor, kept: Tensor, q: Tensor, e: Any, radial: Tensor,
-      weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor, by_radial: bool) -> Any:  # fmt: skip
+      weights: Tensor, *rest: Tensor) -> Any:  # fmt: skip
     nodes = [kept.new_empty(len(message_bar), 4 * edge.shape[1]) for _ in range(2)]
-    by_g = torch.empty_like(radial) if by_radial else radial.new_empty(0)
-    return *nodes, torch.empty_like(q), torch.empty_like(edge), by_g, torch.empty_like(weights)
+    return *nodes, torch.empty_like(q), torch.empty_like(edge), torch.empty_like(weights)
 
 
 @second.register_fake
 def _(a: Any, b: Any, c: Tensor, d: Any, f: Tensor, message_bar: Tensor, e_bar: Tensor, bars: Tensor, kept: Tensor,
-      q: Tensor, e: Any, radial: Tensor, weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor,
-      by_radial: bool) -> Any:  # fmt: skip
-    given = [torch.empty_like(t) for t in (e_bar, message_bar, kept, q)]
-    return *given, torch.empty_like(radial) if by_radial else radial.new_empty(0), torch.empty_like(weights)
+      q: Tensor, e: Any, radial: Tensor, weights: Tensor, *rest: Tensor) -> Any:  # fmt: skip
+    return tuple(torch.empty_like(t) for t in (e_bar, message_bar, kept, q, weights))

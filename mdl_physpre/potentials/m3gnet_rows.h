@@ -20,7 +20,7 @@ typedef struct {
   REAL *centre_bar, *neighbour_bar, *q_bar, *e_bar, *radial_bar, *bars;
   REAL *gate_sum, *first_sum, *second_sum, *bias_sum, *scale_sum, *encoder_sum;
   const REAL *centre_dot, *neighbour_dot, *q_dot, *e_dot, *radial_dot;
-  REAL *edge_dot, *message_dot, *kept_ext, *q_ext, *radial_ext;
+  REAL *edge_dot, *message_dot, *kept_ext, *q_ext;
 } Block;
 
 /* kept holds a_0, y_0, a_1, y_1, bars the adjoints of silu(a_0), silu(a_1) and e^2, each of all edges. */
@@ -162,7 +162,7 @@ INLINE void gate_backward(const Block *x, const int kind, int64_t r, const int p
   if (kind != THREE && x->radial_bar) EACH(k) x->radial_bar[r * x->n_radial + k] += sum(sums[k]);
 }
 
-/* The rate of t from those of s, y and g, and of adjoint . rate the gradients in y, in g and in the weights of p;
+/* The rate of t from those of s, y and g, and of adjoint . rate the gradients in y and in the weights of p;
    y_bar: the adjoint of y; may be y_dot */
 INLINE void gate_second(const Block *x, const int kind, int64_t r, const REAL *bar, const REAL *y, const REAL *y_dot,
                         const REAL *source, REAL *target, REAL *y_bar, REAL *y_ext) {
@@ -170,7 +170,6 @@ INLINE void gate_second(const Block *x, const int kind, int64_t r, const REAL *b
   const REAL *radial = x->radial + r * n, *radial_dot = x->radial_dot + r * n;
   const REAL *scale = kind == THREE ? 0 : SCALE(x, kind, );
   REAL *gradient = kind == THREE ? 0 : SCALE(x, kind, _sum);
-  vec sums[MOST] = {{0}};
   for (int64_t c = 0; c < units; c += W) {
     vec g, g1, g2, s, d, slope, curvature, t = load(bar + c), yg = all(0), ys = all(0), o_bar_ext = all(0);
     opened(kind, y + c, units, &g, &g1, &g2, &s);
@@ -186,10 +185,7 @@ INLINE void gate_second(const Block *x, const int kind, int64_t r, const REAL *b
       vec p_ext = along * o_dot + t * o * (curvature * p_dot);
       rate += o * (slope * p_dot);
       o_bar_ext = along * p_dot;
-      EACH(k) {
-        add(gradient + k * units + c, p_ext * radial[k] + p_bar * radial_dot[k]);
-        if (x->radial_ext) sums[k] += p_ext * load(scale + k * units + c);
-      }
+      EACH(k) add(gradient + k * units + c, p_ext * radial[k] + p_bar * radial_dot[k]);
     }
     store(target + c, (source ? load(source + c) : all(0)) + rate);
     if (kind == ENCODER) continue;
@@ -198,5 +194,4 @@ INLINE void gate_second(const Block *x, const int kind, int64_t r, const REAL *b
     store(y_ext + c, o_bar_ext * by_g + o_bar * (g2 * s * yg + by_both * ys));
     store(y_ext + units + c, o_bar_ext * by_s + o_bar * (by_both * yg + by_s * (1 - 2 * s) * ys));
   }
-  if (kind != THREE && x->radial_ext) EACH(k) x->radial_ext[r * n + k] += sum(sums[k]);
 }

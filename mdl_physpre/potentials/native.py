@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mdl_physpre.potentials.c_build import FLAGS, built_library, built_name, compile_library, find_compiler
+from mdl_physpre.potentials.edge_op import in_evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def tensor_operations() -> Iterator[None]:
 
 def can_use_c(like: Tensor, dtypes: Mapping[torch.dtype, str]) -> bool:
     """Whether C code that there is for ``dtypes`` may take the place of operations on tensors as ``like``."""
-    if torch.compiler.is_compiling() or getattr(_of_thread, "off", False):
+    if torch.compiler.is_compiling() or getattr(_of_thread, "off", False) or not in_evaluate():
         return False
     return like.device.type == "cpu" and like.dtype in dtypes
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mdl_physpre.potentials.edge_op import in_evaluate, remember_stage, wanted
+from mdl_physpre.potentials.edge_op import in_geometry
 from mdl_physpre.potentials.native import (
     VECTOR_BYTES,
     address,
@@ -66,7 +66,7 @@ class HeadLayout:
     @classmethod
     def of(cls, heads: int, channels: int, like: Tensor) -> HeadLayout | None:
         """None where C cannot be had for the precision and device of ``like`` or for this size, or must not be used."""
-        if not can_use_c(like, DTYPES) or not in_evaluate() or library(DTYPES[like.dtype]) is None:
+        if not can_use_c(like, DTYPES) or library(DTYPES[like.dtype]) is None:
             return None
         lanes, depth, padded = VECTOR_BYTES // like.element_size(), channels // heads, 1 << (heads - 1).bit_length()
         whole = max(1, lanes // padded)
@@ -251,17 +251,15 @@ def second(*given: Any) -> tuple[Tensor, ...]:
 def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
     *tensors, ctx.bounds, ctx.heads, ctx.gives_vectors = inputs
     ctx.save_for_backward(*tensors)
-    remember_stage(ctx)
 
 
 def _backward(ctx: Any, gx: Tensor, gout: Tensor) -> tuple[Tensor | None, ...]:
     given = (gx, gout, *ctx.saved_tensors, ctx.bounds, ctx.heads, ctx.gives_vectors)
-    geometry, parameters = wanted(ctx)
-    nodes = vec = table = distance = direction = None
-    if parameters:
-        nodes, vec, table = by_table(*given)
-    if geometry:
+    table = distance = direction = None
+    if in_geometry():
         nodes, vec, distance, direction = by_geometry(*given)
+    else:
+        nodes, vec, table = by_table(*given)
     return nodes, vec if ctx.needs_input_grad[1] else None, table, distance, direction, *[None] * 7
 
 

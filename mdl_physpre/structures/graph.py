@@ -38,33 +38,38 @@ class AtomGraph(Data):
     """
 
     @classmethod
-    def from_tensors(cls, base: AtomGraph | None = None, **fields: Tensor) -> AtomGraph:
-        """A graph with the fields of ``base`` (shared, not copied) and ``fields`` in place of its own."""
+    def from_tensors(
+        cls, base: AtomGraph | None = None, elements: frozenset[int] | None = None, **fields: Tensor
+    ) -> AtomGraph:
+        """A graph with the fields of ``base`` (shared, not copied) and ``fields`` in place of its own.
+
+        ``elements`` are the atomic numbers in it, where they are known.
+        """
         graph = cls()
         store = graph._store  # plain storage: the checks of Data cost more than a small batch
         if base is not None:
             for key, value in base._store.items():
                 store[key] = value
-            if "z" not in fields and "found_elements" in base.__dict__:
-                graph.__dict__["found_elements"] = base.__dict__["found_elements"]
+            if "z" not in fields and elements is None:
+                elements = base.__dict__.get("known_elements")
         for key, value in fields.items():
             store[key] = value
+        graph.__dict__["known_elements"] = elements
         return graph
 
     @property
     def elements(self) -> frozenset[int]:
         """The atomic numbers in the graph, found once: on a GPU, to look at them is to wait for all that it does."""
-        if "found_elements" not in self.__dict__:
-            self.__dict__["found_elements"] = frozenset(self.z.unique().tolist())
-        return self.__dict__["found_elements"]
+        if self.__dict__.get("known_elements") is None:
+            self.__dict__["known_elements"] = frozenset(self.z.unique().tolist())
+        return self.__dict__["known_elements"]
 
     def on(self, device: torch.device | str) -> AtomGraph:
         """The graph on a device; itself where it is there already."""
         if self.pos.device == torch.device(device):
             return self
-        moved = AtomGraph.from_tensors(**{k: v.to(device, non_blocking=True) for k, v in self._store.items()})
-        moved.__dict__["found_elements"] = self.elements
-        return moved
+        fields = {k: v.to(device, non_blocking=True) for k, v in self._store.items()}
+        return AtomGraph.from_tensors(elements=self.elements, **fields)
 
 
 def _edges_of(task: tuple[np.ndarray, np.ndarray, np.ndarray, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -236,9 +241,7 @@ class GraphDataset:
             fields["energy"] = torch.from_numpy(self._energy[picked])
             fields["forces"] = torch.from_numpy(self._forces[atoms])
             fields["stress"] = torch.from_numpy(self._stress[picked])
-        graph = AtomGraph.from_tensors(None, **fields)
-        graph.__dict__["found_elements"] = frozenset(np.unique(self._z[atoms]).tolist())
-        return graph
+        return AtomGraph.from_tensors(elements=frozenset(np.unique(self._z[atoms]).tolist()), **fields)
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

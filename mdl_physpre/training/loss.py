@@ -105,8 +105,7 @@ def _sums(
     tail: Tensor | None = None,
 ) -> LabelError:
     present = ~torch.isnan(label)
-    zero = torch.zeros((), dtype=predicted.dtype, device=predicted.device)
-    difference = torch.where(present, predicted - torch.where(present, label, zero), zero)
+    difference = torch.where(present, predicted - label, 0.0)
     if divide is not None:
         difference = difference / divide
     absolute = difference.abs()
@@ -119,7 +118,9 @@ def _sums(
         error = error * tail
     # sums in double precision: a batch holds up to a million components
     double = torch.float64
-    return LabelError(error.sum(dtype=double), absolute.detach().sum(dtype=double), present.sum())
+    total = error.sum(dtype=double)
+    plain = total.detach() if error is absolute else absolute.detach().sum(dtype=double)
+    return LabelError(total, plain, present.sum())
 
 
 def _huber(absolute: Tensor, delta: float | Tensor) -> Tensor:

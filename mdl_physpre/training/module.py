@@ -219,8 +219,8 @@ class PotentialTraining(pl.LightningModule):
                 settings = self.settings if self._replay is None or part is graph else self._replay.settings
                 found.append(label_errors(self._evaluate(part, settings, create_graph=True), part, settings))
                 loss = weight * total_loss(self.ranks.with_all_counts(found[-1]), settings)
-                if loss.requires_grad:
-                    loss.backward()
+                if loss.requires_grad:  # not in positions, which autograd would also go back to
+                    torch.autograd.backward(loss, inputs=parameters)
                 losses.append(loss.detach())
         loss = self.ranks.sum_gradients(parameters, torch.stack(losses).sum())
         if all(p.grad is None for p in parameters):

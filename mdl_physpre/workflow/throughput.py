@@ -64,15 +64,10 @@ def silica_like(n: int, repeat: Sequence[int] = (2, 2, 2), labels: bool = True) 
     return made
 
 
-def on_device(graph: AtomGraph, device: torch.device) -> AtomGraph:
-    """A graph on a device."""
-    return AtomGraph.from_tensors(None, **{name: value.to(device) for name, value in graph._store.items()})
-
-
 def batch_of(n: int, cutoff: float, device: torch.device, structures: Sequence[Atoms]) -> AtomGraph:
     """A batch of ``n`` structures, repeated as often as it takes, with labels, float32."""
     data = GraphDataset(structures, cutoff, dtype=torch.float32, workers=1)
-    return on_device(data.batch(np.arange(n) % len(data)), device)
+    return data.batch(np.arange(n) % len(data)).on(device)
 
 
 def training_step(potential: Potential, trained: Potential | None = None) -> Callable[[AtomGraph], None]:

@@ -11,6 +11,7 @@ from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials import m3gnet_native
 from mdl_physpre.potentials.base import edge_vectors, evaluate
 from mdl_physpre.potentials.checkpoints import build_backbone, load_potential, save_potential
+from mdl_physpre.potentials.edge_op import derivatives_in_geometry
 from mdl_physpre.potentials.m3gnet import M3GNet
 from mdl_physpre.potentials.m3gnet_basis import (
     RadialSeries,
@@ -207,22 +208,31 @@ def test_operators_are_sound(name, arguments):
 
 @pytest.mark.parametrize("has_edges", [False, True])
 def test_operators_are_differentiated_as_finite_differences_say(has_edges, arguments):
-    """First derivatives of a block in everything, a and y among its results, and the second ones of e² and m."""
+    """Derivatives of a block in parameters, a and y among its results, those of e² and m in geometry, and of the latter
+    in parameters."""
     (given,) = (g for g in arguments["block"] if (g[3] is not None) == has_edges)
     given = copied(given)
-    free = [k for k, t in enumerate(given) if isinstance(t, torch.Tensor) and t.requires_grad]
-    inputs = tuple(given[k] for k in free)
+    nodes = [k for k in (0, 1, 2, 3) if given[k] is not None]  # P, Q, q, e
 
-    def run(*some):
-        return m3gnet_native.block(*(some[free.index(k)] if k in free else t for k, t in enumerate(given)))
-
-    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
-    seeds = [torch.cos(torch.arange(r.numel()).double()).view_as(r) for r in run(*inputs)[:2]]
+    def run(places, some):
+        return m3gnet_native.block(*(some[places.index(k)] if k in places else t for k, t in enumerate(given)))
 
     def slopes(*some):
-        return torch.autograd.grad(run(*some)[:2], some[:-1], seeds, create_graph=True)
+        with derivatives_in_geometry():
+            inputs = [*some[: len(nodes)], given[4]]
+            return torch.autograd.grad(run([*nodes, 5], some)[:2], inputs, seeds, create_graph=True)
 
-    assert torch.autograd.gradcheck(slopes, inputs, fast_mode=True)
+    of_parameters = tuple(given[k] for k in (*nodes, 5))
+    given[4].requires_grad_(False)
+    assert torch.autograd.gradcheck(lambda *some: run([*nodes, 5], some), of_parameters, fast_mode=True)
+    given[4].requires_grad_(True)
+    given[5].requires_grad_(False)
+    with derivatives_in_geometry():
+        of_geometry = tuple(given[k] for k in (*nodes, 4))
+        assert torch.autograd.gradcheck(lambda *some: run([*nodes, 4], some)[:2], of_geometry, fast_mode=True)
+    given[5].requires_grad_(True)
+    seeds = [torch.cos(torch.arange(r.numel()).double()).view_as(r) for r in run([], ())[:2]]
+    assert torch.autograd.gradcheck(slopes, of_parameters, fast_mode=True)
 
 
 def test_an_isolated_atom_has_no_force_and_the_energy_of_the_network_without_neighbours():
