@@ -6,12 +6,10 @@ Sets: li-mn-o (471 structures, the training groups repeated to that count), sili
 split by topology) and phosphorus (5 % of it: 205 structures). Each is fitted by
 
     fast          L-BFGS on tabulated distances, the default
-    AdamW         the reference route as the paper's code starts it, with the paper's batch sizes, gradients in the
-                  parameters from derivatives written by hand
+    AdamW         the reference route as the paper's code starts it, with the paper's batch sizes
     AdamW spread  the same from the start that the fast route has (with --spread)
 
-and the time of AdamW with forces, stress and their gradient by automatic differentiation is measured on a few batches
-and scaled to all epochs. Loss is 0.01·energy + 50·forces + 50·stress, mean absolute errors, over the labels that exist.
+Loss is 0.01·energy + 50·forces + 50·stress, mean absolute errors, over the labels that exist.
 """
 from __future__ import annotations
 
@@ -23,28 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms
 from common import environment, print_table, write_json
 
 from mdl_physpre.analysis.errors import prediction_errors
-from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.pretraining.eam_fit import fit_eam
-from mdl_physpre.pretraining.eam_routes import batch_loss
-from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.read import read_structures
 
 WEIGHTS = (0.01, 50.0, 50.0)
 BATCH_SIZES = {"li-mn-o": 32, "silica": 4, "phosphorus": 16}  # those of the paper's EAM fits
 CUTOFF = 8.0
 Split = tuple[list[Atoms], list[Atoms], list[Atoms]]
-
-
-class ByAutograd(EAMInteraction):
-    """The potential with its derivatives left to automatic differentiation."""
-
-    predictions = None  # type: ignore[assignment]
-    differentiable_predictions = None  # type: ignore[assignment]
 
 
 def labelled_structures(name: str) -> list[Atoms]:
@@ -98,27 +85,6 @@ def fit(data: Split, label: str, route: str, init: str, epochs: int, batch_size:
     }
 
 
-def automatic(train: list[Atoms], epochs: int, batch_size: int, batches: int) -> dict[str, Any]:
-    """Time of the plain AdamW route, from some of its batches."""
-    potential = ByAutograd(sorted({int(z) for a in train for z in a.numbers}), CUTOFF, init="reference")
-    dataset = GraphDataset(train, CUTOFF)
-    optimiser = torch.optim.AdamW(potential.parameters(), lr=2e-3)
-    order = np.random.default_rng(0).permutation(len(train))
-    picked = np.array_split(order, max(1, len(train) // batch_size))[: batches + 1]
-    start, structures = (0.0, 0.0), 0
-    for k, indices in enumerate(picked):
-        if k == 1:  # the first warms up
-            start = (time.perf_counter(), time.process_time())
-        structures += len(indices) if k else 0
-        optimiser.zero_grad()
-        batch_loss(potential, dataset, indices, WEIGHTS).backward()
-        optimiser.step()
-    scale = epochs * len(train) / structures
-    wall, processor = ((now - then) * scale for now, then in zip((time.perf_counter(), time.process_time()), start))
-    label = f"AdamW by autograd, scaled from {len(picked) - 1} batches"
-    return {"route": label, "wall s": wall, "processor s": processor, "epochs": epochs}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", help="write the figures to this JSON file")
@@ -126,7 +92,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--spread", action="store_true", help="AdamW from the fast route's start as well")
     parser.add_argument("--only", choices=("fast", "AdamW"), help="one route alone")
-    parser.add_argument("--batches", type=int, default=3, help="batches on which automatic differentiation is timed")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {"environment": environment(), "epochs": arguments.epochs, "sets": {}}
@@ -139,7 +104,6 @@ def main() -> None:
             rows.append(fit(data, "AdamW", "reference", "reference", arguments.epochs, size))
             if arguments.spread:
                 rows.append(fit(data, "AdamW spread", "reference", "spread", arguments.epochs, size))
-            rows.append(automatic(data[0], arguments.epochs, size, arguments.batches))
         sizes = f"{len(data[0])} training structures, {len(data[1])} validation, {len(data[2])} test"
         print_table(f"{name}: {sizes}", rows)
         figures["sets"][name] = rows

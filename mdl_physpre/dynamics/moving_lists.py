@@ -176,13 +176,12 @@ class MovingLists(ABC):
     def _chunk(self, first: int, last: int) -> Chunk:
         sizes, numbers = self.sizes[first:last], np.concatenate(self.numbers[first:last]).astype(np.int64)
         static = AtomGraph.from_tensors(
-            elements=frozenset(np.unique(numbers).tolist()),
             cell=self.cells[first:last].to(self.dtype),
             pbc=torch.from_numpy(np.array(self.pbc[first:last], dtype=bool)).to(self.device),
             z=torch.from_numpy(numbers).to(self.device),
             n_atoms=torch.from_numpy(sizes.copy()).to(self.device),
             batch=torch.from_numpy(np.repeat(np.arange(last - first), sizes)).to(self.device),
-        )
+        ).with_elements(numbers)
         return Chunk(first, last, slice(int(self.first_atom[first]), int(self.first_atom[last])), static)
 
     @property

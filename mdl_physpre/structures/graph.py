@@ -38,24 +38,23 @@ class AtomGraph(Data):
     """
 
     @classmethod
-    def from_tensors(
-        cls, base: AtomGraph | None = None, elements: frozenset[int] | None = None, **fields: Tensor
-    ) -> AtomGraph:
-        """A graph with the fields of ``base`` (shared, not copied) and ``fields`` in place of its own.
-
-        ``elements`` are the atomic numbers in it, where they are known.
-        """
+    def from_tensors(cls, base: AtomGraph | None = None, **fields: Tensor) -> AtomGraph:
+        """A graph with the fields of ``base`` (shared, not copied) and ``fields`` in place of its own."""
         graph = cls()
         store = graph._store  # plain storage: the checks of Data cost more than a small batch
         if base is not None:
             for key, value in base._store.items():
                 store[key] = value
-            if "z" not in fields and elements is None:
-                elements = base.__dict__.get("known_elements")
+            if "z" not in fields:
+                graph.__dict__["known_elements"] = base.__dict__.get("known_elements")
         for key, value in fields.items():
             store[key] = value
-        graph.__dict__["known_elements"] = elements
         return graph
+
+    def with_elements(self, numbers: np.ndarray) -> AtomGraph:
+        """The graph itself, told which atomic numbers are in it."""
+        self.__dict__["known_elements"] = frozenset(np.unique(numbers).tolist())
+        return self
 
     @property
     def elements(self) -> frozenset[int]:
@@ -69,7 +68,9 @@ class AtomGraph(Data):
         if self.pos.device == torch.device(device):
             return self
         fields = {k: v.to(device, non_blocking=True) for k, v in self._store.items()}
-        return AtomGraph.from_tensors(elements=self.elements, **fields)
+        moved = AtomGraph.from_tensors(**fields)
+        moved.__dict__["known_elements"] = self.elements
+        return moved
 
 
 def _edges_of(task: tuple[np.ndarray, np.ndarray, np.ndarray, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -241,7 +242,7 @@ class GraphDataset:
             fields["energy"] = torch.from_numpy(self._energy[picked])
             fields["forces"] = torch.from_numpy(self._forces[atoms])
             fields["stress"] = torch.from_numpy(self._stress[picked])
-        return AtomGraph.from_tensors(elements=frozenset(np.unique(self._z[atoms]).tolist()), **fields)
+        return AtomGraph.from_tensors(None, **fields).with_elements(self._z[atoms])
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
