@@ -43,7 +43,6 @@ from mdl_physpre.potentials.base import (
     edge_vectors,
     evaluate,
     sum_by_structure,
-    volumes,
 )
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.loss import label_errors, total_loss
@@ -243,7 +242,7 @@ def differentiated(atomic_energies: Callable[[AtomGraph], Tensor], graph: AtomGr
     strained = AtomGraph.from_tensors(graph, pos=moved, cell=graph.cell + graph.cell @ deformation)
     energies = sum_by_structure(atomic_energies(strained), graph)
     by_position, by_strain = torch.autograd.grad(energies.sum(), (positions, strain), create_graph=True)
-    return Predictions(energies, -by_position, by_strain / volumes(graph)[:, None, None])
+    return Predictions(energies, -by_position, by_strain / torch.linalg.det(graph.cell).abs()[:, None, None])
 
 
 def step_by(find: Callable[[AtomGraph], Predictions], network: nn.Module) -> Callable[[AtomGraph], None]:

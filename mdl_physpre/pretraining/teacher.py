@@ -138,7 +138,8 @@ def compute_labels(
         # its threads or on a GPU: automatic differentiation does not survive a fork
         task = partial(_batch_graphs, structures, potential.cutoff, _dtype(potential))
         batches = run_chunks(task, chunks, workers, "fork", name)
-        results: Iterable[list[Labels | LabelFailure]] = (_evaluate_batch(structures, potential, batch) for batch in batches)
+        results: Iterable[list[Labels | LabelFailure]]
+        results = (_evaluate_batch(structures, potential, batch) for batch in batches)
     else:
         chunks = [[k] for k in range(len(structures))]
         results = run_chunks(partial(_label_by_calculator, structures, resolved), chunks, workers, start_method(), name)
