@@ -37,11 +37,11 @@ from torch import Tensor
 from mdl_physpre import __version__
 from mdl_physpre.errors import CheckpointError, ConfigError, nearest
 from mdl_physpre.potentials.base import Backbone, Potential
-from mdl_physpre.potentials.devices import available_device
-from mdl_physpre.potentials.import_paths import import_object
 from mdl_physpre.potentials.matdeeplearn_checkpoints import is_matdeeplearn_checkpoint, read_matdeeplearn_checkpoint
 from mdl_physpre.potentials.mattersim_checkpoints import is_mattersim_checkpoint, read_mattersim_checkpoint
 from mdl_physpre.potentials.mattertune_checkpoints import is_mattertune_checkpoint, read_mattertune_checkpoint
+from mdl_physpre.utils.devices import available_device
+from mdl_physpre.utils.import_paths import import_object
 
 FORMAT = "mdl_physpre potential"
 FORMAT_VERSION = 1

@@ -22,7 +22,6 @@ from ase.data import atomic_numbers, chemical_symbols
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.cgcnn import CGCNN, NODE_DIM
-from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.matdeeplearn_models import (
     EARLY_POOLING,
@@ -35,6 +34,7 @@ from mdl_physpre.potentials.matdeeplearn_models import (
 )
 from mdl_physpre.potentials.torchmd_et import TorchMDET
 from mdl_physpre.structures.files import replacing
+from mdl_physpre.utils.devices import available_device
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.m3gnet import M3GNet
 from mdl_physpre.structures.files import replacing
+from mdl_physpre.utils.devices import available_device
 
 logger = logging.getLogger(__name__)
 
