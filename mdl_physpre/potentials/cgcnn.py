@@ -202,7 +202,7 @@ class CGCNN(Backbone):
 
     def _convolutions(self, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> Convolve:
         """h + Σ_j w_ij sigmoid(a^f) softplus(a^s) of a convolution, (N, dim), from h; in C where it can be."""
-        if (library := cgcnn_native.library_for(distances)) is not None and is_sorted(i):
+        if (library := cgcnn_native.CODE.library_for(distances)) is not None and is_sorted(i):
             return self._convolutions_in_c(library, distances, weights, i, j, n_atoms)
         gaussians = self.distance_expansion(distances)
 

@@ -19,7 +19,7 @@ from mdl_physpre.potentials.arguments import element_numbers, require_positive
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.m3gnet_basis import Basis, smooth_bessel_constants
 from mdl_physpre.potentials.m3gnet_layers import AtomScaling, Block, Constants, Edges, Encoder, GatedMLP
-from mdl_physpre.potentials.native import is_sorted
+from mdl_physpre.potentials.native import first_edges, is_sorted
 from mdl_physpre.potentials.reference import N_ELEMENTS, EnergyReference
 from mdl_physpre.structures.graph import AtomGraph
 
@@ -122,10 +122,10 @@ class M3GNet(Backbone):
     def outputs(self, z: Tensor, vectors: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """The network's output (N,) from species (N,), edge vectors (E, 3), and centres and neighbours (E,)."""
         distances, edges = vectors.norm(dim=1), Edges(i, j)
-        if m3gnet_native.library_for(vectors, self.units) is not None and is_sorted(i):
+        if m3gnet_native.available_for(vectors, self.units) and is_sorted(i):
             near = torch.nonzero(distances < self.threebody_cutoff)[:, 0]
             i, j = i.to(torch.int64), j.to(torch.int64)
-            edges = Edges(i, j, near, functional.pad(torch.bincount(i, minlength=len(z)).cumsum(0), (1, 0)))
+            edges = Edges(i, j, near, first_edges(i, len(z)))
         features = self.basis.features(vectors, distances, i, len(z), edges.near)
         v, encoder = functional.embedding(z, self.atom_embedding.weight.T), self.edge_encoder.weight
         if edges.near is not None:
