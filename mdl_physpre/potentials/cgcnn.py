@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +101,10 @@ class CGCNN(Backbone):
     """
 
     concurrent = True
+    arguments = (
+        "cutoff", "dim1", "dim2", "pre_fc_count", "gc_count", "post_fc_count", "edge_dim", "edge_width",
+        "envelope", "envelope_start", "energy_scale",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -151,15 +154,6 @@ class CGCNN(Backbone):
         self.post_lin_list = LinearList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
         self.lin_out = nn.Linear(post[-1], 1)
         self._columns: Tensor | None = None
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """What ``CGCNN(**…)`` needs to be built again, as plain values; weights and energy reference not included."""
-        names = (
-            "cutoff", "dim1", "dim2", "pre_fc_count", "gc_count", "post_fc_count", "edge_dim", "edge_width",
-            "envelope", "envelope_start", "energy_scale",
-        )  # fmt: skip
-        elements = None if self.elements is None else list(self.elements)
-        return {"elements": elements, **{name: getattr(self, name) for name in names}}
 
     def known_elements(self) -> frozenset[int]:
         """``elements``, or all that have a place in the one-hot vector."""

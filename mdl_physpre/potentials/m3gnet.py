@@ -6,7 +6,7 @@ Parameter names and shapes are MatterSim's, so that a state dictionary passes fr
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from ase.data import chemical_symbols
@@ -55,6 +55,9 @@ class M3GNet(Backbone):
     """
 
     concurrent = True
+    arguments = (
+        "num_blocks", "units", "max_l", "max_n", "cutoff", "threebody_cutoff", "max_z", "energy_scale",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -91,14 +94,6 @@ class M3GNet(Backbone):
         self.normalizer = AtomScaling(self.max_z, self.energy_scale)
         if reference is not None:
             self.shift_reference(reference.energies)
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """What ``M3GNet(**…)`` needs to be built again, as plain values; weights and energy reference not included."""
-        names = (
-            "num_blocks", "units", "max_l", "max_n", "cutoff", "threebody_cutoff", "max_z", "energy_scale",
-        )  # fmt: skip
-        elements = None if self.elements is None else list(self.elements)
-        return {"elements": elements, **{name: getattr(self, name) for name in names}}
 
     def reference_energies(self) -> Tensor:
         """Energies of the elements, (119,), eV by atomic number, float64 on the CPU."""

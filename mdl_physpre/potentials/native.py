@@ -152,6 +152,8 @@ def ranges_of_atoms(start: Tensor) -> list[tuple[int, int]]:
     """
     n_atoms, n_edges = len(start) - 1, int(start[-1])
     threads = min(torch.get_num_threads(), max(1, n_edges // 1000))
+    if threads == 1:
+        return [(0, n_atoms)]
     goals = torch.arange(1, threads) * n_edges / threads
     cuts = torch.searchsorted(start.double(), goals.double()).tolist()
     bounds = [0, *sorted(min(c, n_atoms) for c in cuts), n_atoms]
@@ -189,20 +191,21 @@ class Call:
     ----------
     code : the functions; the first of the arguments has their precision.
     fields : of the structure (:func:`structure`).
-    given : arguments of an operator, ``start`` (:func:`first_edges`) among them; those that are no fields are left out.
+    given : arguments of an operator, ``start`` (:func:`first_edges`) among them; those that are no fields are left out,
+        and pointers that are not given are null.
     more : further fields.
     """
 
     def __init__(self, code: CCode, fields: type[ctypes.Structure], given: Any, **more: Argument) -> None:
-        self.library, self.structure = code.library(code.dtypes[given[0].dtype]), fields
+        self.like, self.structure = given[0], fields
+        self.library = code.library(code.dtypes[self.like.dtype])
         self.given: dict[str, Any] = given._asdict() | more
         self.ranges = ranges_of_atoms(given.start)
 
     def run(self, name: str, *arrays: Tensor | PerThread, **more: Argument) -> None:
         """Call the function of this name with ``arrays``, and with further fields ``more``."""
-        function, held = getattr(self.library, name), [_contiguous(a) for a in arrays]
-        names = {field for field, *_ in self.structure._fields_}
-        fields = {field: _contiguous(value) for field, value in (self.given | more).items() if field in names}
+        function, held, values = getattr(self.library, name), [_contiguous(a) for a in arrays], self.given | more
+        fields = {field: _contiguous(values.get(field)) for field, *_ in self.structure._fields_}
 
         def work(thread: int) -> None:
             filled = self.structure(**{field: _in_c(value, thread) for field, value in fields.items()})
@@ -217,8 +220,7 @@ class Call:
     def sums(self, like: Tensor | None, dtype: torch.dtype | None = None) -> PerThread:
         """Zeros like a tensor for each thread; of no length like None."""
         shape = (0,) if like is None else like.shape
-        real = next(t for t in self.given.values() if isinstance(t, Tensor))
-        return PerThread(real.new_zeros(len(self.ranges), *shape, dtype=dtype))
+        return PerThread(self.like.new_zeros(len(self.ranges), *shape, dtype=dtype))
 
 
 def _contiguous(value: Any) -> Any:
