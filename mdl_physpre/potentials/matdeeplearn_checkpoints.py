@@ -186,13 +186,12 @@ def write_matdeeplearn_checkpoint(
     if reference:
         keys["physpre"] = {"energy_reference": {chemical_symbols[z]: e for z, e in reference.items()}}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as checkpoint, replacing(config) as beside:
             torch.save(content, checkpoint)
             text = yaml.safe_dump(keys, sort_keys=False)
             beside.write_text(_first_line(path, text) + text)
-    except (OSError, DataError) as error:
-        raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
     for sentence in lost:
         logger.warning("%s: %s", path, sentence)
     return lost
