@@ -15,12 +15,7 @@ from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import cgcnn_native
-from mdl_physpre.potentials.arguments import (
-    element_numbers,
-    refuse_unsupported,
-    require_at_least,
-    require_positive,
-)
+from mdl_physpre.potentials.arguments import element_numbers, refuse_unsupported, require_at_least, require_positive
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.cgcnn_radial import GaussianBasis, piecewise_polynomials, smoothstep
 from mdl_physpre.potentials.native import is_sorted

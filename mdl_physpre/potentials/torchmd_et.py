@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.arguments import (
-    element_numbers,
-    refuse_unsupported,
-    require_at_least,
-    require_positive,
-)
+from mdl_physpre.potentials.arguments import element_numbers, refuse_unsupported, require_at_least, require_positive
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.edge_op import predicting
 from mdl_physpre.potentials.native import is_sorted
