@@ -26,7 +26,8 @@ from mdl_physpre.dynamics.storage import FAILING, FAILING_AT_MOST, TRAJECTORIES,
 from mdl_physpre.dynamics.thermostats import INTEGRATORS
 from mdl_physpre.dynamics.trajectory_frames import make_frame
 from mdl_physpre.dynamics.windows import Unread, Window, steps_between_readings
-from mdl_physpre.potentials.base import Potential, Predictions
+from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions
+from mdl_physpre.potentials.compiled import CompiledPotential
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class BatchRun:
         folder: Path | None,
         key: str,
     ) -> None:
+        if settings.compile and isinstance(potential, AtomicPotential):
+            potential = CompiledPotential(potential)
         self.potential, self.settings, self.each = potential, settings, list(each)
         self.folder, self.key = folder, key
         self.dtype, self.device = floating(potential)

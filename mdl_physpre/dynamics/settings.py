@@ -62,6 +62,8 @@ class DynamicsSettings:
     skin : Å; neighbour lists reach this much beyond the cutoff.
     max_edges : edges in one evaluation of the potential on the CPU, which bounds its memory; a larger structure is
         evaluated alone. On a GPU its free memory decides.
+    compile : run the potential as :class:`~mdl_physpre.potentials.compiled.CompiledPotential`. In a run of
+        ``physpre run``, ``task.compile`` says it.
     checkpoint_steps, checkpoint_seconds : the state is stored at whichever comes first.
     trajectory_interval : steps between stored frames; 0 stores none.
     """
@@ -87,6 +89,7 @@ class DynamicsSettings:
     max_neighbours: int = 10_000
     skin: float = 1.0
     max_edges: int = 50_000
+    compile: bool = False
     checkpoint_steps: int = 250
     checkpoint_seconds: float = 30.0
     trajectory_interval: int = 0

@@ -54,7 +54,8 @@ def run_key(
     for atoms in structures:
         digest.update(atoms.get_masses().tobytes())
     for shared in dict.fromkeys(each):
-        physics = {k: v for k, v in dataclasses.asdict(shared).items() if not k.startswith("checkpoint_")}
+        work = ("compile", "checkpoint_steps", "checkpoint_seconds")
+        physics = {k: v for k, v in dataclasses.asdict(shared).items() if k not in work}
         digest.update(repr(sorted(physics.items())).encode())
     numbered = {shared: number for number, shared in enumerate(dict.fromkeys(each))}
     which = [numbered[s] for s in each]

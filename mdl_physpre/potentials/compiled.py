@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
-import torch._dynamo
 from torch import Tensor
 from torch.nn import functional
 
 from mdl_physpre.potentials.base import AtomicPotential, Predictions, derivatives
 from mdl_physpre.structures.graph import AtomGraph
+
+logger = logging.getLogger(__name__)
 
 STEPS = 8
 """Sizes between a number and its double: batches are padded to few sizes, because each is compiled anew."""
@@ -21,8 +23,6 @@ LEAST_PADDING = 32
 
 MOST_SIZES = 10_000
 """Compilations before one is refused; torch gives up after a few, which here would be an error."""
-
-_LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # torch < 2.6
 
 
 @dataclass
@@ -61,6 +61,12 @@ class CompiledPotential(AtomicPotential):
         self.potential = potential
         self.cutoff, self.elements = potential.cutoff, potential.elements
         self.gives_stress, self.concurrent = potential.gives_stress, False
+        from torch._dynamo import config, exc  # a second, for those alone who compile
+        from torch._inductor import exc as inductor
+
+        self._config, self._failed = config, False
+        self._limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch < 2.6
+        self._compile_errors = (exc.TorchDynamoException, getattr(inductor, "InductorError", exc.TorchDynamoException))
         mode = "reduce-overhead" if backend == "inductor" else None
         self._training = torch.compile(_plain, backend=backend, fullgraph=True, dynamic=False)
         self._prediction = torch.compile(_plain, backend=backend, fullgraph=True, dynamic=False, mode=mode)
@@ -74,9 +80,20 @@ class CompiledPotential(AtomicPotential):
         return self.potential.atomic_energies(graph)
 
     def derivatives(self, graph: AtomGraph, forces: bool, stress: bool, create_graph: bool) -> Predictions:
-        """Energies, forces and stress, compiled."""
+        """Energies, forces and stress, compiled; as the potential itself gives them where it cannot be compiled."""
+        if not self._failed:
+            try:
+                return self._compiled(graph, forces, stress, create_graph)
+            except self._compile_errors as error:
+                self._failed = True
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                name = type(self.potential).__name__
+                logger.warning("%s cannot be compiled and runs operation by operation: %s", name, reason)
+        return self.potential.derivatives(graph, forces, stress, create_graph)
+
+    def _compiled(self, graph: AtomGraph, forces: bool, stress: bool, create_graph: bool) -> Predictions:
         n_structures, n_atoms = len(graph.n_atoms), len(graph.z)
-        with torch.set_grad_enabled(create_graph), torch._dynamo.config.patch({_LIMIT: MOST_SIZES}):
+        with torch.set_grad_enabled(create_graph), self._config.patch({self._limit: MOST_SIZES}):
             run = self._training if create_graph else self._prediction
             energies, *rest = run(self.potential, padded(graph, self.cutoff), forces, stress)
         if not create_graph and graph.pos.device.type != "cpu":

@@ -5,7 +5,7 @@ Parameter names and shapes are MatterSim's, so that a state dictionary passes fr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -92,6 +92,7 @@ class M3GNet(Backbone):
         self.atom_embedding = Encoder(self.max_z + 1, self.units)
         nn.init.uniform_(self.atom_embedding.weight, -0.05, 0.05)
         self.normalizer = AtomScaling(self.max_z, self.energy_scale)
+        self.basis.prepare(self.normalizer.scale)
         if reference is not None:
             self.shift_reference(reference.energies)
 
@@ -104,6 +105,12 @@ class M3GNet(Backbone):
         """Add ``energies`` (119,), eV by atomic number, to the reference energy of each element."""
         shift = self.normalizer.shift
         shift.add_(energies[: len(shift)].to(shift))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> M3GNet:
+        """Moves and casts: the constants of the basis are made anew from double precision, not cast in turn."""
+        super()._apply(fn, recurse)
+        self.basis.prepare(self.normalizer.scale)
+        return self
 
     def known_elements(self) -> frozenset[int]:
         """``elements``, or all that have a vector."""

@@ -110,13 +110,17 @@ class RadialSeries:
         used = np.abs(coefficients).max(axis=1) > tolerance * np.abs(coefficients).max()
         self.coefficients = torch.from_numpy(coefficients[: max(2, int(np.flatnonzero(used)[-1]) + 1)].copy())
         self.scale = 2.0 / cutoff
-        self._on = self.coefficients
+        self.prepared = self.coefficients
+
+    def prepare(self, like: Tensor) -> None:
+        """Have the coefficients in the precision and on the device of ``like``."""
+        self.prepared = self.coefficients.to(like)
 
     def __call__(self, r: Tensor) -> Tensor:
         """Values (n, columns) at the distances (n,); beyond the cutoff those at the cutoff."""
-        if self._on.dtype != r.dtype or self._on.device != r.device:
-            self._on = self.coefficients.to(r)
-        return chebyshev_polynomials((self.scale * r - 1.0).clamp(max=1.0), len(self._on)) @ self._on
+        if self.prepared.dtype != r.dtype or self.prepared.device != r.device:
+            self.prepare(r)
+        return chebyshev_polynomials((self.scale * r - 1.0).clamp(max=1.0), len(self.prepared)) @ self.prepared
 
 
 def chebyshev_polynomials(t: Tensor, count: int) -> Tensor:
@@ -205,6 +209,12 @@ class Basis:
         self.harmonics = self.exact_harmonics = harmonics(max_l)[:, harmonic]
         self.group = torch.nn.functional.one_hot(self.function)
 
+    def prepare(self, like: Tensor) -> None:
+        """Have the constants in the precision and on the device of ``like``; nothing is left to do in an evaluation."""
+        self.series[like.dtype].prepare(like)
+        self.function = self.function.to(like.device)
+        self.harmonics, self.group = self.exact_harmonics.to(like), self.group.to(like)
+
     def features(
         self, vectors: Tensor, distances: Tensor, centre: Tensor, n_atoms: int, near: Tensor | None = None
     ) -> Features:
@@ -226,8 +236,7 @@ class Basis:
         if near is not None:
             long, vectors, distances, centre = (t.index_select(0, near) for t in (long, vectors, distances, centre))
         if self.group.dtype != long.dtype or self.group.device != long.device:
-            self.function = self.function.to(long.device)
-            self.harmonics, self.group = self.exact_harmonics.to(long), self.group.to(long)
+            self.prepare(long)
         directions = monomials(vectors / distances[:, None], self.max_l) @ self.harmonics
         envelope = cutoff_polynomial(distances, self.threebody_cutoff)[:, None]
         bessel = envelope * long

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -131,17 +131,14 @@ def compute_labels(
     workers = workers if workers is not None else available_workers()
     if isinstance(resolved, Potential):
         potential = copy.deepcopy(resolved).to(dtype).eval()
-        device = device_of_parameters(potential)
         chunks = batch_by_edges(estimated_edges(structures, potential.cutoff), batch_edges)
         if sum(len(a) for a in structures) < PARALLEL_FROM:
             workers = 1
-        on_cpu = device.type == "cpu"
-        # a GPU does the evaluation alone: worker processes only build its graphs, and know nothing of it
-        graphs = partial(_batch_graphs, structures, potential.cutoff, _dtype(potential))
-        task = partial(_label_batch, structures, potential) if on_cpu else graphs
-        results = run_chunks(task, chunks, workers, "fork", name)
-        if not on_cpu:
-            results = (_evaluate_batch(structures, potential, part) for part in results)
+        # workers build graphs, most of the work of an embedded-atom potential; this process alone evaluates, with all
+        # its threads or on a GPU: automatic differentiation does not survive a fork
+        task = partial(_batch_graphs, structures, potential.cutoff, _dtype(potential))
+        batches = run_chunks(task, chunks, workers, "fork", name)
+        results: Iterable[list[Labels | LabelFailure]] = (_evaluate_batch(structures, potential, batch) for batch in batches)
     else:
         chunks = [[k] for k in range(len(structures))]
         results = run_chunks(partial(_label_by_calculator, structures, resolved), chunks, workers, start_method(), name)

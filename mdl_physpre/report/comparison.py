@@ -18,7 +18,8 @@ from mdl_physpre.report.tables import MISSING, counted, paired_sentence, shown, 
 
 # how the work is done, and what else is measured, which change no verdict; the seed: other random numbers of the same
 NO_PROTOCOL = (
-    "seed", "skin", "max_edges", "checkpoint_steps", "checkpoint_seconds", "trajectory_interval", "pressure_interval",
+    "seed", "skin", "max_edges", "compile", "checkpoint_steps", "checkpoint_seconds", "trajectory_interval",
+    "pressure_interval",
     "rdf_interval", "rdf_start", "rdf_r_max", "rdf_bins", "rdf_smoothing",
 )  # fmt: skip
 PROTOCOL = tuple(field.name for field in fields(DynamicsSettings) if field.name not in NO_PROTOCOL)

@@ -171,6 +171,7 @@ class PotentialTraining(pl.LightningModule):
                 forces="forces" in labels,
                 stress="stress" in labels,
                 create_graph=create_graph,
+                recompute_edges=self.settings.recompute_edges if create_graph else None,
             )
 
     def training_step(self, batch: tuple[AtomGraph, list[tuple[AtomGraph, float]]], index: int) -> None:

@@ -25,6 +25,8 @@ class TrainingSettings:
     weight_decay : of AdamW; 0.01 is its usual default.
     batch_size : structures in a batch.
     max_edges : a batch with more edges than this is split; a limit on memory. ``None``: no limit.
+    recompute_edges : work on a batch in parts of at most so many edges, and compute each again for its gradient: a
+        third more work, the memory of one part, and the same step. ``None``: the whole batch at once.
     weight_energy, weight_force, weight_stress : weights of the three terms of the loss (0.01, 50, 50 in the paper, for
         eV, eV/Å and eV/Å³). A term of weight 0 is not computed.
     energy_per_atom : compare energies per atom (eV/atom) rather than totals; 0.01 is then far too small a weight.
@@ -65,6 +67,7 @@ class TrainingSettings:
     weight_decay: float = 0.01
     batch_size: int = 16
     max_edges: int | None = None
+    recompute_edges: int | None = None
     weight_energy: float = 0.01
     weight_force: float = 50.0
     weight_stress: float = 50.0
@@ -101,7 +104,7 @@ class TrainingSettings:
             _one_of("loggers", name, LOGGERS)
         for key in ("max_epochs", "batch_size", "devices"):
             _at_least_one(key, getattr(self, key))
-        for key in ("max_edges", "early_stopping_patience"):
+        for key in ("max_edges", "recompute_edges", "early_stopping_patience"):
             if getattr(self, key) is not None:
                 _at_least_one(key, getattr(self, key))
         for key in ("lr", "huber_energy", "huber_force", "huber_stress", "scheduler_factor"):
@@ -129,7 +132,10 @@ class TrainingSettings:
 
 
 #: settings that may differ between a checkpoint and the training that goes on from it
-MAY_CHANGE = ("max_epochs", "max_seconds", "early_stopping_patience", "loggers", "device", "devices", "compile")
+MAY_CHANGE = (
+    "max_epochs", "max_seconds", "early_stopping_patience", "loggers", "device", "devices", "compile",
+    "recompute_edges",
+)  # fmt: skip
 
 
 def changed_settings(stored: dict[str, Any], settings: TrainingSettings) -> list[str]:

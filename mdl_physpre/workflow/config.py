@@ -291,7 +291,7 @@ class Teacher(Section):
 
 
 _PerturbationBase: Any = section_of(PerturbationSettings, "_PerturbationBase")
-_DynamicsBase: Any = section_of(DynamicsSettings, "_DynamicsBase", leave_out=("seed",))
+_DynamicsBase: Any = section_of(DynamicsSettings, "_DynamicsBase", leave_out=("seed", "compile"))
 
 
 class Perturbation(_PerturbationBase):

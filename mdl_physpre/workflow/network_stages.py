@@ -119,7 +119,8 @@ def dynamics_stage(
     structures = dynamics_structures(config, data)
     if not structures:
         return None
-    settings = replace(config.dynamics_settings(), seed=network.seed)
+    compiled = config.task.compiles_on(str(device_of_parameters(potential)))
+    settings = replace(config.dynamics_settings(), seed=network.seed, compile=compiled)
     stage = Stage(
         folder / "4-dynamics" / network.name,
         {

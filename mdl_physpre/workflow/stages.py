@@ -81,7 +81,7 @@ def hash_of_file(path: Path) -> str:
 
 def decisive(settings: Any) -> dict[str, Any]:
     """What a result depends on of a settings dataclass: not how often it is stored, what logs it, or where it runs."""
-    where = ("loggers", "device", "devices", "compile")
+    where = ("loggers", "device", "devices", "compile", "recompute_edges")
     return {k: v for k, v in asdict(settings).items() if k not in where and not k.startswith("checkpoint_")}
 
 

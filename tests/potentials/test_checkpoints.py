@@ -290,7 +290,7 @@ def test_files_in_the_formats_of_others_load_by_the_same_name(tmp_path):
 @pytest.mark.parametrize("device", ["foo", "cuda:99", "", torch.device("cuda:99")])
 def test_a_device_that_is_not_there_is_no_damaged_checkpoint(device, tmp_path):
     path = save_potential(tmp_path / "model.pt", small_cgcnn())
-    readers = [load_potential, read_checkpoint, mdl_physpre.open_potential, read_mattersim_checkpoint]
+    readers = [load_potential, mdl_physpre.open_potential, read_mattersim_checkpoint]
     readers += [read_mattertune_checkpoint, read_matdeeplearn_checkpoint]
     for read in readers:
         with pytest.raises(ConfigError, match=f"^device '{device}' is not available here; available: cpu"):

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -506,3 +507,20 @@ def test_missing_logger_package(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install wandb"):
         train_potential(potential(), train, val, TrainingSettings(loggers=("wandb",)), tmp_path / "x")
+
+
+def test_recomputed_parts_train_the_same(tmp_path):
+    """Parts of a batch that are computed again for their gradient: the same steps, to rounding."""
+    train, val = data()
+    settings = TrainingSettings(max_epochs=3, lr=0.05, batch_size=5)
+    found = []
+    for name, edges in (("whole", None), ("parts", int(1.5 * train.n_edges.mean()))):
+        trained = potential()
+        result = train_potential(trained, train, val, replace(settings, recompute_edges=edges), tmp_path / name)
+        found.append((result.history, trained.state_dict()))
+    (history, weights), (again, others) = found
+    for one, other in zip(history, again, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], rtol=1e-4, atol=1e-5)

@@ -165,7 +165,10 @@ def about_training(settings: Mapping[str, TrainingSettings], use_amp: bool, sam:
     """Settings of this package's training, by stage, that MatDeepLearn's trainer has no place for."""
     default = TrainingSettings()
     said = []
-    for key in ("max_edges", "early_stopping_patience", "max_seconds", "precision", "scheduler_loss", "loggers"):
+    for key in (
+        "max_edges", "recompute_edges", "early_stopping_patience", "max_seconds", "precision", "scheduler_loss",
+        "loggers",
+    ):  # fmt: skip
         if any(getattr(s, key) != getattr(default, key) for s in settings.values()):
             said.append(f"optim.{key} has no effect in MatDeepLearn's trainer; physpre run has it")
     if use_amp and sam:
