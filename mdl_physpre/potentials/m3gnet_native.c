@@ -10,6 +10,8 @@
 
 #define LENGTH 64
 
+const int64_t length = LENGTH;
+
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Place among the near edges of the first that is not before this edge */

@@ -22,6 +22,7 @@ channels that do not fill whole vectors, tensor operations are used (:mod:`mdl_p
 
 from __future__ import annotations
 
+import ctypes
 import math
 import weakref
 from pathlib import Path
@@ -43,7 +44,6 @@ BLOCK = structure(
     "gate_sum first_sum second_sum bias_sum scale_sum encoder_sum "
     "centre_dot neighbour_dot q_dot e_dot radial_dot edge_dot message_dot kept_ext q_ext",
 )
-LENGTH = 64  # edges worked on at a time, as in the source
 
 
 def available_for(like: Tensor, units: int) -> bool:
@@ -106,7 +106,8 @@ class BlockCall(Call):
 
     def work(self, name: str, **fields: Any) -> None:
         """Call a function, with scratch for each thread."""
-        scratch = self.given["weights"].new_empty(len(self.ranges), 6 * LENGTH * self.given["wide"])
+        length = ctypes.c_int64.in_dll(self.library, "length").value
+        scratch = self.given["weights"].new_empty(len(self.ranges), 6 * length * self.given["wide"])
         self.run(name, PerThread(scratch), **fields)
 
     def weight_sums(self) -> tuple[PerThread, dict[str, PerThread]]:

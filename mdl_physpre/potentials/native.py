@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -198,7 +198,7 @@ class Call:
 
     def __init__(self, code: CCode, fields: type[ctypes.Structure], given: Any, **more: Argument) -> None:
         self.like, self.structure = given[0], fields
-        self.library = code.library(code.dtypes[self.like.dtype])
+        self.library = cast(ctypes.CDLL, code.library(code.dtypes[self.like.dtype]))
         self.given: dict[str, Any] = given._asdict() | more
         self.ranges = ranges_of_atoms(given.start)
 
