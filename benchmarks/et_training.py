@@ -132,7 +132,7 @@ def resident_bytes() -> int:
 def worker(side: str, arguments: argparse.Namespace, frames: list[Atoms], pipe: Any) -> None:
     torch.set_num_threads(arguments.threads)
     if side == "here, no compiler":
-        torchmd_et_native.DTYPES.clear()
+        torchmd_et_native.CODE.dtypes = {}
     torch.manual_seed(0)
     potential = TorchMDET(cutoff=arguments.cutoff, num_layers=arguments.layers, hidden_channels=arguments.channels)
     module, step = {"torchmd-net": torchmd_net, "matdeeplearn": matdeeplearn}.get(side, ours)(potential)

@@ -108,7 +108,7 @@ def make_it_the_gpu(monkeypatch: Any) -> None:
     from lightning.pytorch.accelerators import CPUAccelerator
     from lightning.pytorch.strategies import SingleDeviceStrategy
 
-    from mdl_physpre.potentials import devices
+    from mdl_physpre.utils import devices
 
     class Accelerator(CPUAccelerator):
         def setup_device(self, device: torch.device) -> None:

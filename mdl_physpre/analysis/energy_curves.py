@@ -22,9 +22,9 @@ from ase.data import chemical_symbols
 
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.potentials.covalent_radii import covalent_radius
-from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.structures.graph import build_graph
+from mdl_physpre.utils.devices import device_of_parameters
 
 CLOSEST = 0.3  # Å
 STEP = 0.02  # Å

@@ -21,9 +21,9 @@ from ase.units import GPa
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.potentials.devices import available_device, device_of_parameters
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import LABELS, get_labels
+from mdl_physpre.utils.devices import available_device, device_of_parameters
 
 WEIGHTS = (0.01, 50.0, 50.0)  # energy, forces, stress: Table 2 of the paper
 MISSING = "–"

@@ -20,8 +20,8 @@ from ase import Atoms
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
+from mdl_physpre.utils.devices import device_of_parameters
 
 MAX_EDGES = 100_000  # of a batch; a limit on memory
 

@@ -10,8 +10,8 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
+from mdl_physpre.utils.devices import device_of_parameters
 
 STRUCTURES = 2000  # compared at most, evenly taken
 COMPONENTS = 4000  # of forces and of stresses kept for a figure

@@ -22,8 +22,8 @@ from mdl_physpre.dynamics.splitting import simulate_parallel
 from mdl_physpre.dynamics.verdicts import summarise
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.devices import device_of_parameters, put_on
 from mdl_physpre.potentials.open_potential import is_scheme, open_potential
+from mdl_physpre.utils.devices import device_of_parameters, put_on
 
 RDF_INTERVAL = 10  # steps, where the settings ask for no radial distribution functions
 CHECKPOINTS = (".pt", ".pth", ".ckpt")

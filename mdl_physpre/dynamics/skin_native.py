@@ -4,22 +4,18 @@ pairs cost as much as an embedded-atom potential."""
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mdl_physpre.potentials.native import compiled
+from mdl_physpre.potentials.native import CCode
 
-SOURCE = Path(__file__).with_name("skin_native.c")
-DTYPES = {torch.float32: "float", torch.float64: "double"}
-
-
-@lru_cache(maxsize=4)
-def library(real: str) -> ctypes.CDLL | None:
-    """The compiled function for offsets in precision ``real``, or None where it cannot be had."""
-    return compiled(SOURCE, real, ("inside",), "choosing pairs of neighbour lists")
+CODE = CCode(
+    Path(__file__).with_name("skin_native.c"),
+    {torch.float32: "float", torch.float64: "double"},
+    "choosing pairs of neighbour lists",
+)
 
 
 def pairs_inside(
@@ -32,8 +28,8 @@ def pairs_inside(
     edges, offsets, shift : pairs (2, n), their images (n, 3), and the translations of these (n, 3), Å, float64.
     positions : (n_atoms, 3), Å, float64.
     """
-    real = DTYPES.get(offsets.dtype) if positions.device.type == "cpu" else None
-    found = None if real is None else library(real)
+    real = CODE.dtypes.get(offsets.dtype) if positions.device.type == "cpu" else None
+    found = None if real is None else CODE.library(real)
     if found is None:
         return None
     held = [t.contiguous() for t in (*edges, shift, positions, offsets)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from ase.data import chemical_symbols
@@ -87,13 +87,25 @@ class Backbone(AtomicPotential):
     Parameters
     ----------
     reference : energies of the elements; zero where ``None``.
+
+    Attributes
+    ----------
+    arguments : names of attributes that are arguments of the class and plain values, ``elements`` aside.
     """
 
     reference: EnergyReference
+    arguments: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, reference: EnergyReference | None = None) -> None:
         super().__init__()
         self.reference = EnergyReference() if reference is None else reference
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """``elements`` and the ``arguments``; weights and energy reference are not included."""
+        if not self.arguments:
+            return super().hyperparameters()
+        elements = None if self.elements is None else list(self.elements)
+        return {"elements": elements, **{name: getattr(self, name) for name in self.arguments}}
 
     def reference_energies(self) -> Tensor:
         """A copy of the energies of the elements, (119,), eV by atomic number, float64 on the CPU."""

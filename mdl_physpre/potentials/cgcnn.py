@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,7 @@ from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import cgcnn_native
-from mdl_physpre.potentials.arguments import (
-    element_numbers,
-    refuse_unsupported,
-    require_at_least,
-    require_positive,
-)
+from mdl_physpre.potentials.arguments import element_numbers, refuse_unsupported, require_at_least, require_positive
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.cgcnn_radial import GaussianBasis, piecewise_polynomials, smoothstep
 from mdl_physpre.potentials.native import is_sorted
@@ -102,6 +96,10 @@ class CGCNN(Backbone):
     """
 
     concurrent = True
+    arguments = (
+        "cutoff", "dim1", "dim2", "pre_fc_count", "gc_count", "post_fc_count", "edge_dim", "edge_width",
+        "envelope", "envelope_start", "energy_scale",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -152,15 +150,6 @@ class CGCNN(Backbone):
         self.lin_out = nn.Linear(post[-1], 1)
         self._columns: Tensor | None = None
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """What ``CGCNN(**…)`` needs to be built again, as plain values; weights and energy reference not included."""
-        names = (
-            "cutoff", "dim1", "dim2", "pre_fc_count", "gc_count", "post_fc_count", "edge_dim", "edge_width",
-            "envelope", "envelope_start", "energy_scale",
-        )  # fmt: skip
-        elements = None if self.elements is None else list(self.elements)
-        return {"elements": elements, **{name: getattr(self, name) for name in names}}
-
     def known_elements(self) -> frozenset[int]:
         """``elements``, or all that have a place in the one-hot vector."""
         return frozenset(self.elements or range(1, NODE_DIM + 1))
@@ -202,7 +191,7 @@ class CGCNN(Backbone):
 
     def _convolutions(self, distances: Tensor, weights: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> Convolve:
         """h + Σ_j w_ij sigmoid(a^f) softplus(a^s) of a convolution, (N, dim), from h; in C where it can be."""
-        if (library := cgcnn_native.library_for(distances)) is not None and is_sorted(i):
+        if (library := cgcnn_native.CODE.library_for(distances)) is not None and is_sorted(i):
             return self._convolutions_in_c(library, distances, weights, i, j, n_atoms)
         gaussians = self.distance_expansion(distances)
 

@@ -176,110 +176,99 @@ void messages(const Layer *l, int64_t first_atom, int64_t last_atom, REAL *messa
     }
 }
 
-/* From the adjoint of m those of the sums, of d and of w; all are added to what the arrays hold */
-void by_geometry(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *adjoint, REAL *centre,
-                 REAL *neighbour, REAL *distance, REAL *weight) {
+/* Powers of t and, where wanted, their derivatives */
+INLINE void powers(const Run *run, REAL (*power)[BLOCK], REAL (*slope)[BLOCK]) {
+  for (int e = 0; e < run->n; e++) {
+    power[0][e] = 1;
+    if (slope) slope[0][e] = 0;
+    for (int k = 1; k < TERMS; k++) {
+      power[k][e] = power[k - 1][e] * run->t[e];
+      if (slope) slope[k][e] = k * power[k - 1][e];
+    }
+  }
+}
+
+/* gradient += a power + sa slope, the latter where there is a slope, over the edges of one group; b likewise */
+INLINE void add_terms(const Layer *l, int n, int e, const vec *a, const vec *b, REAL (*power)[BLOCK], const vec *sa,
+                      const vec *sb, REAL (*slope)[BLOCK], REAL *gradient) {
+  for (int k = 0; k < TERMS; k++) {
+    REAL *ka = gradient + k * l->stride, *kb = ka + l->n_pieces * TERMS * l->stride;
+    vec da = load(ka), db = load(kb);
+    EACH(m, n) {
+      da += a[m] * power[k][e + m];
+      db += b[m] * power[k][e + m];
+      if (slope) {
+        da += sa[m] * slope[k][e + m];
+        db += sb[m] * slope[k][e + m];
+      }
+    }
+    store(ka, da);
+    store(kb, db);
+  }
+}
+
+/* From the adjoint of m those of the sums, and either of d and w or of the coefficients; all are added to what the
+   arrays hold */
+INLINE void gradient_of(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *adjoint, REAL *centre,
+                        REAL *neighbour, REAL *distance, REAL *weight, REAL *gradient, const int geometry) {
   const int64_t half = l->n_atoms * l->stride;
   _Alignas(BYTES) vec to_t[BLOCK], to_weight[BLOCK];
+  REAL power[TERMS][BLOCK];
   Run run;
   for (int64_t i = first_atom; i < last_atom; i++)
     for (int64_t next = l->start[i]; next < l->start[i + 1];) {
       next = take_run(l, next, l->start[i + 1], &run);
-      memset(to_t, 0, run.n * BYTES);
-      memset(to_weight, 0, run.n * BYTES);
+      if (geometry) {
+        memset(to_t, 0, run.n * BYTES);
+        memset(to_weight, 0, run.n * BYTES);
+      } else
+        powers(&run, power, 0);
       for (int64_t c = 0; c < l->stride; c += W) {
         const int64_t at = i * l->stride + c;
         vec own_a = load(l->centre_sum + at), own_b = load(l->centre_sum + half + at), lambda = load(adjoint + at);
         vec total_a = load(centre + at), total_b = load(centre + half + at);
-#define BODY(n)                                                  \
-  {                                                              \
-    vec a[n], b[n], sa[n], sb[n], q, u, g;                       \
-    sums(l, &run, n, e, c, own_a, own_b, 1, a, b, sa, sb);       \
-    EACH(m, n) {                                \
-      gate(a[m], b[m], &q, &u, &g);                              \
-      vec scaled = lambda * run.weight[e + m];                   \
-      vec la = scaled * (g - g * q), lb = scaled * (q * u - q);  \
-      REAL *there = neighbour + run.there[e + m] + c;            \
-      total_a += la;                                             \
-      total_b += lb;                                             \
-      store(there, load(there) + la);                            \
-      store(there + half, load(there + half) + lb);              \
-      to_t[e + m] += la * sa[m] + lb * sb[m];                    \
-      to_weight[e + m] += lambda * g;                            \
-    }                                                            \
+        REAL *of_piece = gradient + (run.coefficient - l->coefficient) + c;
+#define BODY(n)                                                                \
+  {                                                                            \
+    vec a[n], b[n], sa[n], sb[n], q, u, g;                                     \
+    sums(l, &run, n, e, c, own_a, own_b, geometry, a, b, sa, sb);              \
+    EACH(m, n) {                                                               \
+      gate(a[m], b[m], &q, &u, &g);                                            \
+      vec scaled = lambda * run.weight[e + m];                                 \
+      a[m] = scaled * (g - g * q);                                             \
+      b[m] = scaled * (q * u - q);                                             \
+      REAL *there = neighbour + run.there[e + m] + c;                          \
+      total_a += a[m];                                                         \
+      total_b += b[m];                                                         \
+      add(there, a[m]);                                                        \
+      add(there + half, b[m]);                                                 \
+      if (geometry) {                                                          \
+        to_t[e + m] += a[m] * sa[m] + b[m] * sb[m];                            \
+        to_weight[e + m] += lambda * g;                                        \
+      }                                                                        \
+    }                                                                          \
+    if (!geometry) add_terms(l, n, e, a, b, power, 0, 0, 0, of_piece);         \
   }
         GROUPS(BODY);
 #undef BODY
         store(centre + at, total_a);
         store(centre + half + at, total_b);
       }
-      for (int e = 0; e < run.n; e++) {
+      for (int e = 0; geometry && e < run.n; e++) {
         distance[run.edge[e]] += 2 * l->pieces_per_length * sum(to_t[e]);
         weight[run.edge[e]] += sum(to_weight[e]);
       }
     }
 }
 
-/* From the adjoint of m those of the sums and of the coefficients; all are added to what the arrays hold */
-void by_parameters(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *adjoint, REAL *centre,
-                   REAL *neighbour, REAL *gradient) {
-  const int64_t half = l->n_atoms * l->stride;
-  REAL power[TERMS][BLOCK];
-  Run run;
-  for (int64_t i = first_atom; i < last_atom; i++)
-    for (int64_t next = l->start[i]; next < l->start[i + 1];) {
-      next = take_run(l, next, l->start[i + 1], &run);
-      for (int e = 0; e < run.n; e++) {
-        power[0][e] = 1;
-        for (int k = 1; k < TERMS; k++) power[k][e] = power[k - 1][e] * run.t[e];
-      }
-      for (int64_t c = 0; c < l->stride; c += W) {
-        const int64_t at = i * l->stride + c;
-        vec own_a = load(l->centre_sum + at), own_b = load(l->centre_sum + half + at), lambda = load(adjoint + at);
-        vec total_a = load(centre + at), total_b = load(centre + half + at);
-        REAL *gradient_a = gradient + (run.coefficient - l->coefficient) + c;
-        REAL *gradient_b = gradient_a + l->n_pieces * TERMS * l->stride;
-#define BODY(n)                                                       \
-  {                                                                   \
-    vec a[n], b[n], q, u, g;                                          \
-    sums(l, &run, n, e, c, own_a, own_b, 0, a, b, a, b);              \
-    EACH(m, n) {                                                      \
-      gate(a[m], b[m], &q, &u, &g);                                   \
-      vec scaled = lambda * run.weight[e + m];                        \
-      a[m] = scaled * (g - g * q);                                    \
-      b[m] = scaled * (q * u - q);                                    \
-      REAL *there = neighbour + run.there[e + m] + c;                 \
-      total_a += a[m];                                                \
-      total_b += b[m];                                                \
-      store(there, load(there) + a[m]);                               \
-      store(there + half, load(there + half) + b[m]);                 \
-    }                                                                 \
-    for (int k = 0; k < TERMS; k++) {                                 \
-      REAL *ka = gradient_a + k * l->stride, *kb = gradient_b + k * l->stride; \
-      vec da = load(ka), db = load(kb);                               \
-      EACH(m, n) {                                                    \
-        da += a[m] * power[k][e + m];                                 \
-        db += b[m] * power[k][e + m];                                 \
-      }                                                               \
-      store(ka, da);                                                  \
-      store(kb, db);                                                  \
-    }                                                                 \
-  }
-        GROUPS(BODY);
-#undef BODY
-        store(centre + at, total_a);
-        store(centre + half + at, total_b);
-      }
-    }
+void by_geometry(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *adjoint, REAL *centre,
+                 REAL *neighbour, REAL *distance, REAL *weight) {
+  gradient_of(l, first_atom, last_atom, adjoint, centre, neighbour, distance, weight, 0, 1);
 }
 
-/* How t and w of the edges of a run change */
-INLINE void take_dots(const Layer *l, const Run *run, const REAL *distance_dot, const REAL *weight_dot, REAL *t_dot,
-                      REAL *w_dot) {
-  for (int e = 0; e < run->n; e++) {
-    t_dot[e] = 2 * l->pieces_per_length * distance_dot[run->edge[e]];
-    w_dot[e] = weight_dot[run->edge[e]];
-  }
+void by_parameters(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *adjoint, REAL *centre,
+                   REAL *neighbour, REAL *gradient) {
+  gradient_of(l, first_atom, last_atom, adjoint, centre, neighbour, 0, 0, gradient, 0);
 }
 
 /* The rate of m for rates of the sums' node parts, of d and of w (message starts from 0), and the gradients of
@@ -293,14 +282,10 @@ void second(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *a
   for (int64_t i = first_atom; i < last_atom; i++)
     for (int64_t next = l->start[i]; next < l->start[i + 1];) {
       next = take_run(l, next, l->start[i + 1], &run);
-      take_dots(l, &run, distance_dot, weight_dot, t_dot, w_dot);
+      powers(&run, power, slope);
       for (int e = 0; e < run.n; e++) {
-        power[0][e] = 1;
-        slope[0][e] = 0;
-        for (int k = 1; k < TERMS; k++) {
-          power[k][e] = power[k - 1][e] * run.t[e];
-          slope[k][e] = k * power[k - 1][e];
-        }
+        t_dot[e] = 2 * l->pieces_per_length * distance_dot[run.edge[e]];
+        w_dot[e] = weight_dot[run.edge[e]];
       }
       for (int64_t c = 0; c < l->stride; c += W) {
         const int64_t at = i * l->stride + c;
@@ -308,42 +293,32 @@ void second(const Layer *l, int64_t first_atom, int64_t last_atom, const REAL *a
         vec dot_a = load(centre_dot + at), dot_b = load(centre_dot + half + at);
         vec lambda = load(adjoint + at), total = load(message + at);
         vec total_a = load(centre + at), total_b = load(centre + half + at);
-        REAL *gradient_a = gradient + (run.coefficient - l->coefficient) + c;
-        REAL *gradient_b = gradient_a + l->n_pieces * TERMS * l->stride;
-#define BODY(n)                                                                             \
-  {                                                                                         \
-    vec a[n], b[n], sa[n], sb[n], q, u, g;                                                  \
-    sums(l, &run, n, e, c, own_a, own_b, 1, a, b, sa, sb);                                  \
-    EACH(m, n) {                                                           \
-      gate(a[m], b[m], &q, &u, &g);                                                         \
-      const REAL *moved = neighbour_dot + run.there[e + m] + c;                             \
-      vec ga = g - g * q, gb = q * u - q;                                                   \
-      vec ma = dot_a + load(moved) + sa[m] * t_dot[e + m];                                  \
-      vec mb = dot_b + load(moved + half) + sb[m] * t_dot[e + m];                           \
-      vec x = ga * ma, y = gb * mb, z = gb * ma, g_dot = x + y;                             \
-      vec ta = g_dot - q * (g_dot + x), tb = z - q * z - u * y;                             \
-      vec scaled = lambda * run.weight[e + m], scaled_dot = lambda * w_dot[e + m];          \
-      total += g * w_dot[e + m] + g_dot * run.weight[e + m];                                \
-      a[m] = ta * scaled + ga * scaled_dot;                                                 \
-      b[m] = tb * scaled + gb * scaled_dot;                                                 \
-      sa[m] = ga * scaled * t_dot[e + m];                                                   \
-      sb[m] = gb * scaled * t_dot[e + m];                                                   \
-      REAL *there = neighbour + run.there[e + m] + c;                                       \
-      total_a += a[m];                                                                      \
-      total_b += b[m];                                                                      \
-      store(there, load(there) + a[m]);                                                     \
-      store(there + half, load(there + half) + b[m]);                                       \
-    }                                                                                       \
-    for (int k = 0; k < TERMS; k++) {                                                       \
-      REAL *ka = gradient_a + k * l->stride, *kb = gradient_b + k * l->stride;              \
-      vec da = load(ka), db = load(kb);                                                     \
-      EACH(m, n) {                                                         \
-        da += a[m] * power[k][e + m] + sa[m] * slope[k][e + m];                             \
-        db += b[m] * power[k][e + m] + sb[m] * slope[k][e + m];                             \
-      }                                                                                     \
-      store(ka, da);                                                                        \
-      store(kb, db);                                                                        \
-    }                                                                                       \
+        REAL *of_piece = gradient + (run.coefficient - l->coefficient) + c;
+#define BODY(n)                                                                \
+  {                                                                            \
+    vec a[n], b[n], sa[n], sb[n], q, u, g;                                     \
+    sums(l, &run, n, e, c, own_a, own_b, 1, a, b, sa, sb);                     \
+    EACH(m, n) {                                                               \
+      gate(a[m], b[m], &q, &u, &g);                                            \
+      const REAL *moved = neighbour_dot + run.there[e + m] + c;                \
+      vec ga = g - g * q, gb = q * u - q;                                      \
+      vec ma = dot_a + load(moved) + sa[m] * t_dot[e + m];                     \
+      vec mb = dot_b + load(moved + half) + sb[m] * t_dot[e + m];              \
+      vec x = ga * ma, y = gb * mb, z = gb * ma, g_dot = x + y;                \
+      vec ta = g_dot - q * (g_dot + x), tb = z - q * z - u * y;                \
+      vec scaled = lambda * run.weight[e + m], scaled_dot = lambda * w_dot[e + m]; \
+      total += g * w_dot[e + m] + g_dot * run.weight[e + m];                   \
+      a[m] = ta * scaled + ga * scaled_dot;                                    \
+      b[m] = tb * scaled + gb * scaled_dot;                                    \
+      sa[m] = ga * scaled * t_dot[e + m];                                      \
+      sb[m] = gb * scaled * t_dot[e + m];                                      \
+      REAL *there = neighbour + run.there[e + m] + c;                          \
+      total_a += a[m];                                                         \
+      total_b += b[m];                                                         \
+      add(there, a[m]);                                                        \
+      add(there + half, b[m]);                                                 \
+    }                                                                          \
+    add_terms(l, n, e, a, b, power, sa, sb, slope, of_piece);                  \
   }
         GROUPS(BODY);
 #undef BODY

@@ -23,7 +23,6 @@ import io
 import os
 import pickle
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -35,13 +34,14 @@ import torch
 from torch import Tensor
 
 from mdl_physpre import __version__
-from mdl_physpre.errors import CheckpointError, ConfigError, nearest
+from mdl_physpre.errors import CheckpointError, ConfigError, DataError, nearest
 from mdl_physpre.potentials.base import Backbone, Potential
-from mdl_physpre.potentials.devices import available_device
-from mdl_physpre.potentials.import_paths import import_object
 from mdl_physpre.potentials.matdeeplearn_checkpoints import is_matdeeplearn_checkpoint, read_matdeeplearn_checkpoint
 from mdl_physpre.potentials.mattersim_checkpoints import is_mattersim_checkpoint, read_mattersim_checkpoint
 from mdl_physpre.potentials.mattertune_checkpoints import is_mattertune_checkpoint, read_mattertune_checkpoint
+from mdl_physpre.structures.files import replacing
+from mdl_physpre.utils.devices import available_device
+from mdl_physpre.utils.import_paths import import_object
 
 FORMAT = "mdl_physpre potential"
 FORMAT_VERSION = 1
@@ -118,22 +118,11 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # a temporary file is private; a checkpoint is an ordinary one
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise CheckpointError(f"{path}: the checkpoint could not be written: {error.strerror or error}") from error
+        with replacing(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
     return path
 
 

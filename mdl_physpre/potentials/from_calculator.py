@@ -23,57 +23,29 @@ from mdl_physpre.structures.labels import as_stress_matrix
 Calculator = Any  # ASE's protocol: implemented_properties and get_property; few calculators share a base class
 
 
-class CalculatorPotential(Potential):
-    """Energies, forces and stress by an ASE calculator, one structure after another.
+class ForeignPotential(Potential):
+    """A model of another package as a potential: it finds its own neighbours, and has no parameters here.
 
-    E = ``get_potential_energy()``, F = ``get_forces()``, σ = ``get_stress(voigt=False)`` of atoms with the numbers,
-    positions, cell and periodicity of the graph; charges, magnetic moments, masses and ``info`` are not handed on. The
-    calculator finds its own neighbours: ``cutoff`` is 0 and graphs have no edges. There are no parameters to train.
+    ``cutoff`` is 0, and graphs have no edges.
 
     Parameters
     ----------
-    calculator : an ASE calculator, or a callable without arguments that returns one. Give a callable where the
-        potential is to be copied or sent to another process: each copy then builds its own calculator.
-    name : what identifies the calculator with all its settings. Stored results of a run are used again where the name
-        is the same, so two calculators that differ need two names. Where ``None``, a hash of the calculator's state; a
+    built : the model.
+    name : what identifies the model with all its settings. Stored results of a run are used again where the name
+        is the same, so two models that differ need two names. Where ``None``, a hash of the model's state; a
         state that cannot be hashed is taken to be different every time.
-    source : more that tells stored results apart and is not shown to people, such as a hash of the calculator's code.
-
-    Attributes
-    ----------
-    gives_stress : whether the calculator has stress at all.
-
-    Raises
-    ------
-    ConfigError : the callable raises, or what it returns is no calculator.
+    source : more that tells stored results apart and is not shown to people, such as a hash of the model's code.
     """
 
     cutoff = 0.0
     elements = None
+    kind = "a model"
 
-    def __init__(
-        self, calculator: Calculator | Callable[[], Calculator], name: str | None = None, source: str = ""
-    ) -> None:
+    def __init__(self, built: Any, name: str | None, source: str) -> None:
         super().__init__()
-        given = not isinstance(calculator, type) and hasattr(calculator, "get_property")
-        self.factory: Callable[[], Calculator] = _Given(calculator) if given else calculator
-        # in a list, so that a calculator that is a torch module is not taken for a part of this one
-        self._built: list[Calculator] = []
-        built = self.calculator
         cls = type(built)
         self.name = name if name is not None else f"{cls.__module__}.{cls.__qualname__} {fingerprint(built)}"
         self.source = source
-        self.gives_stress = "stress" in getattr(built, "implemented_properties", ())
-
-    @property
-    def calculator(self) -> Calculator:
-        """The calculator of this copy in this process."""
-        if not self._built:
-            self._built = [build_calculator(self.factory)]
-        return self._built[0]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_built": []}
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
@@ -86,11 +58,58 @@ class CalculatorPotential(Potential):
 
     def get_extra_state(self) -> Tensor:
         """The identity as bytes: the state by which stored results tell potentials apart."""
-        return name_as_tensor(self.identity)
+        return torch.from_numpy(np.frombuffer(self.identity.encode(), dtype=np.uint8).copy())
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Raises CheckpointError: a calculator is not stored in a checkpoint."""
-        raise CheckpointError(f"{self.name} is an ASE calculator and cannot be saved as a checkpoint; name it instead")
+        """Raises CheckpointError: the model of another package is not stored in a checkpoint."""
+        raise CheckpointError(f"{self.name} is {self.kind} and cannot be saved as a checkpoint; name it instead")
+
+
+class CalculatorPotential(ForeignPotential):
+    """Energies, forces and stress by an ASE calculator, one structure after another.
+
+    E = ``get_potential_energy()``, F = ``get_forces()``, σ = ``get_stress(voigt=False)`` of atoms with the numbers,
+    positions, cell and periodicity of the graph; charges, magnetic moments, masses and ``info`` are not handed on. The
+    calculator finds its own neighbours. There are no parameters to train.
+
+    Parameters
+    ----------
+    calculator : an ASE calculator, or a callable without arguments that returns one. Give a callable where the
+        potential is to be copied or sent to another process: each copy then builds its own calculator.
+    name, source : of :class:`ForeignPotential`.
+
+    Attributes
+    ----------
+    gives_stress : whether the calculator has stress at all.
+
+    Raises
+    ------
+    ConfigError : the callable raises, or what it returns is no calculator.
+    """
+
+    kind = "an ASE calculator"
+
+    def __init__(
+        self, calculator: Calculator | Callable[[], Calculator], name: str | None = None, source: str = ""
+    ) -> None:
+        given = not isinstance(calculator, type) and hasattr(calculator, "get_property")
+        factory: Callable[[], Calculator] = _Given(calculator) if given else calculator
+        built = build_calculator(factory)
+        super().__init__(built, name, source)
+        self.factory = factory
+        # in a list, so that a calculator that is a torch module is not taken for a part of this one
+        self._built: list[Calculator] = [built]
+        self.gives_stress = "stress" in getattr(built, "implemented_properties", ())
+
+    @property
+    def calculator(self) -> Calculator:
+        """The calculator of this copy in this process."""
+        if not self._built:
+            self._built = [build_calculator(self.factory)]
+        return self._built[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_built": []}
 
     def predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
         """Energies (n_structures,) eV, float64; forces (n_atoms, 3) eV/Å; stress (n_structures, 3, 3) eV/Å³.
@@ -180,11 +199,6 @@ def graph_structures(graph: AtomGraph) -> list[Atoms]:
     return [
         Atoms(numbers[a:b], positions[a:b], cell=cells[k], pbc=pbc[k]) for k, (a, b) in enumerate(zip(starts, ends))
     ]
-
-
-def name_as_tensor(name: str) -> Tensor:
-    """The bytes of a name."""
-    return torch.from_numpy(np.frombuffer(name.encode(), dtype=np.uint8).copy())
 
 
 class _Pickler(pickle.Pickler):

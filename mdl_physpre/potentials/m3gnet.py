@@ -6,7 +6,7 @@ Parameter names and shapes are MatterSim's, so that a state dictionary passes fr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from ase.data import chemical_symbols
@@ -19,7 +19,7 @@ from mdl_physpre.potentials.arguments import element_numbers, require_positive
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.m3gnet_basis import Basis, smooth_bessel_constants
 from mdl_physpre.potentials.m3gnet_layers import AtomScaling, Block, Constants, Edges, Encoder, GatedMLP
-from mdl_physpre.potentials.native import is_sorted
+from mdl_physpre.potentials.native import first_edges, is_sorted
 from mdl_physpre.potentials.reference import N_ELEMENTS, EnergyReference
 from mdl_physpre.structures.graph import AtomGraph
 
@@ -55,6 +55,9 @@ class M3GNet(Backbone):
     """
 
     concurrent = True
+    arguments = (
+        "num_blocks", "units", "max_l", "max_n", "cutoff", "threebody_cutoff", "max_z", "energy_scale",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -93,14 +96,6 @@ class M3GNet(Backbone):
         if reference is not None:
             self.shift_reference(reference.energies)
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """What ``M3GNet(**…)`` needs to be built again, as plain values; weights and energy reference not included."""
-        names = (
-            "num_blocks", "units", "max_l", "max_n", "cutoff", "threebody_cutoff", "max_z", "energy_scale",
-        )  # fmt: skip
-        elements = None if self.elements is None else list(self.elements)
-        return {"elements": elements, **{name: getattr(self, name) for name in names}}
-
     def reference_energies(self) -> Tensor:
         """Energies of the elements, (119,), eV by atomic number, float64 on the CPU."""
         shift = self.normalizer.shift.detach().to("cpu", torch.float64)
@@ -129,10 +124,10 @@ class M3GNet(Backbone):
     def outputs(self, z: Tensor, vectors: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """The network's output (N,) from species (N,), edge vectors (E, 3), and centres and neighbours (E,)."""
         distances, edges = vectors.norm(dim=1), Edges(i, j)
-        if m3gnet_native.library_for(vectors, self.units) is not None and is_sorted(i):
+        if m3gnet_native.available_for(vectors, self.units) and is_sorted(i):
             near = torch.nonzero(distances < self.threebody_cutoff)[:, 0]
             i, j = i.to(torch.int64), j.to(torch.int64)
-            edges = Edges(i, j, near, functional.pad(torch.bincount(i, minlength=len(z)).cumsum(0), (1, 0)))
+            edges = Edges(i, j, near, first_edges(i, len(z)))
         features = self.basis.features(vectors, distances, i, len(z), edges.near)
         v, encoder = functional.embedding(z, self.atom_embedding.weight.T), self.edge_encoder.weight
         if edges.near is not None:

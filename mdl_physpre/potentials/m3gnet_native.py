@@ -25,48 +25,30 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mdl_physpre.potentials.edge_op import in_geometry
-from mdl_physpre.potentials.native import VECTOR_BYTES, can_use_c, compiled, limits, ranges_of_atoms, run_ranges
+from mdl_physpre.potentials.edge_op import arguments_of, in_geometry, operator
+from mdl_physpre.potentials.native import VECTOR_BYTES, Call, CCode, PerThread, structure
 
-SOURCE = Path(__file__).with_name("m3gnet_native.c")
-DTYPES = {torch.float32: "float"}
-"""Precisions that run in C; double precision gains little, because its exponentials are not vectorised."""
-
-FUNCTIONS = ("block", "by_geometry", "by_parameters", "second")
-NUMBERS = ("n_edges", "n_near", "units", "size", "n_radial", "wide", "narrow")
-SUMS = ("gate_sum", "first_sum", "second_sum", "bias_sum", "scale_sum", "encoder_sum")
-TENSORS = (
-    "i", "j", "near", "start", "centre", "neighbour", "q", "e", "radial", "gate", "gate_t", "first", "first_t",
-    "second", "second_t", "bias", "scale", "encoder", "edge", "message", "kept", "edge_bar", "message_bar", "kept_bar",
-    "centre_bar", "neighbour_bar", "q_bar", "e_bar", "radial_bar", "bars", *SUMS, "centre_dot", "neighbour_dot",
-    "q_dot", "e_dot", "radial_dot", "edge_dot", "message_dot", "kept_ext", "q_ext",
-)  # fmt: skip
+# double precision gains little, because its exponentials are not vectorised
+CODE = CCode(Path(__file__).with_name("m3gnet_native.c"), {torch.float32: "float"}, "M3GNet")
+BLOCK = structure(
+    "n_edges n_near units size n_radial wide narrow",
+    "i j near start centre neighbour q e radial gate gate_t first first_t second second_t bias scale encoder "
+    "edge message kept edge_bar message_bar kept_bar centre_bar neighbour_bar q_bar e_bar radial_bar bars "
+    "gate_sum first_sum second_sum bias_sum scale_sum encoder_sum "
+    "centre_dot neighbour_dot q_dot e_dot radial_dot edge_dot message_dot kept_ext q_ext",
+)
 
 
-class _Block(ctypes.Structure):
-    """Block of m3gnet_rows.h."""
-
-    _fields_ = [*((name, ctypes.c_int64) for name in NUMBERS), *((name, ctypes.c_void_p) for name in TENSORS)]
-
-
-@lru_cache(maxsize=4)
-def library(real: str) -> ctypes.CDLL | None:
-    """The compiled functions in precision ``real`` (``float`` or ``double``), or None where they cannot be had."""
-    return compiled(SOURCE, real, FUNCTIONS, "M3GNet")
-
-
-def library_for(like: Tensor, units: int) -> ctypes.CDLL | None:
-    """The compiled functions for tensors as ``like``, or None where tensor operations do the work."""
-    whole = units % (VECTOR_BYTES // like.element_size()) == 0
-    return library(DTYPES[like.dtype]) if whole and can_use_c(like, DTYPES) else None
+def available_for(like: Tensor, units: int) -> bool:
+    """Whether the operators can be had for tensors as ``like`` and so many channels."""
+    return units % (VECTOR_BYTES // like.element_size()) == 0 and CODE.library_for(like) is not None
 
 
 def _parts(weights: Tensor, units: int, size: int, n_radial: int) -> dict[str, Tensor]:
@@ -93,41 +75,46 @@ def _spread(matrix: Tensor) -> Tensor:
     return copy
 
 
-class _Call:
-    """The arguments of an operator as its C functions take them: tensors by the names of ``TENSORS``."""
+class Edges(NamedTuple):
+    """What all operators take of the edges of a block."""
 
-    def __init__(self, q: Tensor, e: Tensor | None, radial: Tensor, weights: Tensor, i: Tensor, j: Tensor, near: Tensor,
-                 start: Tensor, units: int) -> None:  # fmt: skip
-        self.weights, self.sizes = weights, (units, q.shape[1], radial.shape[1])
-        parts = _parts(weights.contiguous(), *self.sizes)
-        first_t = parts["first"].view(2, 2 * units, units).mT
-        self.held: dict[str, Tensor | None] = {
-            **parts, "q": q, "e": e, "radial": radial, "i": i, "j": j, "near": near, "start": start,
-            "gate_t": _spread(parts["gate"].T), "first": _spread(parts["first"]), "first_t": _spread(first_t),
-            "second": _spread(parts["second"]), "second_t": _spread(parts["second"].mT),
+    q: Tensor  # (n_near, size), of the edges ``near`` alone; the others have no three-body term
+    e: Tensor | None  # (E, units); where it is None, edges begin with silu(W_e g)
+    radial: Tensor  # (E, n_radial), g
+    weights: Tensor  # W_3, W_1, W_2, b, W_d and perhaps W_e, flattened and one after the other
+    i: Tensor  # (E,), sorted; and j
+    j: Tensor
+    near: Tensor  # (n_near,), in ascending order
+    start: Tensor  # (N + 1,), the first edge of each atom
+
+    def call(self, units: int) -> BlockCall:
+        """These as the C functions take them."""
+        size, n_radial = self.q.shape[1], self.radial.shape[1]
+        parts = _parts(self.weights.contiguous(), units, size, n_radial)
+        first, second = parts["first"], parts["second"]
+        spread = {
+            "gate_t": _spread(parts["gate"].T), "first": _spread(first), "second": _spread(second),
+            "first_t": _spread(first.view(2, 2 * units, units).mT), "second_t": _spread(second.mT),
         }  # fmt: skip
-        narrow, wide = self.held["second"].shape[-1], self.held["first_t"].shape[-1]  # type: ignore[union-attr]
-        self.numbers = (len(i), len(q), *self.sizes, wide, narrow)
-        self.library, self.ranges = cast(ctypes.CDLL, library(DTYPES[q.dtype])), ranges_of_atoms(start)
+        wide, narrow = spread["first_t"].shape[-1], spread["second"].shape[-1]
+        numbers = dict(n_edges=len(self.i), n_near=len(self.q), units=units, size=size, n_radial=n_radial)
+        return BlockCall(CODE, BLOCK, self, wide=wide, narrow=narrow, **numbers, **(parts | spread))
 
-    def run(self, name: str, by_thread: dict[str, Tensor], **arrays: Tensor | None) -> None:
-        """Call a function; ``by_thread`` holds arrays of which each thread has its own."""
-        given = {k: None if t is None else t.contiguous() for k, t in (self.held | arrays).items()}
+
+class BlockCall(Call):
+    """Calls for the edges of a block."""
+
+    def work(self, name: str, **fields: Any) -> None:
+        """Call a function, with scratch for each thread."""
         length = ctypes.c_int64.in_dll(self.library, "length").value
-        scratch = self.weights.new_empty(len(self.ranges), 6 * length * self.numbers[-2])
+        scratch = self.given["weights"].new_empty(len(self.ranges), 6 * length * self.given["wide"])
+        self.run(name, PerThread(scratch), **fields)
 
-        def arguments(k: int) -> list[Any]:
-            pointers = {n: t.data_ptr() for n, t in given.items() if t is not None}
-            pointers |= {n: t[k].data_ptr() for n, t in by_thread.items()}
-            fields = _Block(**dict(zip(NUMBERS, self.numbers)), **pointers)
-            return [ctypes.byref(fields), *limits(self.ranges[k]), scratch[k]]
-
-        run_ranges(getattr(self.library, name), self.ranges, arguments)
-
-    def weight_sums(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Zeros for the gradient of the weights, once for each thread, and its parts."""
-        sums = self.weights.new_zeros(len(self.ranges), len(self.weights))
-        return sums, {f"{name}_sum": part for name, part in _parts(sums, *self.sizes).items()}
+    def weight_sums(self) -> tuple[PerThread, dict[str, PerThread]]:
+        """Zeros for the gradient of the weights, and its parts."""
+        sums = self.sums(self.given["weights"])
+        sizes = (self.given[name] for name in ("units", "size", "n_radial"))
+        return sums, {f"{name}_sum": PerThread(part) for name, part in _parts(sums.values, *sizes).items()}
 
 
 _idle: dict[int, np.ndarray] = {}
@@ -152,95 +139,87 @@ def rows(like: Tensor, *shape: int) -> Tensor:
     return torch.from_numpy(lent).view(shape)
 
 
-def _total(by_thread: Tensor) -> Tensor:
-    return by_thread[0] if len(by_thread) == 1 else by_thread.sum(0)
+ARGUMENTS = arguments_of(Edges)
 
 
-@torch.library.custom_op("mdl_physpre::m3gnet_block", mutates_args=(), device_types="cpu")
-def block(
-    centre: Tensor, neighbour: Tensor, q: Tensor, e: Tensor | None, radial: Tensor, weights: Tensor, i: Tensor,
-    j: Tensor, near: Tensor, start: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+@operator("m3gnet_block", f"Tensor centre, Tensor neighbour, {ARGUMENTS}", results=3)
+def block(centre: Tensor, neighbour: Tensor, *edges: Any) -> tuple[Tensor, ...]:
     """e² (E, units), m (N, units), and a_0, y_0, a_1, y_1 (4, E, 2 units).
 
     Parameters
     ----------
     centre, neighbour : (N, 4 units), P and Q of the edges' perceptron, then of the atoms'; each of two halves, the
         value's, then the gate's.
-    q : (n_near, size), of the edges ``near`` (n_near,) alone, in ascending order; the others have no three-body term.
-    e : (E, units); where it is None, edges begin with silu(W_e g).
-    radial : (E, n_radial), g.
-    weights : W_3, W_1, W_2, b, W_d and perhaps W_e, flattened and one after the other.
-    i, j : (E,), sorted by i. start : (N + 1,), the first edge of each atom.
+    edges : of :class:`Edges`.
     """
-    units = centre.shape[1] // 4
-    call = _Call(q, e, radial, weights, i, j, near, start, units)
-    edge, message = rows(q, len(i), units), torch.zeros_like(centre[:, :units])
-    kept = rows(q, 4, len(i), 2 * units)
-    call.run("block", {}, centre=centre, neighbour=neighbour, edge=edge, message=message, kept=kept)
+    given, units = Edges(*edges), centre.shape[1] // 4
+    n_edges = len(given.i)
+    edge, message = rows(centre, n_edges, units), centre.new_zeros(len(centre), units)
+    kept = rows(centre, 4, n_edges, 2 * units)
+    given.call(units).work("block", centre=centre, neighbour=neighbour, edge=edge, message=message, kept=kept)
     return edge, message, kept
 
 
-@torch.library.custom_op("mdl_physpre::m3gnet_block_by_geometry", mutates_args=(), device_types="cpu")
-def by_geometry(
-    edge_bar: Tensor | None, message_bar: Tensor, kept: Tensor, q: Tensor, e: Tensor | None, radial: Tensor,
-    weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor, again: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+ADJOINTS = "Tensor? edge_bar, Tensor message_bar"
+
+
+@operator("m3gnet_block_by_geometry", f"{ADJOINTS}, Tensor kept, {ARGUMENTS}, bool again", results=6)
+def by_geometry(edge_bar: Tensor | None, message_bar: Tensor, kept: Tensor, *given: Any) -> tuple[Tensor, ...]:
     """Gradients in P, Q, q, e and g.
 
     ``again``: for :func:`second` also those in silu(a_0), silu(a_1) and e², (5, E, units).
     """
-    n_atoms, units = message_bar.shape
-    call = _Call(q, e, radial, weights, i, j, near, start, units)
+    *edges, again = given
+    (q, _, radial, *_), (n_atoms, units) = edges, message_bar.shape
+    call = Edges(*edges).call(units)
     found = {
-        "centre_bar": kept.new_zeros(n_atoms, 4 * units), "q_bar": torch.empty_like(q),
-        "e_bar": rows(q, len(i), units), "radial_bar": torch.zeros_like(radial),
-        **({"bars": rows(q, 5, len(i), units)} if again else {}),
+        "centre_bar": q.new_zeros(n_atoms, 4 * units), "q_bar": q.new_empty(q.shape),
+        "e_bar": rows(q, len(radial), units), "radial_bar": radial.new_zeros(radial.shape),
     }  # fmt: skip
-    neighbour = kept.new_zeros(len(call.ranges), n_atoms, 4 * units)
-    own = {"neighbour_bar": neighbour}
-    call.run("by_geometry", own, edge_bar=edge_bar, message_bar=message_bar, kept=kept, **found)
-    bars = found.get("bars", kept.new_empty(0))
-    return found["centre_bar"], _total(neighbour), found["q_bar"], found["e_bar"], found["radial_bar"], bars
+    neighbour, bars = call.sums(found["centre_bar"]), rows(q, 5, len(radial), units) if again else None
+    call.work("by_geometry", edge_bar=edge_bar, message_bar=message_bar, kept=kept, neighbour_bar=neighbour, bars=bars,
+              **found)  # fmt: skip
+    centre, *others = found.values()
+    return centre, neighbour.total(), *others, q.new_empty(0) if bars is None else bars
 
 
-@torch.library.custom_op("mdl_physpre::m3gnet_block_by_parameters", mutates_args=(), device_types="cpu")
+@operator(
+    "m3gnet_block_by_parameters", f"{ADJOINTS}, Tensor? kept_bar, Tensor edge, Tensor kept, {ARGUMENTS}", results=5
+)
 def by_parameters(
-    edge_bar: Tensor | None, message_bar: Tensor, kept_bar: Tensor | None, edge: Tensor, kept: Tensor, q: Tensor,
-    e: Tensor | None, radial: Tensor, weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    edge_bar: Tensor | None, message_bar: Tensor, kept_bar: Tensor | None, edge: Tensor, kept: Tensor, *edges: Any
+) -> tuple[Tensor, ...]:
     """Gradients in P, Q, q, e and the weights."""
-    n_atoms, units = message_bar.shape
-    call = _Call(q, e, radial, weights, i, j, near, start, units)
-    found = {
-        "centre_bar": kept.new_zeros(n_atoms, 4 * units), "q_bar": torch.empty_like(q),
-        "e_bar": rows(q, len(i), units),
-    }  # fmt: skip
-    neighbour, (sums, parts) = kept.new_zeros(len(call.ranges), n_atoms, 4 * units), call.weight_sums()
-    given = {"edge_bar": edge_bar, "message_bar": message_bar, "kept_bar": kept_bar, "edge": edge, "kept": kept}
-    call.run("by_parameters", {"neighbour_bar": neighbour, **parts}, **given, **found)
-    return found["centre_bar"], _total(neighbour), found["q_bar"], found["e_bar"], _total(sums)
+    q, (n_atoms, units) = edges[0], message_bar.shape
+    call = Edges(*edges).call(units)
+    centre, q_bar, e_bar = q.new_zeros(n_atoms, 4 * units), q.new_empty(q.shape), rows(q, *edge.shape)
+    neighbour, (sums, parts) = call.sums(centre), call.weight_sums()
+    call.work("by_parameters", edge_bar=edge_bar, message_bar=message_bar, kept_bar=kept_bar, edge=edge, kept=kept,
+              centre_bar=centre, neighbour_bar=neighbour, q_bar=q_bar, e_bar=e_bar, **parts)  # fmt: skip
+    return centre, neighbour.total(), q_bar, e_bar, sums.total()
 
 
-@torch.library.custom_op("mdl_physpre::m3gnet_block_second", mutates_args=(), device_types="cpu")
+RATES = "Tensor? centre_dot, Tensor? neighbour_dot, Tensor q_dot, Tensor? e_dot, Tensor radial_dot"
+FIRST = "Tensor message_bar, Tensor e_bar, Tensor bars, Tensor kept"
+
+
+@operator("m3gnet_block_second", f"{RATES}, {FIRST}, {ARGUMENTS}", ("e_bar", "message_bar", "kept", "q", "weights"))
 def second(
     centre_dot: Tensor | None, neighbour_dot: Tensor | None, q_dot: Tensor, e_dot: Tensor | None, radial_dot: Tensor,
-    message_bar: Tensor, e_bar: Tensor, bars: Tensor, kept: Tensor, q: Tensor, e: Tensor | None, radial: Tensor,
-    weights: Tensor, i: Tensor, j: Tensor, near: Tensor, start: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    message_bar: Tensor, e_bar: Tensor, bars: Tensor, kept: Tensor, *edges: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Rates of e² and m, and of adjoint · rate the gradients in a and y, in q and in the weights."""
-    units = message_bar.shape[1]
-    call = _Call(q, e, radial, weights, i, j, near, start, units)
+    q = edges[0]
+    call = Edges(*edges).call(message_bar.shape[1])
     sums, parts = call.weight_sums()
     found = {
-        "edge_dot": rows(q, *e_bar.shape), "message_dot": torch.zeros_like(message_bar),
-        "kept_ext": rows(q, *kept.shape), "q_ext": torch.empty_like(q),
+        "edge_dot": rows(q, *e_bar.shape), "message_dot": q.new_zeros(message_bar.shape),
+        "kept_ext": rows(q, *kept.shape), "q_ext": q.new_empty(q.shape),
     }  # fmt: skip
-    given = {"centre_dot": centre_dot, "neighbour_dot": neighbour_dot, "q_dot": q_dot, "e_dot": e_dot,
-             "radial_dot": radial_dot, "message_bar": message_bar, "e_bar": e_bar, "bars": bars,
-             "kept": kept}  # fmt: skip
-    call.run("second", parts, **given, **found)
-    return found["edge_dot"], found["message_dot"], found["kept_ext"], found["q_ext"], _total(sums)
+    call.work("second", centre_dot=centre_dot, neighbour_dot=neighbour_dot, q_dot=q_dot, e_dot=e_dot,
+              radial_dot=radial_dot, message_bar=message_bar, e_bar=e_bar, bars=bars, kept=kept, **parts,
+              **found)  # fmt: skip
+    return *found.values(), sums.total()
 
 
 def _keep_block(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -285,29 +264,22 @@ by_geometry.register_autograd(_second, setup_context=_keep_gradient)
 
 
 @block.register_fake
-def _(centre: Tensor, neighbour: Tensor, q: Tensor, e: Any, radial: Tensor, weights: Tensor, i: Tensor, *r: Any) -> Any:
-    units = centre.shape[1] // 4
-    return radial.new_empty(len(i), units), centre.new_empty(len(centre), units), radial.new_empty(4, len(i), 2 * units)
+def _(centre: Tensor, neighbour: Tensor, q: Tensor, e: Any, radial: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    units, n_edges = centre.shape[1] // 4, len(radial)
+    shapes = (n_edges, units), (len(centre), units), (4, n_edges, 2 * units)
+    return tuple(centre.new_empty(shape) for shape in shapes)
 
 
 @by_geometry.register_fake
-def _(edge_bar: Any, message_bar: Tensor, kept: Tensor, q: Tensor, e: Any, radial: Tensor, weights: Tensor, i: Tensor,
-      j: Tensor, near: Tensor, start: Tensor, again: bool) -> Any:  # fmt: skip
+def _(edge_bar: Any, message_bar: Tensor, kept: Tensor, q: Tensor, e: Any, radial: Tensor, *rest: Any) -> Any:
     n_atoms, units = message_bar.shape
-    nodes = [kept.new_empty(n_atoms, 4 * units) for _ in range(2)]
-    e_bar = kept.new_empty(len(radial), units)
-    bars = kept.new_empty(5, len(radial), units) if again else kept.new_empty(0)
-    return *nodes, torch.empty_like(q), e_bar, torch.empty_like(radial), bars
+    bars = (5, len(radial), units) if rest[-1] else (0,)
+    shapes = (n_atoms, 4 * units), (n_atoms, 4 * units), q.shape, (len(radial), units), radial.shape, bars
+    return tuple(kept.new_empty(shape) for shape in shapes)
 
 
 @by_parameters.register_fake
 def _(edge_bar: Any, message_bar: Tensor, kept_bar: Any, edge: Tensor, kept: Tensor, q: Tensor, e: Any, radial: Tensor,
       weights: Tensor, *rest: Tensor) -> Any:  # fmt: skip
-    nodes = [kept.new_empty(len(message_bar), 4 * edge.shape[1]) for _ in range(2)]
-    return *nodes, torch.empty_like(q), torch.empty_like(edge), torch.empty_like(weights)
-
-
-@second.register_fake
-def _(a: Any, b: Any, c: Tensor, d: Any, f: Tensor, message_bar: Tensor, e_bar: Tensor, bars: Tensor, kept: Tensor,
-      q: Tensor, e: Any, radial: Tensor, weights: Tensor, *rest: Tensor) -> Any:  # fmt: skip
-    return tuple(torch.empty_like(t) for t in (e_bar, message_bar, kept, q, weights))
+    nodes = (len(message_bar), 4 * edge.shape[1])
+    return tuple(kept.new_empty(shape) for shape in (nodes, nodes, q.shape, edge.shape, weights.shape))

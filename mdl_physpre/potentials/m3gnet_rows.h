@@ -30,15 +30,6 @@ typedef struct {
 /* centre and neighbour hold the parts of a that belong to atoms. */
 #define NODE(x, atom, k) (((atom) * 4 + (k) * 2) * (x)->units)
 
-INLINE void silu(vec x, vec *f, vec *slope, vec *curvature) {
-  vec s = logistic(x), rest = 1 - s;
-  *f = x * s;
-  *slope = s * (1 + x * rest);
-  *curvature = s * rest * (2 + x * (1 - 2 * s));
-}
-
-INLINE void add(REAL *p, vec x) { store(p, load(p) + x); }
-
 /* ---- the first layer: a += P_i + Q_j, h = silu(a); from a, its rate or the adjoint of h in place ---- */
 
 INLINE void hidden(const Block *x, int k, int64_t r, REAL *h) {

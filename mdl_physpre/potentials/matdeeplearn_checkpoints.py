@@ -22,7 +22,6 @@ from ase.data import atomic_numbers, chemical_symbols
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.cgcnn import CGCNN, NODE_DIM
-from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.matdeeplearn_models import (
     EARLY_POOLING,
@@ -35,6 +34,7 @@ from mdl_physpre.potentials.matdeeplearn_models import (
 )
 from mdl_physpre.potentials.torchmd_et import TorchMDET
 from mdl_physpre.structures.files import replacing
+from mdl_physpre.utils.devices import available_device
 
 logger = logging.getLogger(__name__)
 
@@ -186,13 +186,12 @@ def write_matdeeplearn_checkpoint(
     if reference:
         keys["physpre"] = {"energy_reference": {chemical_symbols[z]: e for z, e in reference.items()}}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as checkpoint, replacing(config) as beside:
             torch.save(content, checkpoint)
             text = yaml.safe_dump(keys, sort_keys=False)
             beside.write_text(_first_line(path, text) + text)
-    except (OSError, DataError) as error:
-        raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
     for sentence in lost:
         logger.warning("%s: %s", path, sentence)
     return lost

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.m3gnet import M3GNet
 from mdl_physpre.structures.files import replacing
+from mdl_physpre.utils.devices import available_device
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +94,10 @@ def write_mattersim_checkpoint(path: str | Path, potential: Potential, descripti
         "scheduler": None, "last_epoch": -1, "validation_metrics": {"loss": 1e7}, "description": description,
     }  # fmt: skip
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             torch.save(content, temporary)
-    except (OSError, DataError) as error:
-        raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
     for sentence in lost:
         logger.warning("%s: %s", path, sentence)
     return lost

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from mdl_physpre.errors import CheckpointError
-from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.m3gnet import M3GNet
 from mdl_physpre.potentials.mattersim_checkpoints import m3gnet_from_state, read_without_running
+from mdl_physpre.utils.devices import available_device
 
 logger = logging.getLogger(__name__)
 

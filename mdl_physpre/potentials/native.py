@@ -10,15 +10,17 @@ import platform
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mdl_physpre.potentials.c_build import FLAGS, built_library, built_name, compile_library, find_compiler
 from mdl_physpre.potentials.edge_op import in_evaluate
@@ -29,7 +31,8 @@ PACKAGE = Path(__file__).parents[1]
 VECTOR_BYTES = 64
 
 
-def compiled(source: Path, real: str, functions: Sequence[str], what: str) -> ctypes.CDLL | None:
+@lru_cache(maxsize=16)
+def compiled(source: Path, real: str, what: str) -> ctypes.CDLL | None:
     """``source`` in precision ``real`` (``float`` or ``double``), or None where it cannot be had.
 
     It comes with an installed wheel; elsewhere a compiler makes it, which is ``CC``, ``cc``, ``gcc`` or ``clang``. None
@@ -43,13 +46,41 @@ def compiled(source: Path, real: str, functions: Sequence[str], what: str) -> ct
         logger.info("no C compiler was found: %s runs on tensor operations, which are slower", what)
         return None
     try:
-        loaded = ctypes.CDLL(str(path or _compile(str(compiler), source, real)))
+        return ctypes.CDLL(str(path or _compile(str(compiler), source, real)))
     except (OSError, subprocess.SubprocessError) as error:
         logger.info("C code is not available (%s): %s runs on tensor operations", error, what)
         return None
-    for name in functions:
-        getattr(loaded, name).restype = None
-    return loaded
+
+
+@dataclass
+class CCode:
+    """The C code of one source.
+
+    Attributes
+    ----------
+    source : the file.
+    dtypes : precisions in which it takes the place of tensor operations, and their names in C.
+    what : what runs on tensor operations where it cannot be had, for the log.
+    """
+
+    source: Path
+    dtypes: Mapping[torch.dtype, str]
+    what: str
+
+    def library(self, real: str) -> ctypes.CDLL | None:
+        """The compiled functions in precision ``real``, or None where they cannot be had."""
+        return compiled(self.source, real, self.what)
+
+    def library_for(self, like: Tensor) -> ctypes.CDLL | None:
+        """The functions for tensors as ``like``, or None where tensor operations do the work.
+
+        C runs inside ``evaluate`` alone (:mod:`mdl_physpre.potentials.edge_op`), and on the CPU.
+        """
+        if torch.compiler.is_compiling() or getattr(_of_thread, "off", False) or not in_evaluate():
+            return None
+        if like.device.type != "cpu" or like.dtype not in self.dtypes:
+            return None
+        return self.library(self.dtypes[like.dtype])
 
 
 _of_thread = threading.local()
@@ -64,13 +95,6 @@ def tensor_operations() -> Iterator[None]:
         yield
     finally:
         _of_thread.off = before
-
-
-def can_use_c(like: Tensor, dtypes: Mapping[torch.dtype, str]) -> bool:
-    """Whether C code that there is for ``dtypes`` may take the place of operations on tensors as ``like``."""
-    if torch.compiler.is_compiling() or getattr(_of_thread, "off", False) or not in_evaluate():
-        return False
-    return like.device.type == "cpu" and like.dtype in dtypes
 
 
 def _compile(compiler: str, source: Path, real: str) -> Path:
@@ -116,40 +140,103 @@ def is_sorted(centre: Tensor) -> bool:
     return not bool((centre[1:] < centre[:-1]).any())
 
 
+def first_edges(centre: Tensor, n_atoms: int) -> Tensor:
+    """First edge of each atom, and the number of edges at the end (N + 1,), of edges sorted by their centre."""
+    return functional.pad(torch.bincount(centre, minlength=n_atoms).cumsum(0), (1, 0))
+
+
 def ranges_of_atoms(start: Tensor) -> list[tuple[int, int]]:
     """A range of atoms for each thread (``torch.get_num_threads()``), with about the same number of edges.
 
-    ``start`` (N + 1,) holds the first edge of each atom, and the number of edges at its end.
+    ``start`` (N + 1,) is that of :func:`first_edges`.
     """
     n_atoms, n_edges = len(start) - 1, int(start[-1])
     threads = min(torch.get_num_threads(), max(1, n_edges // 1000))
+    if threads == 1:
+        return [(0, n_atoms)]
     goals = torch.arange(1, threads) * n_edges / threads
     cuts = torch.searchsorted(start.double(), goals.double()).tolist()
     bounds = [0, *sorted(min(c, n_atoms) for c in cuts), n_atoms]
     return list(zip(bounds, bounds[1:]))
 
 
-def run_ranges(function: Any, ranges: Sequence[Any], arguments: Callable[[int], Sequence[Any]]) -> None:
-    """Call ``function(*arguments(k))`` for each of the ranges at the same time, a thread for each."""
+def structure(integers: str, pointers: str, doubles: str = "") -> type[ctypes.Structure]:
+    """A structure of C from the names of its integers of 64 bits, its doubles and its pointers, in this order."""
+    kinds = ((integers, ctypes.c_int64), (doubles, ctypes.c_double), (pointers, ctypes.c_void_p))
+    fields = [(name, kind) for names, kind in kinds for name in names.split()]
+    return type("Structure", (ctypes.Structure,), {"_fields_": fields})
 
-    def work(thread: int) -> None:
-        held = arguments(thread)  # tensors must live as long as their addresses are used
-        function(*(address(a) if isinstance(a, Tensor) else a for a in held))
 
-    if len(ranges) == 1:
-        work(0)
-    else:
-        list(thread_pool(os.getpid(), len(ranges)).map(work, range(len(ranges))))
+@dataclass
+class PerThread:
+    """An array for each thread, (threads, …), where all of them would add to the same values."""
+
+    values: Tensor
+
+    def total(self) -> Tensor:
+        """The sum over the threads."""
+        return self.values[0] if len(self.values) == 1 else self.values.sum(0)
+
+
+Argument = Tensor | PerThread | float | None
+
+
+class Call:
+    """Calls of C functions that share a structure; a call is done by several threads, each for a range of atoms.
+
+    The functions take the structure, a first and a last atom, and further arrays. A tensor is a pointer to its values,
+    which are made contiguous; None is a null pointer.
+
+    Parameters
+    ----------
+    code : the functions; the first of the arguments has their precision.
+    fields : of the structure (:func:`structure`).
+    given : arguments of an operator, ``start`` (:func:`first_edges`) among them; those that are no fields are left out,
+        and pointers that are not given are null.
+    more : further fields.
+    """
+
+    def __init__(self, code: CCode, fields: type[ctypes.Structure], given: Any, **more: Argument) -> None:
+        self.like, self.structure = given[0], fields
+        self.library = cast(ctypes.CDLL, code.library(code.dtypes[self.like.dtype]))
+        self.given: dict[str, Any] = given._asdict() | more
+        self.ranges = ranges_of_atoms(given.start)
+
+    def run(self, name: str, *arrays: Tensor | PerThread, **more: Argument) -> None:
+        """Call the function of this name with ``arrays``, and with further fields ``more``."""
+        function, held, values = getattr(self.library, name), [_contiguous(a) for a in arrays], self.given | more
+        fields = {field: _contiguous(values.get(field)) for field, *_ in self.structure._fields_}
+
+        def work(thread: int) -> None:
+            filled = self.structure(**{field: _in_c(value, thread) for field, value in fields.items()})
+            limits = (ctypes.c_int64(atom) for atom in self.ranges[thread])
+            function(ctypes.byref(filled), *limits, *(ctypes.c_void_p(_in_c(a, thread)) for a in held))
+
+        if len(self.ranges) == 1:
+            work(0)
+        else:
+            list(thread_pool(os.getpid(), len(self.ranges)).map(work, range(len(self.ranges))))
+
+    def sums(self, like: Tensor | None, dtype: torch.dtype | None = None) -> PerThread:
+        """Zeros like a tensor for each thread; of no length like None."""
+        shape = (0,) if like is None else like.shape
+        return PerThread(self.like.new_zeros(len(self.ranges), *shape, dtype=dtype))
+
+
+def _contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) else value
+
+
+def _in_c(value: Any, thread: int) -> Any:
+    """An argument as ctypes takes it, for one thread."""
+    if isinstance(value, PerThread):
+        value = value.values[thread]
+    return value.data_ptr() if isinstance(value, Tensor) else value
 
 
 def address(tensor: Tensor | None) -> ctypes.c_void_p:
     """A tensor as an argument of a C function; a null pointer for ``None``."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def limits(of_range: tuple[int, int]) -> tuple[ctypes.c_int64, ctypes.c_int64]:
-    """A range of atoms as arguments of a C function."""
-    return ctypes.c_int64(of_range[0]), ctypes.c_int64(of_range[1])
 
 
 @lru_cache(maxsize=2)

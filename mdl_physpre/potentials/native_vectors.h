@@ -19,6 +19,7 @@ typedef REAL vec __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_a
 
 INLINE vec load(const REAL *p) { return *(const vec *)p; }
 INLINE void store(REAL *p, vec x) { *(vec *)p = x; }
+INLINE void add(REAL *p, vec x) { store(p, load(p) + x); }
 INLINE vec all(REAL x) { vec v = {0}; return v + x; }
 INLINE REAL sum(vec x) {
 #if defined(SINGLE) && defined(__AVX512F__)
@@ -130,6 +131,14 @@ INLINE vec sigmoid(vec x) {
   return x;
 }
 #endif
+
+/* x sigmoid(x) and its first two derivatives */
+INLINE void silu(vec x, vec *f, vec *slope, vec *curvature) {
+  vec s = logistic(x), rest = 1 - s;
+  *f = x * s;
+  *slope = s * (1 + x * rest);
+  *curvature = s * rest * (2 + x * (1 - 2 * s));
+}
 
 /* ---- matrix products ---- */
 

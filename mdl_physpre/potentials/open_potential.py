@@ -28,7 +28,7 @@ from mdl_physpre.errors import CheckpointError, ConfigError, nearest
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
-from mdl_physpre.potentials.import_paths import import_named_module, import_object
+from mdl_physpre.utils.import_paths import import_named_module, import_object
 
 ACCEPTED = (
     "a checkpoint file, calculator:package.module.Class, calculator:package.module:function?key=value, or "
@@ -51,7 +51,7 @@ def open_potential(
     kwargs : more arguments for a calculator or TorchSim model; they win over those in the name.
     modules : modules to import first. A checkpoint whose backbone is somebody else's class can only be loaded where
         its module has been imported or registered: a file alone may not name code to run.
-    map_location : device of a checkpoint (:func:`~mdl_physpre.potentials.devices.available_device`); a calculator or
+    map_location : device of a checkpoint (:func:`~mdl_physpre.utils.devices.available_device`); a calculator or
         TorchSim model takes its own as an argument.
 
     Returns

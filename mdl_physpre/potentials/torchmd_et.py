@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.arguments import (
-    element_numbers,
-    refuse_unsupported,
-    require_at_least,
-    require_positive,
-)
+from mdl_physpre.potentials.arguments import element_numbers, refuse_unsupported, require_at_least, require_positive
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.edge_op import predicting
 from mdl_physpre.potentials.native import is_sorted
@@ -93,6 +88,10 @@ class TorchMDET(Backbone):
     """
 
     concurrent = True
+    arguments = (
+        "cutoff", "hidden_channels", "num_layers", "num_rbf", "num_heads", "num_post_layers",
+        "post_hidden_channels", "max_z", "envelope", "energy_scale",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -155,15 +154,6 @@ class TorchMDET(Backbone):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": None}  # what can be made again is not copied or stored
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """What ``TorchMDET(**…)`` needs to be built again, as plain values; weights and reference not included."""
-        names = (
-            "cutoff", "hidden_channels", "num_layers", "num_rbf", "num_heads", "num_post_layers",
-            "post_hidden_channels", "max_z", "envelope", "energy_scale",
-        )  # fmt: skip
-        elements = None if self.elements is None else list(self.elements)
-        return {"elements": elements, **{name: getattr(self, name) for name in names}}
 
     def known_elements(self) -> frozenset[int]:
         """``elements``, or all that have a row in the element embedding."""

@@ -34,14 +34,6 @@ INLINE vec fold(vec x, int64_t heads) {
   return x;
 }
 
-/* silu and its first two derivatives */
-INLINE void silu(vec s, vec *a, vec *da, vec *dda) {
-  vec p = sigmoid(s), rest = 1 - p;
-  *a = s * p;
-  *da = p * (1 + s * rest);
-  *dda = p * rest * (2 + s * (rest - p));
-}
-
 INLINE vec lookup(const REAL *table, int64_t rows_apart, const REAL *w) {
   vec x = load(table) * w[0];
   for (int n = 1; n < TERMS; n++) x += load(table + n * rows_apart) * w[n];
@@ -59,8 +51,6 @@ INLINE void lookup2(const REAL *table, int64_t rows_apart, const REAL *w, const 
     *dx += t * dw[n];
   }
 }
-
-INLINE void add(REAL *p, vec x) { store(p, load(p) + x); }
 
 INLINE void spread(REAL *table, int64_t rows_apart, const REAL *w, vec x) {
   for (int n = 0; n < TERMS; n++) add(table + n * rows_apart, x * w[n]);

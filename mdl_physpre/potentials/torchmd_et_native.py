@@ -17,10 +17,7 @@ with ``MDL_PHYSPRE_NATIVE=0``, on other devices than the processor and outside `
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,29 +25,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mdl_physpre.potentials.edge_op import in_geometry
-from mdl_physpre.potentials.native import (
-    VECTOR_BYTES,
-    address,
-    can_use_c,
-    compiled,
-    limits,
-    ranges_of_atoms,
-    run_ranges,
-)
+from mdl_physpre.potentials.edge_op import arguments_of, operator, register_gradients
+from mdl_physpre.potentials.native import VECTOR_BYTES, Call, CCode, first_edges, structure
 from mdl_physpre.potentials.torchmd_et_layers import LayerWeights, Sums
 from mdl_physpre.potentials.torchmd_et_radial import RadialGrid
 
-SOURCE = Path(__file__).with_name("torchmd_et_native.c")
-DTYPES = {torch.float32: "float", torch.float64: "double"}
-FUNCTIONS = ("sums", "by_geometry", "by_table", "second")
+CODE = CCode(
+    Path(__file__).with_name("torchmd_et_native.c"),
+    {torch.float32: "float", torch.float64: "double"},
+    "the equivariant transformer",
+)
+LAYER = structure(
+    "channels heads has_vectors gives_vectors", "start neighbour row spline direction nodes vec table"
+)
 MOST_VECTORS = 64  # of channels, as in the source
-
-
-@lru_cache(maxsize=4)
-def library(real: str) -> ctypes.CDLL | None:
-    """The compiled functions in precision ``real`` (``float`` or ``double``), or None where they cannot be had."""
-    return compiled(SOURCE, real, FUNCTIONS, "the equivariant transformer")
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class HeadLayout:
     @classmethod
     def of(cls, heads: int, channels: int, like: Tensor) -> HeadLayout | None:
         """None where C cannot be had for the precision and device of ``like`` or for this size, or must not be used."""
-        if not can_use_c(like, DTYPES) or library(DTYPES[like.dtype]) is None:
+        if CODE.library_for(like) is None:
             return None
         lanes, depth, padded = VECTOR_BYTES // like.element_size(), channels // heads, 1 << (heads - 1).bit_length()
         whole = max(1, lanes // padded)
@@ -125,13 +113,11 @@ class NativeMessages:
         own_images: bool,
     ) -> None:  # fmt: skip
         self.weights, self.tables = tables.weights, tables
-        start = functional.pad(torch.bincount(i, minlength=n_atoms).cumsum(0), (1, 0))
-        bounds = [0, *(stop for _, stop in ranges_of_atoms(start))]
+        start = first_edges(i, n_atoms)
         with torch.no_grad():
             row, spline = tables.grid.place(distances)
-        self.edges = (distances, directions, spline, start, j.to(torch.int64).contiguous(), row, bounds)
-        others = row if own_images else torch.where(i == j, -1, row)
-        self.edges_of_start = (*self.edges[:5], others, bounds)
+        self.edges = (distances, directions, spline, start, j.to(torch.int64).contiguous(), row)
+        self.edges_of_start = (*self.edges[:5], row if own_images else torch.where(i == j, -1, row))
 
     def around(self, values: Tensor) -> Tensor:
         given = self.tables.layout.padded(values), None, self.tables.start
@@ -143,158 +129,84 @@ class NativeMessages:
         return message, None if last else vectors
 
 
-class _Layer(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_int64) for n in ("channels", "heads", "has_vectors", "gives_vectors")] + [
-        (n, ctypes.c_void_p) for n in ("start", "neighbour", "row", "spline", "direction", "nodes", "vec", "table")
-    ]
+class Layer(NamedTuple):
+    """What the operators take of a layer; F channels are whole vectors."""
+
+    nodes: Tensor  # (N, 5 F), as HeadLayout has them; (N, F) without heads
+    vec: Tensor | None  # (N, 3, F)
+    table: Tensor  # (rows, 4 F), coefficients of the radial functions; (rows, F) without heads
+    distance: Tensor  # (E,), Å, sorted by centre
+    direction: Tensor  # (E, 3)
+    spline: Tensor  # (E, 12); it and row: what RadialGrid.place gives for the distances
+    start: Tensor  # (N + 1,), first edge of each atom
+    neighbour: Tensor  # (E,)
+    row: Tensor  # (E,)
+    heads: int  # 0 for a sum without attention, Σ_j v_j R
+    gives_vectors: bool  # whether M is wanted
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Room for m (N, F) and M (N, 3, F); for no M where it is not wanted."""
+        n_atoms, channels = len(self.nodes), self.nodes.shape[1] // (5 if self.heads else 1)
+        m = self.nodes.new_empty(n_atoms, channels)
+        return m, m.new_empty(n_atoms * self.gives_vectors, 3, channels)
+
+    def call(self) -> Call:
+        """These as the C functions take them."""
+        channels = self.nodes.shape[1] // (5 if self.heads else 1)
+        return Call(CODE, LAYER, self, channels=channels, has_vectors=self.vec is not None)
 
 
-class _Call:
-    """The arguments of an operator as its C functions take them."""
-
-    def __init__(
-        self, nodes: Tensor, vec: Tensor | None, table: Tensor, distance: Tensor, direction: Tensor, spline: Tensor,
-        start: Tensor, neighbour: Tensor, row: Tensor, bounds: list[int], heads: int, gives_vectors: bool,
-    ) -> None:  # fmt: skip
-        self.nodes, self.table = nodes.contiguous(), table.contiguous()
-        self.vec = None if vec is None else vec.contiguous()
-        self.held = [t.contiguous() for t in (start, neighbour, row, spline, direction)]
-        self.channels, self.gives_vectors = nodes.shape[1] // (5 if heads else 1), gives_vectors
-        self.library, self.ranges = library(DTYPES[nodes.dtype]), list(zip(bounds, bounds[1:]))
-        pointers = (address(t) for t in (*self.held, self.nodes, self.vec, self.table))
-        self.layer = _Layer(self.channels, heads, vec is not None, gives_vectors, *pointers)
-
-    def run(self, name: str, arguments: Callable[[int], list[Tensor | None]]) -> None:
-        layer = ctypes.byref(self.layer)
-        run_ranges(getattr(self.library, name), self.ranges, lambda k: [layer, *limits(self.ranges[k]), *arguments(k)])
-
-    def results(self) -> tuple[Tensor, Tensor]:
-        """Room for m and M; for no M where it is not wanted."""
-        m, n_atoms = self.nodes.new_empty(len(self.nodes), self.channels), len(self.nodes) * self.gives_vectors
-        return m, m.new_empty(n_atoms, 3, self.channels)
-
-    def zeros(self, like: Tensor | None) -> Tensor:
-        """Zeros like a tensor, once for each thread."""
-        return self.nodes.new_zeros(len(self.ranges), *((0,) if like is None else like.shape))
+ARGUMENTS = arguments_of(Layer)
+ADJOINTS = "Tensor gx, Tensor gout"
+RATES = "Tensor tn, Tensor tv, Tensor td, Tensor tu"
 
 
-def _total(by_thread: Tensor) -> Tensor:
-    return by_thread[0] if len(by_thread) == 1 else by_thread.sum(0)
-
-
-LAYER = (
-    "Tensor nodes, Tensor? vec, Tensor table, Tensor distance, Tensor direction, Tensor spline, Tensor start, "
-    "Tensor neighbour, Tensor row, int[] bounds, int heads, bool gives_vectors"
-)
-
-
-def _operator(name: str, before: str, results: int) -> Callable[[Callable[..., Any]], Any]:
-    """Registers an operator of the arguments ``before`` and those of a layer, which gives so many tensors."""
-    schema = f"({before}{LAYER}) -> ({', '.join(['Tensor'] * results)})"
-    return torch.library.custom_op(f"mdl_physpre::{name}", mutates_args=(), device_types="cpu", schema=schema)
-
-
-@_operator("et_sums", "", 2)
+@operator("et_sums", ARGUMENTS, results=2)
 def sums(*layer: Any) -> tuple[Tensor, ...]:
-    """m (N, F) and M (N, 3, F), empty without ``gives_vectors``; F channels are whole vectors.
-
-    Parameters
-    ----------
-    nodes, vec : (N, 5 F) as :class:`HeadLayout` has them; (N, 3, F) or None.
-    table : (rows, 4 F), coefficients of the radial functions.
-    distance, direction : (E,) Å, (E, 3), sorted by centre.
-    spline : (E, 12) and, below, row: what :meth:`RadialGrid.place` gives for the distances.
-    start : (N + 1,) first edge of each atom.
-    neighbour, row : (E,).
-    bounds : atoms at which the share of each thread begins and ends.
-    heads : 0 for a sum without attention, Σ_j v_j R: nodes are then (N, F) and the table (rows, F).
-    gives_vectors : whether M is wanted.
-    """
-    call = _Call(*layer)
-    found = call.results()
-    call.run("sums", lambda _: [*found])
+    """m (N, F) and M (N, 3, F) of a :class:`Layer`; M is empty without ``gives_vectors``."""
+    given = Layer(*layer)
+    found = given.sums()
+    given.call().run("sums", *found)
     return found
 
 
-@_operator("et_sums_by_geometry", "Tensor gx, Tensor gout, ", 4)
+@operator("et_sums_by_geometry", f"{ADJOINTS}, {ARGUMENTS}", like=("nodes", "vec", "distance", "direction"))
 def by_geometry(gx: Tensor, gout: Tensor, *layer: Any) -> tuple[Tensor, ...]:
     """Gradients in nodes, vec (empty without it), distance and direction."""
-    call, (nodes, vec, _, distance, direction, *_) = _Call(*layer), layer
-    gx, gout, by_nodes, by_vec = gx.contiguous(), gout.contiguous(), call.zeros(nodes), call.zeros(vec)
-    geometry = nodes.new_zeros(distance.shape), nodes.new_zeros(direction.shape)
-    call.run("by_geometry", lambda k: [gx, gout, by_nodes[k], by_vec[k], *geometry])
-    return _total(by_nodes), _total(by_vec), *geometry
+    given = Layer(*layer)
+    call = given.call()
+    nodes, vec = call.sums(given.nodes), call.sums(given.vec)
+    geometry = gx.new_zeros(given.distance.shape), gx.new_zeros(given.direction.shape)
+    call.run("by_geometry", gx, gout, nodes, vec, *geometry)
+    return nodes.total(), vec.total(), *geometry
 
 
-@_operator("et_sums_by_table", "Tensor gx, Tensor gout, ", 3)
+@operator("et_sums_by_table", f"{ADJOINTS}, {ARGUMENTS}", like=("nodes", "vec", "table"))
 def by_table(gx: Tensor, gout: Tensor, *layer: Any) -> tuple[Tensor, ...]:
     """Gradients in nodes, vec (empty without it) and table."""
-    call, gx, gout = _Call(*layer), gx.contiguous(), gout.contiguous()
-    sums = [call.zeros(t) for t in layer[:3]]
-    call.run("by_table", lambda k: [gx, gout, *(t[k] for t in sums)])
-    return tuple(_total(t) for t in sums)
+    call = Layer(*layer).call()
+    found = [call.sums(t) for t in layer[:3]]
+    call.run("by_table", gx, gout, *found)
+    return tuple(t.total() for t in found)
 
 
-@_operator("et_sums_second", ", ".join(f"Tensor {x}" for x in ("tn", "tv", "td", "tu", "gx", "gout")) + ", ", 5)
-def second(*given: Any) -> tuple[Tensor, ...]:
+@operator("et_sums_second", f"{RATES}, {ADJOINTS}, {ARGUMENTS}", like=("gx", "gout", "nodes", "vec", "table"))
+def second(tn: Tensor, tv: Tensor, td: Tensor, tu: Tensor, gx: Tensor, gout: Tensor, *layer: Any) -> tuple[Tensor, ...]:
     """The rates of m and M, and the gradients of the rate of L in nodes, vec (empty without it) and table.
 
     From the rates of nodes, vec (empty without it), distance and direction, and the adjoints of m and M.
     """
-    (*rates, gx, gout), layer = (t.contiguous() for t in given[:6]), given[6:]
-    call = _Call(*layer)
-    found, sums = call.results(), [call.zeros(t) for t in layer[:3]]
-    call.run("second", lambda k: [gx, gout, *rates, *found, *(t[k] for t in sums)])
-    return *found, *(_total(t) for t in sums)
+    given = Layer(*layer)
+    call, rates = given.call(), given.sums()
+    found = [call.sums(t) for t in layer[:3]]
+    call.run("second", gx, gout, tn, tv, td, tu, *rates, *found)
+    return *rates, *(t.total() for t in found)
 
 
-def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
-    *tensors, ctx.bounds, ctx.heads, ctx.gives_vectors = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, gx: Tensor, gout: Tensor) -> tuple[Tensor | None, ...]:
-    given = (gx, gout, *ctx.saved_tensors, ctx.bounds, ctx.heads, ctx.gives_vectors)
-    table = distance = direction = None
-    if in_geometry():
-        nodes, vec, distance, direction = by_geometry(*given)
-    else:
-        nodes, vec, table = by_table(*given)
-    return nodes, vec if ctx.needs_input_grad[1] else None, table, distance, direction, *[None] * 7
-
-
-def _second(ctx: Any, *rates: Tensor) -> tuple[Tensor | None, ...]:
-    found = second(*rates, *ctx.saved_tensors, ctx.bounds, ctx.heads, ctx.gives_vectors)
-    gx, gout, nodes, vec, table = found
-    return gx, gout, nodes, vec if ctx.needs_input_grad[3] else None, table, *[None] * 9
-
-
-sums.register_autograd(_backward, setup_context=_keep)
-by_geometry.register_autograd(_second, setup_context=_keep)
-
-
-def _like(*tensors: Tensor | None) -> tuple[Tensor, ...]:
-    nodes = next(t for t in tensors if t is not None)
-    return tuple(nodes.new_empty((0,) if t is None else t.shape) for t in tensors)
+register_gradients(sums, by_geometry, by_table)
+register_gradients(by_geometry, second)
 
 
 @sums.register_fake
-def _(nodes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    heads, gives_vectors = rest[-2:]
-    m = nodes.new_empty(len(nodes), nodes.shape[1] // (5 if heads else 1))
-    return m, m.new_empty(len(nodes) if gives_vectors else 0, 3, m.shape[1])
-
-
-@by_geometry.register_fake
-def _(gx: Tensor, gout: Tensor, nodes: Tensor, vec: Any, table: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-    return _like(nodes, vec, *rest[:2])
-
-
-@by_table.register_fake
-def _(gx: Tensor, gout: Tensor, *layer: Tensor) -> tuple[Tensor, ...]:
-    return _like(*layer[:3])
-
-
-@second.register_fake
-def _(*given: Tensor) -> tuple[Tensor, ...]:
-    return _like(*given[4:9])
+def _(*layer: Any) -> tuple[Tensor, ...]:
+    return Layer(*layer).sums()

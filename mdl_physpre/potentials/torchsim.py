@@ -16,9 +16,9 @@ from ase import Atoms
 from ase.data import atomic_masses
 from torch import Tensor
 
-from mdl_physpre.errors import CheckpointError, ConfigError, DataError
+from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, Predictions, evaluate
-from mdl_physpre.potentials.from_calculator import fingerprint, name_as_tensor
+from mdl_physpre.potentials.from_calculator import ForeignPotential
 from mdl_physpre.structures.graph import AtomGraph, batch_by_edges, build_graph
 
 try:
@@ -111,7 +111,7 @@ def _structures(state: Any) -> list[Atoms]:
     return [Atoms(numbers[owner == k], positions[owner == k], cell=cell, pbc=pbc) for k, cell in enumerate(cells)]
 
 
-class TorchSimPotential(Potential):
+class TorchSimPotential(ForeignPotential):
     """A TorchSim ``ModelInterface`` as a potential: its ``forward`` on a ``SimState`` of the graph's structures.
 
     The model finds its own neighbours (``cutoff`` is 0, graphs have no edges), computes in its own precision, and has
@@ -123,20 +123,18 @@ class TorchSimPotential(Potential):
     model : a ``ModelInterface``, or a callable without arguments that returns one.
     max_atoms : atoms in one call, a limit on memory; a larger structure is alone.
     name, source : what identifies the model with its weights and its code, as for
-        :class:`~mdl_physpre.potentials.from_calculator.CalculatorPotential`.
+        :class:`~mdl_physpre.potentials.from_calculator.ForeignPotential`.
 
     Raises
     ------
     ConfigError : the callable raises, or what it returns is no ``ModelInterface``.
     """
 
-    cutoff = 0.0
-    elements = None
+    kind = "a TorchSim model"
 
     def __init__(
         self, model: Any | Callable[[], Any], name: str | None = None, max_atoms: int = 4000, source: str = ""
     ) -> None:
-        super().__init__()
         built = model
         if not isinstance(model, ModelInterface):
             try:
@@ -146,12 +144,10 @@ class TorchSimPotential(Potential):
                 raise ConfigError(f"{what} cannot be built: {type(error).__name__}: {error}") from error
         if not isinstance(built, ModelInterface):
             raise ConfigError(f"found {type(built).__name__}, expected a torch_sim ModelInterface")
+        super().__init__(built, name, source)
         # in a tuple: the model's parameters are not this potential's, to be converted to another precision
         self._model = (built.eval(),)
         self.max_atoms = max_atoms
-        cls = type(built)
-        self.name = name if name is not None else f"{cls.__module__}.{cls.__qualname__} {fingerprint(built)}"
-        self.source = source
         if not built.compute_stress:
             try:
                 built.compute_stress = True
@@ -162,23 +158,6 @@ class TorchSimPotential(Potential):
     def model(self) -> Any:
         """The TorchSim model."""
         return self._model[0]
-
-    def extra_repr(self) -> str:
-        """What ``print`` shows."""
-        return self.name
-
-    @property
-    def identity(self) -> str:
-        """Name and source: by what stored results are told apart."""
-        return f"{self.name} {self.source}".rstrip()
-
-    def get_extra_state(self) -> Tensor:
-        """The identity as bytes: the state by which stored results tell potentials apart."""
-        return name_as_tensor(self.identity)
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """Raises CheckpointError: a TorchSim model is not stored in a checkpoint."""
-        raise CheckpointError(f"{self.name} is a TorchSim model and cannot be saved as a checkpoint; name it instead")
 
     def predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:
         """Energies, forces and stress; stress is NaN where there is no periodic cell.

@@ -19,7 +19,6 @@ from ase.calculators.genericfileio import GenericFileIOCalculator
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
 from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.pretraining.perturbation import is_label
@@ -28,6 +27,7 @@ from mdl_physpre.pretraining.worker_pool import run_chunks, start_method
 from mdl_physpre.progress import progress as show_progress
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import Labels, as_stress_matrix, set_labels
+from mdl_physpre.utils.devices import device_of_parameters
 
 logger = logging.getLogger(__name__)
 

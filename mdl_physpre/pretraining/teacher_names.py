@@ -12,12 +12,12 @@ import torch
 
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.devices import put_on
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
-from mdl_physpre.potentials.import_paths import import_object
 from mdl_physpre.potentials.open_potential import is_scheme, open_potential, source_of
 from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.potentials.zbl import ZBL, core_for
+from mdl_physpre.utils.devices import put_on
+from mdl_physpre.utils.import_paths import import_object
 
 ENTRY_POINTS = "mdl_physpre.teachers"
 CalculatorFactory: TypeAlias = Callable[[], Any]

@@ -21,10 +21,10 @@ from mdl_physpre.analysis.parity import predictions
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
-from mdl_physpre.potentials.devices import available_device
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.pretraining.set_report import closest_by_elements
 from mdl_physpre.report.run_files import EAM, Run, read_json
+from mdl_physpre.utils.devices import available_device
 
 logger = logging.getLogger(__name__)
 FOLDER = Path("report") / "data"

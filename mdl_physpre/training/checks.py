@@ -7,12 +7,12 @@ from torch import nn
 
 from mdl_physpre.errors import ConfigError, DataError, TrainingError
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.devices import OPEN, available_device
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.loss import check_labels
 from mdl_physpre.training.ranks import devices_per_machine
 from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.utils.devices import OPEN, available_device
 
 WITHOUT_DOUBLE = ("mps", "meta")  # kinds of devices on which sums cannot be trusted, or not be had
 FIRST_WITH_TF32 = 8  # compute capability of the first GPUs (Ampere) with TF32 and bfloat16

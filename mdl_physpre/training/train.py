@@ -21,7 +21,6 @@ import torch
 from mdl_physpre.errors import CheckpointError, ConfigError, TrainingError
 from mdl_physpre.potentials.base import AtomicPotential, Potential
 from mdl_physpre.potentials.checkpoints import save_potential
-from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.checks import check_precision, check_training, training_device
 from mdl_physpre.training.data import fingerprint
@@ -31,6 +30,7 @@ from mdl_physpre.training.module import STATE, STATE_VERSION, Online, PotentialT
 from mdl_physpre.training.ranks import training_ranks
 from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.settings import TrainingSettings, changed_settings
+from mdl_physpre.utils.devices import device_of_parameters
 
 logger = logging.getLogger(__name__)
 

@@ -110,11 +110,11 @@ def md(
     from mdl_physpre.dynamics.reference import compare_with_reference, format_rdf_errors
     from mdl_physpre.dynamics.splitting import simulate_parallel
     from mdl_physpre.dynamics.verdicts import summarise
-    from mdl_physpre.potentials.devices import device_in_turn
     from mdl_physpre.potentials.open_potential import open_potential
     from mdl_physpre.report.tables import format_verdicts
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.structures.supercell import enlarge
+    from mdl_physpre.utils.devices import device_in_turn
     from mdl_physpre.workflow.config_file import dynamics_settings
 
     named: dict[str, Any] = {

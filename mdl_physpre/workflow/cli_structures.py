@@ -188,10 +188,10 @@ def _teacher(
     modules: Sequence[str] | None,
 ) -> Potential:
     """The teacher that the options describe."""
-    from mdl_physpre.potentials.import_paths import import_named_module
     from mdl_physpre.pretraining.teacher_names import make_teacher
     from mdl_physpre.pretraining.teacher_zero import fit_teacher_zero
     from mdl_physpre.structures.read import read_structures
+    from mdl_physpre.utils.import_paths import import_named_module
 
     for module in modules or ():  # they define what the name stands for
         import_named_module(module)

@@ -9,9 +9,9 @@ from typing import Any
 from mdl_physpre.analysis.force_alignment import force_alignment, pooled_alignment
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
-from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.potentials.eam import EAMInteraction
 from mdl_physpre.potentials.sum import HybridPotential
+from mdl_physpre.utils.devices import device_of_parameters
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.stages import Stage, hash_of_file
 from mdl_physpre.workflow.teachers import EAM

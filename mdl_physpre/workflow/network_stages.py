@@ -23,10 +23,10 @@ from mdl_physpre.dynamics.several_networks import summarise_networks
 from mdl_physpre.dynamics.simulation import simulate, summarise
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints import load_potential
-from mdl_physpre.potentials.devices import device_of_parameters
 from mdl_physpre.processes import Piece, run_in_processes
 from mdl_physpre.structures.supercell import enlarge
 from mdl_physpre.training.arms import eam_is_needed, parse_arm, parse_arms
+from mdl_physpre.utils.devices import device_of_parameters
 from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.force_angles import force_angles_stage, pooled_angles

@@ -35,8 +35,8 @@ def edges_of(atoms: Atoms, cutoff: float) -> set[tuple]:
 @pytest.mark.parametrize("kind", ["fixed", "scaled", "strained"])
 def test_graphs_and_smallest_distances_are_those_of_new_lists(kind: str, native: bool, monkeypatch) -> None:
     if not native:
-        monkeypatch.setattr(skin_native, "DTYPES", {})
-    elif skin_native.library("double") is None:
+        monkeypatch.setattr(skin_native.CODE, "dtypes", {})
+    elif skin_native.CODE.library("double") is None:
         pytest.skip("there is no C compiler here")
     rng = np.random.default_rng(3)
     atoms = [

@@ -36,7 +36,7 @@ class Case:
     build : it, small, with random parameters.
     cutoffs : distances at which an edge or a term of it ends, Å.
     curvature : whether second derivatives are continuous there, too.
-    native : module whose ``DTYPES`` say where C code replaces tensor operations; every test runs with both.
+    native : module whose ``CODE.dtypes`` say where C code replaces tensor operations; every test runs with both.
     table : relative error of what is read off a table in place of being calculated.
     """
 
@@ -108,9 +108,9 @@ def case(request, monkeypatch) -> Case:
     if found.native:
         module = import_module(f"mdl_physpre.potentials.{found.native}")
         names = {torch.float32: "float", torch.float64: "double"} if code == "C" else {}
-        if any(module.library(real) is None for real in names.values()):
+        if any(module.CODE.library(real) is None for real in names.values()):
             pytest.skip("there is no C compiler here")
-        monkeypatch.setattr(module, "DTYPES", names)
+        monkeypatch.setattr(module.CODE, "dtypes", names)
     return found
 
 

@@ -28,9 +28,9 @@ DATA = os.environ.get("PHYSPRE_DATA")
 def sweeps(request, monkeypatch):
     """Every test runs with both implementations of the sweeps over the edges."""
     names = {torch.float32: "float", torch.float64: "double"} if request.param == "C" else {}
-    if names and any(cgcnn_native.library(real) is None for real in names.values()):
+    if names and any(cgcnn_native.CODE.library(real) is None for real in names.values()):
         pytest.skip("there is no C compiler here")
-    monkeypatch.setattr(cgcnn_native, "DTYPES", names)
+    monkeypatch.setattr(cgcnn_native.CODE, "dtypes", names)
     return request.param
 
 
@@ -126,7 +126,7 @@ def test_all_routes_agree_in_predictions_and_parameter_gradients(batch, envelope
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing(threads):
-    if cgcnn_native.library("float") is None:
+    if cgcnn_native.CODE.library("float") is None:
         pytest.skip("there is no C compiler here")
     potential, structures = small().float(), [crystal(k) * (3, 2, 1) for k in range(2)]
 

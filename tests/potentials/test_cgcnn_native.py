@@ -6,7 +6,7 @@ import pytest
 import torch
 from ase.build import bulk
 
-from mdl_physpre.potentials import cgcnn_native
+from mdl_physpre.potentials import cgcnn_native, native
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.cgcnn import CGCNN
 from mdl_physpre.structures.graph import build_graph
@@ -16,9 +16,9 @@ from mdl_physpre.structures.graph import build_graph
 def forgetful(monkeypatch, tmp_path):
     """Libraries are found anew, in an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    cgcnn_native.library.cache_clear()
+    native.compiled.cache_clear()
     yield
-    cgcnn_native.library.cache_clear()
+    native.compiled.cache_clear()
 
 
 def forces(scale: float = 1.0) -> torch.Tensor:
@@ -34,7 +34,7 @@ def forces(scale: float = 1.0) -> torch.Tensor:
 
 
 def with_compiler() -> None:
-    if cgcnn_native.library("float") is None:
+    if cgcnn_native.CODE.library("float") is None:
         pytest.skip("there is no C compiler here")
 
 
@@ -43,7 +43,7 @@ def test_large_arguments_of_the_gate(scale, monkeypatch):
     """sigmoid and softplus far from zero: finite, and as the tensor operations in double precision have them."""
     with_compiler()
     found = forces(scale)
-    monkeypatch.setattr(cgcnn_native, "DTYPES", {})
+    monkeypatch.setattr(cgcnn_native.CODE, "dtypes", {})
     by_tensors = forces(scale)
     assert torch.isfinite(found).all()
     scale = max(by_tensors.abs().max().item(), 1e-6)
@@ -56,8 +56,8 @@ def test_the_library_is_compiled_once(tmp_path):
     made = list((tmp_path / "cache" / "mdl_physpre").iterdir())
     assert [p.suffix for p in made] == [".so"]
     before = made[0].stat().st_mtime_ns
-    cgcnn_native.library.cache_clear()
-    assert cgcnn_native.library("float") is not None
+    native.compiled.cache_clear()
+    assert cgcnn_native.CODE.library("float") is not None
     assert made[0].stat().st_mtime_ns == before
 
 
@@ -66,15 +66,15 @@ def test_the_library_is_compiled_once(tmp_path):
 )
 def test_without_a_compiler_the_tensor_operations_do(name, value, monkeypatch):
     expected = forces()
-    cgcnn_native.library.cache_clear()
+    native.compiled.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")  # cannot be written
     monkeypatch.setenv(name, value)
-    assert cgcnn_native.library("float") is None
+    assert cgcnn_native.CODE.library("float") is None
     torch.testing.assert_close(forces(), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_a_cache_folder_that_cannot_be_written(monkeypatch):
     with_compiler()
-    cgcnn_native.library.cache_clear()
+    native.compiled.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
-    assert cgcnn_native.library("float") is not None
+    assert cgcnn_native.CODE.library("float") is not None

@@ -179,7 +179,7 @@ def test_table_in_single_precision_matches_the_exact_functions_at_all_distances(
 def test_c_and_tensor_operations_agree(dtype, tolerance, short_range, threads, monkeypatch):
     """Forces and virials in C against exact radial functions by tensor operations; also cells of a single atom, narrow
     cells, no cell and no edges."""
-    if eam_edges.library("double") is None:
+    if eam_edges.CODE.library("double") is None:
         pytest.skip("there is no C compiler here")
     potential = EAMInteraction(SYMBOLS, cutoff=7.0, n_basis=10, short_range=short_range)
     structures = [random_structure(k, n) for k, n in enumerate((30, 1, 7))] + [random_structure(9, 5, pbc=False)]
@@ -192,7 +192,7 @@ def test_c_and_tensor_operations_agree(dtype, tolerance, short_range, threads, m
         found = evaluate(potential, graph)
     finally:
         torch.set_num_threads(before)
-    monkeypatch.setattr(eam_edges, "DTYPES", {})
+    monkeypatch.setattr(eam_edges.CODE, "dtypes", {})
     exact = evaluate(potential, build_graph(structures, 7.0))
     for one in (found, evaluate(potential, graph)):
         for name in ("energies", "forces", "stress"):

@@ -33,9 +33,9 @@ OPERATORS = ("block", "by_geometry", "by_parameters", "second")
 def operations(request, monkeypatch):
     """Every test runs with both implementations of the operations on edges."""
     names = {torch.float32: "float", torch.float64: "double"} if request.param == "C" else {}
-    if names and any(m3gnet_native.library(real) is None for real in names.values()):
+    if names and any(m3gnet_native.CODE.library(real) is None for real in names.values()):
         pytest.skip("there is no C compiler here")
-    monkeypatch.setattr(m3gnet_native, "DTYPES", names)
+    monkeypatch.setattr(m3gnet_native.CODE, "dtypes", names)
     return request.param
 
 
@@ -186,7 +186,7 @@ def arguments(operations, monkeypatch):
     total = predict(small(), [crystal(), slab()], "training")
     (total.energies.square().sum() + total.forces.square().sum()).backward()
     monkeypatch.undo()
-    monkeypatch.setattr(m3gnet_native, "DTYPES", {torch.float64: "double"})
+    monkeypatch.setattr(m3gnet_native.CODE, "dtypes", {torch.float64: "double"})
     return found
 
 

@@ -31,9 +31,9 @@ DATA = os.environ.get("PHYSPRE_DATA")
 def sums(request, monkeypatch):
     """Every test runs with both implementations of the sums over the edges."""
     names = {torch.float32: "float", torch.float64: "double"} if request.param == "C" else {}
-    if any(torchmd_et_native.library(real) is None for real in names.values()):
+    if any(torchmd_et_native.CODE.library(real) is None for real in names.values()):
         pytest.skip("there is no C compiler here")
-    monkeypatch.setattr(torchmd_et_native, "DTYPES", names)
+    monkeypatch.setattr(torchmd_et_native.CODE, "dtypes", names)
     return request.param
 
 

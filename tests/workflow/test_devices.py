@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from mdl_physpre import EAMInteraction, label, load_potential, save_potential, write_structures
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials import devices
-from mdl_physpre.potentials.devices import available_device, device_in_turn, put_on
 from mdl_physpre.potentials.from_calculator import CalculatorPotential
+from mdl_physpre.utils import devices
+from mdl_physpre.utils.devices import available_device, device_in_turn, put_on
 from mdl_physpre.workflow import network_stages
 from mdl_physpre.workflow.cli import app
 from mdl_physpre.workflow.config_file import parse_config

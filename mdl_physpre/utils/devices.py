@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.base import Potential
 
 OPEN = ("auto", "cuda")  # names that leave open which GPU
-P = TypeVar("P", bound=Potential)
+M = TypeVar("M", bound=nn.Module)
 
 
 def available_device(device: str | torch.device = "auto") -> torch.device:
@@ -47,13 +47,13 @@ def device_in_turn(device: str, number: int) -> torch.device:
     return found
 
 
-def device_of_parameters(potential: Potential) -> torch.device:
+def device_of_parameters(potential: nn.Module) -> torch.device:
     """Where a potential is: the device of its parameters, or of its buffers; the CPU where it has none."""
     tensor = next(iter([*potential.parameters(), *potential.buffers()]), None)
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def put_on(potential: P, device: str | torch.device) -> P:
+def put_on(potential: M, device: str | torch.device) -> M:
     """The potential, moved to a device.
 
     One without parameters, such as a calculator or a TorchSim model, computes where it was built, and stays there.
