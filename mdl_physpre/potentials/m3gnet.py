@@ -142,8 +142,8 @@ class M3GNet(Backbone):
 
     def _of_distance(self, radial: Tensor) -> tuple[Tensor, Iterable[tuple[Tensor, Tensor]]]:
         """The first vectors of the edges, and for each block what multiplies the perceptrons of edges and of atoms."""
-        plain = [block.edge_layer_edge.linear.weight for block in self._blocks()]
-        curved = [*(block.edge_layer_atom.linear.weight for block in self._blocks()), self.edge_encoder.weight]
+        plain = [block.edge_layer_edge.weight for block in self._blocks()]
+        curved = [*(block.edge_layer_atom.weight for block in self._blocks()), self.edge_encoder.weight]
         products = radial @ torch.cat([*plain, *curved]).T
         linear, others = products.split([self.units * len(plain), self.units * len(curved)], dim=1)
         *of_atoms, e = functional.silu(others).split(self.units, dim=1)

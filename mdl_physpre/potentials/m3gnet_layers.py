@@ -13,15 +13,32 @@ from mdl_physpre.potentials.m3gnet_basis import Features
 
 
 class Layer(nn.Module):
-    """One linear map."""
+    """One linear map. A module put in place of ``linear``, such as an adapter, has to be linear, too."""
 
     def __init__(self, size_in: int, size_out: int, bias: bool = True) -> None:
         super().__init__()
-        self.linear = nn.Linear(size_in, size_out, bias=bias)
+        self.size_in = size_in
+        self.linear: nn.Module = nn.Linear(size_in, size_out, bias=bias)
         nn.init.xavier_uniform_(self.linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x)
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix (size_out, size_in) of the map, whatever module makes it."""
+        if isinstance(self.linear, nn.Linear):
+            return self.linear.weight
+        like = next(self.parameters())
+        unit = torch.eye(self.size_in, dtype=like.dtype, device=like.device)
+        return (self.linear(unit) - self.bias).T
+
+    @property
+    def bias(self) -> Tensor:
+        """What a map with a bias adds, (size_out,)."""
+        if isinstance(self.linear, nn.Linear):
+            return self.linear.bias
+        return self.linear(next(self.parameters()).new_zeros(self.size_in))
 
 
 class Encoder(nn.Module):
@@ -34,7 +51,7 @@ class Encoder(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The matrix (size_out, size_in)."""
-        return self.get_parameter("mlp.0.linear.weight")
+        return cast(Layer, self.mlp[0]).weight
 
 
 class GatedMLP(nn.Module):
@@ -56,9 +73,9 @@ class GatedMLP(nn.Module):
         value, gate = self.g[-1](value), torch.sigmoid(self.sigma[-1](gate))
         return (value if self.linear_end else functional.silu(value)) * gate
 
-    def linears(self) -> list[tuple[nn.Linear, nn.Linear]]:
+    def layers(self) -> list[tuple[Layer, Layer]]:
         """The linear maps of g and of σ, layer by layer."""
-        return [(cast(Layer, g).linear, cast(Layer, sigma).linear) for g, sigma in zip(self.g, self.sigma)]
+        return [(cast(Layer, g), cast(Layer, sigma)) for g, sigma in zip(self.g, self.sigma)]
 
 
 class ThreeBody(nn.Module):
@@ -99,8 +116,8 @@ class Block(nn.Module):
         The first layers of both perceptrons act on [v_i, v_j, e_ij]: W_1 [v_i, v_j, e_ij] + b = P_i + Q_j + W e_ij.
         Both stand side by side, the edges' before the atoms', and of each the value's half before the gate's.
         """
-        (g_e, s_e), (g2_e, s2_e) = self.gated_mlp_edge.linears()
-        (g_a, s_a), (g2_a, s2_a) = self.gated_mlp_atom.linears()
+        (g_e, s_e), (g2_e, s2_e) = self.gated_mlp_edge.layers()
+        (g_a, s_a), (g2_a, s2_a) = self.gated_mlp_atom.layers()
         first, second = (g_e, s_e, g_a, s_a), (g2_e, s2_e, g2_a, s2_a)
         by_centre, by_neighbour, by_edge = torch.cat([x.weight for x in first]).split(v.shape[1], dim=1)
         centre = torch.addmm(torch.cat([x.bias for x in first]), v, by_centre.T)
@@ -129,15 +146,15 @@ class Block(nn.Module):
             return functional.silu(value) * torch.sigmoid(gate) * factors[k]
 
         e = e + messages(0, e)
-        return v.index_add(0, edges.centre, messages(1, e)), e
+        return v.index_add(0, edges.centre, messages(1, e).to(v.dtype)), e
 
     def in_c(
         self, v: Tensor, e: Tensor | None, encoder: Tensor, features: Features, edges: Edges
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`; without ``e`` the edges begin with the silu of ``encoder`` (units, max_n) times g."""
         centre, neighbour, q, *weights = self._for_edges(v, features)
-        ((g, sigma),) = self.three_body.edge_gate_mlp.linears()
-        last = [self.edge_layer_edge.linear.weight.T, self.edge_layer_atom.linear.weight.T]
+        ((g, sigma),) = self.three_body.edge_gate_mlp.layers()
+        last = [self.edge_layer_edge.weight.T, self.edge_layer_atom.weight.T]
         last += [encoder.T] if e is None else []
         packed = torch.cat([w.flatten() for w in (g.weight, sigma.weight, *weights, *last)])
         assert edges.near is not None and edges.start is not None

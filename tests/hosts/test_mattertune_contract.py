@@ -15,7 +15,7 @@ from ase import Atoms
 from torch import nn
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
-from mdl_physpre.hosts.mattertune.adapters import check_adapters, merged_state
+from mdl_physpre.hosts.mattertune.adapters import adapted_layers, check_adapters, merged_state
 from mdl_physpre.hosts.mattertune.config_file import load_mattertune_config
 from mdl_physpre.hosts.mattertune.evaluation import RootAtoms
 from mdl_physpre.hosts.mattertune.graphs import checked_data, collate, normalization_counts
@@ -26,6 +26,7 @@ from mdl_physpre.hosts.patching import git_hash, patches_for
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints import save_potential
 from mdl_physpre.potentials.m3gnet import M3GNet
+from mdl_physpre.potentials.m3gnet_layers import Layer
 from mdl_physpre.potentials.mattersim_checkpoints import read_mattersim_checkpoint
 from mdl_physpre.potentials.mattertune_checkpoints import read_mattertune_checkpoint
 from mdl_physpre.potentials.open_potential import open_potential
@@ -307,44 +308,81 @@ def test_unknown_elements_are_named():
 
 
 class Adapter(nn.Module):
-    """What peft puts in place of a linear map: W x + s B A x."""
+    """What peft puts in place of a linear map: W x + b + s B A x."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.base_layer = layer
-        self.active_adapters = ["default"]
         self.lora_A = nn.ModuleDict({"default": nn.Linear(layer.in_features, 2, bias=False)})
         self.lora_B = nn.ModuleDict({"default": nn.Linear(2, layer.out_features, bias=False)})
-
-    def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        return 0.5 * self.lora_B[adapter].weight @ self.lora_A[adapter].weight
+        self.lora_dropout = nn.Dropout(0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.base_layer(x) + 0.5 * self.lora_B["default"](self.lora_A["default"](x))
+        return self.base_layer(x) + 0.5 * self.lora_B["default"](self.lora_A["default"](self.lora_dropout(x)))
 
 
-def test_merged_adapters_predict_what_adapters_predict():
-    potential, graph = network(), build_graph(silica(), 4.0, dtype=torch.float32)
-    plain = evaluate(potential, graph)
-    block = potential.graph_conv[1]
-    block.gated_mlp_atom.g[0].linear = Adapter(block.gated_mlp_atom.g[0].linear)
-    block.three_body.atom_mlp.linear = Adapter(block.three_body.atom_mlp.linear)
-    potential.final.g[2].linear = Adapter(potential.final.g[2].linear)
-    check_adapters(potential)
-    adapted = evaluate(RootAtoms(potential), graph)
-    merged = network()
+def adapted(potential: M3GNet) -> dict[str, Layer]:
+    """Gives every layer of a network an adapter."""
+    layers = {name: module for name, module in potential.named_modules() if isinstance(module, Layer)}
+    for layer in layers.values():
+        layer.linear = Adapter(layer.linear)
+    return layers
+
+
+def merged_network(potential: M3GNet, **changes) -> M3GNet:
+    merged = network(**changes)
     merged.load_state_dict(merged_state(potential, potential.state_dict()))
-    found = evaluate(merged, graph)
-    assert torch.allclose(found.energies, adapted.energies, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(found.forces, adapted.forces, rtol=1e-4, atol=1e-5)
+    return merged
+
+
+WAYS = pytest.mark.parametrize("units, dtype", [(8, torch.float64), (16, torch.float32)], ids=["tensors", "c"])
+"""Channels that fill no vector and double precision are for tensor operations, the others for C where it is there."""
+
+
+@WAYS
+def test_merged_adapters_predict_what_adapters_predict(units, dtype):
+    potential, graph = network(units=units).to(dtype).eval(), build_graph(silica(), 4.0, dtype=dtype)
+    plain = evaluate(potential, graph)
+    layers = adapted(potential)
+    potential.to(dtype).train()
+    assert adapted_layers(potential) == layers and len(layers) == 2 + 2 * 13 + 6
+    merged = merged_network(potential, units=units).to(dtype)
+    assert potential.training and layers["edge_encoder.mlp.0"].linear.training
+    found, expected = (evaluate(p, graph) for p in (merged, potential.eval()))
+    tight = {"rtol": 1e-5, "atol": 1e-6 if dtype == torch.float64 else 1e-5}
+    assert torch.allclose(found.energies, expected.energies, **tight)
+    assert torch.allclose(found.forces, expected.forces, **tight)
+    assert torch.allclose(found.stress, expected.stress, **tight)
     assert not torch.allclose(found.forces, plain.forces, rtol=1e-3, atol=1e-4)
 
 
-def test_adapters_that_would_not_be_noticed_are_refused():
+@WAYS
+def test_each_adapter_counts_and_is_trained_through_the_merged_weight(units, dtype):
+    """dL/dB = s dL/dW Aᵀ, with dL/dW from the network that has W + s B A for its weight."""
+    potential, graph = network(units=units).eval(), build_graph(silica(1), 4.0, dtype=dtype)
+
+    def loss(p: M3GNet) -> torch.Tensor:
+        found = evaluate(p, graph, create_graph=True)
+        return found.energies.sum() + found.forces.square().sum() + found.stress.square().sum()
+
+    layers = adapted(potential)
+    potential.to(dtype)
+    merged = merged_network(potential, units=units).to(dtype)
+    weights = [merged.get_parameter(f"{name}.linear.weight") for name in layers]
+    of_weights = torch.autograd.grad(loss(merged), weights)
+    of_adapters = torch.autograd.grad(loss(potential), [x.linear.lora_B["default"].weight for x in layers.values()])
+    for (name, layer), found, gradient in zip(layers.items(), of_adapters, of_weights):
+        expected = 0.5 * gradient @ layer.linear.lora_A["default"].weight.T
+        assert expected.any(), name
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.detach().abs().max())), name
+
+
+def test_copies_of_modules_are_refused():
     potential = network()
-    potential.edge_encoder.mlp[0].linear = Adapter(potential.edge_encoder.mlp[0].linear)
-    with pytest.raises(ConfigError, match=r"edge_encoder.mlp.0.linear reads its matrix directly"):
+    potential.final.original_module, potential.final.modules_to_save = potential.final.g, nn.ModuleDict()
+    with pytest.raises(ConfigError, match="modules_to_save names final, which cannot be merged"):
         check_adapters(potential)
+    check_adapters(network())
 
 
 # --- checkpoints read without the host

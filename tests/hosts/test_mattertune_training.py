@@ -21,6 +21,7 @@ from mattertune_cases import (
 )
 
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.hosts.mattertune.adapters import adapted_layers
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.calculator import PotentialCalculator
 from mdl_physpre.potentials.checkpoints import load_potential, save_potential
@@ -99,26 +100,33 @@ def test_frozen_backbone_trains_the_read_out_alone(data_file, tmp_path):
     assert len(list(module.output_head_parameters())) == len(list(module.trainable_parameters()))
 
 
-def test_lora_is_trained_and_merged_into_the_file(data_file, tmp_path):
+@pytest.mark.parametrize(
+    "targets, n_adapted, dropout", [("(graph_conv|final).*linear", 32, 0.0), (["linear"], 34, 0.2)]
+)
+def test_lora_is_trained_and_merged_into_the_file(data_file, tmp_path, targets, n_adapted, dropout):
     pytest.importorskip("peft", reason="peft is not installed")
-    start = save_potential(tmp_path / "start.pt", M3GNet(**SMALL))
+    start = save_potential(tmp_path / "start.pt", M3GNet(**{**SMALL, "units": 16}))
     old = load_potential(start).state_dict()
-    recipe = {"name": "lora", "lora": {"r": 2, "lora_alpha": 4, "target_modules": "(graph_conv|final).*linear"}}
-    content = configuration(data_file, model=model_section(checkpoint=str(start)), recipes=[recipe])
-    output, path = trained(content, tmp_path / "lora")
-    assert output.model.adapted
+    lora = {"r": 2, "lora_alpha": 4, "target_modules": targets, "lora_dropout": dropout}
+    section = model_section(checkpoint=str(start), units=16)
+    output, path = trained(configuration(data_file, model=section, recipes=[{"name": "lora", "lora": lora}]), tmp_path)
+    assert len(adapted_layers(output.model)) == n_adapted
     potential = open_potential(path)
     new = potential.state_dict()
     assert new.keys() == old.keys()
     changed = {name for name in old if not torch.equal(old[name], new[name])}
-    assert len(changed) > 10 and all(name.endswith(".weight") for name in changed)  # biases stay
+    assert len(changed) == n_adapted and all(name.endswith(".weight") for name in changed)  # biases stay
     assert_same(
         calculated(crystal(3), PotentialCalculator(potential)),
         calculated(crystal(3), output.model.eval().ase_calculator()), rtol=1e-4,
     )  # fmt: skip
-    recipe["lora"]["target_modules"] = ["linear"]
-    with pytest.raises(ConfigError, match="reads its matrix directly"):
-        trained(content, tmp_path / "refused")
+
+
+def test_lora_with_whole_copies_of_modules_is_refused(data_file, tmp_path):
+    pytest.importorskip("peft", reason="peft is not installed")
+    lora = {"target_modules": ["linear"], "modules_to_save": ["final"]}
+    with pytest.raises(ConfigError, match="modules_to_save names final"):
+        trained(configuration(data_file, recipes=[{"name": "lora", "lora": lora}]), tmp_path)
 
 
 def test_double_and_mixed_precision(data_file, tmp_path):

@@ -38,9 +38,8 @@ class _Rule(nn.Module):
 class EAMInteractionModel(BaseModel):
     """:class:`mdl_physpre.EAMInteraction` for MatDeepLearn's trainers, losses, datasets and calculator.
 
-    Parameters have the names of the paper's code, one for each pair or
-    element: ``eam_params.param_dict.A.0``, …; B has either sign, as there. Registered as ``eam_interaction`` and
-    ``EAM_Interaction``.
+    Parameters have the names of the paper's code, one for each pair or element: ``eam_params.param_dict.A.0``, …; B has
+    either sign, as there. Registered as ``eam_interaction`` and ``EAM_Interaction``.
 
     Parameters (keys of MatDeepLearn's section ``model``)
     ----------

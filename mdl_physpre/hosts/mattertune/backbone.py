@@ -16,7 +16,7 @@ from mattertune.registry import backbone_registry
 from torch import Tensor, nn
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.hosts.mattertune.adapters import adapted_layers, check_adapters, merged_state
+from mdl_physpre.hosts.mattertune.adapters import check_adapters, merged_state
 from mdl_physpre.hosts.mattertune.evaluation import RootAtoms
 from mdl_physpre.hosts.mattertune.graphs import checked_data, collate, host_labels, normalization_counts
 from mdl_physpre.hosts.mattertune.network import SIZES, build_network, element_symbols, fresh_output_head
@@ -103,7 +103,6 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
         if self.hparams.freeze_backbone:
             for parameter in self.pretrained_backbone_parameters():
                 parameter.requires_grad_(False)
-        self.adapted = False
         self.structures_in_batch = 1
 
     def apply_pruning_message_passing(self, message_passing_steps: int | None) -> None:
@@ -119,12 +118,11 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
         self.backbone.num_blocks = message_passing_steps
 
     def apply_callable_to_backbone(self, fn: Callable[[nn.Module], Any]) -> Any:
-        """``fn(network)``. Adapters (LoRA) that it injects are trained by automatic differentiation.
+        """``fn(network)``, which may put adapters (LoRA) into it.
 
-        Raises ConfigError for an adapter on a layer that would not notice it.
+        Raises ConfigError for what cannot be merged into the weights.
         """
         result = fn(self.backbone)
-        self.adapted = bool(adapted_layers(self.backbone))
         check_adapters(self.backbone)
         return result
 
@@ -148,7 +146,7 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
 
     @contextlib.contextmanager
     def model_forward_context(self, data: AtomGraph, mode: str) -> Iterator[None]:
-        """Without mixed precision: derivatives by hand choose their precision themselves."""
+        """Without mixed precision, which the host would have in validation and predictions, too; C code has none."""
         self.structures_in_batch = len(data.n_atoms)
         with torch.autocast(data.pos.device.type, enabled=False):
             yield
@@ -255,8 +253,7 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
         parameters["pruning_message_passing"] = None
         parameters["normalizers"] = inline_references(parameters["normalizers"])
         checkpoint["hyper_parameters"] = parameters
-        if self.adapted:
-            checkpoint["state_dict"] = merged_state(self, checkpoint["state_dict"])
+        checkpoint["state_dict"] = merged_state(self, checkpoint["state_dict"])
 
     def _sizes(self) -> dict[str, Any]:
         """The arguments that build the network again, as plain values."""

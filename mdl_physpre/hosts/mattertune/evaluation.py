@@ -1,4 +1,4 @@
-"""Energies of some of the atoms, by automatic differentiation."""
+"""Energies of some of the atoms."""
 
 from __future__ import annotations
 
