@@ -124,6 +124,15 @@ def test_eam_model_is_the_eam(edges: str) -> None:
     np.testing.assert_allclose(out["cell_grad"].detach(), expected.stress.detach(), atol=1e-5)
     gradients = torch.autograd.grad(out["pos_grad"].square().sum() + out["output"].sum(), [*model.parameters()])
     assert sum(bool(g.abs().sum() > 0) for g in gradients) == len(gradients)
+    for _ in range(2):  # predictions, also after a step of training, are those of the same formula
+        with torch.no_grad():
+            predicted = model(host_batch(structures))
+            for parameter in model.parameters():
+                parameter.mul_(1.02)
+        for name, values in predicted.items():
+            assert not values.requires_grad
+            np.testing.assert_allclose(values, out[name].detach(), rtol=2e-5, atol=2e-4)
+        out = model(host_batch(structures))
 
 
 def test_eam_model_says_what_is_wrong() -> None:

@@ -32,7 +32,8 @@ class _Rule(nn.Module):
         self.eam = eam
 
     def forward(self, graph: AtomGraph, derivatives: bool) -> Predictions:
-        return evaluate(self.eam, graph, forces=derivatives, stress=derivatives, create_graph=True)
+        learning = torch.is_grad_enabled()  # the host turns it off for validation and predictions
+        return evaluate(self.eam, graph, forces=derivatives, stress=derivatives, create_graph=learning)
 
 
 class EAMInteractionModel(BaseModel):

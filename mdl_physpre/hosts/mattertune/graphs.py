@@ -74,7 +74,7 @@ def collate(graphs: Sequence[AtomGraph]) -> AtomGraph:
             fields[key] = torch.cat([graph[key] for graph in graphs])
     fields["edge_index"] = torch.cat([graph.edge_index + int(s) for graph, s in zip(graphs, starts)], dim=1)
     fields["batch"] = torch.repeat_interleave(torch.arange(len(graphs)), torch.tensor(counts))
-    return AtomGraph.from_tensors(None, **fields)
+    return AtomGraph.from_tensors(None, **fields).with_elements(fields["z"].numpy())
 
 
 def normalization_counts(graph: AtomGraph) -> Tensor:
