@@ -38,7 +38,7 @@ class Layer(nn.Module):
         """What a map with a bias adds, (size_out,)."""
         if isinstance(self.linear, nn.Linear):
             return self.linear.bias
-        return self.linear(next(self.parameters()).new_zeros(self.size_in))
+        return self.linear(next(self.parameters()).new_zeros(1, self.size_in))[0]
 
 
 class Encoder(nn.Module):
