@@ -13,7 +13,6 @@ from mdl_physpre.hosts.mattertune.names import HostError, missing_names
 NEEDED = {
     "nshconfig": "nshconfig[extra]==0.56.0",
     "nshconfig_extra": "nshconfig-extra",
-    "cached_path": "cached-path",
     "lightning": "lightning",
     "torchmetrics": "torchmetrics",
     "sklearn": "scikit-learn",
