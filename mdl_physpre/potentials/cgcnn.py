@@ -203,7 +203,8 @@ class CGCNN(Backbone):
             centre, neighbour = functional.linear(h, of_centre, bias), functional.linear(h, of_neighbour)
             edge = torch.addmm(centre.index_select(0, i), gaussians, of_edge.T)
             gate, core = (edge + neighbour.index_select(0, j)).chunk(2, dim=1)
-            return h.index_add(0, i, weights[:, None] * torch.sigmoid(gate) * functional.softplus(core))
+            messages = weights[:, None] * torch.sigmoid(gate) * functional.softplus(core)
+            return h.index_add(0, i, messages.to(h.dtype))
 
         return convolve
 

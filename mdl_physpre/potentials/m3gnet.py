@@ -128,7 +128,8 @@ class M3GNet(Backbone):
             near = torch.nonzero(distances < self.threebody_cutoff)[:, 0]
             i, j = i.to(torch.int64), j.to(torch.int64)
             edges = Edges(i, j, near, first_edges(i, len(z)))
-        features = self.basis.features(vectors, distances, i, len(z), edges.near)
+        with torch.autocast(vectors.device.type, enabled=False):  # positions keep their digits
+            features = self.basis.features(vectors, distances, i, len(z), edges.near)
         v, encoder = functional.embedding(z, self.atom_embedding.weight.T), self.edge_encoder.weight
         if edges.near is not None:
             e = None

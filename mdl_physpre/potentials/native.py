@@ -78,7 +78,7 @@ class CCode:
         """
         if torch.compiler.is_compiling() or getattr(_of_thread, "off", False) or not in_evaluate():
             return None
-        if like.device.type != "cpu" or like.dtype not in self.dtypes:
+        if like.device.type != "cpu" or like.dtype not in self.dtypes or torch.is_autocast_enabled("cpu"):
             return None
         return self.library(self.dtypes[like.dtype])
 

@@ -156,10 +156,10 @@ class TensorMessages:
         matches = qkv[:, :width].index_select(0, self.i) * key
         attention = functional.silu(matches.unflatten(1, (self.heads, -1)).sum(2))
         message = (scalar.unflatten(1, (self.heads, -1)) * attention[:, :, None]).flatten(1)
-        total = qkv.new_zeros(len(qkv), width).index_add(0, self.i, message)
+        total = message.new_zeros(len(qkv), width).index_add(0, self.i, message)
         if last:
             return total, None
         vectors = across[:, None] * self.directions
         if vec is not None:
             vectors = vectors + along[:, None] * vec.index_select(0, self.j)
-        return total, qkv.new_zeros(len(qkv), 3, width).index_add(0, self.i, vectors)
+        return total, vectors.new_zeros(len(qkv), 3, width).index_add(0, self.i, vectors)

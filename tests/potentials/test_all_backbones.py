@@ -388,3 +388,22 @@ def test_the_calculator_says_the_same(case):
 def test_an_unknown_element_is_named(case):
     with pytest.raises(DataError, match=r"holds Fe, which this potential does not know \(it knows"):
         predict(case.potential(), bulk("Fe"))
+
+
+@pytest.mark.parametrize("build", [cgcnn, transformer, m3gnet, lambda: HybridPotential(cgcnn(3.5), eam())])
+def test_matrix_products_in_bfloat16_cost_digits_and_nothing_else(build):
+    """As ``optim.precision: bf16`` has it in steps of training; where C code is asked for, it stands back."""
+    torch.manual_seed(0)
+    potential = build().float()
+    graph = build_graph([crystal(), slab()], potential.cutoff, dtype=torch.float32)
+    gradients = []
+    for half in (False, True):
+        potential.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = evaluate(potential, graph, create_graph=True)
+        found.forces.square().sum().backward()
+        parameters = [p for p in potential.parameters() if p.grad is not None]
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+        assert found.forces.dtype == torch.float32 and all(p.grad.dtype == torch.float32 for p in parameters)
+    exact, rounded = gradients
+    assert 0 < (exact - rounded).abs().max() < 0.2 * exact.abs().max()
