@@ -144,16 +144,22 @@ def _begin(run: BatchRun, raise_at_start: bool) -> None:
     for k, text in run.lists.build_all(run.atoms.positions).items():
         broken.add(k, "cell_collapsed", text)
     stress = run.wants_stress()
-    if run.device.type != "cpu":
-        pressed = run.changing or bool(run.settings.pressure_interval and run.potential.gives_stress)
-        memory = memory_of(run.device)
-        run.lists.max_edges = edges_that_fit(run.potential, run.lists, run.atoms.positions, pressed, memory)
-        run.lists.cut()
+    _cut_by_memory(run)
     raised = run.evaluate(broken, stress)
     if raise_at_start and len(raised) == len(active):
         raise next(iter(raised.values()))
     run.observers.check_forces(run.atoms, broken, stress=run.changing)
     run.settle(broken, None, stress)
+
+
+def _cut_by_memory(run: BatchRun) -> None:
+    """Chunks as large as the memory of a GPU allows; on the CPU they are what the settings say."""
+    if run.device.type == "cpu":
+        return
+    pressed = run.changing or bool(run.settings.pressure_interval and run.potential.gives_stress)
+    memory = memory_of(run.device)
+    run.lists.max_edges = edges_that_fit(run.potential, run.lists, run.atoms.positions, pressed, memory)
+    run.lists.cut()
 
 
 def store(run: BatchRun) -> None:
@@ -174,6 +180,7 @@ def store(run: BatchRun) -> None:
         "active": run.active,
         "boundaries": run.lists.boundaries,
         "max_edges": run.lists.max_edges,
+        "device": run.device.type,
         "window_length": run.length,
         "list_ages": run.lists.age.tolist(),
         "noise": None if run.noise is None else run.noise.state(),
@@ -203,8 +210,13 @@ def _resume(run: BatchRun, arrays: dict[str, np.ndarray], plain: dict[str, Any])
     observed = named("observed_")
     _watch(run, tensor("observed_start"), tensor("observed_overlap_start"))
     run.observers.restore(observed)
-    run.lists.max_edges = plain["max_edges"]
-    run.lists.build_all(tensor("reference"), plain["boundaries"])
+    if plain.get("device", "cpu") == run.device.type:
+        run.lists.max_edges = plain["max_edges"]
+        run.lists.build_all(tensor("reference"), plain["boundaries"])
+    else:  # another device has room for other chunks
+        run.lists.build_all(tensor("reference"))
+        run.atoms.positions = tensor("positions")
+        _cut_by_memory(run)
     for name in (*MovingAtoms.PER_ATOM, *MovingAtoms.PER_STRUCTURE):
         setattr(run.atoms, name, tensor(name))
     run.lists.cells = run.atoms.cells

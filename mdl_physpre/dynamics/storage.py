@@ -35,6 +35,10 @@ LOCK_WAIT = 10.0  # s; the processes of a run that was killed need a moment to n
 FAILING_AT_MOST = 200  # structures whose frames are kept, so that 10,000 that break do not fill a disk
 
 
+RENAMED = {"mdl_physpre.potentials.sum.HybridPotential": "mdl_physpre.potentials.hybrid.HybridPotential"}
+"""Classes by the names that they had when runs began that may still go on."""
+
+
 def run_key(
     potential: Potential,
     structures: Sequence[Atoms],
@@ -43,7 +47,8 @@ def run_key(
     indices: Sequence[int],
 ) -> str:
     """A hash of all that the verdicts depend on: potential with its parameters, structures, settings, and places."""
-    digest = hashlib.sha256(f"{type(potential).__module__}.{type(potential).__qualname__}".encode())
+    name = f"{type(potential).__module__}.{type(potential).__qualname__}"
+    digest = hashlib.sha256(RENAMED.get(name, name).encode())
     for name, tensor in sorted(potential.state_dict().items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -38,6 +38,11 @@ class Potential(nn.Module, ABC):
         safe, and where most of its work is done outside Python, which only one thread at a time can be in.
     """
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "atomic_energies" in vars(cls) and cls.predictions is Potential.predictions:
+            raise TypeError(f"{cls.__name__} defines atomic_energies: derive it from mdl_physpre.Backbone")
+
     cutoff: float
     elements: tuple[int, ...] | None = None
     gives_stress: bool = True
@@ -216,11 +221,13 @@ def evaluate(
     if recompute_edges is None:
         return potential.derivatives(graph, forces, stress, create_graph=True)
     parameters = [p for p in potential.parameters() if p.requires_grad]
-    found = []
+    kind, found = graph.pos.device.type, []
+    rounded, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     for part in parts_of(graph, recompute_edges):
 
         def compute(differentiable: bool, part: AtomGraph = part) -> tuple[Tensor, ...]:
-            one = potential.derivatives(part, forces, stress, create_graph=differentiable)
+            with torch.autocast(kind, dtype, rounded):  # also where it is done again, outside of the caller's context
+                one = potential.derivatives(part, forces, stress, create_graph=differentiable)
             return tuple(t for t in (one.energies, one.forces, one.stress) if t is not None)
 
         found.append(iter(recomputed(compute, parameters)))

@@ -66,7 +66,7 @@ class CompiledPotential(AtomicPotential):
 
         self._config, self._failed = config, False
         self._limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch < 2.6
-        self._compile_errors = (exc.TorchDynamoException, getattr(inductor, "InductorError", exc.TorchDynamoException))
+        self.compile_errors = (exc.TorchDynamoException, getattr(inductor, "InductorError", exc.TorchDynamoException))
         mode = "reduce-overhead" if backend == "inductor" else None
         self._training = torch.compile(_plain, backend=backend, fullgraph=True, dynamic=False)
         self._prediction = torch.compile(_plain, backend=backend, fullgraph=True, dynamic=False, mode=mode)
@@ -84,12 +84,17 @@ class CompiledPotential(AtomicPotential):
         if not self._failed:
             try:
                 return self._compiled(graph, forces, stress, create_graph)
-            except self._compile_errors as error:
-                self._failed = True
-                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                name = type(self.potential).__name__
-                logger.warning("%s cannot be compiled and runs operation by operation: %s", name, reason)
+            except self.compile_errors as error:
+                self.give_up(error)
+        if not create_graph:
+            return self.potential.predictions(graph, forces, stress)
         return self.potential.derivatives(graph, forces, stress, create_graph)
+
+    def give_up(self, error: Exception) -> None:
+        """Go on without compilation. The gradient is compiled when it is first asked for: its errors arise there."""
+        self._failed = True
+        reason, name = next(iter(str(error).strip().splitlines()), type(error).__name__), type(self.potential).__name__
+        logger.warning("%s cannot be compiled and runs operation by operation: %s", name, reason)
 
     def _compiled(self, graph: AtomGraph, forces: bool, stress: bool, create_graph: bool) -> Predictions:
         n_structures, n_atoms = len(graph.n_atoms), len(graph.z)

@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 PARALLEL_FROM = 20_000  # atoms: below this, starting processes costs more than the search
 
 
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place, as far as torch counts it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class AtomGraph(Data):
     """One structure or a batch of structures with their edges.
 
@@ -45,23 +50,24 @@ class AtomGraph(Data):
         if base is not None:
             for key, value in base._store.items():
                 store[key] = value
-            if "z" not in fields:
-                graph.__dict__["known_elements"] = base.__dict__.get("known_elements")
+            graph.__dict__["known_elements"] = base.__dict__.get("known_elements")
         for key, value in fields.items():
             store[key] = value
         return graph
 
     def with_elements(self, numbers: np.ndarray) -> AtomGraph:
         """The graph itself, told which atomic numbers are in it."""
-        self.__dict__["known_elements"] = frozenset(np.unique(numbers).tolist())
+        self.__dict__["known_elements"] = (self.z, _version(self.z), frozenset(np.unique(numbers).tolist()))
         return self
 
     @property
     def elements(self) -> frozenset[int]:
         """The atomic numbers in the graph, found once: on a GPU, to look at them is to wait for all that it does."""
-        if self.__dict__.get("known_elements") is None:
-            self.__dict__["known_elements"] = frozenset(self.z.unique().tolist())
-        return self.__dict__["known_elements"]
+        z, version, found = self.__dict__.get("known_elements") or (None, 0, frozenset())
+        if z is not self.z or version != _version(z):
+            found = frozenset(self.z.unique().tolist())
+            self.__dict__["known_elements"] = (self.z, _version(self.z), found)
+        return found
 
     def on(self, device: torch.device | str) -> AtomGraph:
         """The graph on a device; itself where it is there already."""
@@ -69,7 +75,7 @@ class AtomGraph(Data):
             return self
         fields = {k: v.to(device, non_blocking=True) for k, v in self._store.items()}
         moved = AtomGraph.from_tensors(**fields)
-        moved.__dict__["known_elements"] = self.elements
+        moved.__dict__["known_elements"] = (moved.z, _version(moved.z), self.elements)
         return moved
 
 

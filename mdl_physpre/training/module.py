@@ -218,17 +218,32 @@ class PotentialTraining(pl.LightningModule):
         with products_in_tf32() if self.settings.precision == "tf32" else nullcontext():
             for part, weight in ((graph, 1.0), *replayed):
                 settings = self.settings if self._replay is None or part is graph else self._replay.settings
-                found.append(label_errors(self._evaluate(part, settings, create_graph=True), part, settings))
-                loss = weight * total_loss(self.ranks.with_all_counts(found[-1]), settings)
-                if loss.requires_grad:  # not in positions, which autograd would also go back to
-                    torch.autograd.backward(loss, inputs=parameters)
-                losses.append(loss.detach())
+                try:
+                    errors, loss = self._errors_and_loss(part, settings, weight, parameters)
+                except Exception as error:
+                    compiled = self._evaluated[0]
+                    if not (isinstance(compiled, CompiledPotential) and isinstance(error, compiled.compile_errors)):
+                        raise
+                    compiled.give_up(error)  # the code for the gradient is made when it is first asked for
+                    errors, loss = self._errors_and_loss(part, settings, weight, parameters)
+                found.append(errors)
+                losses.append(loss)
         loss = self.ranks.sum_gradients(parameters, torch.stack(losses).sum())
         if all(p.grad is None for p in parameters):
             return found[0], found[1:], None
         clip = self.settings.clip_grad_norm
         norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
         return found[0], found[1:], torch.stack([norm.double(), loss])
+
+    def _errors_and_loss(
+        self, graph: AtomGraph, settings: TrainingSettings, weight: float, parameters: list[nn.Parameter]
+    ) -> tuple[dict[str, LabelError], Tensor]:
+        """Errors and loss of a batch; the gradient of the loss is added to that of the parameters."""
+        errors = label_errors(self._evaluate(graph, settings, create_graph=True), graph, settings)
+        loss = weight * total_loss(self.ranks.with_all_counts(errors), settings)
+        if loss.requires_grad:  # not in positions, which autograd would also go back to
+            torch.autograd.backward(loss, inputs=parameters)
+        return errors, loss.detach()
 
     def validation_step(self, graph: AtomGraph, index: int) -> None:
         with torch.no_grad():

@@ -51,7 +51,8 @@ class Replay:
 
     def identity(self) -> str:
         """What a training with it depends on."""
-        settings = {k: v for k, v in asdict(self.settings).items() if k not in ("devices", "compile")}
+        work = ("devices", "compile", "recompute_edges")
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in work}
         settings["device"] = "auto"  # where it runs does not matter
         return f"{fingerprint(self.dataset)} {self.share} {self.weight} {sorted(settings.items())}"
 

@@ -185,9 +185,11 @@ class Optim(_OptimBase):
     @model_validator(mode="before")
     @classmethod
     def _device_of_the_run(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and "device" in values:
+        if not isinstance(values, Mapping) or "device" not in values:
+            return values
+        if values["device"] != "auto":
             raise ValueError("device: is that of the whole run; give it as task.device")
-        return values
+        return {key: value for key, value in values.items() if key != "device"}  # in a run's config.yml of before
 
     def settings(self, seed: int, **where: Any) -> TrainingSettings:
         """Settings of the finetuning stage; ``where`` it runs."""
@@ -372,7 +374,7 @@ class Task(Section):
     ``device`` : ``auto`` (GPUs where there are any), ``cpu``, ``cuda`` or ``cuda:1``, of everything that a run computes
     with networks. Several networks take the GPUs in turn where the name leaves open which.
     ``devices`` : how many of them train each network together.
-    ``compile`` : whether training is compiled; ``auto``: on a GPU.
+    ``compile`` : whether networks are compiled, for training and dynamics; ``auto``: on a GPU.
     """
 
     HOST_KEYS = _names(
@@ -397,7 +399,7 @@ class Task(Section):
         return self
 
     def compiles_on(self, device: str) -> bool:
-        """Whether training on a device is compiled."""
+        """Whether networks on a device are compiled."""
         return device.startswith("cuda") if self.compile == "auto" else self.compile
 
 

@@ -216,3 +216,10 @@ def test_what_a_result_depends_on(tmp_path: Path) -> None:
     assert calls() == 5
     structures[1].info["structure_id"] = "renamed"
     assert calls() == 5
+
+
+def test_classes_are_known_by_the_names_that_stored_states_have():
+    from mdl_physpre import HybridPotential
+    from mdl_physpre.dynamics.storage import RENAMED
+
+    assert f"{HybridPotential.__module__}.{HybridPotential.__qualname__}" in RENAMED

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from ase.build import bulk
 from small_cells import alone, crystal, left_handed, slab
 
 from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET, build_graph, evaluate
@@ -136,3 +137,16 @@ def test_few_sizes_and_none_far_above(n):
     size = padded_size(n)
     assert n <= size <= max(n + 1, 1.125 * n + 1)
     assert padded_size(size) == size
+
+
+def test_a_sum_with_a_calculator_is_predicted_by_its_parts(caplog):
+    from ase.calculators.emt import EMT
+
+    from mdl_physpre import CalculatorPotential, SumPotential
+
+    both = SumPotential(base=CalculatorPotential(EMT()), core=None)
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=0)
+    graph = build_graph(atoms, 0.0)
+    found, expected = (evaluate(p, graph) for p in (CompiledPotential(both, backend="aot_eager"), both))
+    torch.testing.assert_close(found.forces, expected.forces)

@@ -8,10 +8,11 @@ import types
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from small_cells import crystal
 
-from mdl_physpre import build_graph, evaluate, load_potential, save_potential
+from mdl_physpre import Potential, build_graph, evaluate, load_potential, save_potential
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 
@@ -36,3 +37,11 @@ def test_the_network_of_the_page_gives_forces_and_is_saved(tmp_path, monkeypatch
     torch.testing.assert_close(longer.forces, found.forces, rtol=1e-10, atol=1e-12)
     loaded = load_potential(save_potential(tmp_path / "springs.pt", springs))
     torch.testing.assert_close(evaluate(loaded, graph).energies, found.energies)
+
+
+def test_a_class_that_has_atomic_energies_and_derives_from_potential_is_told_what_to_do():
+    with pytest.raises(TypeError, match=r"Old defines atomic_energies: derive it from mdl_physpre\.Backbone"):
+
+        class Old(Potential):
+            def atomic_energies(self, graph):
+                return torch.zeros(len(graph.z))

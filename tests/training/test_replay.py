@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_potential import CUTOFF, TinyPotential, cells, labelled
@@ -141,3 +143,12 @@ def test_what_cannot_be_replayed_is_said(tmp_path):
     with pytest.raises(ConfigError, match="replayed set"):
         train_potential(potential(), dft, dft, SETTINGS, tmp_path, replay=Replay(bare, SETTINGS))
     assert not list(tmp_path.iterdir())
+
+
+def test_where_and_in_what_parts_it_is_computed_does_not_matter_for_resuming():
+    """Trainings begun before these settings existed go on, too."""
+    first = Replay(graphs(7, 1), SETTINGS, share=0.25)
+    other = replace(SETTINGS, device="cpu", devices=2, compile=True, recompute_edges=100)
+    assert Replay(first.dataset, other, share=0.25).identity() == first.identity()
+    assert not any(name in first.identity() for name in ("devices", "compile", "recompute_edges"))
+    assert Replay(first.dataset, replace(SETTINGS, huber_force=0.5), share=0.25).identity() != first.identity()

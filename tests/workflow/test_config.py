@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.workflow.config import Config
 from mdl_physpre.workflow.config_file import load_config, parse_config
 
 ROOT = Path(__file__).parents[2]
@@ -104,3 +105,10 @@ def test_every_line_of_the_configurations_is_explained():
                 name = key.strip()
                 explained = "#" in line or name in ("name", "lr", "batch_size", "max_epochs", "src", "steps")
                 assert explained, f"{path.name}: {line}"
+
+
+def test_a_configuration_that_a_run_wrote_before_the_device_was_that_of_the_run():
+    known = {"dataset": {"src": "x.extxyz"}, "model": {"name": "CGCNN"}}
+    assert Config(**known, optim={"device": "auto"}).task.device == "auto"
+    with pytest.raises(ValueError, match="give it as task.device"):
+        Config(**known, optim={"device": "cuda"})
