@@ -411,13 +411,13 @@ def test_matrix_products_in_bfloat16_cost_digits_and_nothing_else(build):
 
 def test_parts_that_are_computed_again_are_rounded_as_the_first_time():
     potential = cgcnn().float()
-    graph = build_graph(crystal(), potential.cutoff, dtype=torch.float32)  # one part: the same sums
-    found = []
-    for edges in (None, 10):
+    graph, found = build_graph(crystal(), potential.cutoff, dtype=torch.float32), []
+    for half, edges in ((False, None), (True, None), (True, 10)):
         potential.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
             one = evaluate(potential, graph, create_graph=True, recompute_edges=edges)
         one.forces.square().sum().backward()
         gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in potential.parameters())
         found.append(torch.cat([g.flatten() for g in gradients]))
-    assert (found[0] - found[1]).abs().max() < 1e-6 * found[0].abs().max()
+    exact, whole, parts = found
+    assert (parts - whole).abs().max() < 0.3 * (exact - whole).abs().max()
