@@ -221,10 +221,10 @@ class CGCNN(Backbone):
             padding = -dim % cgcnn_native.lanes(h)
             # the softplus channel has its sign turned: softplus(a) = -log sigmoid(-a)
             both = functional.pad(torch.stack([f.weight, -s.weight]), (0, 0, 0, padding))
-            weight = torch.cat([both[..., :dim], both[..., dim : 2 * dim]]).transpose(1, 2)
-            bias = functional.pad(torch.stack([f.bias, -s.bias]), (0, padding, 0, 2))[:, None]
+            weight = torch.cat([both[..., :dim], both[..., dim : 2 * dim]])
+            bias = functional.pad(torch.stack([f.bias, -s.bias]), (0, padding, 0, 2))
             coefficient = (both[..., 2 * dim :] @ columns).transpose(1, 2)
-            nodes = torch.baddbmm(bias, h.expand(4, *h.shape), weight)
+            nodes = functional.linear(h, weight.flatten(0, 1), bias.flatten()).unflatten(1, (4, -1)).transpose(0, 1)
             given = (nodes, coefficient, distances, weights, start, neighbour, order, per_length, n_pieces)
             return h + cgcnn_native.messages(*given)[:, :dim]
 
