@@ -21,6 +21,10 @@ TINY = [
 NETWORKS = {
     "cgcnn": ["model.dim1=8", "model.dim2=8", "model.gc_count=1"],
     "m3gnet": ["model={name: M3GNet, units: 8, num_blocks: 1}"],
+    "torchmd_et": [
+        "model={name: torchmd_et, hidden_channels: 8, num_heads: 2, num_layers: 1, num_rbf: 8}",
+        "physpre.arms=[hybrid, replay]",
+    ],
 }
 
 
@@ -32,7 +36,8 @@ def test_a_run_on_the_device(name, tmp_path, monkeypatch):
     assert counts.clashes == Counter()
     assert counts.kernels > 5_000  # labels, training, tests and dynamics were there, not here
     assert (tmp_path / "gpu" / "report.html").exists()
-    assert all(there[arm]["dynamics"]["n"] == 2 for arm in ("baseline", "pretrain"))
+    arms = ("hybrid", "replay") if name == "torchmd_et" else ("baseline", "pretrain")
+    assert all(there[arm]["dynamics"]["n"] == 2 for arm in arms)
     if name == "cgcnn":
         on_cpu = run(DEMO, [*TINY, *NETWORKS[name], "task.device=cpu"], out=tmp_path / "cpu")
         for arm in ("baseline", "pretrain"):
