@@ -37,7 +37,7 @@ class Unread(Broken):
         raise NotJudged(f"structure {structure}, {reason}: {text}")
 
     def which(self, mask: Tensor, structure: Tensor | None = None) -> list[int]:
-        """None, for now."""
+        """No structure: whether there was one is read at the end of the window."""
         self.flags.append(mask.any())
         return []
 

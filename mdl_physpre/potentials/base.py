@@ -199,7 +199,7 @@ def evaluate(
     forces, stress : whether to compute them.
     create_graph : keep the results differentiable in the parameters, for training.
     recompute_edges : with ``create_graph``, work on whole structures of at most so many edges at a time, and compute
-        them again when their gradient is wanted: a third more work, and memory for one part alone.
+        them again when their gradient is wanted: more work, and memory for one part alone.
 
     Returns
     -------

@@ -25,8 +25,8 @@ class TrainingSettings:
     weight_decay : of AdamW; 0.01 is its usual default.
     batch_size : structures in a batch.
     max_edges : a batch with more edges than this is split; a limit on memory. ``None``: no limit.
-    recompute_edges : work on a batch in parts of at most so many edges, and compute each again for its gradient: a
-        third more work, the memory of one part, and the same step. ``None``: the whole batch at once.
+    recompute_edges : work on a batch in parts of at most so many edges, and compute each again for its gradient:
+        more work, the memory of one part, and the same step. ``None``: the whole batch at once.
     weight_energy, weight_force, weight_stress : weights of the three terms of the loss (0.01, 50, 50 in the paper, for
         eV, eV/Å and eV/Å³). A term of weight 0 is not computed.
     energy_per_atom : compare energies per atom (eV/atom) rather than totals; 0.01 is then far too small a weight.
