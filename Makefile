@@ -27,6 +27,7 @@ test-hosts: install
 
 lint: install
 	$(BIN)/ruff check mdl_physpre tests benchmarks scripts
+	$(BIN)/ruff format --check mdl_physpre tests benchmarks scripts
 	$(BIN)/mypy
 
 .PHONY: install demo test test-hosts lint

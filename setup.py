@@ -10,7 +10,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-spec = importlib.util.spec_from_file_location("c_build", ROOT / "mdl_physpre" / "potentials" / "c_build.py")
+spec = importlib.util.spec_from_file_location("c_build", ROOT / "mdl_physpre" / "potentials" / "kernels" / "c_build.py")
 c_build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(c_build)
 

@@ -1,4 +1,5 @@
 """What the benchmarks share: data, a table on the terminal, JSON, and a word on the machine."""
+
 from __future__ import annotations
 
 import json
@@ -59,6 +60,10 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(), "load": os.getloadavg()[0], "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "processor": platform.processor() or platform.machine(),
     }

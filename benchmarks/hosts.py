@@ -31,9 +31,11 @@ from ase import Atoms
 from common import data_structures, environment, print_table, write_json
 from torch import Tensor, nn
 
-from mdl_physpre import CGCNN, EAMInteraction, GraphDataset, TorchMDET, evaluate, label
-from mdl_physpre.potentials.matdeeplearn_checkpoints import read_matdeeplearn_checkpoint, write_matdeeplearn_checkpoint
-from mdl_physpre.potentials.matdeeplearn_models import LATE
+from mdl_physpre import evaluate, label
+from mdl_physpre.potentials import CGCNN, EAMInteraction, TorchMDET
+from mdl_physpre.potentials.checkpoints.matdeeplearn import read_matdeeplearn_checkpoint, write_matdeeplearn_checkpoint
+from mdl_physpre.potentials.checkpoints.matdeeplearn_models import LATE
+from mdl_physpre.structures import GraphDataset
 from mdl_physpre.training.loss import label_errors, total_loss
 from mdl_physpre.training.settings import TrainingSettings
 

@@ -5,6 +5,7 @@
 Both sides build the neighbour lists, and give energy, forces and stress. The one-by-one side is timed on a part and
 scaled. Speed does not depend on the parameters' values, so the EAM is taken as it starts, or from --checkpoint.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,12 +15,12 @@ import numpy as np
 import torch
 from common import children_seconds, data_structures, environment, print_table, write_json
 
-from mdl_physpre.potentials.calculator import PotentialCalculator
-from mdl_physpre.potentials.checkpoints import load_potential
-from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.pretraining.perturbation import PerturbationSettings
 from mdl_physpre.pretraining.pretraining_set import make_pretraining_set
-from mdl_physpre.pretraining.teacher import label
 from mdl_physpre.structures.labels import get_labels
 
 PARENTS, ROUNDS = 471, 25

@@ -74,8 +74,8 @@ def mattersim_side(frames: list[Atoms], checkpoint: str) -> tuple[torch.nn.Modul
 
 def own_side(frames: list[Atoms], checkpoint: str, native: bool) -> tuple[torch.nn.Module, Callable, int]:
     from mdl_physpre.potentials.base import evaluate
-    from mdl_physpre.potentials.mattersim_checkpoints import read_mattersim_checkpoint
-    from mdl_physpre.potentials.native import tensor_operations
+    from mdl_physpre.potentials.checkpoints.mattersim import read_mattersim_checkpoint
+    from mdl_physpre.potentials.kernels.c_code import tensor_operations
     from mdl_physpre.structures.graph import build_graph
 
     potential = read_mattersim_checkpoint(checkpoint)
@@ -136,8 +136,8 @@ def main() -> None:
 
     from common import environment, print_table, write_json
 
-    from mdl_physpre.potentials.m3gnet import M3GNet
-    from mdl_physpre.potentials.mattersim_checkpoints import write_mattersim_checkpoint
+    from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
+    from mdl_physpre.potentials.checkpoints.mattersim import write_mattersim_checkpoint
 
     frames = silica(arguments.structures, arguments.cells)
     found: dict[str, list[dict[str, Any]]] = {}

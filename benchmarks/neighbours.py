@@ -6,6 +6,7 @@ All routes return both directions of every pair with its integer shifts, for ato
 what the package uses, with wrapping, sorting and dtypes included. Process time, best of three. A library that is not
 installed is left out, and named.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -81,11 +82,16 @@ def main() -> None:
                     edges = [function(atoms, rc) for atoms in part]
                     best = min(best, time.process_time() - start)
                 expected = expected or dict(zip(map(id, part), edges))
-                rows.append({
-                    "data": source.split("/")[0], "cutoff": rc, "code": name, "ms each": 1e3 * best / len(part),
-                    "M edges/s": sum(edges) / best / 1e6,
-                    "wrong": sum(expected[id(a)] != n for a, n in zip(part, edges)),
-                })
+                rows.append(
+                    {
+                        "data": source.split("/")[0],
+                        "cutoff": rc,
+                        "code": name,
+                        "ms each": 1e3 * best / len(part),
+                        "M edges/s": sum(edges) / best / 1e6,
+                        "wrong": sum(expected[id(a)] != n for a, n in zip(part, edges)),
+                    }
+                )
     print_table("Neighbour lists, one core; wrong: structures whose number of edges differs from ours", rows)
     write_json(arguments.out, {"benchmark": "neighbours", "rows": rows, **environment()})
 

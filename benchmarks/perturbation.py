@@ -6,6 +6,7 @@ The reference does what a straightforward script does for every copy: the full m
 the pairs by sorting it, pulls and random displacements on a copy of the structure. It has no filter; ours checks every
 copy's distances as well. The reference is timed on a part and scaled.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -1,7 +1,8 @@
 """Time to import the package and to print the help, each in new processes.
 
-    python benchmarks/startup.py --out startup.json
+python benchmarks/startup.py --out startup.json
 """
+
 from __future__ import annotations
 
 import argparse
@@ -15,7 +16,7 @@ from common import environment, print_table, write_json
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "import mdl_physpre": [sys.executable, "-c", "import mdl_physpre"],
-    "physpre --help": [sys.executable, "-m", "mdl_physpre.workflow.cli", "--help"],
+    "physpre --help": [sys.executable, "-m", "mdl_physpre.cli.main", "--help"],
 }
 
 

@@ -285,8 +285,9 @@ def analyse(run: Path) -> list[dict[str, Any]]:
         row["here"] = min((b for _, b in found["failures"].values() if b is not None), default=None)
         row["closest"] = float(found["measured"]["min_distance"] / found["measured"]["start_min_distance"])
         for name in ("continuous", "minimum_image"):
-            row[name] = [float(np.mean(found["measured"].get(f"lindemann_{x}_{name}", [math.nan])))
-                         for x in ("local", "global")]
+            row[name] = [
+                float(np.mean(found["measured"].get(f"lindemann_{x}_{name}", [math.nan]))) for x in ("local", "global")
+            ]
         row |= {"agrees": "no" if wrong else "either" if either else "yes", "why": wrong + either}
     return rows
 
@@ -302,13 +303,17 @@ def main() -> int:
         print(f"\n{run}\n")
         print("step: first failing step, in verdicts.json and here; closest: smallest distance over that at the start;")
         print("q: largest and mean Lindemann index, distances continuous in time and to the nearest image\n")
-        print(f"{'structure':16} {'atoms':>5} {'frames':>6} {'step':>11} {'closest':>7} {'q continuous':>14} "
-              f"{'q nearest':>14}  agrees  verdict")
+        print(
+            f"{'structure':16} {'atoms':>5} {'frames':>6} {'step':>11} {'closest':>7} {'q continuous':>14} "
+            f"{'q nearest':>14}  agrees  verdict"
+        )
         for r in rows:
             q = [" ".join(f"{x:.4f}" for x in r.get(name, [])) for name in ("continuous", "minimum_image")]
             step = f"{r.get('first', '')} {r.get('here', '')}"
-            print(f"{r['structure']:16.16} {r['atoms']:5} {r.get('frames', 0):6} {step:>11} "
-                  f"{r.get('closest', math.nan):7.3f} {q[0]:>14} {q[1]:>14}  {r['agrees']:6}  {r['verdict']}")
+            print(
+                f"{r['structure']:16.16} {r['atoms']:5} {r.get('frames', 0):6} {step:>11} "
+                f"{r.get('closest', math.nan):7.3f} {q[0]:>14} {q[1]:>14}  {r['agrees']:6}  {r['verdict']}"
+            )
             for why in r["why"]:
                 print(f"{'':16} {why}")
         said = [r["agrees"] for r in rows]

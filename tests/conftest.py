@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for gpu_twin, which lies here
 
 # A suite started in a shell's background inherits "ignore Ctrl-C", and so would every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from gpu_twin import DEVICE, counting
+
+from tests.helpers.gpu_twin import DEVICE, counting
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 

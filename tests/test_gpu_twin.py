@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from gpu_twin import DEVICE, GPUTensor, counting, on_gpu
 from torch.utils.checkpoint import checkpoint
 
-from mdl_physpre import EAMInteraction, build_graph, evaluate
+from mdl_physpre import build_graph, evaluate
+from mdl_physpre.potentials import EAMInteraction
+from tests.helpers.gpu_twin import DEVICE, GPUTensor, counting, on_gpu
 
 WAITING = {
     "item": lambda x: x.sum().item(),
@@ -163,7 +164,7 @@ def test_functions_with_gradients_of_their_own():
     assert x.grad.tolist() == [2.0] * 4
 
 
-@torch.library.custom_op("gpu_twin::sine", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("tests.helpers.gpu_twin::sine", mutates_args=(), device_types="cpu")
 def sine(x: torch.Tensor) -> torch.Tensor:
     raise AssertionError("the code for the CPU")
 

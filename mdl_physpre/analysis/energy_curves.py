@@ -21,8 +21,8 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.potentials.covalent_radii import covalent_radius
-from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
+from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.structures.graph import build_graph
 from mdl_physpre.utils.devices import device_of_parameters
 

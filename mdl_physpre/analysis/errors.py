@@ -8,6 +8,7 @@ total        0.01·energy_mae + 50·forces_mae + 50·stress_mae (Table 2), over 
 Beside them energy_mae_mev_per_atom (mean over structures of |E − E_ref|/n_atoms, meV/atom), root mean squares of each,
 and stress_mae_gpa. A label that no structure carries has ``None``, shown as "–" and never as 0.
 """
+
 from __future__ import annotations
 
 import math
@@ -24,9 +25,38 @@ from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import LABELS, get_labels
 from mdl_physpre.utils.devices import available_device, device_of_parameters
+from mdl_physpre.utils.record import Record
 
 WEIGHTS = (0.01, 50.0, 50.0)  # energy, forces, stress: Table 2 of the paper
 MISSING = "–"
+
+
+class Errors(Record):
+    """Errors of a potential on a set of structures; ``None`` where no structure carries the label.
+
+    counts : structures with each label.
+    energy_mae, energy_rmse : eV; ``…_mev_per_atom``: meV/atom. forces_mae, forces_rmse : eV/Å.
+    stress_mae, stress_rmse : eV/Å³. stress_mae_gpa : GPa.
+    total, total_of, weights : the weighted sum of the mean absolute errors, the labels in it, and their weights.
+    groups : errors of each value of an ``info`` key, where they were asked for.
+    """
+
+    n_structures: int
+    n_atoms: int
+    counts: dict[str, int]
+    energy_mae: float | None = None
+    energy_rmse: float | None = None
+    energy_mae_mev_per_atom: float | None = None
+    energy_rmse_mev_per_atom: float | None = None
+    forces_mae: float | None = None
+    forces_rmse: float | None = None
+    stress_mae: float | None = None
+    stress_rmse: float | None = None
+    stress_mae_gpa: float | None = None
+    total: float | None = None
+    total_of: tuple[str, ...] = ()
+    weights: dict[str, float] = {}
+    groups: dict[str, Errors] = {}
 
 
 def prediction_errors(
@@ -37,7 +67,7 @@ def prediction_errors(
     by: str | None = None,
     max_edges: int = 100_000,
     device: str | torch.device | None = None,
-) -> dict[str, Any]:
+) -> Errors:
     """Errors of ``potential`` on labelled structures.
 
     Parameters
@@ -48,13 +78,6 @@ def prediction_errors(
     by : an ``info`` key; the errors of each of its values are added under ``groups``.
     max_edges : of a batch; a limit on memory.
     device : where to compute; where the potential is, if ``None``.
-
-    Returns
-    -------
-    dict : plain numbers or ``None``: ``n_structures``, ``n_atoms``, ``counts`` (structures with each label),
-        ``energy_mae``, ``energy_rmse`` (eV), ``energy_mae_mev_per_atom``, ``energy_rmse_mev_per_atom``,
-        ``forces_mae``, ``forces_rmse`` (eV/Å), ``stress_mae``, ``stress_rmse`` (eV/Å³), ``stress_mae_gpa``, ``total``,
-        ``total_of`` (the labels in it), ``weights``, and ``groups`` where ``by`` is given.
 
     Raises
     ------
@@ -72,16 +95,15 @@ def prediction_errors(
     result = _summary(table, np.arange(len(dataset)), weights)
     if by is not None:
         values = [str(atoms.info.get(by, MISSING)) for atoms in dataset.structures]
-        result["groups"] = {
+        groups = {
             value: _summary(table, np.array([k for k, v in enumerate(values) if v == value]), weights)
             for value in sorted(set(values))
         }
+        return result.model_copy(update={"groups": groups})
     return result
 
 
-def label_errors(
-    predicted: Sequence[Atoms], structures: Sequence[Atoms], weights: Sequence[float] = WEIGHTS
-) -> dict[str, Any]:
+def label_errors(predicted: Sequence[Atoms], structures: Sequence[Atoms], weights: Sequence[float] = WEIGHTS) -> Errors:
     """As :func:`prediction_errors`, of the labels of ``predicted`` against those of the same ``structures``.
 
     A label that one of the two lacks is left out.
@@ -108,7 +130,10 @@ def _dataset(potential: Potential, data: GraphDataset | Sequence[Atoms]) -> Grap
 
 
 def _sums_by_structure(
-    potential: Potential, dataset: GraphDataset, counts: Mapping[str, int], max_edges: int,
+    potential: Potential,
+    dataset: GraphDataset,
+    counts: Mapping[str, int],
+    max_edges: int,
     device: str | torch.device | None,
 ) -> dict[str, np.ndarray]:
     """Summed absolute and squared errors of each structure, and how many numbers they are of, for each label."""
@@ -128,8 +153,11 @@ def _sums_by_structure(
                 predicted = evaluate(
                     potential, graph, forces=counts["forces"] > 0, stress=counts["stress"] > 0, create_graph=False
                 )
-            owners = {"energy": np.array(batch), "forces": np.array(batch)[graph.batch.cpu().numpy()],
-                      "stress": np.array(batch)}
+            owners = {
+                "energy": np.array(batch),
+                "forces": np.array(batch)[graph.batch.cpu().numpy()],
+                "stress": np.array(batch),
+            }
             for label, values in zip(LABELS, (predicted.energies, predicted.forces, predicted.stress)):
                 if values is not None:
                     _add(table, label, owners[label], values, graph[label])
@@ -151,7 +179,7 @@ def _add(
         np.add.at(table[f"{label}_{kind}"], owners, value.sum(1))
 
 
-def _summary(table: Mapping[str, np.ndarray], rows: np.ndarray, weights: Sequence[float]) -> dict[str, Any]:
+def _summary(table: Mapping[str, np.ndarray], rows: np.ndarray, weights: Sequence[float]) -> Errors:
     n_atoms = table["n_atoms"][rows]
     result: dict[str, Any] = {"n_structures": len(rows), "n_atoms": int(n_atoms.sum())}
     result["counts"] = {label: int((table[f"{label}_count"][rows] > 0).sum()) for label in LABELS}
@@ -163,16 +191,14 @@ def _summary(table: Mapping[str, np.ndarray], rows: np.ndarray, weights: Sequenc
         if label == "energy":
             per_atom = 1000.0 / n_atoms
             result["energy_mae_mev_per_atom"] = float((absolute * per_atom).sum() / total) if total else None
-            result["energy_rmse_mev_per_atom"] = (
-                math.sqrt((squared * per_atom**2).sum() / total) if total else None
-            )
+            result["energy_rmse_mev_per_atom"] = math.sqrt((squared * per_atom**2).sum() / total) if total else None
     stress = result["stress_mae"]
     result["stress_mae_gpa"] = None if stress is None else stress / GPa
     known = [k for k, label in enumerate(LABELS) if result[f"{label}_mae"] is not None]
     result["total"] = sum(weights[k] * result[f"{LABELS[k]}_mae"] for k in known) if known else None
     result["total_of"] = [LABELS[k] for k in known]
     result["weights"] = {label: float(weights[k]) for k, label in enumerate(LABELS)}
-    return result
+    return Errors(**result)
 
 
 _COLUMNS = (
@@ -188,7 +214,7 @@ _COLUMNS = (
 )
 
 
-def format_errors(errors: Mapping[str, Mapping[str, Any]], groups: bool = True) -> str:
+def format_errors(errors: Mapping[str, Errors], groups: bool = True) -> str:
     """A text table of mean absolute errors ("rms" where root mean square), one row for each name.
 
     A figure without labels shows "–". Where a total lacks a label, a line under the table says what it is made of.
@@ -198,14 +224,14 @@ def format_errors(errors: Mapping[str, Mapping[str, Any]], groups: bool = True) 
     errors : results of :func:`prediction_errors` by name.
     groups : add a row for each group, where there are any.
     """
-    named: list[tuple[str, Mapping[str, Any]]] = []
+    named: list[tuple[str, Errors]] = []
     for name, result in errors.items():
         named.append((name, result))
         if groups:
-            named += [(f"  {value}", group) for value, group in result.get("groups", {}).items()]
+            named += [(f"  {value}", group) for value, group in result.groups.items()]
     rows = [["", *(title for title, _, _ in _COLUMNS)]]
     for name, result in named:
-        rows.append([name, *(_shown(result.get(key), form) for _, key, form in _COLUMNS)])
+        rows.append([name, *(_shown(getattr(result, key), form) for _, key, form in _COLUMNS)])
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = [
         "  ".join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths))).rstrip()
@@ -213,10 +239,10 @@ def format_errors(errors: Mapping[str, Mapping[str, Any]], groups: bool = True) 
     ]
     first = next(iter(errors.values()), None)
     if first is not None:
-        terms = {label: f"{weight:g}·{label[0].upper()}" for label, weight in first["weights"].items()}
+        terms = {label: f"{weight:g}·{label[0].upper()}" for label, weight in first.weights.items()}
         lines.append("total = " + " + ".join(terms.values()))
         for name, result in errors.items():
-            missing = [label for label in LABELS if label not in result["total_of"]]
+            missing = [label for label in LABELS if label not in result.total_of]
             if missing:
                 lines.append(f"{name}: no label for {' and '.join(missing)}; the total is without")
     return "\n".join(lines)

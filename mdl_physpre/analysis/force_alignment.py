@@ -12,23 +12,62 @@ histogram weighs each atom by √(|F¹_i| |F²_i|), because of a small force the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
+from pydantic import computed_field
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.utils.devices import device_of_parameters
+from mdl_physpre.utils.record import Record
 
 MAX_EDGES = 100_000  # of a batch; a limit on memory
 
 
+class ForceAlignment(Record):
+    """Histogram of the angles between the forces of two potentials.
+
+    edges : (bins + 1,), degrees. atoms : (bins,), atoms in each bin. weighted : (bins,), sum of their weights, eV/Å.
+    isotropic : (bins,), fraction in each bin for directions that are independent.
+    n_atoms : with an angle. zero_force : without one; ``…_first``, ``…_second``: because of either potential.
+    mean, weighted_mean : degrees; ``None`` where no atom has an angle.
+    """
+
+    edges: tuple[float, ...]
+    atoms: tuple[int, ...]
+    weighted: tuple[float, ...]
+    isotropic: tuple[float, ...]
+    n_atoms: int
+    zero_force: int
+    zero_force_first: int
+    zero_force_second: int
+    mean: float | None
+    weighted_mean: float | None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def share_above_90(self) -> float | None:
+        """The share of atoms beyond 90°."""
+        return _upper_half(self.atoms)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def weighted_share_above_90(self) -> float | None:
+        """The same by weight."""
+        return _upper_half(self.weighted)
+
+
+def _upper_half(values: Sequence[float]) -> float | None:
+    total = sum(values)
+    return sum(values[len(values) // 2 :]) / total if total else None
+
+
 def force_alignment(
     first: Potential, second: Potential, structures: Sequence[Atoms], *, bins: int = 36, zero_force: float = 1e-3
-) -> dict[str, Any]:
+) -> ForceAlignment:
     """Histogram of the angles between the forces of two potentials.
 
     Parameters
@@ -37,14 +76,6 @@ def force_alignment(
     structures : what they are evaluated on; no labels are needed.
     bins : number of bins between 0° and 180°; an even number, so that 90° is an edge.
     zero_force : eV/Å.
-
-    Returns
-    -------
-    dict of plain values: ``edges`` (bins + 1,) in degrees; ``atoms`` (bins,), atoms in each bin; ``weighted`` (bins,),
-    sum of their weights, eV/Å; ``isotropic`` (bins,), fraction in each bin for directions that are independent;
-    ``n_atoms`` with an angle; ``zero_force``: atoms without one, of which ``zero_force_first`` and
-    ``zero_force_second`` because of either potential; ``mean`` (degrees) and ``share_above_90`` over atoms, and
-    ``weighted_mean``, ``weighted_share_above_90``; ``None`` where no atom has an angle.
 
     Raises
     ------
@@ -64,41 +95,39 @@ def force_alignment(
     across = np.linalg.norm(np.cross(a[used], b[used]), axis=1)
     angles = np.degrees(np.arctan2(across, (a[used] * b[used]).sum(axis=1)))
     edges = np.linspace(0.0, 180.0, bins + 1)
-    return _with_shares(
-        {
-            "edges": edges.tolist(),
-            "atoms": np.histogram(angles, edges)[0].tolist(),
-            "weighted": np.histogram(angles, edges, weights=weights)[0].tolist(),
-            "isotropic": (-np.diff(np.cos(np.radians(edges))) / 2).tolist(),
-            "n_atoms": int(used.sum()),
-            "zero_force": int((~used).sum()),
-            "zero_force_first": int(missing[0].sum()),
-            "zero_force_second": int(missing[1].sum()),
-            "mean": float(angles.mean()) if len(angles) else None,
-            "weighted_mean": float((angles * weights).sum() / weights.sum()) if len(angles) else None,
-        }
+    return ForceAlignment(
+        edges=edges,
+        atoms=np.histogram(angles, edges)[0],
+        weighted=np.histogram(angles, edges, weights=weights)[0],
+        isotropic=-np.diff(np.cos(np.radians(edges))) / 2,
+        n_atoms=used.sum(),
+        zero_force=(~used).sum(),
+        zero_force_first=missing[0].sum(),
+        zero_force_second=missing[1].sum(),
+        mean=angles.mean() if len(angles) else None,
+        weighted_mean=(angles * weights).sum() / weights.sum() if len(angles) else None,
     )
 
 
-def pooled_alignment(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def pooled_alignment(found: Sequence[ForceAlignment]) -> ForceAlignment:
     """Results of :func:`force_alignment` with the same bins, all atoms together."""
-    first = found[0]
-    counts = ("n_atoms", "zero_force", "zero_force_first", "zero_force_second")
-    pooled = {key: first[key] for key in ("edges", "isotropic")}
-    pooled |= {key: [sum(values) for values in zip(*(f[key] for f in found))] for key in ("atoms", "weighted")}
-    pooled |= {key: sum(f[key] for f in found) for key in counts}
-    for mean, sizes in (("mean", "atoms"), ("weighted_mean", "weighted")):
-        known = [(f[mean], sum(f[sizes])) for f in found if f[mean] is not None]
-        pooled[mean] = sum(m * n for m, n in known) / sum(n for _, n in known) if known else None
-    return _with_shares(pooled)
 
+    def mean(means: Sequence[float | None], sizes: Sequence[float]) -> float | None:
+        known = [(m, n) for m, n in zip(means, sizes) if m is not None]
+        return sum(m * n for m, n in known) / sum(n for _, n in known) if known else None
 
-def _with_shares(found: dict[str, Any]) -> dict[str, Any]:
-    half = len(found["atoms"]) // 2
-    for name, key in (("share_above_90", "atoms"), ("weighted_share_above_90", "weighted")):
-        total = sum(found[key])
-        found[name] = sum(found[key][half:]) / total if total else None
-    return found
+    return ForceAlignment(
+        edges=found[0].edges,
+        isotropic=found[0].isotropic,
+        atoms=tuple(map(sum, zip(*(f.atoms for f in found)))),
+        weighted=tuple(map(sum, zip(*(f.weighted for f in found)))),
+        n_atoms=sum(f.n_atoms for f in found),
+        zero_force=sum(f.zero_force for f in found),
+        zero_force_first=sum(f.zero_force_first for f in found),
+        zero_force_second=sum(f.zero_force_second for f in found),
+        mean=mean([f.mean for f in found], [sum(f.atoms) for f in found]),
+        weighted_mean=mean([f.weighted_mean for f in found], [sum(f.weighted) for f in found]),
+    )
 
 
 def _forces(potential: Potential, structures: Sequence[Atoms]) -> np.ndarray:

@@ -19,6 +19,7 @@ r_ij = r_j + S·cell(t) − r_i with the S of the start.
 
 A pair whose mean distance is zero is left out of the sum. One atom has no index.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,5 @@
 """Shortest periodic image of a vector, in any cell, for vectors of many structures at once."""
+
 from __future__ import annotations
 
 import copy

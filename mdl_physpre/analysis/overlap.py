@@ -6,6 +6,7 @@ All periodic images count, in the cell of each frame, but an atom and its own im
 distance never changes, and a cell that shrinks is judged by its volume. A structure of fewer than two atoms has no
 pairs, and no verdict.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable

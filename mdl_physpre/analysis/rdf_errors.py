@@ -23,7 +23,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
-from mdl_physpre.analysis.rdf import BINS, R_MAX, RDFAccumulator, check_same_grid
+from mdl_physpre.analysis.radial_distribution import BINS, R_MAX, RDFAccumulator, check_same_grid
 from mdl_physpre.errors import DataError
 
 
@@ -32,7 +32,7 @@ def rdf_errors(found: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[s
 
     Parameters
     ----------
-    found, reference : of :meth:`~mdl_physpre.analysis.rdf.RDFAccumulator.result`, or averages, or read back from JSON.
+    found, reference : of :meth:`~mdl_physpre.analysis.RDFAccumulator.result`, or averages, or read back from JSON.
 
     Returns
     -------
@@ -89,14 +89,14 @@ def reference_rdf(
     ----------
     source : a file of frames in any format that ASE reads, or a folder of such files. Frames with the same
         ``info["structure_id"]`` are of one structure; where there is none, those of one file are.
-    r_max, bins, smoothing, volume : see :class:`~mdl_physpre.analysis.rdf.RDFAccumulator`.
+    r_max, bins, smoothing, volume : see :class:`~mdl_physpre.analysis.radial_distribution.RDFAccumulator`.
     skip : frames left out at the start of each structure.
     every : of the others, each ``every``-th is taken.
     first_step : frames that say that they are of an earlier step (``info["step"]``) are left out, too.
 
     Returns
     -------
-    dict : name of the structure -> result, as :meth:`~mdl_physpre.analysis.rdf.RDFAccumulator.result`.
+    dict : name of the structure -> result, as :meth:`~mdl_physpre.analysis.radial_distribution.RDFAccumulator.result`.
 
     Raises
     ------

@@ -16,7 +16,7 @@ PER_STRUCTURE = ("temperature", "pressure", "timestep", "steps")
 
 @dataclass(frozen=True)
 class DynamicsSettings:
-    """Settings of :func:`mdl_physpre.dynamics.simulation.simulate`.
+    """Settings of :func:`mdl_physpre.dynamics.running.simulate.simulate`.
 
     Run
     ---
@@ -55,7 +55,7 @@ class DynamicsSettings:
         ``npt`` has it at every step.
     rdf_interval, rdf_start : steps between two samples of the radial distribution functions (0 takes none), and the
         first step that is sampled.
-    rdf_r_max, rdf_bins, rdf_smoothing : Å, number, Å; see :mod:`mdl_physpre.analysis.rdf`.
+    rdf_r_max, rdf_bins, rdf_smoothing : Å, number, Å; see :mod:`mdl_physpre.analysis.radial_distribution`.
 
     Work
     ----

@@ -11,9 +11,9 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from mdl_physpre.errors import CheckpointError, DataError
-from mdl_physpre.potentials.edge_op import derivatives_in_geometry, energies_for_derivatives
+from mdl_physpre.potentials.energy_reference import N_ELEMENTS, EnergyReference
+from mdl_physpre.potentials.kernels.edge_op import derivatives_in_geometry, energies_for_derivatives
 from mdl_physpre.potentials.recompute import parts_of, recomputed
-from mdl_physpre.potentials.reference import N_ELEMENTS, EnergyReference
 from mdl_physpre.structures.graph import AtomGraph
 
 
@@ -41,7 +41,7 @@ class Potential(nn.Module, ABC):
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
         if "atomic_energies" in vars(cls) and cls.predictions is Potential.predictions:
-            raise TypeError(f"{cls.__name__} defines atomic_energies: derive it from mdl_physpre.Backbone")
+            raise TypeError(f"{cls.__name__} defines atomic_energies: derive it from mdl_physpre.potentials.Backbone")
 
     cutoff: float
     elements: tuple[int, ...] | None = None

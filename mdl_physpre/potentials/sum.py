@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
+from mdl_physpre.potentials.backbones.registry import backbone_name, build_backbone
 from mdl_physpre.potentials.base import (
     AtomicPotential,
     Backbone,
@@ -18,8 +19,7 @@ from mdl_physpre.potentials.base import (
     sum_by_structure,
     worth_cutting,
 )
-from mdl_physpre.potentials.checkpoints import backbone_name, build_backbone
-from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.structures.graph import AtomGraph
 
 

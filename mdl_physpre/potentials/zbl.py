@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.base import AtomicPotential, edge_vectors
-from mdl_physpre.potentials.covalent_radii import covalent_radius
-from mdl_physpre.potentials.radial_functions import cutoff_function
+from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
+from mdl_physpre.potentials.envelopes import cutoff_function
 from mdl_physpre.structures.graph import AtomGraph
 
 COULOMB = 14.399645  # e²/(4π ε0), eV·Å

@@ -18,12 +18,12 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.pretraining.labelling import LabelFailure, Teacher, compute_labels, resolve_teacher, without_labels
 from mdl_physpre.pretraining.perturbation import PerturbationSettings, PerturbedParent, structure_key
 from mdl_physpre.pretraining.set_report import format_report, label_quantiles, largest_force, smallest_distances
-from mdl_physpre.pretraining.teacher import LabelFailure, Teacher, compute_labels, resolve_teacher, without_labels
-from mdl_physpre.progress import progress as show_progress
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import set_labels
+from mdl_physpre.utils.progress import progress as show_progress
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,11 @@ def make_pretraining_set(
         names = sorted({str(entry["parent"]) for entry in tally.given_up})
         logger.warning(
             "%d draws of %d structures were given up (%s): %s%s",
-            len(tally.given_up), len(names), _reasons(tally), ", ".join(names[:10]), " ..." if len(names) > 10 else "",
+            len(tally.given_up),
+            len(names),
+            _reasons(tally),
+            ", ".join(names[:10]),
+            " ..." if len(names) > 10 else "",
         )
     return PretrainingSet(made + (originals if settings.originals else []), report)
 
@@ -166,9 +170,7 @@ class OnlinePretrainingSet:
     def epoch(self, epoch: int) -> PretrainingSet:
         """The set of an epoch, counted from 0."""
         options = {"distances": False, "dtype": self.dtype, **self.options}
-        return make_pretraining_set(
-            self.structures, self.settings, self.teacher, self.seed, epoch=epoch, **options
-        )
+        return make_pretraining_set(self.structures, self.settings, self.teacher, self.seed, epoch=epoch, **options)
 
     def __call__(self, epoch: int) -> GraphDataset:
         """The graphs of an epoch, with labels."""

@@ -1,313 +1,115 @@
-"""Labels from a teacher: a potential of this package, or any ASE calculator, over a list of structures."""
+"""From a name, a class or a function to a teacher: a potential, or a callable that returns an ASE calculator."""
 
 from __future__ import annotations
 
-import copy
-import logging
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
 import torch
-from ase import Atoms
-from ase.calculators.calculator import FileIOCalculator
-from ase.calculators.genericfileio import GenericFileIOCalculator
 
-from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.potentials.from_calculator import CalculatorPotential
+from mdl_physpre.errors import ConfigError, nearest
+from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.open import is_scheme, open_potential, source_of
 from mdl_physpre.potentials.sum import SumPotential
-from mdl_physpre.pretraining.perturbation import is_label
-from mdl_physpre.pretraining.teacher_names import CALCULATOR_ERRORS, CalculatorFactory, Teacher, resolve_teacher
-from mdl_physpre.pretraining.worker_pool import run_chunks, start_method
-from mdl_physpre.progress import progress as show_progress
-from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
-from mdl_physpre.structures.labels import Labels, as_stress_matrix, set_labels
-from mdl_physpre.utils.devices import device_of_parameters
+from mdl_physpre.potentials.zbl import ZBL, core_for
+from mdl_physpre.utils.devices import put_on
+from mdl_physpre.utils.import_paths import import_object
 
-logger = logging.getLogger(__name__)
-
-PARALLEL_FROM = 2_000  # atoms: below this a potential is done before a second process has started
-# Structures given by name in the log when they fail; the rest are counted.
-NAMED_FAILURES = 10
+ENTRY_POINTS = "mdl_physpre.teachers"
+CalculatorFactory: TypeAlias = Callable[[], Any]
+Teacher: TypeAlias = "Potential | Callable[..., Any] | str"
+# What a calculator may raise: one that was written as a program of its own leaves by SystemExit where it gives up.
+CALCULATOR_ERRORS = (Exception, SystemExit)
 
 
-@dataclass(frozen=True)
-class LabelFailure:
-    """A structure that the teacher could not label, and why."""
-
-    reason: str
-
-
-def label(
-    structures: Sequence[Atoms],
-    teacher: Teacher,
+def make_teacher(
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
     *,
-    kwargs: Mapping[str, Any] | None = None,
-    batch_edges: int = 200_000,
-    dtype: torch.dtype = torch.float32,
-    workers: int | None = None,
-    progress: bool = True,
-    on_error: str = "raise",
-) -> list[Atoms]:
-    """Copies of structures with energy, forces and stress by a teacher.
+    short_range: str | None = None,
+    short_range_radii: Mapping[str, float] | None = None,
+    device: str | torch.device = "cpu",
+) -> SumPotential:
+    """A teacher by name, with a core if wanted, and energies of the elements that can be fitted.
 
     Parameters
     ----------
-    structures : what to label; they stay as they are.
-    teacher : a :class:`Potential`; a callable that returns one, or an ASE calculator; or a string: a checkpoint file, a
-        name registered in the entry-point group ``mdl_physpre.teachers``, or the import path ``package.module.Class``.
-    kwargs : arguments for the callable or class.
-    batch_edges : edges in a batch (potentials only).
-    dtype : precision of a potential; energies are summed in float64 either way.
-    workers : processes, at least 1; as many as there are cores where ``None``. 1 stays in this process.
-    progress : show how far it is.
-    on_error : ``"raise"`` where a structure cannot be labelled, or ``"skip"``: leave it out with a warning.
-
-    Returns
-    -------
-    Labelled copies, in order: energy (eV), forces (eV/Å), and stress (eV/Å³, tension positive) where the structure is
-    periodic in three directions and the teacher gives it. Older labels in ``info`` and ``arrays`` are taken off.
+    name : a checkpoint file in any format that is read here; ``calculator:package.module.Class?key=value`` or
+        ``torchsim:…``; a name registered in the entry-point group ``mdl_physpre.teachers``; or an import path. Behind
+        the last two stands a callable that returns a potential or an ASE calculator.
+    arguments : of a calculator, or of the callable.
+    short_range, short_range_radii : ``zbl`` adds the repulsion of nuclei (:class:`~mdl_physpre.potentials.ZBL`), which
+        the teacher itself must not have yet.
+    device : of a network; a calculator or TorchSim model computes where it was built.
 
     Raises
     ------
-    DataError : structures without labels, named (always where none could be labelled).
-    ConfigError : a teacher that cannot be found or built; fewer than one process.
+    ConfigError : nothing of that name, arguments that it does not take, an unknown core, a device that is not there.
+    CheckpointError : a file that no format recognises.
     """
-    if on_error not in ("raise", "skip"):
-        raise ConfigError(f"on_error: found {on_error!r}, expected 'raise' or 'skip'")
-    structures = list(structures)
-    found = compute_labels(
-        structures,
-        teacher,
-        kwargs=kwargs,
-        batch_edges=batch_edges,
-        dtype=dtype,
-        workers=workers,
-        progress=progress,
-    )
-    failures = {k: result.reason for k, result in enumerate(found) if isinstance(result, LabelFailure)}
-    if failures:
-        text = failure_text(structures, failures)
-        if len(failures) == len(structures):
-            raise DataError(f"{text}. Look at the elements, the arguments and the installation of the teacher")
-        if on_error == "raise":
-            raise DataError(
-                f"{text}. Take these structures out of the data, or label the others alone: physpre label "
-                "--skip-failed, from Python label(…, on_error='skip')"
-            )
-        logger.warning("%s; they are left out", text)
-    labelled = []
-    for atoms, result in zip(structures, found):
-        if isinstance(result, Labels):
-            labelled.append(set_labels(without_labels(atoms), result.energy, result.forces, result.stress))
-    return labelled
-
-
-def compute_labels(
-    structures: Sequence[Atoms],
-    teacher: Teacher,
-    *,
-    kwargs: Mapping[str, Any] | None = None,
-    batch_edges: int = 200_000,
-    dtype: torch.dtype = torch.float32,
-    workers: int | None = None,
-    progress: bool = True,
-) -> list[Labels | LabelFailure]:
-    """The labels of each structure, or why there are none; arguments as in :func:`label`."""
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers is {workers}; expected at least 1 process, or None for as many as there are cores")
-    resolved = resolve_teacher(teacher, kwargs)
-    if not structures:
-        return []
-    if isinstance(resolved, SumPotential) and isinstance(base := resolved.parts.get("base"), CalculatorPotential):
-        bare = compute_labels(structures, base, workers=workers, progress=progress)
-        return _corrected(structures, bare, resolved.without("base"))
-    name = partial(_named, structures)
-    workers = workers if workers is not None else available_workers()
-    if isinstance(resolved, Potential):
-        potential = copy.deepcopy(resolved).to(dtype).eval()
-        chunks = batch_by_edges(estimated_edges(structures, potential.cutoff), batch_edges)
-        if sum(len(a) for a in structures) < PARALLEL_FROM:
-            workers = 1
-        # workers build graphs, most of the work of an embedded-atom potential; this process alone evaluates, with all
-        # its threads or on a GPU: automatic differentiation does not survive a fork
-        task = partial(_batch_graphs, structures, potential.cutoff, _dtype(potential))
-        batches = run_chunks(task, chunks, workers, "fork", name)
-        results: Iterable[list[Labels | LabelFailure]]
-        results = (_evaluate_batch(structures, potential, batch) for batch in batches)
+    if Path(name).is_file() or is_scheme(name):
+        base = open_potential(name, arguments)
     else:
-        chunks = [[k] for k in range(len(structures))]
-        results = run_chunks(partial(_label_by_calculator, structures, resolved), chunks, workers, start_method(), name)
-    if progress:
-        results = show_progress(results, total=len(chunks), description="labels")
-    found: list[Labels | LabelFailure] = []
-    for part in results:
-        found.extend(part)
-    return found
+        target, found = _by_name(name), resolve_teacher(name, arguments)
+        told = ", ".join(f"{key}={value!r}" for key, value in sorted((arguments or {}).items()))
+        identity = f"{target.__module__}.{getattr(target, '__qualname__', name)}({told})"
+        base = found if isinstance(found, Potential) else CalculatorPotential(found, identity, source_of(target, name))
+    # among the parts: that of a hybrid belongs to its embedded-atom potential
+    if short_range and any(isinstance(part, ZBL) for part in base.modules()):
+        raise ConfigError(f"teacher {name}: has a short-range core already; leave short_range out")
+    return put_on(SumPotential(base=base, core=core_for(short_range, short_range_radii, base.elements)), device)
 
 
-def _corrected(
-    structures: Sequence[Atoms], found: Sequence[Labels | LabelFailure], correction: Potential
-) -> list[Labels | LabelFailure]:
-    """Labels of calculators with those of a core and of energies of elements added, in this process."""
-    added = compute_labels(structures, correction, dtype=torch.float64, workers=1, progress=False)
-    results: list[Labels | LabelFailure] = []
-    for one, other in zip(found, added):
-        if isinstance(one, LabelFailure) or isinstance(other, LabelFailure):
-            results.append(one if isinstance(one, LabelFailure) else other)
-            continue
-        assert one.energy is not None and other.energy is not None
-        assert one.forces is not None and other.forces is not None
-        stress = None if one.stress is None or other.stress is None else one.stress + other.stress
-        results.append(Labels(one.energy + other.energy, one.forces + other.forces, stress))
-    return results
+def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -> Potential | CalculatorFactory:
+    """A potential, or a callable without arguments that returns an ASE calculator; arguments as in
+    :func:`mdl_physpre.label`.
 
-
-def available_workers() -> int:
-    """Cores that this process may use, 16 at most."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(count, 16)
-
-
-def estimated_edges(structures: Sequence[Atoms], cutoff: float) -> list[int]:
-    """Edges expected from the mean density: n (4/3) pi rc^3 n / V, or all pairs where there is no cell to speak of."""
-    sphere = 4 / 3 * np.pi * cutoff**3
-    edges = []
-    for atoms in structures:
-        n = len(atoms)
-        volume = abs(float(np.linalg.det(atoms.cell.array)))
-        neighbours = sphere * n / volume if volume > 0 and atoms.pbc.all() else n - 1
-        edges.append(max(1, int(n * neighbours)))
-    return edges
-
-
-def without_labels(atoms: Atoms) -> Atoms:
-    """A copy without calculator, and without labels in ``info`` and ``arrays``, which readers would prefer to it."""
-    bare = atoms.copy()
-    for store in (bare.info, bare.arrays):
-        for key in [key for key in store if is_label(key)]:
-            del store[key]
-    return bare
-
-
-def failure_text(structures: Sequence[Atoms], failures: Mapping[int, str]) -> str:
-    """Which structures have no label, and why, in one line."""
-    named = [
-        f"{_named(structures, k)}: {reason}" for k, reason in list(failures.items())[:NAMED_FAILURES]
-    ]
-    rest = f"; and {len(failures) - len(named)} more" if len(failures) > len(named) else ""
-    return f"{len(failures)} of {len(structures)} structures could not be labelled: {'; '.join(named)}{rest}"
-
-
-def _dtype(potential: Potential) -> torch.dtype:
-    tensors = [*potential.parameters(), *potential.buffers()]
-    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float64)
-
-
-def _named(structures: Sequence[Atoms], k: int) -> str:
-    return f"{k} ({structures[k].info.get('structure_id', 'no id')})"
-
-
-def _batch_graphs(
-    structures: Sequence[Atoms], cutoff: float, dtype: torch.dtype, chunk: list[int]
-) -> tuple[list[int], GraphDataset | str]:
-    try:
-        part = [structures[k] for k in chunk]
-        return chunk, GraphDataset(part, cutoff, dtype=dtype, workers=1, labels=False)
-    except Exception as error:
-        return chunk, f"{type(error).__name__}: {error}"
-
-
-def _label_batch(structures: Sequence[Atoms], potential: Potential, chunk: list[int]) -> list[Labels | LabelFailure]:
-    graphs = _batch_graphs(structures, potential.cutoff, _dtype(potential), chunk)
-    return _evaluate_batch(structures, potential, graphs)
-
-
-def _evaluate_batch(
-    structures: Sequence[Atoms], potential: Potential, batch: tuple[list[int], GraphDataset | str]
-) -> list[Labels | LabelFailure]:
-    chunk, graphs = batch
-    reason = graphs
-    if not isinstance(graphs, str):
-        try:
-            graph = graphs.batch().on(device_of_parameters(potential))
-            found = evaluate(potential, graph)
-            assert found.forces is not None
-            assert found.stress is not None
-            energies = found.energies.detach().double().cpu().numpy()
-            forces = found.forces.detach().double().cpu().numpy()
-            stress = found.stress.detach().double().cpu().numpy()
-            ends = np.cumsum(graphs.n_atoms)
-            return [
-                _checked(structures[k], energies[b], forces[end - len(structures[k]) : end], stress[b])
-                for b, (k, end) in enumerate(zip(chunk, ends))
-            ]
-        except CALCULATOR_ERRORS as error:
-            reason = f"{type(error).__name__}: {error}"
-    if len(chunk) == 1:
-        return [LabelFailure(str(reason))]
-    # One structure spoils its batch: take them one at a time, to say which it is and to label the others.
-    return [result for k in chunk for result in _label_batch(structures, potential, [k])]
-
-
-def _checked(atoms: Atoms, energy: Any, forces: Any, stress: Any) -> Labels | LabelFailure:
-    """Copies of what a teacher gave as labels, or what is wrong with their shapes or values.
-
-    The stress, (3, 3) or in Voigt order, is left out where the structure is not periodic in three directions.
+    Raises
+    ------
+    ConfigError : nothing of that name, or arguments that it does not take.
     """
-    energy, forces = np.array(energy, dtype=float), np.array(forces, dtype=float)
-    if energy.size != 1:
-        return LabelFailure(f"energy has shape {energy.shape}; expected one number")
-    if forces.shape != (len(atoms), 3):
-        return LabelFailure(f"forces have shape {forces.shape}; expected ({len(atoms)}, 3)")
+    if isinstance(teacher, str):
+        if Path(teacher).is_file() or is_scheme(teacher):
+            teacher, kwargs = open_potential(teacher, kwargs), None
+        else:
+            teacher = _by_name(teacher)
+    if isinstance(teacher, Potential):
+        if kwargs:
+            raise ConfigError(f"teacher: a potential that is already built takes no arguments, found {sorted(kwargs)}")
+        # calculators are asked one structure after another, each process with its own
+        return teacher.factory if isinstance(teacher, CalculatorPotential) else teacher
+    if not callable(teacher):
+        raise ConfigError(
+            f"teacher: found {type(teacher).__name__}, expected a potential, a callable that returns an ASE calculator "
+            "(not the calculator itself), or a name"
+        )
+    factory = partial(teacher, **kwargs) if kwargs else teacher
     try:
-        periodic = atoms.pbc.all() and atoms.cell.rank == 3
-        stress = as_stress_matrix(np.array(stress, dtype=float)) if periodic and stress is not None else None
-    except DataError as error:
-        return LabelFailure(str(error))
-    for name, value in (("energy", energy), ("forces", forces), ("stress", stress)):
-        if value is not None and not np.isfinite(value).all():
-            return LabelFailure(f"{name} is not finite")
-    return Labels(float(energy.reshape(())), forces, stress)
-
-
-_calculators: dict[int, tuple[CalculatorFactory, Any]] = {}
-
-
-def _calculator(factory: CalculatorFactory) -> Any:
-    """The calculator of this process, built once; one that writes files gets a folder of its own."""
-    key = os.getpid()
-    known = _calculators.get(key)
-    if known is None or known[0] is not factory:
-        calculator = factory()
-        if isinstance(calculator, (FileIOCalculator, GenericFileIOCalculator)):
-            calculator.directory = Path(calculator.directory) / f"worker-{key}"
-        _calculators.clear()
-        _calculators[key] = (factory, calculator)
-    return _calculators[key][1]
-
-
-def _label_by_calculator(
-    structures: Sequence[Atoms], factory: CalculatorFactory, chunk: list[int]
-) -> list[Labels | LabelFailure]:
-    return [_label_one(structures[k], factory) for k in chunk]
-
-
-def _label_one(structure: Atoms, factory: CalculatorFactory) -> Labels | LabelFailure:
-    calculator = _calculator(factory)  # a calculator that cannot be built is an error, not a failed structure
-    atoms = structure.copy()
-    atoms.calc = calculator
-    try:
-        energy, forces = atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)
-        stress = None
-        if "stress" in calculator.implemented_properties and atoms.pbc.all() and atoms.cell.rank == 3:
-            stress = calculator.get_stress(atoms)  # atoms.get_stress asserts a shape without a word
-        return _checked(structure, energy, forces, stress)
+        built = factory()
     except CALCULATOR_ERRORS as error:
-        getattr(calculator, "reset", lambda: None)()  # it must not take what it had half done for done
-        return LabelFailure(f"{type(error).__name__}: {error}")
+        name = getattr(teacher, "__name__", teacher)
+        raise ConfigError(f"teacher {name} cannot be built: {type(error).__name__}: {error}") from error
+    if isinstance(built, Potential):
+        return built
+    if not hasattr(built, "get_property"):
+        raise ConfigError(
+            f"teacher: {teacher!r} returned {type(built).__name__}, expected a potential or an ASE calculator"
+        )
+    return factory
+
+
+def _by_name(name: str) -> Any:
+    registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name in registered:
+        return registered[name].load()
+    if "." not in name and ":" not in name:
+        hint = f"; {nearest(name, registered)}" if registered else ""
+        raise ConfigError(
+            f"teacher {name!r}: no such checkpoint file and no registered name; expected one of them or an import "
+            f"path such as 'ase.calculators.lj.LennardJones'{hint}"
+        )
+    return import_object(name, f"teacher {name!r}: no such file")

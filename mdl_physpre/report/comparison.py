@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.several_networks import permutation_p_value
-from mdl_physpre.dynamics.verdicts import summarise
+from mdl_physpre.dynamics.verdicts.statistics import permutation_p_value
+from mdl_physpre.dynamics.verdicts.verdict import summarise
 from mdl_physpre.errors import DataError
-from mdl_physpre.report.tables import MISSING, counted, paired_sentence, shown, text_table
+from mdl_physpre.report.tables.text import MISSING, counted, paired_sentence, shown, text_table
 
 # how the work is done, and what else is measured, which change no verdict; the seed: other random numbers of the same
 NO_PROTOCOL = (
@@ -149,7 +149,7 @@ def arms_with_first(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, 
     With one network for each arm they are compared structure by structure (:func:`paired_counts`), which leaves out
     that another training would have given other networks. With several, the networks are what is compared:
     ``first_each`` and ``second_each``, how many structures broke with each network; ``n_each``, of how many; and
-    ``p_value`` (:func:`~mdl_physpre.dynamics.several_networks.permutation_p_value`).
+    ``p_value`` (:func:`~mdl_physpre.dynamics.verdicts.statistics.permutation_p_value`).
 
     Raises
     ------

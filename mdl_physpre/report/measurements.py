@@ -20,10 +20,10 @@ from mdl_physpre.analysis.energy_curves import eam_elements, element_pairs, ener
 from mdl_physpre.analysis.parity import predictions
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.checkpoints import load_potential
-from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.pretraining.set_report import closest_by_elements
-from mdl_physpre.report.run_files import EAM, Run, read_json
+from mdl_physpre.runs.read import EAM, Run, read_json
 from mdl_physpre.utils.devices import available_device
 
 logger = logging.getLogger(__name__)

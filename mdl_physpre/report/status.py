@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mdl_physpre.report.run_files import DYNAMICS, EAM, SET, TEACHER, TRAIN, Run, network_names, read_run
-from mdl_physpre.report.tables import MISSING, text_table
+from mdl_physpre.report.tables.text import MISSING, text_table
+from mdl_physpre.runs.read import DYNAMICS, EAM, SET, TEACHER, TRAIN, Run, network_names, read_run
 from mdl_physpre.training.arms import eam_is_needed, parse_arm, parse_arms
 
 LATEST = 20  # epochs whose mean length stands for those to come

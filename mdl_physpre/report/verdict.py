@@ -11,12 +11,12 @@ from statistics import fmean
 from typing import Any
 
 from mdl_physpre.analysis.parity import paired_change
-from mdl_physpre.dynamics.several_networks import permutation_p_value
+from mdl_physpre.dynamics.verdicts.statistics import permutation_p_value
 from mdl_physpre.report.comparison import Simulated, paired_counts
 from mdl_physpre.report.measurements import Measured
-from mdl_physpre.report.page_tables import Table, each_of, error_sources
-from mdl_physpre.report.run_files import Run
-from mdl_physpre.report.tables import MISSING, counted, rounded
+from mdl_physpre.report.tables.page import Table, each_of, error_sources
+from mdl_physpre.report.tables.text import MISSING, counted, rounded
+from mdl_physpre.runs.read import Run
 
 LEVEL = 0.05  # of a p-value below which a difference is called one
 QUANTITIES = (

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from mdl_physpre.errors import DataError
-from mdl_physpre.structures.files import replacing
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 

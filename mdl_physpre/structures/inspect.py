@@ -12,11 +12,11 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from scipy.spatial import cKDTree
 
-from mdl_physpre.progress import progress
 from mdl_physpre.structures.check import describe
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.structures.neighbours import neighbour_list
 from mdl_physpre.structures.splits import format_label_counts, label_counts
+from mdl_physpre.utils.progress import progress
 
 RADIUS = 5.0  # Å: neighbours within it describe a structure in the search for duplicates
 FAR_RADIUS = 10.0  # Å: where a pair of elements is looked for that does not meet within RADIUS

@@ -14,16 +14,16 @@ from ase.data import atomic_numbers, chemical_symbols
 from ase.io.formats import UnknownFileTypeError
 
 from mdl_physpre.errors import ConfigError, DataError, nearest
-from mdl_physpre.progress import progress
-from mdl_physpre.structures.ase_database import read_ase_database
 from mdl_physpre.structures.check import check_structures
-from mdl_physpre.structures.extxyz import read_extxyz
-from mdl_physpre.structures.files import existing_file
-from mdl_physpre.structures.json_stream import iterate_json
+from mdl_physpre.structures.formats.ase_database import read_ase_database
+from mdl_physpre.structures.formats.extxyz import read_extxyz
+from mdl_physpre.structures.formats.json_stream import iterate_json
+from mdl_physpre.structures.formats.load_atoms_dataset import PREFIX, read_load_atoms
+from mdl_physpre.structures.formats.matdeeplearn_json import atoms_from_item, is_matdeeplearn_item
+from mdl_physpre.structures.formats.mptrj_json import ENERGIES, frames_of, is_mptrj_entry
 from mdl_physpre.structures.label_sources import assign_labels
-from mdl_physpre.structures.load_atoms_dataset import PREFIX, read_load_atoms
-from mdl_physpre.structures.matdeeplearn_json import atoms_from_item, is_matdeeplearn_item
-from mdl_physpre.structures.mptrj_json import ENERGIES, frames_of, is_mptrj_entry
+from mdl_physpre.utils.files import existing_file
+from mdl_physpre.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from ase import Atoms
 
 from mdl_physpre.errors import DataError
-from mdl_physpre.structures.ase_database import write_ase_database
-from mdl_physpre.structures.extxyz import write_extxyz
-from mdl_physpre.structures.matdeeplearn_json import write_matdeeplearn_json
+from mdl_physpre.structures.formats.ase_database import write_ase_database
+from mdl_physpre.structures.formats.extxyz import write_extxyz
+from mdl_physpre.structures.formats.matdeeplearn_json import write_matdeeplearn_json
 from mdl_physpre.structures.read import format_of
 
 WRITERS = {"extxyz": write_extxyz, "db": write_ase_database, "json": write_matdeeplearn_json}

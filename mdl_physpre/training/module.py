@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from mdl_physpre.errors import TrainingError
 from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions, evaluate
 from mdl_physpre.potentials.compiled import CompiledPotential
-from mdl_physpre.progress import progress, shows_bars
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches, batch_indices
 from mdl_physpre.training.history import EpochLog, EpochSums, training_record
@@ -29,6 +28,7 @@ from mdl_physpre.training.ranks import Ranks
 from mdl_physpre.training.replay import Replay, Steps
 from mdl_physpre.training.sam import climb, go_back
 from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.utils.progress import progress, shows_bars
 
 logger = logging.getLogger(__name__)
 

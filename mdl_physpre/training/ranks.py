@@ -28,8 +28,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.processes import Piece, beside
 from mdl_physpre.training.loss import LabelError
+from mdl_physpre.utils.processes import Piece, beside
 
 HOST = "127.0.0.1"
 PATIENCE = timedelta(days=30)  # of ranks that wait while the first one labels, tests or simulates
@@ -202,9 +202,7 @@ def training_ranks(devices: int, train: Callable[..., Any], arguments: tuple[Any
                 dist.destroy_process_group()
 
 
-def _rank(
-    rank: int, size: int, port: int, threads: int, train: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
+def _rank(rank: int, size: int, port: int, threads: int, train: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """What the processes do that the first one started."""
     torch.set_num_threads(threads)
     _say_no_more()
@@ -261,9 +259,7 @@ def _join_slurm(devices: int) -> None:
 
 
 def _join(rank: int, size: int, address: str, port: int) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://{address}:{port}", rank=rank, world_size=size, timeout=PATIENCE
-    )
+    dist.init_process_group("gloo", init_method=f"tcp://{address}:{port}", rank=rank, world_size=size, timeout=PATIENCE)
 
 
 def _say_no_more() -> None:

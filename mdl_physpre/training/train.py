@@ -20,7 +20,7 @@ import torch
 
 from mdl_physpre.errors import CheckpointError, ConfigError, TrainingError
 from mdl_physpre.potentials.base import AtomicPotential, Potential
-from mdl_physpre.potentials.checkpoints import save_potential
+from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.checks import check_precision, check_training, training_device
 from mdl_physpre.training.data import fingerprint

@@ -25,8 +25,8 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.potentials.base import Backbone
-from mdl_physpre.potentials.eam import EAMInteraction
-from mdl_physpre.potentials.reference import fit_energy_reference
+from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.energy_reference import fit_energy_reference
 from mdl_physpre.potentials.sum import HybridPotential
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import get_labels

@@ -13,10 +13,10 @@ import torch
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import ConfigError, nearest
+from mdl_physpre.potentials.backbones.registry import backbone_class
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.checkpoints import backbone_class
-from mdl_physpre.progress import progress
 from mdl_physpre.utils.devices import available_device
+from mdl_physpre.utils.progress import progress
 from mdl_physpre.workflow.throughput import dynamics_rate, silica_like, training_rate
 
 BACKBONES = {"cgcnn": "CGCNN", "torchmd_et": "torchmd_et", "m3gnet": "M3GNet"}

@@ -11,10 +11,10 @@ from typing import Any
 from ase import Atoms
 
 from mdl_physpre.errors import DataError
-from mdl_physpre.report.run_files import DATA_FILE, read_json
-from mdl_physpre.report.write import DEFAULT, write_report
-from mdl_physpre.workflow.config import Config
-from mdl_physpre.workflow.config_file import load_config
+from mdl_physpre.report.output.write import DEFAULT, write_report
+from mdl_physpre.runs.read import DATA_FILE, read_json
+from mdl_physpre.workflow.config.file import load_config
+from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def report_run(folder: str | Path, formats: Sequence[str] = DEFAULT, reference: 
     Parameters
     ----------
     folder : of ``physpre run``.
-    formats, reference : see :func:`mdl_physpre.report.write.write_report`.
+    formats, reference : see :func:`mdl_physpre.report.output.write.write_report`.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def report_run(folder: str | Path, formats: Sequence[str] = DEFAULT, reference: 
 
     Raises
     ------
-    DataError, ConfigError : as :func:`mdl_physpre.report.write.write_report`.
+    DataError, ConfigError : as :func:`mdl_physpre.report.output.write.write_report`.
     """
 
     def structures() -> dict[str, Sequence[Atoms]]:

@@ -11,26 +11,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mdl_physpre.potentials.checkpoints import backbone_class
+from mdl_physpre.potentials.backbones.registry import backbone_class
 from mdl_physpre.report.comparison import arms_with_first
-from mdl_physpre.report.tables import format_summary
+from mdl_physpre.report.tables.text import format_summary
+from mdl_physpre.runs.stage import write_json
 from mdl_physpre.training.arms import eam_is_needed, parse_arms
 from mdl_physpre.training.ranks import leading
-from mdl_physpre.workflow.config import Config
-from mdl_physpre.workflow.config_file import load_config
+from mdl_physpre.workflow.config.file import load_config
+from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import load_data
-from mdl_physpre.workflow.network_stages import (
+from mdl_physpre.workflow.reports import Reports
+from mdl_physpre.workflow.setup import check_devices, record_setup, working_in
+from mdl_physpre.workflow.stages.network import (
     Network,
     arm_summary,
     network_stages,
     networks_in_processes,
     networks_of,
 )
-from mdl_physpre.workflow.reports import Reports
-from mdl_physpre.workflow.setup import check_devices, record_setup, working_in
-from mdl_physpre.workflow.stages import write_json
-from mdl_physpre.workflow.teacher_stages import fit_stage, pretraining_set_stage, teacher_stage
-from mdl_physpre.workflow.teachers import EAM
+from mdl_physpre.workflow.stages.saved_teacher import EAM
+from mdl_physpre.workflow.stages.teacher import fit_stage, pretraining_set_stage, teacher_stage
 
 logger = logging.getLogger(__name__)
 

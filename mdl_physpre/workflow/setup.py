@@ -19,13 +19,13 @@ import yaml
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.processes import run_lock
-from mdl_physpre.report.run_files import DATA_FILE, read_json
+from mdl_physpre.runs.read import DATA_FILE, read_json
+from mdl_physpre.runs.stage import hash_of, write_json, write_text
 from mdl_physpre.training.checks import check_precision, training_device
 from mdl_physpre.utils.devices import device_in_turn
-from mdl_physpre.workflow.config import Config
+from mdl_physpre.utils.processes import run_lock
+from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
-from mdl_physpre.workflow.stages import hash_of, write_json, write_text
 
 logger = logging.getLogger(__name__)
 REPORT_FILES = ("summary.json", "report.html", "report.pdf", "report/*.svg", "report/*.png", "report/*.csv")

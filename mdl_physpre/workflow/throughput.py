@@ -17,9 +17,9 @@ from ase.build import make_supercell
 from ase.spacegroup import crystal
 from torch import nn
 
-from mdl_physpre.dynamics.batch_run import BatchRun
-from mdl_physpre.dynamics.forces import inference
-from mdl_physpre.dynamics.run_state import begin_or_resume
+from mdl_physpre.dynamics.engine.forces import inference
+from mdl_physpre.dynamics.running.batch import BatchRun
+from mdl_physpre.dynamics.running.run_state import begin_or_resume
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import PhyspreError
 from mdl_physpre.potentials.base import Potential, evaluate
@@ -180,9 +180,7 @@ def timed_steps(run: BatchRun, device: torch.device, seconds: float) -> tuple[fl
     return moved / spent, spent / steps
 
 
-def _best(
-    measure: Callable[[int, float], float], device: torch.device, seconds: float, sizes: Sequence[int]
-) -> Rate:
+def _best(measure: Callable[[int, float], float], device: torch.device, seconds: float, sizes: Sequence[int]) -> Rate:
     """The best rate of several sizes, ascending, as far as time and memory go and the rate rises."""
     end, best = time.perf_counter() + seconds, Rate(0.0, 0, math.nan)
     for k, n in enumerate(sizes):

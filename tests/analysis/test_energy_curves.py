@@ -7,10 +7,11 @@ import pytest
 import torch
 from ase import Atoms
 
-from mdl_physpre import CGCNN, EAMInteraction, PotentialCalculator
+from mdl_physpre import PotentialCalculator
 from mdl_physpre.analysis.energy_curves import dimer_energies, eam_elements, eam_parts, element_pairs, energy_curves
 from mdl_physpre.errors import DataError
-from mdl_physpre.potentials.eam import pair_curve
+from mdl_physpre.potentials import CGCNN, EAMInteraction
+from mdl_physpre.potentials.eam.potential import pair_curve
 
 
 @pytest.fixture

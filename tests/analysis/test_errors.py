@@ -1,4 +1,5 @@
 """Errors against numbers computed by hand."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -39,7 +40,9 @@ def chains():
         error = rng.normal(size=()), rng.normal(size=(n, 3)), rng.normal(size=(3, 3))
         error = error[0], error[1], (error[2] + error[2].T) * 0.01
         set_labels(
-            atoms, energy=float(result.energies) + error[0], forces=result.forces.numpy() + error[1],
+            atoms,
+            energy=float(result.energies) + error[0],
+            forces=result.forces.numpy() + error[1],
             stress=result.stress[0].numpy() + error[2],
         )
         made.append(atoms)

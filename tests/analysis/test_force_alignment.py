@@ -7,9 +7,11 @@ import pytest
 import torch
 from ase import Atoms
 
-from mdl_physpre import AtomicPotential, EAMInteraction, evaluate, force_alignment
+from mdl_physpre import evaluate
+from mdl_physpre.analysis import force_alignment
 from mdl_physpre.analysis.force_alignment import pooled_alignment
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.potentials import AtomicPotential, EAMInteraction
 from mdl_physpre.structures.graph import build_graph
 
 

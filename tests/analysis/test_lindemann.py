@@ -1,4 +1,5 @@
 """Lindemann indices against the formula, written out over a stored trajectory, in both conventions."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Smallest distances against brute force over images."""
+
 from __future__ import annotations
 
 import numpy as np

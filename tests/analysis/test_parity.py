@@ -7,9 +7,11 @@ import pytest
 import torch
 from ase.build import bulk
 
-from mdl_physpre import EAMInteraction, label, prediction_errors, set_labels
-from mdl_physpre.analysis import parity
+from mdl_physpre import label
+from mdl_physpre.analysis import parity, prediction_errors
 from mdl_physpre.analysis.parity import evenly, paired_change, predictions, structure_sums
+from mdl_physpre.potentials import EAMInteraction
+from mdl_physpre.structures import set_labels
 
 
 def eam(seed: int) -> EAMInteraction:

@@ -12,7 +12,7 @@ from ase.geometry.rdf import get_rdf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdl_physpre.analysis.rdf import RDFAccumulator, average_rdfs, plain_rdf, rdf
+from mdl_physpre.analysis.radial_distribution import RDFAccumulator, average_rdfs, plain_rdf, rdf
 from mdl_physpre.errors import DataError
 
 

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.io import write
 from scipy.stats import wasserstein_distance
 
-from mdl_physpre.analysis.rdf import RDFAccumulator, average_rdfs, plain_rdf, rdf
+from mdl_physpre.analysis.radial_distribution import RDFAccumulator, average_rdfs, plain_rdf, rdf
 from mdl_physpre.analysis.rdf_errors import rdf_errors, reference_rdf
 from mdl_physpre.errors import DataError
 

@@ -19,9 +19,9 @@ import pytest
 from ase import Atoms
 from ase.spacegroup import crystal
 
+from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.simulation import simulate
-from mdl_physpre.potentials.eam import EAMInteraction
+from mdl_physpre.potentials.eam.potential import EAMInteraction
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "verdicts.py"
 CRISTOBALITE = {"spacegroup": 92, "cellpar": [4.972, 4.972, 6.922, 90, 90, 90]}
@@ -231,8 +231,10 @@ def test_indices_are_the_formula(script: ModuleType) -> None:
     largest, mean = script.lindemann([distances], 4, ends)
     pairs = list(itertools.combinations(range(4), 2))
     for k, end in enumerate(ends):
-        q = [sum(np.std(distances[:end, p]) / np.mean(distances[:end, p]) for p, ij in enumerate(pairs) if i in ij) / 3
-             for i in range(4)]
+        q = [
+            sum(np.std(distances[:end, p]) / np.mean(distances[:end, p]) for p, ij in enumerate(pairs) if i in ij) / 3
+            for i in range(4)
+        ]
         assert largest[0, k] < max(q) < largest[1, k]
         assert math.isclose(mean[:, k].mean(), np.mean(q), rel_tol=1e-9)
         assert mean[1, k] - mean[0, k] < 1e-5

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from mdl_physpre import EAMInteraction, simulate
-from mdl_physpre.dynamics import batch_run
+from mdl_physpre import simulate
+from mdl_physpre.dynamics.running import batch
 from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.potentials import EAMInteraction
 from mdl_physpre.potentials.compiled import CompiledPotential
 
 
@@ -21,7 +22,7 @@ def test_steps_are_those_without_compilation(monkeypatch):
         made.append(potential)
         return CompiledPotential(potential, backend="aot_eager")
 
-    monkeypatch.setattr(batch_run, "CompiledPotential", compiled)
+    monkeypatch.setattr(batch, "CompiledPotential", compiled)
     potential, structures = EAMInteraction(["Si"], cutoff=4.0, n_basis=2).double(), [bulk("Si", cubic=True)]
     run = partial(simulate, potential, structures, progress=False)
     settings = dict(temperature=300.0, steps=6, timestep=1.0)

@@ -11,22 +11,22 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from pair_potentials import Attraction, Morse
-from small_structures import clusters, crystals, with_
 from torch import Tensor
 
-from mdl_physpre.dynamics import batch_run, run_state
-from mdl_physpre.dynamics.batch_run import BatchRun
-from mdl_physpre.dynamics.device_lists import DeviceLists
-from mdl_physpre.dynamics.moving_atoms import MovingAtoms
-from mdl_physpre.dynamics.random_numbers import NoiseStreams, structure_generator
-from mdl_physpre.dynamics.rdf_sampling import RDFSampler
-from mdl_physpre.dynamics.run_state import begin_or_resume
+from mdl_physpre.dynamics.engine.cpu_lists import SkinLists
+from mdl_physpre.dynamics.engine.device_lists import DeviceLists
+from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
+from mdl_physpre.dynamics.engine.random_numbers import NoiseStreams, structure_generator
+from mdl_physpre.dynamics.running import batch, run_state
+from mdl_physpre.dynamics.running.batch import BatchRun
+from mdl_physpre.dynamics.running.rdf_sampling import RDFSampler
+from mdl_physpre.dynamics.running.run_state import begin_or_resume
+from mdl_physpre.dynamics.running.simulate import simulate
+from mdl_physpre.dynamics.running.windows import NotJudged, Unread
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.simulation import simulate
-from mdl_physpre.dynamics.skin_lists import SkinLists
-from mdl_physpre.dynamics.windows import NotJudged, Unread
 from mdl_physpre.structures.graph import AtomGraph
+from tests.helpers.pair_potentials import Attraction, Morse
+from tests.helpers.small_structures import clusters, crystals, with_
 
 
 class Smooth(Morse):
@@ -105,7 +105,7 @@ def run(case: str, out: Path | None, **changes) -> list[dict]:
 
 
 def read_every(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_run, "steps_between_readings", lambda device: steps)
+    monkeypatch.setattr(batch, "steps_between_readings", lambda device: steps)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -171,7 +171,9 @@ def test_a_run_is_stored_only_where_all_steps_are_judged(tmp_path: Path, monkeyp
     read_every(7, monkeypatch)
     whole = simulate(Smooth(), some(), with_(steps=50), tmp_path / "whole", progress=False)
     stored = []
-    monkeypatch.setattr("mdl_physpre.dynamics.simulation.store", lambda run: stored.append((run.step, run.window)))
+    monkeypatch.setattr(
+        "mdl_physpre.dynamics.running.simulate.store", lambda run: stored.append((run.step, run.window))
+    )
     assert simulate(Smooth(), some(), with_(steps=50, checkpoint_steps=10), progress=False) == whole
     assert stored and all(window is None for _, window in stored)
     assert all(10 <= step <= 49 for step, _ in stored)

@@ -10,15 +10,15 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from pair_potentials import Morse, RaisesAtOnce
-from small_structures import crystals
 
 from mdl_physpre.analysis.overlap import minimum_distance
-from mdl_physpre.dynamics import device_memory, device_search
-from mdl_physpre.dynamics.device_lists import DeviceLists
-from mdl_physpre.dynamics.device_memory import ONE_CHUNK, edges_that_fit
-from mdl_physpre.dynamics.windows import Unread
+from mdl_physpre.dynamics.engine import device_memory, device_search
+from mdl_physpre.dynamics.engine.device_lists import DeviceLists
+from mdl_physpre.dynamics.engine.device_memory import ONE_CHUNK, edges_that_fit
+from mdl_physpre.dynamics.running.windows import Unread
 from mdl_physpre.structures.neighbours import complete_cell, neighbour_list
+from tests.helpers.pair_potentials import Morse, RaisesAtOnce
+from tests.helpers.small_structures import crystals
 
 CPU = torch.device("cpu")
 WAYS = ["warp", "tensors"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mdl_physpre.dynamics.judging import METRICS
 from mdl_physpre.dynamics.settings import ENSEMBLES, DynamicsSettings
-from mdl_physpre.dynamics.verdicts import REASONS
+from mdl_physpre.dynamics.verdicts.judging import METRICS
+from mdl_physpre.dynamics.verdicts.verdict import REASONS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "dynamics.md").read_text()
 

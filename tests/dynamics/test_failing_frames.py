@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.io import read
-from pair_potentials import AttractiveGold, Morse
-from small_structures import clusters, crystals, with_
 
 from mdl_physpre.analysis.overlap import minimum_distance
-from mdl_physpre.dynamics.simulation import simulate
-from mdl_physpre.dynamics.splitting import simulate_parallel
-from mdl_physpre.dynamics.storage import FAILING
+from mdl_physpre.dynamics.running.parallel import simulate_parallel
+from mdl_physpre.dynamics.running.simulate import simulate
+from mdl_physpre.dynamics.running.storage import FAILING
+from tests.helpers.pair_potentials import AttractiveGold, Morse
+from tests.helpers.small_structures import clusters, crystals, with_
 
 
 def frames(folder: Path, index: int) -> list:
@@ -93,7 +93,7 @@ def test_killed_or_shared_among_processes_the_files_are_the_same(tmp_path: Path)
 
 
 def test_only_so_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdl_physpre.dynamics.batch_run.FAILING_AT_MOST", 1)
+    monkeypatch.setattr("mdl_physpre.dynamics.running.batch.FAILING_AT_MOST", 1)
     structures = doomed()
     structures[3] = structures[2].copy()
     verdicts = simulate(AttractiveGold(), structures, with_(), tmp_path)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from ase.build import bulk
 
-from mdl_physpre.dynamics import forces
+from mdl_physpre.dynamics.engine import forces
+from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.simulation import simulate
-from mdl_physpre.potentials.cgcnn import CGCNN
+from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 
 
 @pytest.fixture

@@ -15,20 +15,20 @@ from ase.md.nose_hoover_chain import NoseHooverChainNVT
 from ase.md.nptberendsen import NPTBerendsen
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet as AseVerlet
-from pair_potentials import Abrupt, Morse
 
-from mdl_physpre.dynamics.batch_run import BatchRun
-from mdl_physpre.dynamics.random_numbers import (
+from mdl_physpre.dynamics.engine.random_numbers import (
     NoiseStreams,
     maxwell_boltzmann_velocities,
     normal_noise,
     rescaling_noise,
     structure_generator,
 )
-from mdl_physpre.dynamics.run_state import begin_or_resume
+from mdl_physpre.dynamics.running.batch import BatchRun
+from mdl_physpre.dynamics.running.run_state import begin_or_resume
 from mdl_physpre.dynamics.settings import DynamicsSettings, settings_of_each
+from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
 from mdl_physpre.potentials.base import Predictions, evaluate
-from mdl_physpre.potentials.calculator import PotentialCalculator
+from tests.helpers.pair_potentials import Abrupt, Morse
 
 
 def structures() -> list[Atoms]:

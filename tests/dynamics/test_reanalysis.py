@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import read
-from pair_potentials import Attraction, Frozen, Morse, NanForGold, RaisesForGold
-from small_structures import clusters, crystals, with_
 
-from mdl_physpre.dynamics.reanalysis import judge_run, judge_trajectory
-from mdl_physpre.dynamics.simulation import simulate
+from mdl_physpre.dynamics.running.reanalysis import judge_run, judge_trajectory
+from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.errors import DataError
+from tests.helpers.pair_potentials import Attraction, Frozen, Morse, NanForGold, RaisesForGold
+from tests.helpers.small_structures import clusters, crystals, with_
 
 EXACT = ("status", "reasons", "first_failing_step", "time_fs", "checks", "steps_run", "stopped", "conditions", "notes")
 

@@ -11,14 +11,14 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
-from pair_potentials import Attraction, Frozen, Morse, NanForGold, RaisesForGold
-from small_structures import SHORT, clusters, crystals, with_
 
 from mdl_physpre.analysis.overlap import minimum_distance
-from mdl_physpre.dynamics.simulation import simulate
+from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
 from mdl_physpre.potentials.base import evaluate
-from mdl_physpre.potentials.from_calculator import CalculatorPotential
+from tests.helpers.pair_potentials import Attraction, Frozen, Morse, NanForGold, RaisesForGold
+from tests.helpers.small_structures import SHORT, clusters, crystals, with_
 
 ALL = ("nvt", "nvt_bussi", "nvt_nose_hoover", "npt", "nve")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import bulk
-from pair_potentials import AttractiveGold, Killed, Morse, Slow
-from small_structures import clusters, crystals, with_
 
+from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.simulation import simulate
+from tests.helpers.pair_potentials import AttractiveGold, Killed, Morse, Slow
+from tests.helpers.processes import environment
+from tests.helpers.small_structures import clusters, crystals, with_
 
 ALL = ("nvt", "nvt_bussi", "nvt_nose_hoover", "npt", "nve")
 
@@ -127,24 +127,22 @@ def test_finished_runs_are_read_and_others_are_not(tmp_path: Path) -> None:
 def test_a_killed_process_continues(tmp_path: Path) -> None:
     """SIGKILL at an arbitrary moment, then a new process."""
     script = tmp_path / "run.py"
-    here = Path(__file__).parent
     script.write_text(
         "import sys\n"
-        f"sys.path.insert(0, {str(here)!r})\n"
-        f"sys.path.insert(0, {str(here.parents[1])!r})\n"
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from ase.build import bulk\n"
-        "from pair_potentials import Morse\n"
-        "from mdl_physpre.dynamics.simulation import DynamicsSettings, simulate\n"
+        "from tests.helpers.pair_potentials import Morse\n"
+        "from mdl_physpre.dynamics.running.simulate import DynamicsSettings, simulate\n"
         "atoms = [bulk('Cu', 'fcc', a=3.5).repeat((2, 2, k)) for k in (1, 2, 3)]\n"
         "settings = DynamicsSettings(temperature=600, steps=200, checkpoint_steps=20)\n"
         "simulate(Morse(), atoms, settings, Path(sys.argv[1]))\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(name: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, str(script), str(tmp_path / name)], env=environment)
+        return subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / name)], env=environment(OMP_NUM_THREADS="1")
+        )
 
     killed = start("killed")
     deadline = time.monotonic() + 120
@@ -219,7 +217,7 @@ def test_what_a_result_depends_on(tmp_path: Path) -> None:
 
 
 def test_classes_are_known_by_the_names_that_stored_states_have():
-    from mdl_physpre import HybridPotential
-    from mdl_physpre.dynamics.storage import RENAMED
+    from mdl_physpre.dynamics.running.storage import RENAMED
+    from mdl_physpre.potentials import HybridPotential
 
     assert f"{HybridPotential.__module__}.{HybridPotential.__qualname__}" in RENAMED

@@ -14,16 +14,16 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read
-from pair_potentials import Abrupt, Attraction, Frozen, Morse
-from small_structures import SHORT, clusters, crystals, with_
 
 from mdl_physpre.analysis.lindemann import lindemann_index
 from mdl_physpre.analysis.overlap import minimum_distance, overlap
+from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.simulation import simulate
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.structures.graph import build_graph
+from tests.helpers.pair_potentials import Abrupt, Attraction, Frozen, Morse
+from tests.helpers.small_structures import SHORT, clusters, crystals, with_
 
 
 def test_a_sound_potential_is_stable() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mdl_physpre.dynamics.verdicts import REASONS, make_verdict, summarise, survival_curve, wilson_interval
+from mdl_physpre.dynamics.verdicts.verdict import REASONS, make_verdict, summarise, survival_curve, wilson_interval
 
 
 def verdict(index: int, failures: dict, missing: dict | None = None, steps_run: int = 50) -> dict:

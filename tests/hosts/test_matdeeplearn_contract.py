@@ -18,11 +18,10 @@ import torch
 import yaml
 from ase import Atoms
 from ase.build import bulk
-from matdeeplearn_runs import CUTOFF, configuration, crystals
 from torch_geometric.data import Data
 from typer.testing import CliRunner
 
-from mdl_physpre import EAMInteraction, build_graph, evaluate, set_labels
+from mdl_physpre import build_graph, evaluate
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.hosts.cli import app
 from mdl_physpre.hosts.locate import HOSTS, root_of
@@ -32,6 +31,9 @@ from mdl_physpre.hosts.matdeeplearn.loss import PhyspreLoss
 from mdl_physpre.hosts.matdeeplearn.perturb import Perturb, reference_table
 from mdl_physpre.hosts.matdeeplearn.plan import labels_of, run_folder
 from mdl_physpre.hosts.matdeeplearn.settings import engine_config, stage_optim
+from mdl_physpre.potentials import EAMInteraction
+from mdl_physpre.structures import set_labels
+from tests.helpers.matdeeplearn_runs import CUTOFF, configuration, crystals
 
 LABELS = ("energy", "forces", "stress")
 

@@ -16,7 +16,18 @@ import pytest
 import torch
 import yaml
 from ase.build import bulk
-from matdeeplearn_runs import (
+
+from mdl_physpre import build_graph, evaluate, label, open_potential
+from mdl_physpre.errors import CheckpointError, ConfigError
+from mdl_physpre.hosts.patching import change, inspect, patches_for
+from mdl_physpre.potentials import CGCNN, EAMInteraction, TorchMDET
+from mdl_physpre.potentials.checkpoints.matdeeplearn import write_matdeeplearn_checkpoint
+from mdl_physpre.potentials.checkpoints.matdeeplearn_models import LATE, eam_state
+from mdl_physpre.structures import GraphDataset
+from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.training.loss import label_errors, total_loss
+from mdl_physpre.training.settings import TrainingSettings
+from tests.helpers.matdeeplearn_runs import (
     CUTOFF,
     HOST,
     ROOT,
@@ -28,15 +39,6 @@ from matdeeplearn_runs import (
     run_here,
     run_main,
 )
-
-from mdl_physpre import CGCNN, EAMInteraction, GraphDataset, TorchMDET, build_graph, evaluate, label, open_potential
-from mdl_physpre.errors import CheckpointError, ConfigError
-from mdl_physpre.hosts.patching import change, inspect, patches_for
-from mdl_physpre.potentials.matdeeplearn_checkpoints import write_matdeeplearn_checkpoint
-from mdl_physpre.potentials.matdeeplearn_models import LATE, eam_state
-from mdl_physpre.structures.labels import get_labels
-from mdl_physpre.training.loss import label_errors, total_loss
-from mdl_physpre.training.settings import TrainingSettings
 
 pytestmark = needs_host
 
@@ -150,7 +152,7 @@ def test_eam_trains_with_the_hosts_own_trainer(tmp_path: Path) -> None:
     """The property trainer, from main.py, with a perturbed data set made in its preprocessing."""
     from mdl_physpre.hosts.matdeeplearn.data import host_items, write_items
     from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config
-    from mdl_physpre.potentials.checkpoints import save_potential
+    from mdl_physpre.potentials.checkpoints.own import save_potential
 
     config = configuration(tmp_path, trainer="mdl_physpre.hosts.matdeeplearn.TwoStageTrainer")
     complete(config, engine_config(config), 3)
@@ -190,7 +192,7 @@ def test_hosts_loader_feeds_fresh_labelled_structures(tmp_path: Path) -> None:
     from mdl_physpre.hosts.matdeeplearn.data import host_dataset, host_items, loading_of_datasets
     from mdl_physpre.hosts.matdeeplearn.names import host
     from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config
-    from mdl_physpre.potentials.checkpoints import save_potential
+    from mdl_physpre.potentials.checkpoints.own import save_potential
 
     teacher = EAMInteraction(["Si", "O"], CUTOFF, 2)
     save_potential(tmp_path / "teacher.pt", teacher)
@@ -514,7 +516,7 @@ def test_patched_host_finds_the_plugin_by_itself(tmp_path: Path) -> None:
 def test_configuration_of_the_zeolites_is_taken_by_both(tmp_path: Path) -> None:
     """configs/silica_eam_pretrain.yml as it stands, up to where training begins."""
     from mdl_physpre.hosts.matdeeplearn.plan import prepare
-    from mdl_physpre.workflow.config_file import load_config
+    from mdl_physpre.workflow.config.file import load_config
 
     if "PHYSPRE_DATA" not in os.environ:
         pytest.skip("PHYSPRE_DATA names no folder with the zeolites")

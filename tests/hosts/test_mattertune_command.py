@@ -11,7 +11,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from mattertune_cases import (
+
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
+from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
+from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.checkpoints.mattersim import read_mattersim_checkpoint
+from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.energy_reference import fit_energy_reference
+from mdl_physpre.potentials.open import open_potential
+from mdl_physpre.structures.graph import build_graph
+from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.structures.read import read_structures
+from tests.helpers.mattertune_cases import (
     MATTERSIM,
     PROPERTIES,
     ROOT,
@@ -28,18 +41,6 @@ from mattertune_cases import (
     write_data,
     written,
 )
-
-from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.base import evaluate
-from mdl_physpre.potentials.calculator import PotentialCalculator
-from mdl_physpre.potentials.checkpoints import load_potential, save_potential
-from mdl_physpre.potentials.m3gnet import M3GNet
-from mdl_physpre.potentials.mattersim_checkpoints import read_mattersim_checkpoint
-from mdl_physpre.potentials.open_potential import open_potential
-from mdl_physpre.potentials.reference import fit_energy_reference
-from mdl_physpre.structures.graph import build_graph
-from mdl_physpre.structures.labels import get_labels
-from mdl_physpre.structures.read import read_structures
 
 pytestmark = needs_host
 

@@ -23,13 +23,13 @@ from mdl_physpre.hosts.mattertune.names import METHODS, NAMES
 from mdl_physpre.hosts.mattertune.network import build_network, fresh_output_head
 from mdl_physpre.hosts.mattertune.settings import fit_teacher, parse_physpre
 from mdl_physpre.hosts.patching import git_hash, patches_for
+from mdl_physpre.potentials.backbones.m3gnet.layers import Layer
+from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
 from mdl_physpre.potentials.base import evaluate
-from mdl_physpre.potentials.checkpoints import save_potential
-from mdl_physpre.potentials.m3gnet import M3GNet
-from mdl_physpre.potentials.m3gnet_layers import Layer
-from mdl_physpre.potentials.mattersim_checkpoints import read_mattersim_checkpoint
-from mdl_physpre.potentials.mattertune_checkpoints import read_mattertune_checkpoint
-from mdl_physpre.potentials.open_potential import open_potential
+from mdl_physpre.potentials.checkpoints.mattersim import read_mattersim_checkpoint
+from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkpoint
+from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.structures.graph import build_graph
 
 ROOT = Path(__file__).parents[2]

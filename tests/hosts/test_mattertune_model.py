@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from mattertune_cases import (
+
+from mdl_physpre.errors import CheckpointError, ConfigError, DataError
+from mdl_physpre.hosts.mattertune.plugin import register
+from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
+from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.checkpoints.mattersim import read_mattersim_checkpoint
+from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.open import open_potential
+from mdl_physpre.structures.labels import set_labels
+from tests.helpers.mattertune_cases import (
     MATTERSIM,
     PROPERTIES,
     SMALL,
@@ -20,15 +30,6 @@ from mattertune_cases import (
     needs_host,
     saved,
 )
-
-from mdl_physpre.errors import CheckpointError, ConfigError, DataError
-from mdl_physpre.hosts.mattertune.plugin import register
-from mdl_physpre.potentials.calculator import PotentialCalculator
-from mdl_physpre.potentials.checkpoints import load_potential, save_potential
-from mdl_physpre.potentials.m3gnet import M3GNet
-from mdl_physpre.potentials.mattersim_checkpoints import read_mattersim_checkpoint
-from mdl_physpre.potentials.open_potential import open_potential
-from mdl_physpre.structures.labels import set_labels
 
 pytestmark = needs_host
 

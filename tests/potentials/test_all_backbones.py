@@ -11,18 +11,20 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-import small_cells
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.stress import full_3x3_to_voigt_6_stress
-from small_cells import ROUTES, WithoutShortcuts, alone, crystal, left_handed, slab
 
-from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, M3GNet, PotentialCalculator, TorchMDET, build_graph
+from mdl_physpre import PotentialCalculator, build_graph
 from mdl_physpre.errors import DataError
+from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET
 from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.potentials.checkpoints import load_potential, save_potential
-from mdl_physpre.potentials.reference import N_ELEMENTS, EnergyReference
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.energy_reference import N_ELEMENTS, EnergyReference
+from tests.helpers import small_cells
+from tests.helpers.small_cells import ROUTES, WithoutShortcuts, alone, crystal, left_handed, slab
 
 CUTOFF = 4.0
 ELEMENTS = ["H", "O", "Si"]

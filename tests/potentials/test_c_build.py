@@ -8,10 +8,12 @@ import pytest
 import torch
 from ase.build import bulk
 
-from mdl_physpre import EAMInteraction, build_graph, evaluate
-from mdl_physpre.potentials import c_build, eam_edges, native
+from mdl_physpre import build_graph, evaluate
+from mdl_physpre.potentials import EAMInteraction
+from mdl_physpre.potentials.eam import operators
+from mdl_physpre.potentials.kernels import c_build, c_code
 
-SOURCE = Path("potentials/eam_native.c")
+SOURCE = Path("potentials/eam/operators.c")
 
 
 @pytest.fixture
@@ -20,13 +22,13 @@ def package(tmp_path, monkeypatch):
     if c_build.find_compiler() is None or c_build.family() not in c_build.LEVELS:
         pytest.skip("there is no C compiler here, or the processor is of another family")
     monkeypatch.setattr(c_build, "SOURCES", {str(SOURCE): ("float", "double")})
-    made = list(c_build.build_levels(native.PACKAGE, tmp_path / c_build.FOLDER))
+    made = list(c_build.build_levels(c_code.PACKAGE, tmp_path / c_build.FOLDER))
     assert len(made) == 2 * len(c_build.LEVELS[c_build.family()])
     return tmp_path
 
 
 def test_every_source_is_listed():
-    sources = {str(path.relative_to(native.PACKAGE)) for path in native.PACKAGE.rglob("*.c")}
+    sources = {str(path.relative_to(c_code.PACKAGE)) for path in c_code.PACKAGE.rglob("*.c")}
     assert sources == set(c_build.SOURCES)
 
 
@@ -35,8 +37,8 @@ def test_the_best_level_that_the_processor_can_run_is_taken(package, monkeypatch
     for level, needs in levels.items():
         monkeypatch.setattr(c_build, "processor_flags", lambda needs=needs: {"fpu", *needs})
         found = c_build.built_library(package, SOURCE, "float")
-        assert found is not None and found.name == f"eam-float-{level}.so"
-    (package / c_build.FOLDER / f"eam-float-{level}.so").unlink()
+        assert found is not None and found.name == f"eam-operators-float-{level}.so"
+    (package / c_build.FOLDER / f"eam-operators-float-{level}.so").unlink()
     assert c_build.built_library(package, SOURCE, "float") is None
 
 
@@ -45,15 +47,15 @@ def test_without_a_compiler_the_code_that_came_with_the_package_is_used(package,
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=0)
     graph = build_graph(atoms, 5.0)
-    with native.tensor_operations():
+    with c_code.tensor_operations():
         expected = evaluate(potential, graph)
-    monkeypatch.setattr(native, "PACKAGE", package)
-    monkeypatch.setattr(native, "find_compiler", lambda: None)
-    native.compiled.cache_clear()
+    monkeypatch.setattr(c_code, "PACKAGE", package)
+    monkeypatch.setattr(c_code, "find_compiler", lambda: None)
+    c_code.compiled.cache_clear()
     try:
-        assert eam_edges.CODE.library("double") is not None
+        assert operators.CODE.library("double") is not None
         found = evaluate(potential, graph)
     finally:
-        native.compiled.cache_clear()
+        c_code.compiled.cache_clear()
     torch.testing.assert_close(found.forces, expected.forces, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(found.stress, expected.stress, rtol=1e-9, atol=1e-11)

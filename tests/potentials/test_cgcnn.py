@@ -9,16 +9,16 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from small_cells import BATCHES, ROUTES, crystal, left_handed, predict, slab
 from torch.nn import functional
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials import cgcnn_native
+from mdl_physpre.potentials.backbones.cgcnn import operators
+from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.base import edge_vectors, evaluate, sum_by_structure
-from mdl_physpre.potentials.cgcnn import CGCNN
-from mdl_physpre.potentials.cgcnn_radial import smoothstep
-from mdl_physpre.potentials.reference import EnergyReference
+from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.envelopes import smoothstep
 from mdl_physpre.structures.graph import build_graph
+from tests.helpers.small_cells import BATCHES, ROUTES, crystal, left_handed, predict, slab
 
 CUTOFF = 4.0
 DATA = os.environ.get("PHYSPRE_DATA")
@@ -28,9 +28,9 @@ DATA = os.environ.get("PHYSPRE_DATA")
 def sweeps(request, monkeypatch):
     """Every test runs with both implementations of the sweeps over the edges."""
     names = {torch.float32: "float", torch.float64: "double"} if request.param == "C" else {}
-    if names and any(cgcnn_native.CODE.library(real) is None for real in names.values()):
+    if names and any(operators.CODE.library(real) is None for real in names.values()):
         pytest.skip("there is no C compiler here")
-    monkeypatch.setattr(cgcnn_native.CODE, "dtypes", names)
+    monkeypatch.setattr(operators.CODE, "dtypes", names)
     return request.param
 
 
@@ -44,8 +44,6 @@ def small(envelope: bool = True, seed: int = 0, **other) -> CGCNN:
         for parameter in potential.parameters():
             parameter.mul_(3.0)
     return potential
-
-
 
 
 def energy(potential: CGCNN, atoms) -> float:
@@ -105,6 +103,7 @@ def test_all_routes_agree_in_predictions_and_parameter_gradients(batch, envelope
         torch.testing.assert_close(found.energies, reference.energies, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(found.forces, reference.forces, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(found.stress, reference.stress, rtol=1e-9, atol=1e-12, equal_nan=True)
+
     def loss(found):
         target = torch.linspace(-1, 1, found.forces.shape[1]).double()
         value = found.energies.square().sum() + (found.forces - target).pow(2).sum()
@@ -126,7 +125,7 @@ def test_all_routes_agree_in_predictions_and_parameter_gradients(batch, envelope
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing(threads):
-    if cgcnn_native.CODE.library("float") is None:
+    if operators.CODE.library("float") is None:
         pytest.skip("there is no C compiler here")
     potential, structures = small().float(), [crystal(k) * (3, 2, 1) for k in range(2)]
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mdl_physpre.potentials.cgcnn_radial import GaussianBasis, piecewise_polynomials
+from mdl_physpre.potentials.backbones.cgcnn.radial import GaussianBasis, piecewise_polynomials
 
 CUTOFF = 6.0
 

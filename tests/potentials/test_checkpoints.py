@@ -14,16 +14,17 @@ from ase.build import bulk
 
 import mdl_physpre
 from mdl_physpre.errors import CheckpointError, ConfigError
-from mdl_physpre.potentials import checkpoints
+from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
+from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
+from mdl_physpre.potentials.backbones.registry import build_backbone
 from mdl_physpre.potentials.base import Backbone, evaluate
-from mdl_physpre.potentials.cgcnn import CGCNN
-from mdl_physpre.potentials.checkpoints import build_backbone, load_potential, read_checkpoint, save_potential
-from mdl_physpre.potentials.eam import EAMInteraction
-from mdl_physpre.potentials.m3gnet import M3GNet
-from mdl_physpre.potentials.matdeeplearn_checkpoints import read_matdeeplearn_checkpoint
-from mdl_physpre.potentials.mattersim_checkpoints import read_mattersim_checkpoint
-from mdl_physpre.potentials.mattertune_checkpoints import read_mattertune_checkpoint
-from mdl_physpre.potentials.reference import EnergyReference
+from mdl_physpre.potentials.checkpoints.load import load, load_potential
+from mdl_physpre.potentials.checkpoints.matdeeplearn import read_matdeeplearn_checkpoint
+from mdl_physpre.potentials.checkpoints.mattersim import read_mattersim_checkpoint
+from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkpoint
+from mdl_physpre.potentials.checkpoints.own import read_checkpoint, save_potential
+from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.structures.graph import build_graph
 
 SMALL = dict(elements=["Si", "O"], cutoff=4.0, dim1=6, dim2=5, gc_count=2, post_fc_count=1, edge_dim=7)
@@ -141,7 +142,7 @@ class Evil:
 def test_a_file_that_would_execute_code_is_refused(tmp_path):
     target = tmp_path / "executed"
     archive, plain = tmp_path / "archive.pt", tmp_path / "plain.pt"
-    torch.save({"format": checkpoints.FORMAT, "format_version": 1, "state_dict": Evil(target)}, archive)
+    torch.save({"format": load.FORMAT, "format_version": 1, "state_dict": Evil(target)}, archive)
     plain.write_bytes(pickle.dumps(Evil(target)))
     with pytest.raises(CheckpointError, match="archive.pt.*could execute code"):
         load_potential(archive)
@@ -204,8 +205,8 @@ def test_another_version_and_parameters_that_do_not_fit(tmp_path):
 
 def test_backbones_by_name_and_by_import_path():
     assert isinstance(build_backbone("CGCNN", **SMALL), CGCNN)
-    assert isinstance(build_backbone("mdl_physpre.potentials.cgcnn.CGCNN", **SMALL), CGCNN)
-    assert isinstance(build_backbone("mdl_physpre.potentials.cgcnn:CGCNN", **SMALL), CGCNN)
+    assert isinstance(build_backbone("mdl_physpre.potentials.backbones.cgcnn.network.CGCNN", **SMALL), CGCNN)
+    assert isinstance(build_backbone("mdl_physpre.potentials.backbones.cgcnn.network:CGCNN", **SMALL), CGCNN)
 
 
 def test_unknown_names_get_the_nearest_known_one():
@@ -228,8 +229,8 @@ def test_third_party_backbones(tmp_path, monkeypatch):
     assert read_checkpoint(by_path)["backbone"].endswith(":ThirdParty")
     assert load_potential(by_path).depth.item() == 3.0  # its module is imported already
 
-    point = EntryPoint("third", f"{ThirdParty.__module__}:ThirdParty", checkpoints.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(checkpoints, "entry_points", lambda group: [point] if group == point.group else [])
+    point = EntryPoint("third", f"{ThirdParty.__module__}:ThirdParty", load.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(load, "entry_points", lambda group: [point] if group == point.group else [])
     assert isinstance(build_backbone("third", depth=2.0), ThirdParty)
     registered = save_potential(tmp_path / "registered.pt", ThirdParty(4.0))
     assert read_checkpoint(registered)["backbone"] == "third"
@@ -270,7 +271,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 def test_files_in_the_formats_of_others_load_by_the_same_name(tmp_path):
     network = M3GNet(num_blocks=1, units=8, max_n=2, max_l=2, cutoff=4.0, threebody_cutoff=3.0, max_z=20)
-    mdl_physpre.write_mattersim_checkpoint(tmp_path / "theirs.pth", network)
+    mdl_physpre.potentials.write_mattersim_checkpoint(tmp_path / "theirs.pth", network)
     tuned = {
         "pytorch-lightning_version": "2.6",
         "hyper_parameters": {"name": "physpre-m3gnet", "properties": [], **network.hyperparameters()},

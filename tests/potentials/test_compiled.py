@@ -7,11 +7,12 @@ import shutil
 import pytest
 import torch
 from ase.build import bulk
-from small_cells import alone, crystal, left_handed, slab
 
-from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET, build_graph, evaluate
+from mdl_physpre import build_graph, evaluate
+from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET
 from mdl_physpre.potentials.compiled import CompiledPotential, padded, padded_size
-from mdl_physpre.potentials.native import tensor_operations
+from mdl_physpre.potentials.kernels.c_code import tensor_operations
+from tests.helpers.small_cells import alone, crystal, left_handed, slab
 
 ELEMENTS, CUTOFF = ["H", "O", "Si"], 4.0
 NETWORKS = {
@@ -142,7 +143,7 @@ def test_few_sizes_and_none_far_above(n):
 def test_a_sum_with_a_calculator_is_predicted_by_its_parts(caplog):
     from ase.calculators.emt import EMT
 
-    from mdl_physpre import CalculatorPotential, SumPotential
+    from mdl_physpre.potentials import CalculatorPotential, SumPotential
 
     both = SumPotential(base=CalculatorPotential(EMT()), core=None)
     atoms = bulk("Cu", cubic=True)

@@ -7,8 +7,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, PotentialCalculator, build_graph, evaluate
+from mdl_physpre import PotentialCalculator, build_graph, evaluate
 from mdl_physpre.errors import DataError
+from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential
 
 STEP = 1e-4
 

@@ -17,16 +17,17 @@ import pytest
 import torch
 from ase import Atoms
 from ase.spacegroup import crystal
-from gpu_twin import DEVICE, Counts, counting
 
-from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, M3GNet, Potential, TorchMDET, set_labels
-from mdl_physpre.dynamics.forces import inference
-from mdl_physpre.dynamics.run_state import begin_or_resume
+from mdl_physpre.dynamics.engine.forces import inference
+from mdl_physpre.dynamics.running.run_state import begin_or_resume
 from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential, M3GNet, Potential, TorchMDET
+from mdl_physpre.structures import set_labels
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.module import PotentialTraining
 from mdl_physpre.training.optimizer import make_optimizer
 from mdl_physpre.training.settings import TrainingSettings
+from tests.helpers.gpu_twin import DEVICE, Counts, counting
 
 ELEMENTS = ["Si", "O"]
 KERNELS = {"cgcnn": 700, "torchmd_et": 3600, "m3gnet": 2100, "eam": 700, "hybrid": 1400}  # of a training step

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_cells import crystal
 
-from mdl_physpre import Potential, build_graph, evaluate, load_potential, save_potential
+from mdl_physpre import build_graph, evaluate, load_potential, save_potential
+from mdl_physpre.potentials import Potential
+from tests.helpers.small_cells import crystal
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 

@@ -1,4 +1,5 @@
 """The embedded-atom potential against independent sums, finite differences and automatic differentiation."""
+
 from __future__ import annotations
 
 import itertools
@@ -11,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials import eam_edges
 from mdl_physpre.potentials.base import evaluate
-from mdl_physpre.potentials.checkpoints import load_potential, save_potential
-from mdl_physpre.potentials.eam import EAMInteraction, pair_curve
-from mdl_physpre.potentials.native import tensor_operations
-from mdl_physpre.potentials.radial_functions import PairParameters, curvatures, radial_functions
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.eam.potential import EAMInteraction, operators, pair_curve
+from mdl_physpre.potentials.eam.radial import PairParameters, curvatures, radial_functions
+from mdl_physpre.potentials.kernels.c_code import tensor_operations
 from mdl_physpre.structures.graph import AtomGraph, build_graph
 
 SYMBOLS = ("Si", "O", "Li")
@@ -179,7 +180,7 @@ def test_table_in_single_precision_matches_the_exact_functions_at_all_distances(
 def test_c_and_tensor_operations_agree(dtype, tolerance, short_range, threads, monkeypatch):
     """Forces and virials in C against exact radial functions by tensor operations; also cells of a single atom, narrow
     cells, no cell and no edges."""
-    if eam_edges.CODE.library("double") is None:
+    if operators.CODE.library("double") is None:
         pytest.skip("there is no C compiler here")
     potential = EAMInteraction(SYMBOLS, cutoff=7.0, n_basis=10, short_range=short_range)
     structures = [random_structure(k, n) for k, n in enumerate((30, 1, 7))] + [random_structure(9, 5, pbc=False)]
@@ -192,7 +193,7 @@ def test_c_and_tensor_operations_agree(dtype, tolerance, short_range, threads, m
         found = evaluate(potential, graph)
     finally:
         torch.set_num_threads(before)
-    monkeypatch.setattr(eam_edges.CODE, "dtypes", {})
+    monkeypatch.setattr(operators.CODE, "dtypes", {})
     exact = evaluate(potential, build_graph(structures, 7.0))
     for one in (found, evaluate(potential, graph)):
         for name in ("energies", "forces", "stress"):

@@ -11,12 +11,14 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
-from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET, build_graph, evaluate
-from mdl_physpre.analysis.doctor import examine
+from mdl_physpre import build_graph, evaluate
 from mdl_physpre.errors import CheckpointError, ConfigError
+from mdl_physpre.potential_checks.run import examine
+from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET
 from mdl_physpre.potentials.base import Backbone, edge_vectors
-from mdl_physpre.potentials.checkpoints import load_potential, save_potential
-from mdl_physpre.potentials.reference import EnergyReference
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.energy_reference import EnergyReference
 
 ELEMENTS = ["Si", "O"]
 

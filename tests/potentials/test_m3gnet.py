@@ -5,15 +5,10 @@ import pytest
 import torch
 from ase import Atoms
 from scipy.special import eval_legendre
-from small_cells import BATCHES, crystal, predict, slab
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials import m3gnet_native
-from mdl_physpre.potentials.base import edge_vectors, evaluate
-from mdl_physpre.potentials.checkpoints import build_backbone, load_potential, save_potential
-from mdl_physpre.potentials.edge_op import derivatives_in_geometry
-from mdl_physpre.potentials.m3gnet import M3GNet
-from mdl_physpre.potentials.m3gnet_basis import (
+from mdl_physpre.potentials.backbones.m3gnet import operators
+from mdl_physpre.potentials.backbones.m3gnet.basis import (
     RadialSeries,
     cutoff_polynomial,
     harmonics,
@@ -21,9 +16,16 @@ from mdl_physpre.potentials.m3gnet_basis import (
     smooth_bessel,
     spherical_bessel,
 )
-from mdl_physpre.potentials.native import tensor_operations
-from mdl_physpre.potentials.reference import EnergyReference
+from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
+from mdl_physpre.potentials.backbones.registry import build_backbone
+from mdl_physpre.potentials.base import edge_vectors, evaluate
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.kernels.c_code import tensor_operations
+from mdl_physpre.potentials.kernels.edge_op import derivatives_in_geometry
 from mdl_physpre.structures.graph import AtomGraph, build_graph
+from tests.helpers.small_cells import BATCHES, crystal, predict, slab
 
 CUTOFF, THREEBODY = 4.0, 3.0
 OPERATORS = ("block", "by_geometry", "by_parameters", "second")
@@ -33,9 +35,9 @@ OPERATORS = ("block", "by_geometry", "by_parameters", "second")
 def operations(request, monkeypatch):
     """Every test runs with both implementations of the operations on edges."""
     names = {torch.float32: "float", torch.float64: "double"} if request.param == "C" else {}
-    if names and any(m3gnet_native.CODE.library(real) is None for real in names.values()):
+    if names and any(operators.CODE.library(real) is None for real in names.values()):
         pytest.skip("there is no C compiler here")
-    monkeypatch.setattr(m3gnet_native.CODE, "dtypes", names)
+    monkeypatch.setattr(operators.CODE, "dtypes", names)
     return request.param
 
 
@@ -145,20 +147,20 @@ def test_edges_beyond_the_cutoff_count_nothing():
 
 def test_memory_of_edges_is_used_again_once_it_is_free(operations):
     like = torch.zeros(0, dtype=torch.float64)
-    m3gnet_native._idle.clear()
-    first, second = m3gnet_native.rows(like, 5, 16), m3gnet_native.rows(like, 5, 16)
+    operators._idle.clear()
+    first, second = operators.rows(like, 5, 16), operators.rows(like, 5, 16)
     places = {first.data_ptr(), second.data_ptr()}
-    assert len(places) == 2 and not any(p % 64 for p in places) and not m3gnet_native._idle
+    assert len(places) == 2 and not any(p % 64 for p in places) and not operators._idle
     view = first[1:]
     del first
-    assert not m3gnet_native._idle  # the view holds it
+    assert not operators._idle  # the view holds it
     del view
-    third = m3gnet_native.rows(like, 4, 16)
+    third = operators.rows(like, 4, 16)
     assert third.data_ptr() in places - {second.data_ptr()} and third.shape == (4, 16)
-    m3gnet_native.rows(like.float(), 5, 16)
-    assert len(m3gnet_native._idle) == 1
-    m3gnet_native.rows(like, 50, 16)
-    assert [len(a) for a in m3gnet_native._idle.values()] == [800 + 64]
+    operators.rows(like.float(), 5, 16)
+    assert len(operators._idle) == 1
+    operators.rows(like, 50, 16)
+    assert [len(a) for a in operators._idle.values()] == [800 + 64]
 
 
 def test_edges_in_another_order(operations):
@@ -176,17 +178,17 @@ def arguments(operations, monkeypatch):
         pytest.skip("the operators are in C")
     found: dict[str, list] = {}
     for name in OPERATORS:
-        operator = getattr(m3gnet_native, name)
+        operator = getattr(operators, name)
 
         def record(*given, name=name, operator=operator):
             found.setdefault(name, []).append(given)
             return operator(*given)
 
-        monkeypatch.setattr(m3gnet_native, name, record)
+        monkeypatch.setattr(operators, name, record)
     total = predict(small(), [crystal(), slab()], "training")
     (total.energies.square().sum() + total.forces.square().sum()).backward()
     monkeypatch.undo()
-    monkeypatch.setattr(m3gnet_native.CODE, "dtypes", {torch.float64: "double"})
+    monkeypatch.setattr(operators.CODE, "dtypes", {torch.float64: "double"})
     return found
 
 
@@ -203,7 +205,7 @@ def test_operators_are_sound(name, arguments):
     assert len(arguments[name]) == 2
     for given in arguments[name]:
         given = copied(given, gradients=name in ("block", "by_geometry"))
-        torch.library.opcheck(getattr(m3gnet_native, name), given)
+        torch.library.opcheck(getattr(operators, name), given)
 
 
 @pytest.mark.parametrize("has_edges", [False, True])
@@ -215,7 +217,7 @@ def test_operators_are_differentiated_as_finite_differences_say(has_edges, argum
     nodes = [k for k in (0, 1, 2, 3) if given[k] is not None]  # P, Q, q, e
 
     def run(places, some):
-        return m3gnet_native.block(*(some[places.index(k)] if k in places else t for k, t in enumerate(given)))
+        return operators.block(*(some[places.index(k)] if k in places else t for k, t in enumerate(given)))
 
     def slopes(*some):
         with derivatives_in_geometry():

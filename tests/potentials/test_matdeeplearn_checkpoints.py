@@ -18,16 +18,16 @@ from ase import Atoms
 from ase.build import bulk
 
 from mdl_physpre.errors import CheckpointError, ConfigError
+from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
+from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
 from mdl_physpre.potentials.base import Backbone, evaluate
-from mdl_physpre.potentials.cgcnn import CGCNN
-from mdl_physpre.potentials.eam import EAMInteraction
-from mdl_physpre.potentials.matdeeplearn_checkpoints import (
+from mdl_physpre.potentials.checkpoints.matdeeplearn import (
     read_matdeeplearn_checkpoint,
     write_matdeeplearn_checkpoint,
 )
-from mdl_physpre.potentials.open_potential import open_potential
-from mdl_physpre.potentials.reference import EnergyReference
-from mdl_physpre.potentials.torchmd_et import TorchMDET
+from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.structures.graph import build_graph
 
 DATA = Path(__file__).parents[1] / "data" / "matdeeplearn"

@@ -20,17 +20,17 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.errors import CheckpointError
+from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
+from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
 from mdl_physpre.potentials.base import evaluate
-from mdl_physpre.potentials.cgcnn import CGCNN
-from mdl_physpre.potentials.m3gnet import M3GNet
-from mdl_physpre.potentials.mattersim_checkpoints import (
+from mdl_physpre.potentials.checkpoints.mattersim import (
     is_mattersim_checkpoint,
     read_mattersim_checkpoint,
     read_without_running,
     write_mattersim_checkpoint,
 )
-from mdl_physpre.potentials.mattertune_checkpoints import is_mattertune_checkpoint, read_mattertune_checkpoint
-from mdl_physpre.potentials.open_potential import open_potential
+from mdl_physpre.potentials.checkpoints.mattertune import is_mattertune_checkpoint, read_mattertune_checkpoint
+from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.structures.graph import build_graph
 
 DATA = Path(__file__).parents[1] / "data" / "mattersim"

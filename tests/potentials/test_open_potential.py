@@ -1,4 +1,4 @@
-"""Potentials by name: checkpoints, calculators, somebody else's backbones; and what the errors say."""
+"""Potentials by name: load, calculators, somebody else's backbones; and what the errors say."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
 
-from mdl_physpre import DynamicsSettings, EAMInteraction, build_graph, evaluate, label, save_potential
-from mdl_physpre.dynamics.storage import run_key
+from mdl_physpre import build_graph, evaluate, label, save_potential
+from mdl_physpre.dynamics import DynamicsSettings
+from mdl_physpre.dynamics.running.storage import run_key
 from mdl_physpre.errors import CheckpointError, ConfigError
-from mdl_physpre.potentials import checkpoints
-from mdl_physpre.potentials import open_potential as module
-from mdl_physpre.potentials.checkpoints import Reader
-from mdl_physpre.potentials.from_calculator import CalculatorPotential
-from mdl_physpre.potentials.open_potential import open_potential
+from mdl_physpre.potentials import EAMInteraction
+from mdl_physpre.potentials import open as module
+from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
+from mdl_physpre.potentials.checkpoints.load import Reader, load
+from mdl_physpre.potentials.open import open_potential
 
 BACKBONE = """
 import torch
-from mdl_physpre import Backbone
+from mdl_physpre.potentials import Backbone
 
 class Constant(Backbone):
     def __init__(self, elements=None, cutoff=3.0, height=1.0):
@@ -192,7 +193,7 @@ def test_a_new_format_is_one_line_in_the_table(tmp_path, monkeypatch):
     reader = Reader(lambda path: path.read_bytes()[:7] == b"FOREIGN", lambda path, device: made)
     with pytest.raises(CheckpointError, match="not a checkpoint of this package"):
         open_potential(file)
-    monkeypatch.setattr(checkpoints, "READERS", {"foreign": reader, **checkpoints.READERS})
+    monkeypatch.setattr(load, "READERS", {"foreign": reader, **load.READERS})
     assert open_potential(file) is made
     save_potential(tmp_path / "ours.pt", made)
     assert open_potential(tmp_path / "ours.pt") is not made
@@ -226,6 +227,6 @@ def test_a_folder_is_no_checkpoint(tmp_path):
 
 def test_torchsim_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_sim", None)
-    monkeypatch.delitem(sys.modules, "mdl_physpre.potentials.torchsim", raising=False)
+    monkeypatch.delitem(sys.modules, "mdl_physpre.potentials.adapters.torchsim", raising=False)
     with pytest.raises(ConfigError, match="pip install 'mdl-physpre\\[torchsim\\]'"):
         open_potential("torchsim:ase.calculators.emt:EMT")

@@ -10,18 +10,18 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from small_cells import BATCHES, ROUTES, WithoutShortcuts, crystal, left_handed, predict, slab
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials import torchmd_et_native, torchmd_et_radial
+from mdl_physpre.potentials.backbones.torchmd_et import operators, radial
+from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
+from mdl_physpre.potentials.backbones.torchmd_et.radial import ExponentialNormalBasis, cosine_cutoff
 from mdl_physpre.potentials.base import check_elements, edge_vectors, evaluate
-from mdl_physpre.potentials.edge_op import energies_for_derivatives
-from mdl_physpre.potentials.native import tensor_operations
-from mdl_physpre.potentials.reference import EnergyReference
-from mdl_physpre.potentials.torchmd_et import TorchMDET
-from mdl_physpre.potentials.torchmd_et_radial import ExponentialNormalBasis, cosine_cutoff
+from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.kernels.c_code import tensor_operations
+from mdl_physpre.potentials.kernels.edge_op import energies_for_derivatives
 from mdl_physpre.structures.graph import build_graph
+from tests.helpers.small_cells import BATCHES, ROUTES, WithoutShortcuts, crystal, left_handed, predict, slab
 
 CUTOFF = 4.0
 DATA = os.environ.get("PHYSPRE_DATA")
@@ -31,16 +31,16 @@ DATA = os.environ.get("PHYSPRE_DATA")
 def sums(request, monkeypatch):
     """Every test runs with both implementations of the sums over the edges."""
     names = {torch.float32: "float", torch.float64: "double"} if request.param == "C" else {}
-    if any(torchmd_et_native.CODE.library(real) is None for real in names.values()):
+    if any(operators.CODE.library(real) is None for real in names.values()):
         pytest.skip("there is no C compiler here")
-    monkeypatch.setattr(torchmd_et_native.CODE, "dtypes", names)
+    monkeypatch.setattr(operators.CODE, "dtypes", names)
     return request.param
 
 
 @pytest.fixture
 def fine_table(monkeypatch):
     """Radial functions on a finer table, so that the table's error drowns in that of the comparison."""
-    monkeypatch.setattr(torchmd_et_radial, "NODES_PER_WIDTH", 12.0)
+    monkeypatch.setattr(radial, "NODES_PER_WIDTH", 12.0)
 
 
 def small(envelope: bool = True, seed: int = 0, **other) -> TorchMDET:
@@ -54,8 +54,6 @@ def small(envelope: bool = True, seed: int = 0, **other) -> TorchMDET:
             if name != "distance_expansion.betas":
                 parameter.mul_(1.3).add_(0.2 * torch.randn_like(parameter))
     return potential
-
-
 
 
 def energy(potential: TorchMDET, atoms) -> float:
@@ -238,13 +236,13 @@ def test_the_operators_are_registered_as_torch_asks(layer, sums):
     for k in (0, 1, 2, 3, 4):
         if given[k] is not None:
             given[k].requires_grad_(True)
-    torch.library.opcheck(torchmd_et_native.sums, tuple(given))
-    adjoints = [torch.randn_like(t) for t in torchmd_et_native.sums(*given)]
-    torch.library.opcheck(torchmd_et_native.by_geometry, (*adjoints, *given))
+    torch.library.opcheck(operators.sums, tuple(given))
+    adjoints = [torch.randn_like(t) for t in operators.sums(*given)]
+    torch.library.opcheck(operators.by_geometry, (*adjoints, *given))
     without = [t.detach() if isinstance(t, torch.Tensor) else t for t in given]
-    torch.library.opcheck(torchmd_et_native.by_table, (*adjoints, *without))
-    rates = [torch.randn_like(t) for t in torchmd_et_native.by_geometry(*adjoints, *without)]
-    torch.library.opcheck(torchmd_et_native.second, (*rates, *adjoints, *without))
+    torch.library.opcheck(operators.by_table, (*adjoints, *without))
+    rates = [torch.randn_like(t) for t in operators.by_geometry(*adjoints, *without)]
+    torch.library.opcheck(operators.second, (*rates, *adjoints, *without))
 
 
 @pytest.mark.parametrize("envelope", [True, False])

@@ -11,18 +11,20 @@ from ase.calculators.lj import LennardJones
 from ase.md.verlet import VelocityVerlet
 from ase.neighborlist import neighbor_list
 
-from mdl_physpre import CGCNN, DynamicsSettings, EAMInteraction, PotentialCalculator, build_graph, evaluate, simulate
-from mdl_physpre.dynamics.storage import run_key
+from mdl_physpre import PotentialCalculator, build_graph, evaluate, simulate
+from mdl_physpre.dynamics import DynamicsSettings
+from mdl_physpre.dynamics.running.storage import run_key
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
-from mdl_physpre.potentials.from_calculator import CalculatorPotential
-from mdl_physpre.potentials.open_potential import open_potential
+from mdl_physpre.potentials import CGCNN, EAMInteraction
+from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
+from mdl_physpre.potentials.open import open_potential
 
 torch_sim = pytest.importorskip("torch_sim", reason="torch-sim-atomistic is not installed")
 
 from torch_sim.models.interface import validate_model_outputs  # noqa: E402
 from torch_sim.models.lennard_jones import LennardJonesModel  # noqa: E402
 
-from mdl_physpre.potentials.torchsim import TorchSimModel, TorchSimPotential  # noqa: E402
+from mdl_physpre.potentials.adapters.torchsim import TorchSimModel, TorchSimPotential  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -122,9 +122,9 @@ def test_gap_closes_by_the_drawn_pull(share, closes):
     atoms = Atoms("SiO", positions=[[0.2, 0, 0], [9.8, 0, 0]], cell=[10, 10, 10], pbc=True)  # 0.4 Å across the face
     atoms.positions[1, 1] = 3.0
     gap = close_pairs(atoms, 1).distances[0]
-    drawn = np.array([
-        gap - close_pairs(perturb(atoms, 1, 1.0, 0, 0.0, share, seed=k), 1).distances[0] for k in range(400)
-    ])
+    drawn = np.array(
+        [gap - close_pairs(perturb(atoms, 1, 1.0, 0, 0.0, share, seed=k), 1).distances[0] for k in range(400)]
+    )
     assert 0 <= drawn.min()
     assert drawn.max() <= closes
     assert drawn.max() > 0.97 * closes

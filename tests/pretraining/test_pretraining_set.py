@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from pair_teachers import Fragile, SoftWall
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.calculator import PotentialCalculator
-from mdl_physpre.pretraining import teacher as teacher_module
+from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
+from mdl_physpre.pretraining import labelling as teacher_module
+from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.pretraining.perturbation import PerturbationSettings, PerturbedParent
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet, make_pretraining_set
 from mdl_physpre.pretraining.set_report import closest_by_elements, format_report, smallest_distances
-from mdl_physpre.pretraining.teacher import label
 from mdl_physpre.structures.labels import get_labels
+from tests.helpers.pair_teachers import Fragile, SoftWall
 
 
 @pytest.fixture()

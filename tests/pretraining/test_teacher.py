@@ -1,247 +1,332 @@
+"""Teachers by name with a core and a zero of energy, and the processes that they label in."""
+
 from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
-from ase.calculators.calculator import FileIOCalculator
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
-from ase.calculators.singlepoint import SinglePointCalculator
-from pair_teachers import Fragile, SoftWall, soft_wall
+from typer.testing import CliRunner
 
+from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError, DataError, PhyspreError
-from mdl_physpre.potentials.base import Predictions
-from mdl_physpre.potentials.calculator import PotentialCalculator
-from mdl_physpre.pretraining import teacher as teacher_module
-from mdl_physpre.pretraining import teacher_names
-from mdl_physpre.pretraining.teacher import LabelFailure, compute_labels, estimated_edges, label
-from mdl_physpre.pretraining.teacher_names import make_teacher, resolve_teacher
-from mdl_physpre.structures.graph import GraphDataset
-from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
+from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.sum import HybridPotential, SumPotential
+from mdl_physpre.potentials.zbl import ZBL
+from mdl_physpre.pretraining import labelling as teacher_module
+from mdl_physpre.pretraining.labelling import compute_labels, label
+from mdl_physpre.pretraining.teacher import make_teacher
+from mdl_physpre.pretraining.teacher_energy_zero import fit_teacher_zero
+from mdl_physpre.structures.graph import build_graph
+from mdl_physpre.structures.labels import get_labels, set_labels
+from mdl_physpre.structures.read import read_structures
+from mdl_physpre.structures.write import write_structures
+
+EMT_NAME = "calculator:ase.calculators.emt.EMT"
 
 
-@pytest.fixture()
-def structures():
-    rng = np.random.default_rng(4)
-    made = [bulk("Si", cubic=True).repeat((1, 1, 1 + k % 3)) for k in range(30)]
-    made += [Atoms("P", cell=[12, 12, 12], pbc=True), molecule("H2O"), Atoms("P2", [[0, 0, 0], [2, 0, 0]])]
-    for k, atoms in enumerate(made):
-        atoms.rattle(0.1, rng=rng)
-        atoms.info["structure_id"] = f"s{k}"
-    return made
+def alloys(n: int = 6, squeeze: float = 1.0) -> list[Atoms]:
+    rng = np.random.default_rng(0)
+    structures = []
+    for k in range(n):
+        atoms = bulk("Cu", cubic=True, a=3.7 * squeeze)
+        atoms.numbers[: 1 + k % 3] = 79
+        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
+        atoms.info["structure_id"] = f"alloy-{k}"
+        structures.append(atoms)
+    return structures
 
 
-def one_by_one(structures, calculator):
-    found = []
-    for atoms in structures:
-        atoms = atoms.copy()
-        atoms.calc = calculator
-        stress = atoms.get_stress(voigt=False) if atoms.pbc.all() else None
-        found.append((atoms.get_potential_energy(), atoms.get_forces(), stress))
-    return found
-
-
-def assert_labels(labelled, expected, tolerance):
-    assert len(labelled) == len(expected)
-    for atoms, (energy, forces, stress) in zip(labelled, expected):
-        labels = get_labels(atoms)
-        assert labels.energy == pytest.approx(energy, rel=tolerance, abs=tolerance)
-        assert np.allclose(labels.forces, forces, rtol=tolerance, atol=tolerance)
-        if stress is None:
-            assert labels.stress is None
+@pytest.mark.parametrize("workers", [1, 2])
+def test_calculator_plus_core_is_their_sum(workers):
+    structures = [*alloys(3, squeeze=0.6), Atoms("CuAu", [[0, 0, 0], [0.5, 0, 0]])]  # one without stress
+    teacher = make_teacher(EMT_NAME, short_range="zbl", short_range_radii={"Cu-Au": 2.0})
+    core = ZBL(radii={"Cu-Au": 2.0})
+    for atoms, labelled in zip(structures, label(structures, teacher, workers=workers), strict=True):
+        plain = atoms.copy()
+        plain.calc = EMT()
+        added, found = evaluate(core, build_graph(atoms, core.cutoff)), get_labels(labelled)
+        assert float(added.energies[0]) > 5.0
+        assert found.energy == pytest.approx(plain.get_potential_energy() + float(added.energies[0]), rel=1e-12)
+        np.testing.assert_allclose(found.forces, plain.get_forces() + added.forces.numpy(), rtol=1e-10, atol=1e-9)
+        if atoms.pbc.all():
+            stress = plain.get_stress(voigt=False) + added.stress[0].numpy()
+            np.testing.assert_allclose(found.stress, stress, rtol=1e-10, atol=1e-10)
         else:
-            assert np.allclose(labels.stress, stress, rtol=tolerance, atol=tolerance)
+            assert found.stress is None
+        whole = evaluate(teacher, build_graph(atoms, teacher.cutoff))  # as a potential it is the same
+        assert float(whole.energies[0]) == pytest.approx(found.energy, rel=1e-9)
+        np.testing.assert_allclose(whole.forces.numpy(), found.forces, rtol=1e-9, atol=1e-9)
+
+
+def test_a_checkpoint_plus_core(tmp_path):
+    eam = EAMInteraction(["Cu", "Au"], cutoff=5.0, n_basis=2)
+    file = save_potential(tmp_path / "eam.pt", eam)
+    structures = alloys(2, squeeze=0.6)
+    with_core = EAMInteraction(["Cu", "Au"], cutoff=5.0, n_basis=2, short_range="zbl")
+    with_core.load_state_dict(eam.state_dict())
+    teacher = make_teacher(str(file), short_range="zbl")
+    for one, other in zip(*(compute_labels(structures, t, dtype=torch.float64) for t in (teacher, with_core))):
+        assert one.energy == pytest.approx(other.energy, rel=1e-10)
+        np.testing.assert_allclose(one.forces, other.forces, rtol=1e-9, atol=1e-9)
+    atoms = structures[0]
+    graph = build_graph(atoms, teacher.cutoff)
+    energies = [p.atomic_energies(graph).detach() for p in (teacher, with_core)]
+    torch.testing.assert_close(*energies, rtol=1e-10, atol=1e-10)
+    file = save_potential(tmp_path / "core.pt", with_core)
+    with pytest.raises(ConfigError, match="has a short-range core already"):
+        make_teacher(str(file), short_range="zbl")
+
+
+def test_the_core_of_a_hybrid_is_found(tmp_path):
+    for core in (None, "zbl"):
+        eam = EAMInteraction(["Cu", "Au"], cutoff=4.0, n_basis=2, short_range=core)
+        network = CGCNN(elements=["Cu", "Au"], cutoff=4.0, dim1=4, dim2=4, gc_count=1, edge_dim=4)
+        file = save_potential(tmp_path / "hybrid.pt", HybridPotential(network, eam))
+        if core is None:
+            assert make_teacher(str(file), short_range="zbl").parts["core"] is not None
+        else:
+            with pytest.raises(ConfigError, match="has a short-range core already"):
+                make_teacher(str(file), short_range="zbl")
+
+
+def test_the_core_of_a_network_shorter_than_it():
+    """The core may reach further than the potential, which then sees its own edges alone."""
+    from tests.helpers.pair_teachers import SoftWall
+
+    base, core, atoms = SoftWall(cutoff=2.0), ZBL(["Au"]), bulk("Au", a=3.2)
+    both = SumPotential(base=base, core=core)
+    assert both.cutoff == pytest.approx(2 * 1.24)
+    energy = [float(evaluate(p, build_graph(atoms, p.cutoff)).energies[0].detach()) for p in (both, base, core)]
+    assert energy[0] == pytest.approx(energy[1] + energy[2], rel=1e-12)
+    assert energy[2] > 0.1
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
-def test_potential_labels_as_one_by_one(structures, monkeypatch, workers, dtype, tolerance):
-    monkeypatch.setattr(teacher_module, "PARALLEL_FROM", 0)
-    potential = SoftWall()
-    expected = one_by_one(structures, PotentialCalculator(SoftWall(), dtype=torch.float64))
-    labelled = label(structures, potential, batch_edges=3000, dtype=dtype, workers=workers)
-    assert_labels(labelled, expected, tolerance)
-    assert potential.depth.dtype == torch.float64  # the teacher itself is left as it was
-    assert all(atoms.calc is None for atoms in structures)
+def test_the_zero_of_energy_is_fitted(workers):
+    """Labels that differ from the teacher by an energy of each element: nothing is left; forces stay."""
+    structures = alloys(8)
+    labelled = label(structures, EMT_NAME)
+    shifts = {29: -3.5, 79: 11.0}
+    for atoms in labelled:
+        labels = get_labels(atoms)
+        set_labels(atoms, labels.energy + sum(shifts[z] for z in atoms.numbers), labels.forces, labels.stress)
+    teacher = make_teacher(EMT_NAME)
+    found = fit_teacher_zero(teacher, [*labelled, bulk("Cu")], workers=workers)  # the last one has no label
+    assert found["energies"] == pytest.approx({"Cu": -3.5, "Au": 11.0}, abs=1e-6)
+    assert found["structures"] == 8 and found["before"] > 100 and found["after"] < 1e-3
+    for atoms, again in zip(labelled, label(structures, teacher, workers=workers)):
+        assert get_labels(again).energy == pytest.approx(get_labels(atoms).energy, abs=1e-6)
+        np.testing.assert_allclose(get_labels(again).forces, get_labels(atoms).forces, atol=1e-12)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_calculators_label_as_one_by_one(structures, workers):
-    expected = one_by_one(structures, LennardJones(rc=4.0))
-    by_name = label(structures, "ase.calculators.lj.LennardJones", kwargs={"rc": 4.0}, workers=workers)
-    assert_labels(by_name, expected, 1e-12)
-    by_callable = label(structures, lambda: LennardJones(rc=4.0), workers=workers)
-    assert_labels(by_callable, expected, 1e-12)
+def test_zero_of_energy_without_energies_or_from_a_teacher_that_fails():
+    teacher = make_teacher(EMT_NAME)
+    with pytest.raises(DataError, match="none of 1 structures carries an energy"):
+        fit_teacher_zero(teacher, [bulk("Cu")])
+    iron = set_labels(bulk("Fe"), -8.0)
+    with pytest.raises(DataError, match="zero of energy of the teacher: 1 of 1 .* 0 .no id.: NotImplementedError"):
+        fit_teacher_zero(teacher, [iron])
 
 
-def test_old_labels_are_taken_off():
-    atoms = bulk("Si")
-    atoms.info.update(REF_energy=-5.0, group="a")
-    atoms.arrays["REF_forces"] = np.ones((2, 3))
-    atoms.calc = SinglePointCalculator(atoms, energy=99.0)
-    (labelled,) = label([atoms], SoftWall())
-    assert labelled.info == {"group": "a"}
-    assert set(labelled.arrays) == {"numbers", "positions"}
-    assert get_labels(labelled).energy != 99.0
-    assert get_labels(atoms).energy == 99.0
-    assert atoms.info["REF_energy"] == -5.0
+def test_teachers_are_named_with_their_arguments():
+    one, other = (make_teacher("ase.calculators.lj.LennardJones", {"rc": rc}) for rc in (3.0, 4.0))
+    assert one.base.name != other.base.name and "LennardJones(rc=3.0)" in one.base.name
+    with pytest.raises(ConfigError, match="expected zbl"):
+        make_teacher(EMT_NAME, short_range="Zbl")
+    with pytest.raises(ConfigError, match="no such checkpoint file"):
+        make_teacher("nothing")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_failures_are_named_or_skipped(workers, caplog):
-    structures = [bulk("Si"), molecule("H2O"), Atoms("P3", [[0, 0, 0], [2, 0, 0], [0, 2, 0]]), bulk("Cu")]
-    structures[1].info["structure_id"] = "water"
-    with pytest.raises(DataError, match=r"2 of 4 .*1 \(water\): RuntimeError: no oxygen.*2 \(no id\): forces is not"):
-        label(structures, Fragile, workers=workers)
-    labelled = label(structures, Fragile, workers=workers, on_error="skip")
-    assert [str(atoms.symbols) for atoms in labelled] == ["Si2", "Cu"]
-    assert "water" in caplog.text
-    with pytest.raises(DataError, match="1 of 1"):
-        label(structures[1:2], Fragile, on_error="skip")
+class Crash(LennardJones):
+    """Ends its process when it meets gold."""
 
-
-def test_a_calculator_that_failed_starts_anew():
-    """ASE's EMT looks at the elements only where they have changed, and they had, before it raised."""
-    found = compute_labels([bulk("Si"), bulk("Si", a=5.6), bulk("Cu")], "ase.calculators.emt.EMT", workers=1)
-    reason = "NotImplementedError: No EMT-potential for Si"
-    assert [getattr(result, "reason", "") for result in found] == [reason, reason, ""]
-
-
-class WrongShape(LennardJones):
-    """Lennard-Jones with one result of another shape."""
-
-    def __init__(self, which: str, value: object, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.which, self.value = which, value
-
-    def calculate(self, *args, **kwargs):
-        super().calculate(*args, **kwargs)
-        self.results[self.which] = np.asarray(self.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "reason"),
-    [
-        ("forces", np.ones((1, 3)), "forces have shape (1, 3); expected (2, 3)"),
-        ("forces", np.ones(6), "forces have shape (6,); expected (2, 3)"),
-        ("energy", [1.0, 2.0], "energy has shape (2,); expected one number"),
-        ("stress", np.ones((2, 2)), "stress has shape (2, 2); expected (3, 3)"),
-    ],
-)
-@pytest.mark.parametrize("short_range", [None, "zbl"])
-def test_results_of_another_shape_are_failures(name, value, reason, short_range):
-    """With a core, which is added to what the calculator gives, and without."""
-    teacher = make_teacher("test_teacher.WrongShape", {"which": name, "value": value}, short_range=short_range)
-    (found,) = compute_labels([bulk("Si")], teacher, workers=1)
-    assert isinstance(found, LabelFailure) and found.reason.startswith(reason)
-    if name == "stress":  # it is not asked for where there is no cell
-        (found,) = compute_labels([molecule("H2")], teacher, workers=1)
-        assert found.stress is None and found.forces.shape == (2, 3)
-
-
-@pytest.mark.parametrize("value", [np.array([1.0, 2.0, 3.0, 0, 0, 0]), np.diag([1.0, 2.0, 3.0])])
-def test_stress_may_have_either_shape(value):
-    (found,) = compute_labels([bulk("Si")], lambda: WrongShape("stress", value), workers=1)
-    np.testing.assert_array_equal(found.stress, np.diag([1.0, 2.0, 3.0]))
-
-
-def test_a_potential_of_another_shape_is_a_failure():
-    class OneForce(SoftWall):
-        def predictions(self, graph, forces=True, stress=True):
-            n = len(graph.n_atoms)
-            return Predictions(torch.zeros(n), torch.ones(1, 3), torch.zeros(n, 3, 3))
-
-    found = compute_labels([bulk("Si"), bulk("Si", cubic=True)], OneForce(), workers=1)
-    assert all(isinstance(result, LabelFailure) and "forces have shape" in result.reason for result in found)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_one_bad_structure_does_not_spoil_its_batch(structures, monkeypatch, workers):
-    monkeypatch.setattr(teacher_module, "PARALLEL_FROM", 0)
-    found = compute_labels(structures, SoftWall(elements=(14, 15)), workers=workers, batch_edges=10**6)
-    failed = [k for k, result in enumerate(found) if isinstance(result, LabelFailure)]
-    assert failed == [31]
-    assert "O" in found[31].reason
-    flat = Atoms("Si2", [[0, 0, 0], [1, 1, 1]], cell=[[1, 0, 0], [2, 0, 0], [0, 0, 1]], pbc=True)
-    found = compute_labels([structures[0], flat, structures[1]], SoftWall(), workers=workers)
-    assert [isinstance(result, LabelFailure) for result in found] == [False, True, False]
-
-
-def test_crash_of_a_worker_is_an_error_that_says_so():
-    class Crash(LennardJones):
-        def calculate(self, *args, **kwargs):
-            import os
-
+    def calculate(self, atoms=None, *args, **kwargs):
+        if 79 in atoms.numbers:
             os._exit(3)
-
-    with pytest.raises(PhyspreError, match="workers=1"):
-        label([bulk("Si"), bulk("Cu")], Crash, workers=2)
+        super().calculate(atoms, *args, **kwargs)
 
 
-def test_calculators_that_write_files_get_folders_of_their_own(tmp_path):
-    class Writes(FileIOCalculator):
-        implemented_properties = ["energy", "forces"]
-
-        def read_results(self):
-            self.results = {"energy": 1.0, "forces": np.zeros((2, 3))}
-
-        def execute(self):
-            pass
-
-    label([bulk("Si")] * 6, lambda: Writes(directory=tmp_path, command="true"), workers=2)
-    folders = [path.name for path in tmp_path.iterdir()]
-    assert folders
-    assert all(name.startswith("worker-") for name in folders)
+def test_spawned_workers_give_the_same(monkeypatch):
+    structures = alloys(4)
+    expected = compute_labels(structures, EMT_NAME, workers=1)
+    monkeypatch.setattr(teacher_module, "start_method", lambda: "spawn")
+    for one, other in zip(expected, compute_labels(structures, EMT_NAME, workers=2), strict=True):
+        assert one.energy == other.energy
+        np.testing.assert_array_equal(one.forces, other.forces)
+    with pytest.raises(ConfigError, match="cannot be sent to worker processes"):
+        compute_labels(structures, lambda: LennardJones(), workers=2)
 
 
-def test_teachers_by_name(monkeypatch):
-    potential = resolve_teacher("pair_teachers.SoftWall", {"depth": 1.5})
-    assert isinstance(potential, SoftWall)
-    assert potential.depth.item() == 1.5
-    assert isinstance(resolve_teacher("ase.calculators.lj:LennardJones", {"rc": 3.0})(), LennardJones)
-
-    class Point:
-        name = "mine"
-
-        def load(self):
-            return SoftWall
-
-    monkeypatch.setattr(teacher_names, "entry_points", lambda group: [Point()] if "physpre" in group else [])
-    assert isinstance(resolve_teacher("mine"), SoftWall)
-    with pytest.raises(ConfigError, match="did you mean 'mine'"):
-        resolve_teacher("mine2")
+def test_a_crash_names_what_was_in_hand():
+    structures = [bulk("Cu"), bulk("Cu"), bulk("Au"), bulk("Cu")]
+    structures[2].info["structure_id"] = "nugget"
+    with pytest.raises(PhyspreError, match=r"ended abruptly.*2 \(nugget\).*workers=1"):
+        label(structures, Crash, workers=2)
 
 
-def test_function_that_returns_a_potential():
-    atoms = bulk("Si")
-    expected = get_labels(label([atoms], SoftWall(depth=1.0))[0])
-    assert get_labels(label([atoms], soft_wall, kwargs={"depth": 1.0})[0]).energy == expected.energy
+def test_ctrl_c_ends_the_workers_at_once(tmp_path):
+    """The first process stops within seconds though every structure takes a minute, and leaves no worker behind."""
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import sys, time, os\n"
+        "from ase.build import bulk\n"
+        "from ase.calculators.lj import LennardJones\n"
+        "from mdl_physpre import label\n"
+        "class Slow(LennardJones):\n"
+        "    def calculate(self, *args, **kwargs):\n"
+        "        os.write(1, b'%d\\n' % os.getpid())\n"  # in one piece, whatever the other worker writes
+        "        time.sleep(60)\n"
+        "label([bulk('Cu')] * 4, Slow, workers=2, progress=False)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    started = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=30)
+    assert time.monotonic() - started < 20
+    assert process.returncode in (-signal.SIGINT, 1, 130)
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ("nothing", "no such checkpoint"),
-        ("no.such.module.Class", "cannot be imported"),
-        ("ase.calculators.lj.LenardJones", "did you mean 'LennardJones'"),
-        (LennardJones(), "not the calculator itself"),
-        (lambda: 3, "expected a potential or an ASE calculator"),
-    ],
-)
-def test_wrong_teachers_are_named(wrong, message):
-    with pytest.raises(ConfigError, match=message):
-        label([bulk("Si")], wrong)
-    with pytest.raises(ConfigError, match="takes no arguments"):
-        label([bulk("Si")], SoftWall(), kwargs={"depth": 2})
-    with pytest.raises(ConfigError, match="on_error"):
-        label([bulk("Si")], SoftWall(), on_error="ignore")
+def test_the_command(tmp_path):
+    bare, dft = tmp_path / "bare.extxyz", tmp_path / "dft.extxyz"
+    write_structures(bare, alloys(4))
+    shifted = label(alloys(4), EMT_NAME)
+    write_structures(dft, [set_labels(a, get_labels(a).energy + 2.0 * len(a)) for a in shifted])
+    arguments = ["label", bare, tmp_path / "out.extxyz", "--teacher", EMT_NAME, "--short-range", "zbl"]
+    arguments += ["--short-range-radius", "Cu-Au=1.0", "--short-range-radius", "Au-Au=1.0"]
+    arguments += ["--short-range-radius", "Cu-Cu=1.0", "--zero-from", dft, "--processes", 2]
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+    for atoms, true in zip(read_structures(tmp_path / "out.extxyz"), read_structures(dft), strict=True):
+        assert get_labels(atoms).energy == pytest.approx(get_labels(true).energy, abs=1e-5)
+    wrong = CliRunner().invoke(app, [*(str(a) for a in arguments[:5]), "--short-range-radius", "Cu-Au"])
+    assert isinstance(wrong.exception, ConfigError) and "PAIR=DISTANCE" in str(wrong.exception)
 
 
-def test_no_structures_give_no_labels():
-    assert label([], SoftWall()) == []
+def test_perturbed_structures_carry_the_labels_of_the_same_teacher(tmp_path):
+    """``physpre perturb`` takes the core and the zero of ``physpre label``, says once what it drew, and redraws."""
+    dft, out, again = (tmp_path / name for name in ("dft.extxyz", "out.extxyz", "again.extxyz"))
+    write_structures(dft, [set_labels(a, 2.0 * len(a)) for a in alloys(4)])
+    teacher = ["--teacher", EMT_NAME, "--short-range", "zbl", "--zero-from", str(dft), "--processes", "2"]
+    made = CliRunner().invoke(app, ["perturb", str(dft), str(out), "--n-aug", "2", *teacher])
+    assert made.exit_code == 0, (made.output, made.exception)
+    assert made.output.count("pretraining set:") == 1 and "8 structures" in made.output
+    assert CliRunner().invoke(app, ["label", str(out), str(again), *teacher]).exit_code == 0
+    for atoms, labelled in zip(read_structures(out), read_structures(again), strict=True):
+        assert get_labels(atoms).energy == pytest.approx(get_labels(labelled).energy, abs=1e-5)
+        np.testing.assert_allclose(get_labels(atoms).forces, get_labels(labelled).forces, atol=1e-5)
+    alone = CliRunner().invoke(app, ["perturb", str(dft), str(out), "--short-range", "zbl"])
+    assert isinstance(alone.exception, ConfigError) and "give --teacher" in str(alone.exception)
 
 
-def test_estimated_edges_are_of_the_right_size(structures):
-    real = GraphDataset(structures[:30], 6.0, workers=1, labels=False).n_edges
-    assert np.array(estimated_edges(structures[:30], 6.0)) == pytest.approx(real, rel=0.2)
+class Program(LennardJones):
+    """Ends the program when it meets gold, and counts its calculations in a file."""
+
+    def __init__(self, count: str | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.count = count
+
+    def calculate(self, atoms=None, *args, **kwargs):
+        if self.count:
+            with open(self.count, "a") as file:
+                file.write("x")
+        if 79 in atoms.numbers:
+            sys.exit(3)
+        super().calculate(atoms, *args, **kwargs)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_calculator_that_ends_the_program_fails_at_that_structure(workers):
+    found = compute_labels([bulk("Cu"), bulk("Au"), bulk("Ag")], Program, workers=workers)
+    assert [getattr(result, "reason", "") for result in found] == ["", "SystemExit: 3", ""]
+
+
+def test_a_calculator_that_ends_the_program_when_it_is_built():
+    def build():
+        sys.exit(3)
+
+    with pytest.raises(ConfigError, match="cannot be built: SystemExit: 3"):
+        label([bulk("Cu")], build)
+
+
+def test_the_command_labels_what_can_be_labelled(tmp_path):
+    mixed, out = tmp_path / "mixed.extxyz", tmp_path / "out.extxyz"
+    structures = [bulk("Cu"), *(bulk("Si") for _ in range(12)), bulk("Au")]
+    for k, atoms in enumerate(structures):
+        atoms.info["structure_id"] = f"s{k}"
+    write_structures(mixed, structures)
+    arguments = ["label", str(mixed), str(out), "--teacher", EMT_NAME, "--processes", "1"]
+    failed = CliRunner().invoke(app, arguments)
+    assert isinstance(failed.exception, DataError) and not out.exists()
+    assert "12 of 14" in str(failed.exception) and "physpre label --skip-failed" in str(failed.exception)
+    done = CliRunner().invoke(app, [*arguments, "--skip-failed"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    told = f"{out}: 2 structures; 12 of 14 left out: " + ", ".join(f"{k} (s{k})" for k in range(1, 13))
+    assert told in done.output
+    assert [atoms.info["structure_id"] for atoms in read_structures(out)] == ["s0", "s13"]
+    write_structures(mixed, [bulk("Si")])
+    nothing = CliRunner().invoke(app, [*arguments, "--skip-failed"])
+    assert "1 of 1 structures could not be labelled" in str(nothing.exception)
+    assert "--skip-failed" not in str(nothing.exception)
+
+
+@pytest.mark.parametrize("command", ["label", "perturb"])
+def test_what_cannot_be_written_is_said_before_labelling(command, tmp_path):
+    bare, count, file = tmp_path / "bare.extxyz", tmp_path / "count", tmp_path / "file"
+    write_structures(bare, [bulk("Cu", cubic=True)])
+    file.write_text("")
+    teacher = ["--teacher", f"calculator:{__name__}.Program?count={count}", "--processes", "1"]
+    for target, words in (
+        ("out.cif", ".cif stands for no known format"),
+        ("", "is a folder|no suffix stands for no known format"),
+        ("file/out.extxyz", "cannot be written"),
+    ):
+        result = CliRunner().invoke(app, [command, str(bare), str(tmp_path / target), *teacher])
+        assert isinstance(result.exception, DataError), result.output
+        assert re.search(words, str(result.exception)), result.exception
+    (tmp_path / "folder.extxyz").mkdir()
+    result = CliRunner().invoke(app, [command, str(bare), str(tmp_path / "folder.extxyz"), *teacher])
+    assert isinstance(result.exception, DataError) and "is a folder" in str(result.exception)
+    assert not count.exists()
+    assert CliRunner().invoke(app, [command, str(bare), str(tmp_path / "new" / "out.extxyz"), *teacher]).exit_code == 0
+    assert count.exists()
+
+
+@pytest.mark.parametrize("command", ["label", "perturb"])
+def test_at_least_one_process(command, tmp_path):
+    bare, out = tmp_path / "bare.extxyz", tmp_path / "out.extxyz"
+    write_structures(bare, [bulk("Cu", cubic=True)])
+    result = CliRunner().invoke(app, [command, str(bare), str(out), "--teacher", EMT_NAME, "--processes", "0"])
+    assert result.exit_code == 2 and re.search("--processes.*1", result.output) and "Error" in result.output
+    assert not out.exists()
+    with pytest.raises(ConfigError, match="workers is 0; expected at least 1"):
+        label([bulk("Cu")], EMT_NAME, workers=0)
+
+
+def test_chgnet_labels_oxides():
+    """A foundation model whose weights come with its package, with another zero of energy than the labels."""
+    pytest.importorskip("chgnet", reason="CHGNet is not installed (docs/teachers.md says how)")
+    atoms = bulk("MgO", "rocksalt", 4.25)
+    atoms.rattle(0.05, seed=0)
+    (labelled,) = label([atoms], "calculator:chgnet.model.dynamics.CHGNetCalculator?use_device=cpu", workers=1)
+    found = get_labels(labelled)
+    assert -15 < found.energy < -9  # a pair of Mg and O in MgO, with the corrections of the Materials Project
+    assert found.forces.shape == (2, 3) and np.abs(found.forces.sum(0)).max() < 1e-3
+    assert found.stress.shape == (3, 3)

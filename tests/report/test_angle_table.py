@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import bulk
-from made_up_runs import make_run, verdict
 
-from mdl_physpre import EAMInteraction
 from mdl_physpre.analysis.force_alignment import force_alignment
-from mdl_physpre.report.write import write_report
+from mdl_physpre.potentials import EAMInteraction
+from mdl_physpre.report.output.write import write_report
+from tests.helpers.made_up_runs import make_run, verdict
 
 
 def test_the_csv_file_holds_the_whole_histogram_of_each_arm(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from math import comb
 import pytest
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.verdicts import REASONS, make_verdict
+from mdl_physpre.dynamics.verdicts.verdict import REASONS, make_verdict
 from mdl_physpre.errors import DataError
 from mdl_physpre.report.comparison import PROTOCOL, Simulated, compare, format_comparison, paired_counts
 

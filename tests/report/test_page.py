@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from ase.io import read
-from made_up_runs import make_run, verdict, verdicts
 
-from mdl_physpre.report import structure_pictures
-from mdl_physpre.report.run_files import read_run
-from mdl_physpre.report.style import ON_DARK, for_page
-from mdl_physpre.report.write import write_report
+from mdl_physpre.report.figures import structure_pictures
+from mdl_physpre.report.figures.style import ON_DARK, for_page
+from mdl_physpre.report.output.write import write_report
+from mdl_physpre.runs.read import read_run
+from tests.helpers.made_up_runs import make_run, verdict, verdicts
 
 EVIL = [
     '<script>document.title="taken"</script>',
@@ -119,7 +119,7 @@ def test_contrast_of_words_and_of_curves(evil: Path) -> None:
 def test_figures_turn_with_the_page() -> None:
     turned = for_page('<?xml?><svg width="1pt"><path style="fill: none; stroke: #1a1f24"/></svg>')
     assert turned.index("<style>") > turned.index("<svg") and "prefers-color-scheme: dark" in turned
-    assert "[style*=\"stroke: #1a1f24\"]{stroke:#e8eaed !important}" in turned
+    assert '[style*="stroke: #1a1f24"]{stroke:#e8eaed !important}' in turned
 
 
 def test_tables_as_files(evil: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from ase import Atoms
 from matplotlib import pyplot
 
-from mdl_physpre.analysis.rdf import RDFAccumulator, plain_rdf, rdf
+from mdl_physpre.analysis.radial_distribution import RDFAccumulator, plain_rdf, rdf
 from mdl_physpre.errors import DataError
-from mdl_physpre.report.rdf_figure import draw_rdfs
+from mdl_physpre.report.figures.rdf import draw_rdfs
 
 
 def result(seed: int, symbols: str = "O4Si2") -> dict:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from made_up_runs import make_run, verdict
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.report.status import duration, format_status, run_status
+from tests.helpers.made_up_runs import make_run, verdict
 
 
 def stage(folder: Path, name: str, seconds: float | None = None, **result) -> Path:

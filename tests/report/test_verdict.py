@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_runs import make_run, verdict
 
 from mdl_physpre.report.measurements import Measured
-from mdl_physpre.report.run_files import read_run
 from mdl_physpre.report.verdict import cautions, comparisons, p_value, verdict_table
+from mdl_physpre.runs.read import read_run
+from tests.helpers.made_up_runs import make_run, verdict
 
 
 def failing(which: range | set[int], n: int = 20) -> list[dict]:

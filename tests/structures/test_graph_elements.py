@@ -6,8 +6,10 @@ import pytest
 import torch
 from ase.build import bulk
 
-from mdl_physpre import CGCNN, AtomGraph, build_graph, evaluate
+from mdl_physpre import build_graph, evaluate
 from mdl_physpre.errors import DataError
+from mdl_physpre.potentials import CGCNN
+from mdl_physpre.structures import AtomGraph
 
 
 @pytest.mark.parametrize("change", ["assigned", "in place", "in a copy", "by from_tensors"])

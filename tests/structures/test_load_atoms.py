@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from mdl_physpre import get_labels, read_structures
+from mdl_physpre import read_structures
 from mdl_physpre.errors import DataError
+from mdl_physpre.structures import get_labels
 
 
 @pytest.fixture

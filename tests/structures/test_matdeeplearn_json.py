@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
 
-from mdl_physpre import get_labels, read_structures, write_structures
+from mdl_physpre import read_structures, write_structures
 from mdl_physpre.errors import DataError
-from mdl_physpre.structures.convert import convert
+from mdl_physpre.structures import get_labels
+from mdl_physpre.structures.conversion import convert
 from mdl_physpre.structures.labels import set_labels
-
-sys.path.insert(0, str(Path(__file__).parent))
-from structure_strategies import water_like
+from tests.helpers.structure_strategies import water_like
 
 ITEM = {
     "structure_id": "17",

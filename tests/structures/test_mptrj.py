@@ -11,10 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from mdl_physpre import get_labels, read_structures
+from mdl_physpre import read_structures
 from mdl_physpre.errors import DataError
-from mdl_physpre.structures import json_stream
-from mdl_physpre.structures.json_stream import iterate_json
+from mdl_physpre.structures import get_labels
+from mdl_physpre.structures.formats import json_stream
+from mdl_physpre.structures.formats.json_stream import iterate_json
 
 LATTICE = Lattice([[4.0, 0.1, 0.0], [0.0, 4.2, 0.3], [0.2, 0.0, 4.4]])
 STRESS_KBAR = [[10.0, 1.0, 2.0], [1.0, 20.0, 3.0], [2.0, 3.0, 30.0]]

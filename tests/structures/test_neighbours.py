@@ -6,9 +6,10 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from mdl_physpre import GraphDataset, build_graph
+from mdl_physpre import build_graph
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import edge_vectors
+from mdl_physpre.structures import GraphDataset
 from mdl_physpre.structures.graph import batch_by_edges
 from mdl_physpre.structures.neighbours import neighbour_list
 

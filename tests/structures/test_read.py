@@ -13,8 +13,9 @@ from ase.calculators.emt import EMT
 from ase.db import connect
 from ase.io import write as ase_write
 
-from mdl_physpre import get_labels, read_structures, write_structures
+from mdl_physpre import read_structures, write_structures
 from mdl_physpre.errors import ConfigError, DataError, PhyspreError
+from mdl_physpre.structures import get_labels
 from mdl_physpre.structures.labels import set_labels
 
 STRESS = np.array([[0.01, 0.06, 0.05], [0.06, 0.02, 0.04], [0.05, 0.04, 0.03]])

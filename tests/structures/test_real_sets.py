@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mdl_physpre import read_structures, split_structures
+from mdl_physpre import read_structures
+from mdl_physpre.structures import split_structures
 from mdl_physpre.structures.splits import label_counts
 
 DATA = os.environ.get("PHYSPRE_DATA")

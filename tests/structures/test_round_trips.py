@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -11,10 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mdl_physpre import get_labels, read_structures, write_structures
-
-sys.path.insert(0, str(Path(__file__).parent))
-from structure_strategies import TRICKY, WORDS, labelled_structures, water_like
+from mdl_physpre import read_structures, write_structures
+from mdl_physpre.structures import get_labels
+from tests.helpers.structure_strategies import TRICKY, WORDS, labelled_structures, water_like
 
 SETTINGS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 DIGITS = {".extxyz": 0.51e-8, ".extxyz.gz": 0.51e-8, ".db": 0, ".json": 0}  # extended XYZ keeps eight decimals

@@ -8,8 +8,8 @@ from ase import Atoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdl_physpre import split_structures
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.structures import split_structures
 from mdl_physpre.structures.labels import set_labels
 from mdl_physpre.structures.splits import format_label_counts, label_counts
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_potential import CUTOFF, cells, labelled
 
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.data import GraphBatches, batch_indices, fingerprint
+from tests.helpers.tiny_potential import CUTOFF, cells, labelled
 
 
 @given(

@@ -6,7 +6,6 @@ import collections
 
 import pytest
 import torch
-from tiny_potential import CUTOFF, TinyPotential, cells, labelled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdl_physpre.structures.graph import GraphDataset
@@ -14,6 +13,7 @@ from mdl_physpre.training.module import PotentialTraining
 from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
+from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal", "is_nonzero")
 

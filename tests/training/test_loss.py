@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Predictions, evaluate
@@ -13,6 +12,7 @@ from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches
 from mdl_physpre.training.loss import check_labels, label_errors, total_loss
 from mdl_physpre.training.settings import TrainingSettings
+from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 NAN = float("nan")
 

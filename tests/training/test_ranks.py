@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import socket
 import subprocess
@@ -14,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 from mdl_physpre.errors import ConfigError, PhyspreError, TrainingError
-from mdl_physpre.potentials.checkpoints import load_potential
-from mdl_physpre.processes import Piece, run_in_processes
+from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.ranks import Ranks
 from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
+from mdl_physpre.utils.processes import Piece, run_in_processes
+from tests.helpers.processes import environment
+from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
-HERE = Path(__file__).parent
 SETTINGS = TrainingSettings(
     max_epochs=4, lr=2e-2, batch_size=5, device="cpu", scheduler_patience=0, scheduler_threshold=0.9,
     clip_grad_norm=20.0,
@@ -188,11 +187,9 @@ def test_the_first_process_starts_the_others_and_writes_the_files(pairs, tmp_pat
 
 
 KILLED = """
-import sys
-sys.path.insert(0, {here!r})
 import os, signal, torch
 from dataclasses import replace
-from test_ranks import *
+from tests.training.test_ranks import *
 
 class Killed(TinyPotential):
     calls = 0
@@ -211,9 +208,9 @@ if __name__ == "__main__":
 def test_killed_on_two_devices_it_goes_on_on_one_or_three(pairs, tmp_path, rank):
     expected, whole, _ = pairs["plain"][0]
     out, script = tmp_path / "killed", tmp_path / "killed.py"
-    script.write_text(KILLED.format(here=str(HERE), out=str(out), rank=rank, after=(10, 7)[rank]))
+    script.write_text(KILLED.format(out=str(out), rank=rank, after=(10, 7)[rank]))
     done = subprocess.run(
-        [sys.executable, str(script)], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True
+        [sys.executable, str(script)], env=environment(OMP_NUM_THREADS="1"), check=False, capture_output=True
     )
     assert done.returncode == (-signal.SIGKILL if rank == 0 else 1), done.stderr.decode()
     if rank == 1:

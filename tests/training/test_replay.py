@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 from mdl_physpre.analysis.errors import prediction_errors
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
@@ -17,6 +16,7 @@ from mdl_physpre.training.replay import Replay, Steps
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
 from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune
+from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 SETTINGS = TrainingSettings(max_epochs=1, lr=1e-3, batch_size=6)
 

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import evaluate
@@ -14,6 +13,7 @@ from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.data import batch_indices
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
+from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 
 def data(dtype=torch.float64, n=12):

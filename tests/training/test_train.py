@@ -7,30 +7,28 @@ import csv
 import json
 import logging
 import math
-import os
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
-from mdl_physpre import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError, TrainingError
+from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET
 from mdl_physpre.potentials.base import evaluate
-from mdl_physpre.potentials.checkpoints import load_potential
+from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.compiled import CompiledPotential
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training import module as training_module
 from mdl_physpre.training import train as training
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
+from tests.helpers.processes import environment
+from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
-HERE = Path(__file__).parent
 QUICK = {"lr": 1e-2, "batch_size": 4}
 
 
@@ -231,13 +229,11 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, error):
 
 
 KILLED = """
-import sys
-sys.path.insert(0, {here!r})
 import os, signal, torch
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
-from tiny_potential import *
+from tests.helpers.tiny_potential import *
 
 class Killed(TinyPotential):
     calls = 0
@@ -258,8 +254,8 @@ def test_killed_training_ends_as_if_it_had_not_been(tmp_path):
     train, val = data()
     settings = TrainingSettings(max_epochs=6, **QUICK)
     out = tmp_path / "killed"
-    script = KILLED.format(here=str(HERE), out=str(out))
-    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    script = KILLED.format(out=str(out))
+    done = subprocess.run([sys.executable, "-c", script], env=environment(OMP_NUM_THREADS="1"), check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(log_rows(out)) == 3  # 3 steps an epoch, killed in the fourth
     mended, whole = potential(), potential()

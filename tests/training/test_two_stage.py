@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 from mdl_physpre.analysis.errors import prediction_errors
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.checkpoints import load_potential
-from mdl_physpre.potentials.reference import fit_energy_reference
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.energy_reference import fit_energy_reference
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.energy_zero import energy_errors
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
 from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune, train_baseline
+from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 PRETRAIN = TrainingSettings(max_epochs=3, lr=2e-2, batch_size=5)
 FINETUNE = TrainingSettings(max_epochs=2, lr=1e-2, batch_size=4)

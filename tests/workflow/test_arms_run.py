@@ -9,10 +9,12 @@ import pytest
 import torch
 from ase.build import bulk
 
-from mdl_physpre import EAMInteraction, HybridPotential, force_alignment, label, load_potential, write_structures
+from mdl_physpre import label, load_potential, write_structures
+from mdl_physpre.analysis import force_alignment
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials import EAMInteraction, HybridPotential
 from mdl_physpre.training.arms import parse_arm
-from mdl_physpre.workflow.config_file import load_config
+from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.data import load_data
 from mdl_physpre.workflow.run import run
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import mdl_physpre
+from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import AtomicPotential
 from mdl_physpre.workflow import benchmark as module
 from mdl_physpre.workflow import throughput
-from mdl_physpre.workflow.cli import app
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -40,7 +39,7 @@ class Sleeper(AtomicPotential):
 
 
 def test_every_backbone_in_small():
-    result = mdl_physpre.benchmark(["cpu"], 2.0, cutoffs=[3.0, 4.0], hyperparameters=SMALL, show_progress=False)
+    result = module.benchmark(["cpu"], 2.0, cutoffs=[3.0, 4.0], hyperparameters=SMALL, show_progress=False)
     rows = json.loads(json.dumps(result))["rows"]
     assert [(r["backbone"], r["cutoff"]) for r in rows] == [
         ("cgcnn", 3.0), ("cgcnn", 4.0), ("torchmd_et", 3.0), ("torchmd_et", 4.0), ("m3gnet", 3.0)
@@ -108,9 +107,7 @@ def test_memory_at_the_peak():
 
 def test_what_fails_is_told_and_the_rest_goes_on():
     broken = {**SMALL, "cgcnn": {"edge_dim": 0}}
-    result = mdl_physpre.benchmark(
-        ["cpu"], 1.0, ["cgcnn", "m3gnet"], [3.0], hyperparameters=broken, show_progress=False
-    )
+    result = module.benchmark(["cpu"], 1.0, ["cgcnn", "m3gnet"], [3.0], hyperparameters=broken, show_progress=False)
     first, second = result["rows"]
     assert "error" in first and "training_structures_per_s" not in first and "error" not in second
     assert first["error"] in module.format_benchmark(result)
@@ -121,9 +118,9 @@ def test_compiled_cases_come_last_and_are_left_out_without_time(monkeypatch):
     monkeypatch.setattr(module, "compiles_on", lambda device: True)
     monkeypatch.setattr(module, "compiled", lambda potential: used.append(potential) or potential)
     options = {"cutoffs": [3.0], "hyperparameters": SMALL, "show_progress": False}
-    rows = mdl_physpre.benchmark(["cpu"], 4.0, ["cgcnn"], **{**options, "cutoffs": [3.0, 3.5]})["rows"]
+    rows = module.benchmark(["cpu"], 4.0, ["cgcnn"], **{**options, "cutoffs": [3.0, 3.5]})["rows"]
     assert [r["mode"] for r in rows] == ["eager", "eager", "compiled", "compiled"] and len(used) == 2
-    rows = mdl_physpre.benchmark(["cpu"], 1e-3, ["cgcnn"], **options)["rows"]
+    rows = module.benchmark(["cpu"], 1e-3, ["cgcnn"], **options)["rows"]
     assert "no time left" in rows[1]["error"] and len(used) == 2
 
 
@@ -138,7 +135,7 @@ def test_compiled_cases_come_last_and_are_left_out_without_time(monkeypatch):
 )
 def test_errors(arguments, words):
     with pytest.raises(ConfigError, match=words):
-        mdl_physpre.benchmark(**arguments)
+        module.benchmark(**arguments)
 
 
 def test_the_command(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.workflow.config import Config
-from mdl_physpre.workflow.config_file import load_config, parse_config
+from mdl_physpre.workflow.config.file import load_config, parse_config
+from mdl_physpre.workflow.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
 LEAST = {"dataset": {"src": "x.extxyz"}, "model": {"name": "CGCNN"}}

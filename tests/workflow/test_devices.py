@@ -15,16 +15,17 @@ import torch
 from ase.build import bulk
 from typer.testing import CliRunner
 
-from mdl_physpre import EAMInteraction, label, load_potential, save_potential, write_structures
+from mdl_physpre import label, load_potential, save_potential, write_structures
+from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.from_calculator import CalculatorPotential
+from mdl_physpre.potentials import EAMInteraction
+from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
 from mdl_physpre.utils import devices
 from mdl_physpre.utils.devices import available_device, device_in_turn, put_on
-from mdl_physpre.workflow import network_stages
-from mdl_physpre.workflow.cli import app
-from mdl_physpre.workflow.config_file import parse_config
+from mdl_physpre.workflow.config.file import parse_config
 from mdl_physpre.workflow.run import run
 from mdl_physpre.workflow.setup import device_of
+from mdl_physpre.workflow.stages import network as network_stages
 
 CONFIG = """
 task: {{device: cpu, identifier: small}}
@@ -201,7 +202,7 @@ def slurm(folder, *arguments):
         }  # fmt: skip
         started.append(
             subprocess.Popen(
-                [sys.executable, "-m", "mdl_physpre.workflow.cli", *map(str, arguments)],
+                [sys.executable, "-m", "mdl_physpre.cli.main", *map(str, arguments)],
                 env={**os.environ, **{key: str(value) for key, value in said.items()}},
                 cwd=folder,
                 stderr=subprocess.PIPE,

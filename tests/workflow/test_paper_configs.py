@@ -10,9 +10,10 @@ import torch
 import yaml
 from ase import Atoms
 
-from mdl_physpre import EAMInteraction, label, write_structures
-from mdl_physpre.potentials.checkpoints import build_backbone
-from mdl_physpre.workflow.config_file import load_config
+from mdl_physpre import label, write_structures
+from mdl_physpre.potentials import EAMInteraction
+from mdl_physpre.potentials.backbones.registry import build_backbone
+from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.run import run
 
 FOLDER = Path(__file__).parents[2] / "configs" / "paper"

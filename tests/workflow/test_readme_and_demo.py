@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mdl_physpre import get_labels, read_structures
-from mdl_physpre.workflow.config_file import load_config
+from mdl_physpre import read_structures
+from mdl_physpre.structures import get_labels
+from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.run import run
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,10 @@ import torch
 from ase.build import bulk
 from typer.testing import CliRunner
 
-from mdl_physpre import EAMInteraction, label, write_structures
+from mdl_physpre import label, write_structures
+from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.workflow.cli import app
+from mdl_physpre.potentials import EAMInteraction
 from mdl_physpre.workflow.run import run
 
 CONFIG = """
@@ -58,7 +59,7 @@ def finished(config, tmp_path_factory):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Figures take most of a report's time, and have tests of their own."""
-    monkeypatch.setattr("mdl_physpre.report.sections._drawn", lambda *_: None)
+    monkeypatch.setattr("mdl_physpre.report.output.sections._drawn", lambda *_: None)
 
 
 def called(*arguments):
@@ -85,7 +86,7 @@ def test_a_report_does_not_outlive_its_configuration(finished, config, monkeypat
             run(config, ["physpre.dynamics.temperature=320"], out=folder)
         assert shown <= {p.name for p in folder.rglob("*")}
     with monkeypatch.context() as patched:
-        stop = "mdl_physpre.workflow.network_stages.dynamics_stage"
+        stop = "mdl_physpre.workflow.stages.network.dynamics_stage"
         patched.setattr(stop, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config, ["physpre.dynamics.temperature=320"], out=folder)
@@ -128,7 +129,7 @@ def test_a_report_while_the_run_goes_on(config, tmp_path, monkeypatch, without_f
     for page in pages:
         assert "This run is not finished." in page
         assert "pretrain: molecular dynamics is not finished" in page and "baseline: molecular" not in page
-        assert "Table 1. Structures that failed" in page and "<th scope=\"row\" class=\"word\">baseline (NVT)" in page
+        assert "Table 1. Structures that failed" in page and '<th scope="row" class="word">baseline (NVT)' in page
     told = called("status", tmp_path)
     assert re.search(r"3-train/baseline +done", told) and re.search(r"3-train/pretrain +waiting", told)
     assert "not running, 4 of 6 stages done" in told

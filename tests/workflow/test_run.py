@@ -14,12 +14,13 @@ import torch
 from ase.build import bulk
 from typer.testing import CliRunner
 
-from mdl_physpre import EAMInteraction, label, load_potential, save_potential, write_structures
+from mdl_physpre import label, load_potential, save_potential, write_structures
+from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.cgcnn import CGCNN
+from mdl_physpre.potentials import EAMInteraction
+from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
-from mdl_physpre.workflow.cli import app
 from mdl_physpre.workflow.run import run
 
 CONFIG = """
@@ -205,7 +206,7 @@ def test_killed_and_started_again_gives_the_same(stop, finished, config, tmp_pat
     """SIGKILL as soon as a file appears; the next start must end with the summary of the run that was never stopped."""
     folder, _ = finished
     target = tmp_path / "run"
-    command = [sys.executable, "-m", "mdl_physpre.workflow.cli", "-q", "run", str(config), "--out", str(target)]
+    command = [sys.executable, "-m", "mdl_physpre.cli.main", "-q", "run", str(config), "--out", str(target)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 240
@@ -267,7 +268,7 @@ def test_commands_end_to_end(finished, data, tmp_path):
 
 
 def test_control_c_ends_with_a_word(config, tmp_path):
-    command = [sys.executable, "-m", "mdl_physpre.workflow.cli", "run", str(config), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "mdl_physpre.cli.main", "run", str(config), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
         [*command, "optim.max_epochs=100000"],
         stdout=subprocess.PIPE,
@@ -285,7 +286,7 @@ def test_control_c_ends_with_a_word(config, tmp_path):
 
 
 def test_errors_are_one_line_without_a_traceback(tmp_path):
-    command = [sys.executable, "-m", "mdl_physpre.workflow.cli", "run", str(tmp_path / "none.yml")]
+    command = [sys.executable, "-m", "mdl_physpre.cli.main", "run", str(tmp_path / "none.yml")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr

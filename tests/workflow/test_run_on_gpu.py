@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from gpu_twin import counting, make_it_the_gpu
 
 import mdl_physpre
 from mdl_physpre.workflow.run import run
+from tests.helpers.gpu_twin import counting, make_it_the_gpu
 
 DEMO = Path(mdl_physpre.__file__).parent / "demo" / "demo.yml"
 TINY = [

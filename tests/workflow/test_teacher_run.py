@@ -9,11 +9,12 @@ import pytest
 import torch
 from ase.build import bulk
 
-from mdl_physpre import EAMInteraction, label, load_potential, save_potential, write_structures
+from mdl_physpre import label, load_potential, save_potential, write_structures
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials import EAMInteraction
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
-from mdl_physpre.workflow.config_file import load_config
+from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.run import run
 
 CONFIG = """
@@ -100,7 +101,7 @@ def test_a_hybrid_arm_beside_another_teacher_has_its_eam_fitted(config, tmp_path
 
 def test_a_checkpoint_of_another_format_labels(config, data, tmp_path):
     """A converted checkpoint beside the configuration, opened by its content."""
-    from mdl_physpre import convert_checkpoint
+    from mdl_physpre.potentials import convert_checkpoint
 
     torch.manual_seed(0)
     save_potential(tmp_path / "eam.pt", EAMInteraction(["Cu", "Au"], cutoff=5.0, n_basis=2))

@@ -18,7 +18,7 @@ from torch_geometric.data import Batch, Data
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.hosts.matdeeplearn.perturb import reference_table
-from mdl_physpre.potentials.matdeeplearn_checkpoints import load_checkpoint, read_config
+from mdl_physpre.potentials.checkpoints.matdeeplearn import load_checkpoint, read_config
 
 
 class MatDeepLearnCalculator(Calculator):

@@ -14,8 +14,8 @@ from torch.func import functional_call
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.potentials.base import Predictions, evaluate
-from mdl_physpre.potentials.eam import EAMInteraction
-from mdl_physpre.potentials.matdeeplearn_models import EAM_NAMES, eam_state
+from mdl_physpre.potentials.checkpoints.matdeeplearn_models import EAM_NAMES, eam_state
+from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.structures.graph import AtomGraph
 from mdl_physpre.structures.neighbours import neighbour_list
 
@@ -37,7 +37,7 @@ class _Rule(nn.Module):
 
 
 class EAMInteractionModel(BaseModel):
-    """:class:`mdl_physpre.EAMInteraction` for MatDeepLearn's trainers, losses, datasets and calculator.
+    """:class:`mdl_physpre.potentials.EAMInteraction` for MatDeepLearn's trainers, losses, datasets and calculator.
 
     Parameters have the names of the paper's code, one for each pair or element: ``eam_params.param_dict.A.0``, …; B has
     either sign, as there. Registered as ``eam_interaction`` and ``EAM_Interaction``.

@@ -19,8 +19,8 @@ class TorchMDETLate(TorchMDETEarly):
     """MatDeepLearn's ``torchmd_etEarly``, with E = Σ_i out(x_i) in place of E = out(Σ_i x_i).
 
     MatDeepLearn's main adds up atomic features before the output network, whatever ``pool_order`` says, so that energy
-    does not grow in proportion to the structure. The paper's version, and :class:`mdl_physpre.TorchMDET`, add up atomic
-    energies. Parameters and their names are the same.
+    does not grow in proportion to the structure. The paper's version, and :class:`~mdl_physpre.potentials.TorchMDET`,
+    add up atomic energies. Parameters and their names are the same.
     """
 
     gradient: Any

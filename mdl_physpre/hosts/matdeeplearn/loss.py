@@ -21,7 +21,7 @@ class PhyspreLoss(nn.Module):
     Parameters
     ----------
     settings : ``weight_energy``, ``weight_force``, ``weight_stress``, ``loss`` (mae, huber, conditional_huber),
-        ``force_tail``, ``stress_tail`` and the other keys of :class:`mdl_physpre.TrainingSettings` on the loss.
+        ``force_tail``, ``stress_tail`` and the other keys of :class:`~mdl_physpre.training.TrainingSettings`.
     """
 
     def __init__(self, **settings: Any) -> None:

@@ -13,9 +13,9 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, resolve_teacher
 from mdl_physpre.pretraining.perturbation import PerturbationSettings, PerturbedParent
 from mdl_physpre.pretraining.set_report import largest_force
-from mdl_physpre.pretraining.teacher import LabelFailure, compute_labels, resolve_teacher
 from mdl_physpre.structures.labels import Labels
 
 EDGE_FIELDS = ("edge_index", "edge_weight", "edge_attr", "edge_vec", "cell_offsets")
@@ -42,7 +42,7 @@ class Perturb:
     keep_labels : leave the labels as they are, where nothing is learnt from them.
     energy_reference : eV by element, taken off the teacher's energies.
     seed : of the random numbers.
-    **settings : keys of :class:`mdl_physpre.PerturbationSettings`.
+    **settings : keys of :class:`mdl_physpre.pretraining.PerturbationSettings`.
 
     Raises
     ------

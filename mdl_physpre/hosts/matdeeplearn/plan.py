@@ -20,16 +20,16 @@ from mdl_physpre.hosts.matdeeplearn import checks
 from mdl_physpre.hosts.matdeeplearn.data import energy_reference, host_dataset, host_items, usable
 from mdl_physpre.hosts.matdeeplearn.perturb import reference_table
 from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config, stage_optim
-from mdl_physpre.potentials.matdeeplearn_checkpoints import read_config
-from mdl_physpre.potentials.reference import fit_energy_reference
-from mdl_physpre.pretraining.teacher import label
+from mdl_physpre.potentials.checkpoints.matdeeplearn import read_config
+from mdl_physpre.potentials.energy_reference import fit_energy_reference
+from mdl_physpre.pretraining.labelling import label
+from mdl_physpre.runs.stage import hash_of, write_json
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.training.arms import Arm, parse_arms
-from mdl_physpre.workflow.config import SAM, Config
+from mdl_physpre.workflow.config.schema import SAM, Config
 from mdl_physpre.workflow.data import RunData, load_data
-from mdl_physpre.workflow.stages import hash_of, write_json
-from mdl_physpre.workflow.teacher_stages import pretraining_set_stage, teacher_stage
+from mdl_physpre.workflow.stages.teacher import pretraining_set_stage, teacher_stage
 
 logger = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.matdeeplearn.names import host
-from mdl_physpre.potentials.cgcnn import CGCNN
-from mdl_physpre.potentials.matdeeplearn_models import LATE
-from mdl_physpre.potentials.torchmd_et import TorchMDET
+from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
+from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
+from mdl_physpre.potentials.checkpoints.matdeeplearn_models import LATE
 from mdl_physpre.training.arms import parse_arms
 from mdl_physpre.training.settings import TrainingSettings
-from mdl_physpre.workflow.config import Config, Optim
-from mdl_physpre.workflow.config_file import numbers, parse_config, with_absolute_paths
+from mdl_physpre.workflow.config.file import numbers, parse_config, with_absolute_paths
+from mdl_physpre.workflow.config.schema import Config, Optim
 
 COUNTERPARTS: dict[str, type] = {"CGCNN": CGCNN, "torchmd_etEarly": TorchMDET}
 """Models of MatDeepLearn that this package has too, with the same parameters."""

@@ -15,10 +15,10 @@ from mdl_physpre.errors import CheckpointError, TrainingError
 from mdl_physpre.hosts.matdeeplearn.data import loading_of_datasets
 from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.hosts.matdeeplearn.plan import Plan, Stage, prepare
-from mdl_physpre.potentials.matdeeplearn_checkpoints import load_checkpoint
-from mdl_physpre.processes import run_lock
+from mdl_physpre.potentials.checkpoints.matdeeplearn import load_checkpoint
+from mdl_physpre.runs.stage import write_text
 from mdl_physpre.training.sam import climb, go_back
-from mdl_physpre.workflow.stages import write_text
+from mdl_physpre.utils.processes import run_lock
 
 logger = logging.getLogger(__name__)
 PropertyTrainer: Any = host().PropertyTrainer

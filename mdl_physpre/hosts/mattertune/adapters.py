@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.m3gnet_layers import Layer
+from mdl_physpre.potentials.backbones.m3gnet.layers import Layer
 
 
 def adapted_layers(network: nn.Module) -> dict[str, Layer]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.hosts.mattertune.plugin import register
-from mdl_physpre.potentials.mattersim_checkpoints import read_without_running
+from mdl_physpre.potentials.checkpoints.mattersim import read_without_running
 
 
 def load_host_model(path: str | Path, device: str = "cpu") -> Any:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.hosts.mattertune.settings import Physpre, parse_physpre
-from mdl_physpre.workflow.config_file import read_raw, resolve_path
+from mdl_physpre.workflow.config.file import read_raw, resolve_path
 
 PATHS = ("src", "checkpoint", "teacher", "per_atom_references")
 """Keys whose text is the path of a file."""

@@ -15,7 +15,7 @@ from mdl_physpre.pretraining.perturbation import PerturbationSettings
 from mdl_physpre.pretraining.pretraining_set import make_pretraining_set
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.splits import split_structures
-from mdl_physpre.workflow.config_file import expand
+from mdl_physpre.workflow.config.file import expand
 
 
 class Structures(Dataset[Atoms]):

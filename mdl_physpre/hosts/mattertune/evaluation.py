@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
 from mdl_physpre.potentials.base import AtomicPotential
-from mdl_physpre.potentials.m3gnet import M3GNet
 from mdl_physpre.structures.graph import AtomGraph
 
 

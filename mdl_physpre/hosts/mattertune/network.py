@@ -9,10 +9,10 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from mdl_physpre.errors import CheckpointError, ConfigError
-from mdl_physpre.potentials.m3gnet import M3GNet
-from mdl_physpre.potentials.m3gnet_layers import GatedMLP
-from mdl_physpre.potentials.mattertune_checkpoints import is_mattertune_checkpoint, read_mattertune_checkpoint
-from mdl_physpre.potentials.open_potential import open_potential
+from mdl_physpre.potentials.backbones.m3gnet.layers import GatedMLP
+from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
+from mdl_physpre.potentials.checkpoints.mattertune import is_mattertune_checkpoint, read_mattertune_checkpoint
+from mdl_physpre.potentials.open import open_potential
 
 SIZES = (
     "elements", "num_blocks", "units", "max_l", "max_n", "cutoff", "threebody_cutoff", "max_z", "energy_scale",

@@ -27,18 +27,19 @@ from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.hosts.mattertune.config_file import load_mattertune_config, validated
 from mdl_physpre.hosts.mattertune.plugin import register
 from mdl_physpre.hosts.mattertune.settings import Physpre, fit_teacher
-from mdl_physpre.potentials.checkpoints import load_potential, save_potential
-from mdl_physpre.potentials.mattertune_checkpoints import read_mattertune_checkpoint
-from mdl_physpre.potentials.open_potential import open_potential
-from mdl_physpre.potentials.reference import fit_energy_reference
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkpoint
+from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.energy_reference import fit_energy_reference
+from mdl_physpre.potentials.open import open_potential
+from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
-from mdl_physpre.pretraining.teacher import label
-from mdl_physpre.processes import run_lock
+from mdl_physpre.runs.stage import Stage, hash_of_file, write_json, write_text
 from mdl_physpre.structures.graph import GraphDataset, content_hash
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.write import write_structures
 from mdl_physpre.training.energy_zero import energy_errors, refit_reference
-from mdl_physpre.workflow.stages import Stage, hash_of_file, write_json, write_text
+from mdl_physpre.utils.processes import run_lock
 
 logger = logging.getLogger(__name__)
 

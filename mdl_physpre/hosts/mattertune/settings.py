@@ -9,10 +9,10 @@ from typing import Any
 from ase import Atoms
 from pydantic import Field, ValidationError
 
+from mdl_physpre.eam_fit.fit import EAMFit, fit_eam
 from mdl_physpre.errors import ConfigError, nearest
-from mdl_physpre.pretraining.eam_fit import EAMFit, fit_eam
 from mdl_physpre.pretraining.perturbation import PerturbationSettings
-from mdl_physpre.workflow.config import EAM, Perturbation, Section
+from mdl_physpre.workflow.config.schema import EAM, Perturbation, Section
 
 
 class Pretrain(Section):

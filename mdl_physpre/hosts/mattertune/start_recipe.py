@@ -10,7 +10,7 @@ from mattertune.main import MatterTunerConfig
 from mattertune.recipes.base import RecipeConfigBase, recipe_registry
 
 from mdl_physpre.errors import CheckpointError
-from mdl_physpre.potentials.mattersim_checkpoints import read_without_running
+from mdl_physpre.potentials.checkpoints.mattersim import read_without_running
 
 # the host renews its configuration for new backbones and data sources, not for new recipes
 recipe_registry.rebuild_on_registers(MatterTunerConfig)

@@ -1,0 +1,244 @@
+"""Commands on potentials: ``physpre evaluate``, ``doctor``, ``md``, ``judge``, ``compare``, ``export``,
+``convert-checkpoint``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A checkpoint, calculator:package.module.Class?key=value, or torchsim:…"),
+]
+Modules = Annotated[
+    list[str] | None, typer.Option("--import", metavar="MODULE", help="Import first: it defines the backbone. Repeat.")
+]
+Device = Annotated[
+    str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:1; a calculator has one of its own.")
+]
+Json = Annotated[Path | None, typer.Option(help="Write all figures to this file.")]
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[str, typer.Argument(help="Labelled structures.")],
+    by: Annotated[str | None, typer.Option(help="Also by the values of this info key.")] = None,
+    device: Device = "auto",
+    json: Json = None,
+    modules: Modules = None,
+) -> None:
+    """Errors of a potential on labelled structures.
+
+    Energy, forces and stress, in the paper's units and per atom.
+    """
+    from mdl_physpre.analysis.errors import format_errors, prediction_errors
+    from mdl_physpre.potentials.open import open_potential
+    from mdl_physpre.runs.stage import write_json
+    from mdl_physpre.structures.read import read_structures
+
+    potential = open_potential(model, modules=modules or (), map_location=device)
+    errors = prediction_errors(potential, read_structures(data), by=by)
+    print(format_errors({Path(model).name: errors}))
+    if json:
+        write_json(json, errors)
+
+
+def doctor(
+    model: Model,
+    structures: Annotated[str | None, typer.Argument(help="Structures; crystals of its elements if not given.")] = None,
+    cutoff: Annotated[float | None, typer.Option(help="Å; of a calculator, which does not say.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of rotations and displacements.")] = 0,
+    device: Device = "auto",
+    json: Json = None,
+    modules: Modules = None,
+) -> None:
+    """Check a potential before molecular dynamics.
+
+    Invariances, forces and stress against finite differences, smoothness at the cutoff, extensivity, smallest systems,
+    two-atom curves, determinism. Ends with status 1 if a check fails.
+    """
+    from mdl_physpre.potential_checks.run import any_failed, checks_as_dict, examine, format_checks
+    from mdl_physpre.potentials.open import open_potential
+    from mdl_physpre.runs.stage import write_json
+    from mdl_physpre.structures.read import read_structures
+
+    potential = open_potential(model, modules=modules or (), map_location=device)
+    checks = examine(potential, read_structures(structures) if structures else None, cutoff=cutoff, seed=seed)
+    print(format_checks(checks))
+    if json:
+        write_json(json, checks_as_dict(checks))
+    if any_failed(checks):
+        raise typer.Exit(1)
+
+
+def md(
+    model: Model,
+    structures: Annotated[str, typer.Argument(help="Start structures.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any other setting of physpre.dynamics.")
+    ] = None,
+    ensemble: Annotated[
+        str, typer.Option(help="nvt (Langevin), nvt_bussi, nvt_nose_hoover, npt (Berendsen) or nve.")
+    ] = "nvt",
+    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    pressure: Annotated[float, typer.Option(help="bar; npt only.")] = 1.01325,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps of each structure.")] = 5000,
+    n_structures: Annotated[
+        int | None, typer.Option(min=1, help="The first so many structures; all if not given.")
+    ] = None,
+    min_atoms: Annotated[int, typer.Option(help="Smaller structures are doubled until they have so many.")] = 1,
+    trajectory_interval: Annotated[int, typer.Option(help="Steps between stored frames; 0 stores none.")] = 0,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Compare radial distribution functions with a trajectory, a folder of them, or a MODEL."),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Share the structures among so many processes.")] = 1,
+    device: Annotated[
+        list[str], typer.Option(help="auto, cpu, cuda or cuda:1; repeat to share the structures among several.")
+    ] = ["auto"],  # noqa: B006 - read, never changed
+    seed: Annotated[int, typer.Option(help="Seed of velocities and noise.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for verdicts, and the state to go on from.")] = None,
+    modules: Modules = None,
+) -> None:
+    """Simulate structures and judge each while it runs.
+
+    All structures take their steps together. With --out the same command goes on where it stopped.
+    """
+    from mdl_physpre.dynamics.compare_rdf import compare_with_reference, format_rdf_errors
+    from mdl_physpre.dynamics.running.parallel import simulate_parallel
+    from mdl_physpre.dynamics.verdicts.verdict import summarise
+    from mdl_physpre.potentials.open import open_potential
+    from mdl_physpre.report.tables.text import format_verdicts
+    from mdl_physpre.structures.read import read_structures
+    from mdl_physpre.structures.supercell import enlarge
+    from mdl_physpre.utils.devices import device_in_turn
+    from mdl_physpre.workflow.config.file import dynamics_settings
+
+    named: dict[str, Any] = {
+        "ensemble": ensemble,
+        "temperature": temperature,
+        "pressure": pressure,
+        "timestep": timestep,
+        "steps": steps,
+        "trajectory_interval": trajectory_interval,
+        "seed": seed,
+    }
+    chosen = dynamics_settings(named, settings or ())
+    processes = max(processes, len(device))
+    places = [str(device_in_turn(device[k % len(device)], k)) for k in range(processes)]
+    potential = open_potential(model, modules=modules or (), map_location="auto" if device == ["auto"] else places[0])
+    several = processes > 1 and next(potential.parameters(), None) is not None and set(places) != {"cpu"}
+    if several:  # each process moves its own
+        potential = potential.cpu()
+    # unchecked: a start from which no step can be taken is a verdict, and stops no other structure
+    found = [enlarge(atoms, min_atoms) for atoms in read_structures(structures, check=False)[:n_structures]]
+    workers: dict[str, Any] = {"processes": processes, "devices": places if several else None}
+    if reference is None:
+        verdicts = simulate_parallel(potential, found, chosen, out, **workers)
+        print(format_verdicts(verdicts, summarise(verdicts)))
+        return
+    compared = compare_with_reference(potential, found, reference, chosen, out, modules=modules or (), **workers)
+    print(format_verdicts(compared["verdicts"], summarise(compared["verdicts"])))
+    print(format_rdf_errors(compared))
+    if out:
+        from mdl_physpre.dynamics.running.storage import RDF_ERRORS
+        from mdl_physpre.report.figures.rdf import draw_rdfs
+        from mdl_physpre.runs.stage import write_json
+
+        errors, figure = (out / name for name in RDF_ERRORS[:2])
+        names = ("structures", "errors", "structure_errors", "reference_verdicts")
+        write_json(errors, {name: compared[name] for name in names if name in compared})
+        draw_rdfs({Path(model).name: compared["rdf"]}, figure, reference=compared["reference_rdf"])
+        print(f"figure: {figure}")
+
+
+def judge(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of physpre md --out with trajectories.")],
+) -> None:
+    """Judge stored trajectories again.
+
+    Trajectories of every step give the verdicts that the simulation gave.
+    """
+    from mdl_physpre.dynamics.running.reanalysis import judge_run
+    from mdl_physpre.dynamics.verdicts.verdict import summarise
+    from mdl_physpre.report.tables.text import format_verdicts
+
+    verdicts = judge_run(folder)
+    print(format_verdicts(verdicts, summarise(verdicts)))
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of physpre run or physpre md --out.")],
+    json: Json = None,
+) -> None:
+    """Put the verdicts of several simulations side by side.
+
+    Counts with intervals, and which of the structures that they share broke in one alone.
+    """
+    from mdl_physpre.report.comparison import compare as compare_runs
+    from mdl_physpre.report.comparison import format_comparison
+    from mdl_physpre.runs.stage import write_json
+
+    found = compare_runs(runs)
+    print(format_comparison(found))
+    if json:
+        write_json(json, found)
+
+
+def export(
+    model: Annotated[Path, typer.Argument(metavar="EAM", help="Checkpoint of an embedded-atom potential.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The table, usually NAME.eam.fs.")],
+    structures: Annotated[
+        str | None, typer.Option(help="What is to be simulated: the grid of densities covers it, or says where not.")
+    ] = None,
+    rho_max: Annotated[float | None, typer.Option(help="End of the grid of densities.")] = None,
+    n_r: Annotated[int, typer.Option(help="Points of the grid of distances.")] = 10_000,
+    n_rho: Annotated[int, typer.Option(help="Points of the grid of densities.")] = 20_000,
+    isolated_atoms_zero: Annotated[
+        bool, typer.Option(help="Isolated atoms have no energy; otherwise total energies are those of the potential.")
+    ] = False,
+) -> None:
+    """Write an embedded-atom potential as a table for LAMMPS.
+
+    Finnis-Sinclair setfl, for pair_style eam/fs; ASE reads it, too. The short-range core is part of the pair terms.
+    Prints the lines of input for LAMMPS.
+    """
+    from mdl_physpre.potentials.eam.lammps import write_setfl
+    from mdl_physpre.potentials.open import open_potential
+    from mdl_physpre.structures.read import read_structures
+
+    made = write_setfl(
+        target,
+        open_potential(model),
+        structures=read_structures(structures) if structures else None,
+        rho_max=rho_max,
+        n_r=n_r,
+        n_rho=n_rho,
+        isolated_atoms_zero=isolated_atoms_zero,
+    )
+    print(f"{', '.join(map(str, made.files))}\nIn LAMMPS, with atom types in this order:")
+    print("\n".join(f"  {line}" for line in made.lammps_commands()))
+
+
+def convert_checkpoint(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A checkpoint of this package, MatDeepLearn, MatterSim or MatterTune.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
+    format: Annotated[
+        str | None,
+        typer.Option(help="mdl_physpre, matdeeplearn or mattersim; by default mattersim for .pth, else mdl_physpre."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML of a checkpoint of MatDeepLearn.")] = None,
+) -> None:
+    """Convert a checkpoint between this package, MatDeepLearn and MatterSim.
+
+    What the format cannot carry is said.
+    """
+    from mdl_physpre.potentials.convert import convert_checkpoint as convert
+
+    lost = convert(source, target, format, config)
+    print(f"{target}: written" + ("; see above what it does not carry" if lost else "; nothing is lost"))

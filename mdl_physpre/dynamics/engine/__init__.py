@@ -1,0 +1,1 @@
+"""What moves atoms: integrators, neighbour lists, forces."""

@@ -1,0 +1,318 @@
+"""The steps of all structures together: move, evaluate, watch, and let go of those that break or finish."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from mdl_physpre.dynamics.engine.broken import Broken
+from mdl_physpre.dynamics.engine.forces import evaluate_chunks, floating
+from mdl_physpre.dynamics.engine.integrators import VelocityVerlet
+from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
+from mdl_physpre.dynamics.engine.neighbour_lists import MovingLists
+from mdl_physpre.dynamics.engine.random_numbers import NoiseStreams
+from mdl_physpre.dynamics.engine.thermostats import INTEGRATORS
+from mdl_physpre.dynamics.running.rdf_sampling import RDFSampler
+from mdl_physpre.dynamics.running.storage import FAILING, FAILING_AT_MOST, TRAJECTORIES, TrajectoryFiles
+from mdl_physpre.dynamics.running.trajectory_frames import make_frame
+from mdl_physpre.dynamics.running.windows import Unread, Window, steps_between_readings
+from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.dynamics.verdicts.judging import verdicts_of
+from mdl_physpre.dynamics.verdicts.observers import Observers
+from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions
+from mdl_physpre.potentials.compiled import CompiledPotential
+
+logger = logging.getLogger(__name__)
+
+
+class BatchRun:
+    """The structures that are still being simulated. They are numbered 0, 1, … anew whenever one leaves.
+
+    Made by :func:`mdl_physpre.dynamics.running.run_state.begin_or_resume`. ``active`` holds the place of each in the
+    list of all structures, ``places`` the place of each of all structures in the caller's list.
+    """
+
+    active: list[int]
+    step: int
+    atoms: MovingAtoms
+    integrator: VelocityVerlet
+    observers: Observers
+    lists: MovingLists
+    noise: NoiseStreams | None
+
+    def __init__(
+        self,
+        potential: Potential,
+        structures: Sequence[Atoms],
+        ids: Sequence[str],
+        places: Sequence[int],
+        settings: DynamicsSettings,
+        each: Sequence[DynamicsSettings],
+        folder: Path | None,
+        key: str,
+    ) -> None:
+        if settings.compile and isinstance(potential, AtomicPotential):
+            potential = CompiledPotential(potential)
+        self.potential, self.settings, self.each = potential, settings, list(each)
+        self.folder, self.key = folder, key
+        self.dtype, self.device = floating(potential)
+        self.structures, self.ids, self.places = list(structures), list(ids), list(places)
+        self.verdicts: dict[int, dict] = {}
+        self.files = TrajectoryFiles(folder / TRAJECTORIES) if folder and settings.trajectory_interval else None
+        self.failing = TrajectoryFiles(folder / FAILING) if folder else None
+        self.rdfs = RDFSampler(settings, structures) if settings.rdf_interval else None
+        self.changing = INTEGRATORS[settings.ensemble].changes_cells
+        self.seconds_per_step: float | None = None  # of this process, for those who ask how long it will take
+        self.stress_missed = False  # and said so
+        self.left_at: dict[int, tuple[Tensor, Tensor]] = {}  # where structures were whose step could not be finished
+        self.ends = {s.steps for s in each}
+        self.interval = steps_between_readings(self.device)
+        self.length = 1  # of the next window; 0 where its first step is to be judged at once
+        self.window: Window | None = None  # None where all steps that were taken have been judged
+
+    def advance(self) -> None:
+        """One step of all structures, judged at once or in a window of :mod:`mdl_physpre.dynamics.running.windows`."""
+        if self.window is None and (self.interval == 1 or self.length == 0):
+            self.length = 1
+            self.take_step(Broken())
+            return
+        if self.window is None:
+            if self.noise is not None:
+                self.noise.prepare()
+            watched = (self.observers, self.observers.overlap, self.observers.lindemann)
+            parts = (self.atoms, self.integrator, *watched, self.lists, *([] if self.noise is None else [self.noise]))
+            self.window = Window(parts, self.step, self.length)
+        try:
+            self.take_step(self.window.unread)
+        except Exception as error:
+            logger.debug("steps are taken again, because of %r", error)
+            self.take_again()
+            return
+        if self.step >= self.window.end or self.due() or (self.noise is not None and self.noise.used_up):
+            happened, spent = self.window.read(self.lists.spent())
+            if happened:
+                self.take_again()
+                return
+            self.window = None
+            self.length = self.lists.prepare(spent, self.interval, self.atoms.positions)
+            self.record()
+
+    def take_again(self) -> None:
+        """The steps of the window again, each judged at once."""
+        assert self.window is not None
+        last, self.step = self.step, self.window.step
+        self.window.put_back()
+        self.window, self.length = None, 1
+        while self.active and self.step < last:
+            self.take_step(Broken())
+
+    def due(self) -> bool:
+        """Whether this step ends a structure's run, or is stored or sampled by the host."""
+        stored = self.files is not None and self.step % self.settings.trajectory_interval == 0
+        return stored or self.step in self.ends or (self.rdfs is not None and self.rdfs.due(self.step))
+
+    def take_step(self, broken: Broken) -> None:
+        """One step of all structures, of which ``broken`` judges."""
+        atoms, integrator = self.atoms, self.integrator
+        noise = None if self.noise is None else self.noise.next()
+        self.step += 1
+        if self.changing:
+            integrator.rescale(atoms)
+            self.moved(broken, step_done=False)
+            self.evaluate(broken, stress=False)
+        integrator.first_half(atoms, noise)
+        deformation = self.moved(broken)
+        stress = self.wants_stress()
+        self.evaluate(broken, stress)
+        self.observers.check_forces(atoms, broken, stress=self.changing)
+        integrator.second_half(atoms)
+        self.settle(broken, deformation, stress)
+
+    def wants_stress(self) -> bool:
+        """Whether the stress is computed at this step."""
+        interval = self.settings.pressure_interval
+        return self.changing or bool(interval and self.potential.gives_stress and self.step % interval == 0)
+
+    def moved(self, broken: Broken, step_done: bool = True) -> Tensor | None:
+        """Check where the atoms have come to, and bring the neighbour lists up to date; returns the deformations."""
+        atoms, deformation = self.atoms, None
+        if self.changing:
+            self.observers.check_cells(atoms.cells, broken)
+            deformation = self.observers.deformation(atoms.cells)
+        self.observers.check_positions(atoms.positions, broken, deformation, step_done)
+        if broken:
+            # they leave at the end of the step; until then they stay where their lists are right
+            for k in broken:
+                self.left_at.setdefault(self.active[k], (atoms.positions[atoms.batch == k], atoms.cells[k]))
+            lost = torch.zeros(len(self.active), dtype=torch.bool, device=self.device)
+            lost[list(broken)] = True
+            atoms.positions = torch.where(atoms.per_atom(lost)[:, None], self.lists.reference, atoms.positions)
+            atoms.cells = torch.where(lost[:, None, None], self.lists.reference_cells, atoms.cells)
+        for k, text in self.lists.update(atoms.positions, atoms.cells, broken).items():
+            broken.add(k, "cell_collapsed", text)
+        return deformation
+
+    def evaluate(self, broken: Broken, stress: bool) -> dict[int, Exception]:
+        """Forces, energies and stress at the present positions; returns the errors that the potential raised."""
+        judged = not isinstance(broken, Unread)
+        found, raised = evaluate_chunks(self.potential, self.lists, self.atoms.positions, stress, one_by_one=judged)
+        assert found.forces is not None and found.stress is not None
+        if raised and stress and not self.changing:
+            raised = self.without_stress(found, raised)
+        self.atoms.forces, self.atoms.energies, self.atoms.stress = found.forces, found.energies, found.stress
+        for k, error in raised.items():
+            broken.add(k, "potential_error", f"the potential raised {type(error).__name__}: {error}")
+        return raised
+
+    def without_stress(self, found: Predictions, raised: dict[int, Exception]) -> dict[int, Exception]:
+        """Put forces and energies of structures whose stress alone raises into ``found``; returns the other errors.
+
+        At constant volume the pressure is only watched: that it cannot be had ends no run.
+        """
+        again, still = evaluate_chunks(self.potential, self.lists, self.atoms.positions)
+        assert found.forces is not None and again.forces is not None
+        for k in raised.keys() - still.keys():
+            if not self.stress_missed:
+                self.stress_missed = True
+                said = f"{type(raised[k]).__name__}: {raised[k]}"
+                logger.warning("the potential raised for the stress (%s): such structures get no pressure", said)
+            mine = self.atoms.batch == k
+            found.forces[mine], found.energies[k] = again.forces[mine], again.energies[k]
+        return {k: error for k, error in still.items() if k in raised}
+
+    def settle(self, broken: Broken, deformation: Tensor | None, stress: bool) -> None:
+        """Judge the step, let the broken structures go, count it for the others, and let the finished ones go."""
+        atoms = self.atoms
+        temperature = atoms.temperatures()
+        self.observers.check_motion(self.step, temperature, self.lists.minimum_distances(atoms.positions), broken)
+        if broken:
+            self.finish(sorted(broken), broken)
+            kept = self.let_go(broken)
+            temperature = temperature.index_select(0, kept)
+            deformation = None if deformation is None else deformation.index_select(0, kept)
+        if not self.active:
+            return
+        conserved = atoms.energies + atoms.kinetic - self.integrator.heat
+        self.observers.count(self.step, atoms, temperature, conserved, deformation)
+        if stress and self.step:
+            self.observers.count_pressure(atoms.pressures())
+        self.keep_first_failures(broken)
+        if not isinstance(broken, Unread):
+            self.record()
+
+    def record(self) -> None:
+        """Store and sample what is due at this step, and let the structures go that end with it."""
+        atoms = self.atoms
+        ended = [k for k, place in enumerate(self.active) if self.each[place].steps <= self.step]
+        if self.files is not None and self.step % self.settings.trajectory_interval == 0:
+            for place, frame in self.frames(range(len(self.active)), Broken()):
+                self.files.add(place, frame)
+        if self.rdfs is not None and self.rdfs.due(self.step):
+            self.rdfs.take(self.active, atoms)
+        if ended:
+            self.finish(ended, Broken())
+            self.let_go(ended)
+
+    def finish(self, structures: list[int], broken: Broken) -> None:
+        """Final verdicts of these structures."""
+        if self.files is not None and broken:
+            for place, frame in self.frames(structures, broken):
+                self.files.add(place, frame)
+        found = verdicts_of(self.observers, structures, self.step, broken)
+        if self.failing is not None:
+            self.settle_failing_frames(structures, found, broken)
+        for k, verdict in zip(structures, found, strict=True):
+            self.verdicts[self.active[k]] = verdict
+            if broken:
+                first = verdict["failures"][0]
+                logger.debug("structure %s breaks at step %d: %s", verdict["structure_id"], self.step, first["text"])
+
+    def let_go(self, leaving: Any) -> Tensor:
+        """Go on without these structures; returns the numbers of the others."""
+        gone = set(leaving)
+        kept = [k for k in range(len(self.active)) if k not in gone]
+        where = torch.tensor(kept, dtype=torch.int64, device=self.device)
+        self.active = [self.active[k] for k in kept]
+        atoms = self.atoms.keep(where)
+        fields = {name: getattr(self.integrator, name) for name in self.integrator.FIELDS}
+        self.integrator = type(self.integrator)(self.atoms, [self.each[k] for k in self.active])
+        for name, values in fields.items():
+            setattr(self.integrator, name, values.index_select(0, where))
+        if self.noise is not None:
+            self.noise.keep(kept, atoms)
+        self.observers.keep(kept, atoms)
+        self.lists.keep(kept, atoms)
+        return where
+
+    def keep_first_failures(self, broken: Broken) -> None:
+        """Keep the frames of structures that pass a bound at this step and go on all the same."""
+        o, s = self.observers, self.settings
+        if self.failing is None:
+            return
+        passed = []
+        if self.step % s.lindemann_check_interval == 0:
+            passed.append((o.exceeded == self.step).any(1))
+        if not s.stop_on_overlap:
+            passed.append(o.overlap.first_step == self.step)
+        found = broken.which(torch.stack(passed).any(0)) if passed else []
+        if found:
+            self.keep_failing(found, Broken())
+
+    def keep_failing(self, structures: Sequence[int], broken: Broken) -> None:
+        """Keep the present frames of these structures, each after its frame at the start."""
+        assert self.failing is not None
+        known = self.failing.known()
+        for place, frame in self.frames(structures, broken):
+            if place not in known:
+                if len(known) >= FAILING_AT_MOST:
+                    continue
+                known.add(place)
+                if self.step:
+                    start = self.structures[self.places.index(place)]
+                    first = Atoms(start.numbers, start.positions, cell=start.cell, pbc=start.pbc)
+                    first.info = {"structure_id": frame.info["structure_id"], "step": 0, "time_fs": 0.0}
+                    self.failing.add(place, first)
+            self.failing.add(place, frame)
+
+    def settle_failing_frames(self, structures: Sequence[int], verdicts: Sequence[dict], broken: Broken) -> None:
+        """Frames of structures that leave: kept of those that failed, dropped of those that did not in the end."""
+        assert self.failing is not None
+        known = self.failing.known()
+        late = []
+        for k, verdict in zip(structures, verdicts, strict=True):
+            place = self.places[self.active[k]]
+            if verdict["status"] == "failed" and (k in broken or place not in known):
+                late.append(k)
+            elif verdict["status"] != "failed" and place in known:
+                self.failing.drop(place)
+        self.keep_failing(late, broken)
+
+    def frames(self, structures: Sequence[int], broken: Broken) -> Iterator[tuple[int, Atoms]]:
+        """The present frames of these structures, each with its place in the caller's list."""
+        atoms = self.atoms
+        positions, momenta = atoms.positions.cpu().numpy(), (atoms.velocities * atoms.masses).cpu().numpy()
+        forces, cells, stress = atoms.forces.cpu().numpy(), atoms.cells.cpu().numpy(), atoms.stress.cpu().numpy()
+        energies = atoms.energies.tolist()
+        conserved = (atoms.energies + atoms.kinetic - self.integrator.heat).tolist()
+        ends = np.concatenate([[0], np.cumsum(atoms.counts.cpu().numpy())])
+        for k in structures:
+            place, mine = self.active[k], slice(ends[k], ends[k + 1])
+            where, cell = positions[mine], cells[k]
+            if place in self.left_at:
+                where, cell = (part.cpu().numpy() for part in self.left_at[place])
+            frame = make_frame(self.structures[place], where, cell, momenta[mine], forces[mine], energies[k], stress[k])
+            frame.info = {"structure_id": self.ids[place], "step": self.step}
+            frame.info["time_fs"] = self.step * self.each[place].timestep
+            frame.info["conserved_energy"] = conserved[k]
+            # what only the run knows
+            said = {r: t for r, t in broken.get(k, {}).items() if r in ("potential_error", "cell_collapsed")}
+            for reason, text in said.items():
+                frame.info[reason] = " ".join(text.split())
+            yield self.places[place], frame

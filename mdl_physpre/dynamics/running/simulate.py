@@ -1,0 +1,172 @@
+"""Molecular dynamics of many structures at once, each judged while it runs.
+
+All structures take their steps together, on the device of the potential. Their positions, velocities and averages are
+float64 whatever the precision of the potential, which is evaluated on chunks of structures. A structure that breaks
+leaves with its verdict and the others go on. With a folder, the state is stored now and then, and a run that was killed
+continues to the same verdicts.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from mdl_physpre.dynamics.engine.forces import inference
+from mdl_physpre.dynamics.engine.thermostats import INTEGRATORS
+from mdl_physpre.dynamics.running.batch import BatchRun
+from mdl_physpre.dynamics.running.rdf_sampling import write_rdfs
+from mdl_physpre.dynamics.running.run_state import begin_or_resume, store
+from mdl_physpre.dynamics.running.storage import LOCK_WAIT, STATE, read_verdicts, run_key, write_speed, write_verdicts
+from mdl_physpre.dynamics.settings import DynamicsSettings, settings_of_each
+from mdl_physpre.dynamics.verdicts.verdict import summarise
+from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.utils.processes import run_lock
+from mdl_physpre.utils.progress import progress as show_progress
+
+__all__ = ["DynamicsSettings", "simulate", "summarise"]
+logger = logging.getLogger(__name__)
+
+
+def simulate(
+    potential: Potential,
+    structures: Sequence[Atoms],
+    settings: DynamicsSettings | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    *,
+    per_structure: Mapping[str, Sequence[Any]] | None = None,
+    indices: Sequence[int] | None = None,
+    raise_at_start: bool = True,
+) -> list[dict[str, Any]]:
+    """Simulate all structures at once and judge each.
+
+    Parameters
+    ----------
+    potential : forces come from it, on its device and in its precision.
+    structures : start positions and cells; ``info["structure_id"]`` names them. Their momenta are not used.
+    settings : see :class:`DynamicsSettings`.
+    out : folder for ``verdicts.json``, ``speed.json``, the state to continue from, ``failing_frames`` (extended XYZ of
+        structures that failed: the start, and where a bound was first passed), and ``rdf.json`` and trajectories where
+        they are asked for. A finished run of the same potential, structures and settings is read, an unfinished
+        one continued, any other replaced.
+    progress : show progress.
+    per_structure : ``temperature``, ``pressure``, ``timestep`` or ``steps``, one value for each structure, in place of
+        that of ``settings``. A structure with fewer steps leaves the batch when it has finished.
+    indices : place of each structure in a longer list, from which its random numbers come; 0, 1, … where ``None``.
+    raise_at_start : whether an error that the potential raises at the start for every structure is raised; otherwise
+        each gets a verdict with that reason.
+
+    Returns
+    -------
+    A verdict (dict) for each structure, in order; see :func:`mdl_physpre.dynamics.verdicts.verdict.make_verdict`.
+
+    Raises
+    ------
+    DataError : an element that the potential does not know, a structure without atoms, or one at constant pressure
+        that is not periodic in three directions.
+    ConfigError : trajectories or radial distribution functions without a folder; constant pressure with a potential
+        that has no stress; values for single structures that cannot be used.
+    PhyspreError : another process works in the folder.
+    Exception : whatever the potential raises at the start, if it does so for every structure.
+    """
+    settings = settings or DynamicsSettings()
+    each = settings_of_each(settings, len(structures), per_structure)
+    places, ids = check_input(potential, structures, settings, out, indices)
+    if not structures:
+        return []
+    if out is None:
+        with inference(potential):
+            run = begin_or_resume(potential, structures, ids, places, settings, each, raise_at_start=raise_at_start)
+            return run_to_the_end(run, progress)
+    folder, key = Path(out), run_key(potential, structures, ids, each, places)
+    finished = read_verdicts(folder, key)
+    if finished is not None:
+        return finished
+    with run_lock(folder, LOCK_WAIT), inference(potential):
+        if (finished := read_verdicts(folder, key)) is not None:  # another process was at it
+            return finished
+        run = begin_or_resume(potential, structures, ids, places, settings, each, folder, key, raise_at_start)
+        verdicts = run_to_the_end(run, progress)
+        if run.rdfs is not None:
+            write_rdfs(folder, key, ids, run.rdfs.results())
+        write_verdicts(folder, key, settings, each, verdicts)
+        (folder / STATE).unlink(missing_ok=True)
+    return verdicts
+
+
+def run_to_the_end(run: BatchRun, progress: bool) -> list[dict[str, Any]]:
+    """Take all steps that are left, storing the state now and then; returns the verdicts of all structures."""
+    s, first = run.settings, run.step
+    steps: Any = range(first, max((t.steps for t in run.each), default=0))
+    if progress:
+        steps = show_progress(steps, len(steps), f"molecular dynamics of {len(run.structures)} structures")
+    atom_steps, start = 0, time.monotonic()
+    stored_step, stored_time = first, start
+    for _ in steps:
+        if not run.active:
+            break
+        atom_steps += len(run.atoms.positions)
+        run.advance()
+        waited = time.monotonic() - stored_time >= s.checkpoint_seconds
+        if run.active and run.window is None and (waited or run.step - stored_step >= s.checkpoint_steps):
+            run.seconds_per_step = (time.monotonic() - start) / (run.step - first)
+            store(run)
+            stored_step, stored_time = run.step, time.monotonic()
+    seconds, done = time.monotonic() - start, run.step - first
+    for files in (run.files, run.failing):
+        if files is not None:
+            files.flush()
+    if done and seconds > 0:
+        logger.info("%.4g steps and %.4g atom-steps per second", done / seconds, atom_steps / seconds)
+        if run.folder is not None:
+            write_speed(run.folder, done, atom_steps, seconds, run.lists.rebuilds)
+    return [run.verdicts[k] for k in range(len(run.structures))]
+
+
+def check_input(
+    potential: Potential,
+    structures: Sequence[Atoms],
+    settings: DynamicsSettings,
+    out: str | Path | None,
+    indices: Sequence[int] | None,
+) -> tuple[list[int], list[str]]:
+    """Places and names of the structures; raises what :func:`simulate` says."""
+    places = list(range(len(structures))) if indices is None else [int(k) for k in indices]
+    if len(set(places)) != len(structures):
+        raise ConfigError(f"indices must be {len(structures)} different integers, one for each structure; got {places}")
+    for name, what in (("trajectory_interval", "trajectories"), ("rdf_interval", "radial distribution functions")):
+        if getattr(settings, name) and out is None:
+            raise ConfigError(f"dynamics.{name} is set, but there is no folder to write {what} to")
+    changing = INTEGRATORS[settings.ensemble].changes_cells
+    if changing and not potential.gives_stress:
+        raise ConfigError(
+            f"dynamics.ensemble is {settings.ensemble!r}, which needs stress, and this potential gives none; "
+            "take an ensemble at constant volume, or a potential with stress"
+        )
+    ids = [str(a.info.get("structure_id", k)) for k, a in zip(places, structures, strict=True)]
+    for place, name, atoms in zip(places, ids, structures, strict=True):
+        if len(atoms) == 0:
+            raise DataError(f"structure {place} ({name}) has no atoms; leave it out")
+        if changing and not atoms.pbc.all():
+            pbc = atoms.pbc.tolist()
+            raise DataError(
+                f"structure {place} ({name}) is periodic along {pbc}; constant pressure needs three periodic "
+                "directions. Leave it out, or take an ensemble at constant volume"
+            )
+        strange = set() if potential.elements is None else set(atoms.numbers.tolist()) - set(potential.elements)
+        if strange:
+            symbols = ", ".join(sorted(chemical_symbols[z] for z in strange))
+            known = ", ".join(chemical_symbols[z] for z in potential.elements or ())
+            raise DataError(f"structure {place} ({name}) holds {symbols}; the potential knows {known}. Leave it out")
+    constrained = [name for name, atoms in zip(ids, structures, strict=True) if atoms.constraints]
+    if constrained:
+        first = constrained[0]
+        logger.warning("constraints of %d structures (%s, …) are not applied: all atoms move", len(constrained), first)
+    return places, ids

@@ -1,0 +1,227 @@
+"""Files of a simulation: the state it can go on from, stored trajectories, and the verdicts. Written, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.io.extxyz import write_extxyz
+
+from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings
+from mdl_physpre.dynamics.verdicts.verdict import summarise, survival_curve
+from mdl_physpre.errors import CheckpointError
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.structures.graph import content_hash
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
+STATE, VERDICTS, SPEED, RDFS = "state.npz", "verdicts.json", "speed.json", "rdf.json"
+RDF_ERRORS = ("rdf_errors.json", "rdf.png", "rdf.svg")  # of physpre md --reference
+TRAJECTORIES, FAILING, PARTS, DIVISION = "trajectories", "failing_frames", "parts", "division.json"
+LOCK_WAIT = 10.0  # s; the processes of a run that was killed need a moment to notice
+FAILING_AT_MOST = 200  # structures whose frames are kept, so that 10,000 that break do not fill a disk
+
+
+RENAMED = {"mdl_physpre.potentials.sum.HybridPotential": "mdl_physpre.potentials.hybrid.HybridPotential"}
+"""Classes by the names that they had when runs began that may still go on."""
+
+
+def run_key(
+    potential: Potential,
+    structures: Sequence[Atoms],
+    ids: Sequence[str],
+    each: Sequence[DynamicsSettings],
+    indices: Sequence[int],
+) -> str:
+    """A hash of all that the verdicts depend on: potential with its parameters, structures, settings, and places."""
+    name = f"{type(potential).__module__}.{type(potential).__qualname__}"
+    digest = hashlib.sha256(RENAMED.get(name, name).encode())
+    for name, tensor in sorted(potential.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(repr((getattr(potential, "cutoff", None), getattr(potential, "elements", None))).encode())
+    with contextlib.suppress(CheckpointError):  # a potential need not be one that can be saved
+        digest.update(repr(sorted(potential.hyperparameters().items())).encode())
+    for atoms in structures:
+        digest.update(atoms.get_masses().tobytes())
+    for shared in dict.fromkeys(each):
+        work = ("compile", "checkpoint_steps", "checkpoint_seconds")
+        physics = {k: v for k, v in dataclasses.asdict(shared).items() if k not in work}
+        digest.update(repr(sorted(physics.items())).encode())
+    numbered = {shared: number for number, shared in enumerate(dict.fromkeys(each))}
+    which = [numbered[s] for s in each]
+    return content_hash(structures, FORMAT, digest.hexdigest(), which, list(ids), list(indices))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary file beside ``path``, then rename it."""
+    temporary = path.with_name(f"{path.name}-{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def clear(out: Path) -> None:
+    """Remove what another run wrote into a folder, so that nothing of it is taken for the new one's.
+
+    Files of other names stay, whoever put them there.
+    """
+    for name in (STATE, VERDICTS, SPEED, RDFS, *RDF_ERRORS):
+        (out / name).unlink(missing_ok=True)
+    (out / PARTS / DIVISION).unlink(missing_ok=True)
+    for part in (out / PARTS).glob("*-of-*"):
+        shutil.rmtree(part, ignore_errors=True)
+    for folder in (TRAJECTORIES, FAILING):
+        for path in (out / folder).glob("*.extxyz"):
+            if path.stem.isdigit():
+                path.unlink(missing_ok=True)
+    for folder in (TRAJECTORIES, FAILING, PARTS):
+        with contextlib.suppress(OSError):  # not there, or not empty
+            (out / folder).rmdir()
+
+
+def write_verdicts(
+    out: Path, key: str, settings: DynamicsSettings, each: Sequence[DynamicsSettings], verdicts: list[dict]
+) -> None:
+    """``verdicts.json``: settings with all thresholds, values of single structures, summary and verdicts."""
+    own = {name: [getattr(s, name) for s in each] for name in PER_STRUCTURE}
+    shared = dataclasses.asdict(settings)
+    content = {
+        "format": FORMAT,
+        "key": key,
+        "settings": shared,
+        "per_structure": {name: values for name, values in own.items() if set(values) != {shared[name]}},
+        "summary": summarise(verdicts),
+        "survival": survival_curve(verdicts),
+        "verdicts": verdicts,
+    }
+    write_atomically(out / VERDICTS, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_speed(out: Path, steps: int, atom_steps: int, seconds: float, rebuilds: int) -> None:
+    """``speed.json``: what has been simulated since the processes began or went on, and how fast."""
+    content = {
+        "steps": steps,
+        "atom_steps": atom_steps,
+        "seconds": seconds,
+        "steps_per_second": steps / seconds if seconds > 0 else None,
+        "atom_steps_per_second": atom_steps / seconds if seconds > 0 else None,
+        "neighbour_lists_built": rebuilds,
+    }
+    write_atomically(out / SPEED, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_verdicts(out: Path, key: str) -> list[dict] | None:
+    """Stored verdicts of the same run, or ``None``."""
+    path = out / VERDICTS
+    try:
+        stored = json.loads(path.read_text())
+        if stored["key"] == key:
+            logger.info("%s: this run has been done; its results are read", path)
+            return stored["verdicts"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        logger.warning("%s is damaged; the simulation is done again", path)
+        return None
+    logger.info("%s comes from another potential, other structures or settings; the simulation is done again", path)
+    return None
+
+
+def write_state(out: Path, key: str, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
+    """``state.npz``: arrays, and ``plain`` as JSON."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, key=np.array(key), plain=np.array(json.dumps(plain)), **arrays)
+    write_atomically(out / STATE, buffer.getvalue())
+
+
+def read_state(out: Path, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Stored state of the same run, or ``None``."""
+    path = out / STATE
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["key"]) == key:
+                arrays = {name: stored[name] for name in stored.files if name not in ("key", "plain")}
+                return arrays, json.loads(str(stored["plain"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, OSError, EOFError):
+        logger.warning("%s is damaged; the simulation starts anew", path)
+        return None
+    logger.info("%s comes from another potential, other structures or settings; the simulation starts anew", path)
+    return None
+
+
+class TrajectoryFiles:
+    """One extended XYZ file for each structure: cell, unwrapped positions, momenta and forces of every n-th frame.
+
+    Frames wait in memory until :meth:`flush`, which is called when the state is stored; sizes of the files go into the
+    state. After a kill, :meth:`restore` cuts the files back to what the state knows.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.waiting: dict[int, list[str]] = {}
+        self.sizes: dict[str, int] = {}
+
+    def path(self, index: int) -> Path:
+        """File of the structure at place ``index`` of the caller's list."""
+        return self.folder / f"{index:05d}.extxyz"
+
+    def add(self, index: int, atoms: Atoms) -> None:
+        """Take one frame."""
+        text = io.StringIO()
+        columns = ["symbols", "positions", *(name for name in ("momenta", "forces") if atoms.has(name))]
+        write_extxyz(text, [atoms], columns=columns)
+        self.waiting.setdefault(index, []).append(text.getvalue())
+
+    def flush(self) -> dict[str, int]:
+        """Append what waits; returns the sizes of all files."""
+        if self.waiting:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        for index, frames in self.waiting.items():
+            with open(self.path(index), "ab") as file:
+                file.write("".join(frames).encode())
+                self.sizes[str(index)] = file.tell()
+        self.waiting = {}
+        return dict(self.sizes)
+
+    def restore(self, sizes: dict[str, int], indices: Sequence[int]) -> None:
+        """Cut the files of ``indices`` back to ``sizes``; those that it does not name are removed."""
+        self.sizes, self.waiting = dict(sizes), {}
+        for index in indices:
+            path = self.path(index)
+            if path.exists():
+                if str(index) in sizes:
+                    os.truncate(path, sizes[str(index)])
+                else:
+                    path.unlink()
+
+    def known(self) -> set[int]:
+        """Places of the structures of which there are frames."""
+        return {int(index) for index in self.sizes} | set(self.waiting)
+
+    def drop(self, index: int) -> None:
+        """Forget the frames of a structure."""
+        self.waiting.pop(index, None)
+        self.sizes.pop(str(index), None)
+        self.path(index).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What is watched in dynamics, and what follows from it."""

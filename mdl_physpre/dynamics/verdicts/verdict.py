@@ -1,0 +1,244 @@
+"""Verdicts of structures in molecular dynamics, and what a set of them says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from typing import Any, Literal
+
+from pydantic import computed_field
+
+from mdl_physpre.utils.record import Record, without_nan
+
+REASONS = (
+    "overlap",
+    "lindemann_local",
+    "lindemann_global",
+    "temperature",
+    "not_finite",
+    "escaped",
+    "cell_collapsed",
+    "potential_error",
+)
+
+
+class Failure(Record):
+    """One way in which a structure failed: the reason, the first failing step, its time in fs, and a sentence."""
+
+    reason: str
+    step: int
+    time_fs: float
+    text: str
+
+
+class Verdict(Record):
+    """What became of one structure.
+
+    structure_id, index, formula, n_atoms : what names it; ``index`` is its place in the list of structures.
+    checks : each reason of ``REASONS``: ``passed``, ``failed``, or ``n/a`` where it cannot be judged.
+    failures : in the order of their first failing steps.
+    notes : sentences, such as why a check is ``n/a``.
+    steps_run, time_run_fs, stopped : how far it ran, and whether that was before its end.
+    conditions : what was asked of this structure: temperature in K, and the like.
+    metrics : what was measured; ``None`` where a number is not finite.
+    """
+
+    structure_id: str
+    index: int
+    formula: str
+    n_atoms: int
+    checks: dict[str, Literal["passed", "failed", "n/a"]]
+    failures: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
+    steps_run: int
+    time_run_fs: float
+    stopped: bool
+    conditions: dict[str, float] = {}
+    metrics: dict[str, Any] = {}
+
+    @property
+    def failed(self) -> bool:
+        """Whether any check failed."""
+        return bool(self.failures)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def status(self) -> str:
+        """``stable`` or ``failed``."""
+        return "failed" if self.failed else "stable"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Reasons in the order of their first failing steps."""
+        return tuple(failure.reason for failure in self.failures)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def first_failing_step(self) -> int | None:
+        """The step of the earliest failure."""
+        return self.failures[0].step if self.failures else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def time_fs(self) -> float | None:
+        """The time of the earliest failure, fs."""
+        return self.failures[0].time_fs if self.failures else None
+
+
+class Count(Record):
+    """How many of ``n`` structures failed in one way; ``n``: those that the check applies to.
+
+    interval : of the fraction, 95 %.
+    each : the count of each network, where there are several.
+    """
+
+    count: int
+    n: int
+    interval: tuple[float, float] | None
+    each: tuple[int, ...] = ()
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def fraction(self) -> float | None:
+        """count / n; ``None`` for n = 0."""
+        return self.count / self.n if self.n else None
+
+
+class Counts(Record):
+    """What a set of verdicts says, as in the paper's Table 1.
+
+    lindemann : local or global. by_reason : each reason of ``REASONS``.
+    median_failing_step, median_failing_time_fs : of the structures that failed.
+    networks : how many networks the structures were simulated with.
+    """
+
+    n: int
+    failed: Count
+    overlap: Count
+    lindemann: Count
+    by_reason: dict[str, Count]
+    median_failing_step: float | None
+    median_failing_time_fs: float | None
+    networks: int = 1
+
+
+def make_verdict(
+    *,
+    structure_id: str,
+    index: int,
+    formula: str,
+    n_atoms: int,
+    failures: dict[str, tuple[int, str]],
+    not_applicable: dict[str, str],
+    steps_run: int,
+    steps_asked: int,
+    timestep: float,
+    conditions: dict[str, float],
+    metrics: dict[str, Any],
+) -> Verdict:
+    """The verdict of one structure.
+
+    Parameters
+    ----------
+    failures : reason -> (first failing step, sentence).
+    not_applicable : reason -> why it cannot be judged.
+    timestep : fs.
+    """
+    ordered = sorted(failures, key=lambda reason: (failures[reason][0], REASONS.index(reason)))
+    checks = {reason: "n/a" if reason in not_applicable else "passed" for reason in REASONS}
+    return Verdict(
+        structure_id=structure_id,
+        index=index,
+        formula=formula,
+        n_atoms=n_atoms,
+        checks=checks | dict.fromkeys(ordered, "failed"),
+        failures=tuple(
+            Failure(reason=r, step=failures[r][0], time_fs=failures[r][0] * timestep, text=failures[r][1])
+            for r in ordered
+        ),
+        notes=tuple(f"{reason}: {why}" for reason, why in not_applicable.items() if reason not in failures),
+        steps_run=steps_run,
+        time_run_fs=steps_run * timestep,
+        stopped=steps_run < steps_asked,
+        conditions=conditions,
+        metrics=without_nan(metrics),
+    )
+
+
+def wilson_interval(count: float, n: float, z: float = 1.959963984540054) -> tuple[float, float] | None:
+    """Wilson's score interval of a proportion (95 % by default); ``None`` for n = 0.
+
+    (p + z²/2n ± z sqrt(p(1−p)/n + z²/4n²)) / (1 + z²/n), with p = count/n.
+    """
+    if n == 0:
+        return None
+    p = count / n
+    centre, scale = p + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def summarise(verdicts: Sequence[Verdict]) -> Counts:
+    """Counts over verdicts, as in the paper's Table 1, with Wilson 95 % intervals."""
+
+    def counted(reasons: Sequence[str]) -> Count:
+        checks = [[v.checks[r] for r in reasons] for v in verdicts]
+        n = sum(any(c != "n/a" for c in each) for each in checks)
+        return proportion(sum("failed" in each for each in checks), n)
+
+    def proportion(count: int, n: int) -> Count:
+        return Count(count=count, n=n, interval=wilson_interval(count, n))
+
+    failed = [v for v in verdicts if v.failed]
+    return Counts(
+        n=len(verdicts),
+        failed=proportion(len(failed), len(verdicts)),
+        overlap=counted(["overlap"]),
+        lindemann=counted(["lindemann_local", "lindemann_global"]),
+        by_reason={reason: counted([reason]) for reason in REASONS},
+        median_failing_step=median(v.failures[0].step for v in failed) if failed else None,
+        median_failing_time_fs=median(v.failures[0].time_fs for v in failed) if failed else None,
+    )
+
+
+def survival_curve(verdicts: Sequence[Verdict], reasons: Sequence[str] | None = None) -> dict[str, Any]:
+    """The fraction of structures that have not failed by a time (E. L. Kaplan and P. Meier, 1958).
+
+        S(t) = Π_{t_k <= t} (1 − d_k / n_k),
+
+    with d_k failures at time t_k among the n_k structures that were still running just before. A structure that ran to
+    its end, or was stopped for a reason that is not asked for, leaves the n_k after that time without a failure.
+
+    The 95 % band is Wilson's interval of S(t) with n = the structures that have failed by t or still run after t. While
+    none has left without a failure this is the interval of a proportion; after that it is a little wider than needed.
+
+    Parameters
+    ----------
+    reasons : failures that count; all where ``None``. Structures to which none of them applies are left out.
+
+    Returns
+    -------
+    ``n`` structures; and lists over the times at which something failed, 0 first: ``time_fs``, ``survival``, ``low``
+    and ``high`` (the band), ``at_risk`` (n_k), ``failed`` (d_k); and ``end_fs``, the longest time run.
+    """
+    wanted = set(REASONS if reasons is None else reasons)
+    ends: list[tuple[float, bool]] = []  # time, whether it failed
+    for v in verdicts:
+        times = [f.time_fs for f in v.failures if f.reason in wanted]
+        if times:
+            ends.append((min(times), True))
+        elif any(v.checks[reason] != "n/a" for reason in wanted):
+            ends.append((v.time_run_fs, False))
+    n, survival = len(ends), 1.0
+    curve: dict[str, Any] = {name: [] for name in ("time_fs", "survival", "low", "high", "at_risk", "failed")}
+    for time in [0.0, *sorted({t for t, failed in ends if failed and t > 0})] if n else []:
+        at_risk = sum(t >= time for t, _ in ends)
+        failed = sum(t == time and broke for t, broke in ends)
+        survival *= 1 - failed / at_risk
+        known = n - sum(t < time and not broke for t, broke in ends)
+        low, high = wilson_interval(survival * known, known) or (0.0, 1.0)
+        for name, value in zip(curve, (time, survival, low, high, at_risk, failed), strict=True):
+            curve[name].append(value)
+    return {"n": n, **curve, "end_fs": max((t for t, _ in ends), default=0.0)}

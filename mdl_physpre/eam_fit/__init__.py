@@ -1,0 +1,5 @@
+"""The fit of the embedded-atom potential."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,98 @@
+"""What a fitted embedded-atom potential is, in a table of its pairs and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+
+from mdl_physpre.analysis.errors import MISSING
+from mdl_physpre.potentials.eam.potential import EAMInteraction, pair_curve
+
+WALL = 0.5  # Å: where the height of the wall is read
+
+
+def pair_table(potential: EAMInteraction, closest: Sequence[float]) -> list[dict[str, Any]]:
+    """A row for each pair: Morse parameters, and well and wall of the curve of two atoms alone, embedding included.
+
+    Keys: ``pair``; ``D_eV``, ``alpha_per_A``, ``r_e_A``; ``well_depth_eV`` and ``well_position_A`` (None where the
+    curve has no well outside 0.5 Å); ``wall_at_0.5_A_eV``; ``closest_A`` in the training data (None where the pair
+    never meets within the cutoff); ``rises``: whether the curve at 0.5 Å is above zero and above every point beyond.
+    """
+    r = torch.arange(WALL, potential.cutoff + 0.005, 0.005, dtype=torch.float64)
+    rows = []
+    for p, ((zi, zj), name) in enumerate(zip(potential.pairs, potential.pair_names())):
+        curve = pair_curve(potential, zi, zj, r).detach()
+        lowest = int(curve.argmin())
+        has_well = 0 < lowest and float(curve[lowest]) < -1e-6
+        rows.append({
+            "pair": name,
+            "D_eV": float(potential.D[p].detach()),
+            "alpha_per_A": float(potential.alpha[p].detach()),
+            "r_e_A": float(potential.r_e[p].detach()),
+            "well_depth_eV": -float(curve[lowest]) if has_well else None,
+            "well_position_A": float(r[lowest]) if has_well else None,
+            "wall_at_0.5_A_eV": float(curve[0]),
+            "closest_A": closest[p] if closest[p] < float("inf") else None,
+            "rises": bool(curve[0] > curve[1:].max()) and float(curve[0]) > 0.0,
+        })  # fmt: skip
+    return rows
+
+
+def describe(
+    potential: EAMInteraction,
+    table: Sequence[Mapping[str, Any]],
+    errors: Mapping[str, Mapping[str, Any] | None],
+    *,
+    how: str,
+    warnings: Sequence[str],
+) -> str:
+    """The fit in words: how it was made, pairs, elements, errors in the paper's units and per atom, warnings."""
+    symbols = [chemical_symbols[z] for z in potential.elements]
+    lines = [
+        f"Embedded-atom potential for {', '.join(symbols)}: cutoff {potential.cutoff:g} Å, {potential.n_basis} "
+        f"exponentials in the density of each pair, start {potential.init!r}.",
+        how,
+    ]
+    if potential.core is not None:
+        named = zip(potential.pair_names(), potential.pairs)
+        radii = [f"{name} {potential.core.pair_radius(*pair):.3g}" for name, pair in named]
+        lines.append(
+            "The repulsion of the nuclei (Ziegler, Biersack, Littmark) is added, and is part of every number here; it "
+            f"has vanished at, Å: {', '.join(radii)}."
+        )
+    lines += ["", "Two atoms alone, embedding included:"]
+    head = ["pair", "well depth, eV", "well at, Å", "wall at 0.5 Å, eV", "closest in data, Å"]
+    head += ["D, eV", "α, 1/Å", "r_e, Å"]
+    keys = ["well_depth_eV", "well_position_A", "wall_at_0.5_A_eV", "closest_A", "D_eV", "alpha_per_A", "r_e_A"]
+    lines += _columns([head, *([row["pair"], *(_number(row[key]) for key in keys)] for row in table)])
+    lines += ["", "Elements:"]
+    b, rho0, e0 = (p.detach().tolist() for p in (potential.B, potential.rho0, potential.E0))
+    rows = [[s, f"{e:.4f}", _number(c), _number(x)] for s, e, c, x in zip(symbols, e0, b, rho0)]
+    lines += _columns([["element", "E0, eV", "B, eV", "ρ0"], *rows])
+    lines += ["", "Mean absolute errors:"]
+    head = ["set", "structures", "energy, eV", "energy, meV/atom", "forces, eV/Å", "stress, eV/Å³", "weighted total"]
+    rows = [head]
+    for name, found in errors.items():
+        if found is None:
+            continue
+        keys = ["energy_mae", "energy_mae_mev_per_atom", "forces_mae", "stress_mae", "total"]
+        rows.append([name, str(found["n_structures"]), *(_number(found[key]) for key in keys)])
+    lines += _columns(rows)
+    if warnings:
+        lines += ["", "Take note:", *(f"- {w}" for w in warnings)]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.4g}"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths)))
+        for row in rows
+    ]

@@ -1,0 +1,1 @@
+"""Potentials of other programs here, and ours there."""

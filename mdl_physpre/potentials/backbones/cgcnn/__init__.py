@@ -1,0 +1,1 @@
+"""The crystal graph convolutional network."""

@@ -1,0 +1,94 @@
+"""Backbones by name: those of this package, and those that others register."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from mdl_physpre.errors import ConfigError, nearest
+from mdl_physpre.potentials.base import Backbone, Potential
+from mdl_physpre.utils.import_paths import import_object
+
+ENTRY_POINT_GROUP = "mdl_physpre.backbones"
+
+BUILT_IN = {
+    "CGCNN": "mdl_physpre.potentials.backbones.cgcnn.network:CGCNN",
+    "eam_interaction": "mdl_physpre.potentials.eam.potential:EAMInteraction",
+    "torchmd_etEarly": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
+    "torchmd_et": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
+    "M3GNet": "mdl_physpre.potentials.backbones.m3gnet.network:M3GNet",
+    "hybrid": "mdl_physpre.potentials.sum:HybridPotential",
+}
+"""Names of the backbones that come with the package."""
+
+
+def build_backbone(name: str, **hyperparameters: Any) -> Backbone:
+    """A new potential by the name of its backbone.
+
+    ``name`` is a built-in name (``CGCNN``, ``eam_interaction``), a name registered by an installed package in the
+    entry-point group ``mdl_physpre.backbones``, or an import path (``package.module:Class``).
+
+    A backbone is a class derived from :class:`~mdl_physpre.potentials.Backbone`. It is called with keyword arguments
+    alone: ``elements`` (symbols or atomic numbers, those of the training set), ``cutoff`` (Å), and the keys of the
+    configuration's ``model`` section. It keeps ``elements`` (atomic numbers) and ``cutoff`` as attributes, defines
+    ``atomic_energies(graph)``, (n_atoms,) eV, differentiable in ``graph.pos`` and ``graph.cell``, and
+    ``hyperparameters()``, plain values from which the same call builds it again, so that it can be saved. Its
+    ``reference`` (:class:`~mdl_physpre.potentials.EnergyReference`) is set to the energies of the elements before
+    training; the atomic energies include ``self.reference(graph.z)``.
+
+    Raises ConfigError for an unknown name or hyperparameter, naming the nearest known one.
+    """
+    return build_from(backbone_class(name), name, hyperparameters)
+
+
+def backbone_class(name: str) -> type[Backbone]:
+    """The class that a backbone name stands for. Raises ConfigError as :func:`build_backbone` does."""
+    registered = registered_backbones()
+    if name in registered:
+        return _import_class(registered[name], name)
+    if "." in name or ":" in name:
+        return _import_class(name, name)
+    raise ConfigError(f"unknown backbone {name!r}: {nearest(name, registered)} (or give an import path, module:Class)")
+
+
+def backbone_name(potential: Potential) -> str:
+    """The registered name of a potential's class, or its import path where it has none."""
+    path = _import_path(type(potential))
+    for name, registered in registered_backbones().items():
+        if registered == path:
+            return name
+    return path
+
+
+def registered_backbones() -> dict[str, str]:
+    """Import path of each known backbone by name; what the package brings cannot be replaced from outside."""
+    found: dict[str, str] = {}
+    point: EntryPoint
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        found[point.name] = point.value
+    return {**found, **BUILT_IN}
+
+
+def _import_path(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _import_class(path: str, name: str) -> type[Backbone]:
+    found = import_object(path, f"backbone {name!r}")
+    if not (inspect.isclass(found) and issubclass(found, Backbone)):
+        raise ConfigError(f"backbone {name!r}: {path!r} is not a class derived from mdl_physpre.potentials.Backbone")
+    return found
+
+
+def build_from(cls: type[Backbone], name: str, hyperparameters: Mapping[str, Any]) -> Backbone:
+    parameters = inspect.signature(cls).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in hyperparameters:
+            if key not in parameters:
+                raise ConfigError(f"backbone {name!r} has no hyperparameter {key!r}: {nearest(key, parameters)}")
+    try:
+        return cls(**hyperparameters)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"backbone {name!r} cannot be built from {dict(hyperparameters)}: {error}") from error

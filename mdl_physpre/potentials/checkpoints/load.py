@@ -1,0 +1,51 @@
+"""Opening a checkpoint file of any format: its content tells which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints.matdeeplearn import is_matdeeplearn_checkpoint, read_matdeeplearn_checkpoint
+from mdl_physpre.potentials.checkpoints.mattersim import is_mattersim_checkpoint, read_mattersim_checkpoint
+from mdl_physpre.potentials.checkpoints.mattertune import is_mattertune_checkpoint, read_mattertune_checkpoint
+from mdl_physpre.potentials.checkpoints.own import load_own
+from mdl_physpre.utils.devices import available_device
+
+
+def load_potential(path: str | Path, map_location: str | torch.device = "cpu") -> Potential:
+    """The potential in a checkpoint file, in evaluation mode, with the precision it was saved in.
+
+    The file is one that :func:`save_potential` wrote, or one of another format in ``READERS``; its content tells which.
+
+    A backbone of a third party must be registered as an entry point, or its module be imported beforehand (which
+    ``open_potential(path, modules=["package.module"])`` does): a file alone may not name a module to import.
+
+    Raises CheckpointError for a missing, truncated or foreign file, one of another version, one that would execute
+    code, and one whose backbone is unknown or does not fit its parameters; ConfigError for a device that is not there.
+    """
+    path, device = Path(path), available_device(map_location)
+    reader = next(reader for reader in READERS.values() if reader.recognises(path))
+    return reader.read(path, device)
+
+
+class Reader(NamedTuple):
+    """A format of checkpoint files: whether a file has it, and the potential in it, on a device."""
+
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path, torch.device], Potential]
+
+
+READERS: dict[str, Reader] = {
+    "MatDeepLearn": Reader(
+        is_matdeeplearn_checkpoint, lambda path, device: read_matdeeplearn_checkpoint(path, map_location=device)
+    ),
+    "MatterSim": Reader(is_mattersim_checkpoint, read_mattersim_checkpoint),
+    "MatterTune": Reader(is_mattertune_checkpoint, read_mattertune_checkpoint),
+    "mdl_physpre": Reader(lambda path: True, load_own),
+}
+"""Formats by name. The first that recognises a file reads it; that of this package comes last and takes every file,
+because its errors say best what is wrong with one."""

@@ -1,0 +1,181 @@
+"""Checkpoints of this package, written and read.
+
+A checkpoint of this package is one file, written by
+``torch.save``, that holds a dictionary of tensors and plain values:
+
+    format             "mdl_physpre potential"
+    format_version     1
+    package_version    version of this package that wrote it
+    backbone           registered name, or "module:Class"
+    hyperparameters    arguments that build the potential again
+    elements, cutoff   as the potential has them; Å
+    energy_reference   energies of the elements, eV by atomic number
+    training           record of the training (plain values), or None
+    state_dict         parameters and buffers
+
+Nothing in it is executed: it is read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdl_physpre import __version__
+from mdl_physpre.errors import CheckpointError, ConfigError, DataError
+from mdl_physpre.potentials.backbones.registry import (
+    ENTRY_POINT_GROUP,
+    backbone_class,
+    backbone_name,
+    build_from,
+    registered_backbones,
+)
+from mdl_physpre.potentials.base import Backbone, Potential
+from mdl_physpre.utils.files import replacing
+
+FORMAT = "mdl_physpre potential"
+FORMAT_VERSION = 1
+
+
+def save_potential(path: str | Path, potential: Potential, training: Mapping[str, Any] | None = None) -> Path:
+    """Write a potential to ``path``, by way of a temporary file: the file is either whole or not there.
+
+    ``training`` is a record of plain values (numbers, text, lists, dictionaries, tensors) that is kept beside it.
+    Returns the path. Raises CheckpointError where potential or record cannot be stored, or the file not be written.
+    """
+    path = Path(path)
+    energies = potential.reference_energies().tolist() if isinstance(potential, Backbone) else []
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "package_version": __version__,
+        "backbone": backbone_name(potential),
+        "hyperparameters": _plain(potential.hyperparameters(), "hyperparameters"),
+        "elements": None if potential.elements is None else [int(z) for z in potential.elements],
+        "cutoff": float(potential.cutoff),
+        "energy_reference": {z: energy for z, energy in enumerate(energies) if energy},
+        "training": None if training is None else _plain(training, "training"),
+        "state_dict": {name: value.detach().cpu().clone() for name, value in potential.state_dict().items()},
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return path
+
+
+def load_own(path: Path, map_location: str | torch.device) -> Potential:
+    content = read_checkpoint(path)
+    name = content["backbone"]
+    for used in _backbones_in(content):
+        module = used.partition(":")[0]
+        if used not in registered_backbones() and (":" not in used or module not in sys.modules):
+            raise CheckpointError(
+                f"{path}: holds the backbone {used!r}, which is not registered here; install the package that "
+                f"registers it in the entry-point group {ENTRY_POINT_GROUP}, or import its module first "
+                "(--import MODULE on the command line, open_potential(…, modules=[MODULE]) in Python)"
+            )
+    try:
+        potential = build_from(backbone_class(name), name, content["hyperparameters"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: the backbone {name!r} cannot be built again: {error}") from error
+    try:
+        potential.load_state_dict(content["state_dict"], assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: its parameters do not fit the backbone {name!r}: {reason}") from error
+    return potential.to(map_location).eval()
+
+
+def _backbones_in(content: Mapping[str, Any]) -> list[str]:
+    """Names of the backbone and of those that its hyperparameters name in turn (a network inside a hybrid)."""
+    inside = content.get("hyperparameters")
+    values = inside.values() if isinstance(inside, Mapping) else ()
+    inner = [v for v in values if isinstance(v, Mapping) and "backbone" in v]
+    return [str(content["backbone"]), *(name for part in inner for name in _backbones_in(part))]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The dictionary stored in a checkpoint of this package, on the CPU, checked for format and version.
+
+    Raises as :func:`load_potential` does.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+            is_archive = zipfile.is_zipfile(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read: {error.strerror or error}") from error
+    if not is_archive:
+        if head[:2] == b"PK" or not head:
+            raise CheckpointError(f"{path}: the checkpoint is truncated or damaged; copy or write it again")
+        raise CheckpointError(f"{path}: not a checkpoint of this package (no PyTorch archive); nothing in it was run")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        lines = (line.strip() for line in str(error).splitlines())
+        reason = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), "")
+        raise CheckpointError(
+            f"{path}: refused, because it holds more than tensors and plain values, and loading it could execute code"
+            + (f" ({reason})" if reason else "")
+        ) from None
+    except Exception as error:
+        raise CheckpointError(f"{path}: the checkpoint is truncated or damaged ({type(error).__name__})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of this package{_foreign(content)}")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: checkpoint format version {content.get('format_version')} (written by mdl_physpre "
+            f"{content.get('package_version')}), but this is mdl_physpre {__version__}, which reads version "
+            f"{FORMAT_VERSION}; use the version that wrote it"
+        )
+    missing = {"backbone", "hyperparameters", "state_dict"} - content.keys()
+    if missing:
+        raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
+    return content
+
+
+def _foreign(content: Any) -> str:
+    if not isinstance(content, dict):
+        return f": it holds a {type(content).__name__}, expected a dictionary"
+    if "pytorch-lightning_version" in content:
+        return ": it is a Lightning training state; the potential itself is saved beside it as best.pt"
+    return f": it holds {', '.join(sorted(map(str, content))[:6]) or 'nothing'}, expected format {FORMAT!r}"
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` in types that load without executing code: arrays become lists, paths text, tuples lists."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    elif isinstance(value, np.ndarray):
+        value = value.tolist()
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is None or type(value) in (bool, int, float, str, complex):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, (str, int)):
+                raise CheckpointError(f"{where}: a key is {key!r} ({type(key).__name__}), expected text or an integer")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise CheckpointError(f"{where}: a {type(value).__name__} cannot be stored; use numbers, text, lists, dictionaries")

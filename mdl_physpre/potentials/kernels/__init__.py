@@ -1,0 +1,1 @@
+"""Operators on edges: C code, and how torch knows it."""

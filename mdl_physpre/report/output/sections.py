@@ -1,0 +1,235 @@
+"""The sections of a report: what is shown of a run, and what is said where something is missing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mdl_physpre.analysis.radial_distribution import average_rdfs
+from mdl_physpre.analysis.rdf_errors import rdf_errors
+from mdl_physpre.dynamics.running.rdf_sampling import RDFS
+from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
+from mdl_physpre.report.figures.potentials import draw_curves, draw_eam_parts
+from mdl_physpre.report.figures.rdf import draw_rdfs
+from mdl_physpre.report.figures.stability import draw_structures, draw_survival
+from mdl_physpre.report.figures.structure_pictures import draw_failed, failed_structures
+from mdl_physpre.report.figures.style import Figure
+from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
+from mdl_physpre.report.measurements import FOLDER, Measured
+from mdl_physpre.report.output.page import Section, downloads_item, text_item
+from mdl_physpre.report.tables.angles import angle_table
+from mdl_physpre.report.tables.page import (
+    Table,
+    cost_table,
+    data_table,
+    eam_tables,
+    error_table,
+    method_cost,
+    set_table,
+    stability_table,
+    structures_table,
+)
+from mdl_physpre.report.tables.text import MISSING, protocol
+from mdl_physpre.runs.read import DYNAMICS, Run, read_json
+
+logger = logging.getLogger(__name__)
+REFERENCE = FOLDER / "reference_rdf.json"
+
+
+def all_sections(run: Run, measured: Measured, beside: Path, hashes: Mapping[str, str]) -> list[Section]:
+    """Every section, its figures drawn into ``beside``."""
+    return [
+        _stability(run, beside),
+        _errors(run, measured, beside),
+        _teacher(run, measured, beside),
+        _pretraining(run, measured, beside),
+        _distributions(run, beside),
+        _angles(run, beside),
+        _training(run, beside),
+        _making(run, hashes),
+    ]
+
+
+def _drawn(section: Section, what: str, draw: Callable[[], Figure]) -> None:
+    """Add a figure; one that cannot be drawn is named, and costs no other."""
+    try:
+        section.add(draw())
+    except Exception as error:
+        logger.warning("%s is not in the report: %s: %s", what, type(error).__name__, error)
+        section.missing.append(f"{what} could not be drawn ({type(error).__name__}: {error}).")
+
+
+def _stability(run: Run, beside: Path) -> Section:
+    simulated = run.simulated()
+    section = Section("stability", "Stability", [protocol(run.summary)] if simulated else [])
+    section.add(stability_table(run))
+    if not simulated:
+        section.missing.append("No simulation has finished.")
+        return section
+    arms = {arm: own for arm, own in run.simulations.items() if own}
+    _drawn(section, "The survival curves", lambda: draw_survival(arms, beside))
+    _drawn(section, "The structures one by one", lambda: draw_structures(simulated, beside))
+    failed, missing = failed_structures(simulated)
+    section.missing += [f"{one}." for one in missing]
+    if failed:
+        _drawn(section, "Pictures of failed structures", lambda: draw_failed(failed, beside))
+        links = downloads_item(failed)
+        section.items += [links] if links else []
+    table = structures_table(run)
+    if table is not None:
+        section.items.append({"kind": "folded_table", "summary": "Every structure in numbers", "table": table})
+    return section
+
+
+def _errors(run: Run, measured: Measured, beside: Path) -> Section:
+    section = Section("errors", "Errors on test structures")
+    table = error_table(run)
+    section.add(table)
+    if table is None:
+        section.missing.append("No network has been tested yet.")
+    for test_set, found in measured.predictions.items():
+        _drawn(section, f"Parity of {test_set}", partial(draw_parity, found, test_set, beside))
+    section.missing += [f"{one}." for one in measured.missing if one.startswith("parity")]
+    return section
+
+
+def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
+    section = Section("potentials", "Energy of two atoms")
+    section.missing += [f"{one}." for one in measured.missing if one.startswith("energy curves")]
+    curves = measured.curves
+    if any("EAM" in found["parts"] for found in curves.get("pairs", {}).values()):
+        _drawn(section, "The parts of the embedded-atom potential", lambda: draw_eam_parts(curves, beside))
+    names = [n for n in ("EAM", *run.arms) if any(n in c["curves"] for c in curves.get("pairs", {}).values())]
+    if names:
+        title = "Energy against distance"
+        _drawn(section, "Energy curves", lambda: draw_curves(curves, names, beside, "energy-curves", title))
+    else:
+        section.missing.append("No potential is there yet.")
+    section.add(*eam_tables(run, curves))
+    return section
+
+
+def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
+    section = Section("pretraining", "Pretraining")
+    section.add(set_table(run))
+    report = run.pretraining_set.get("training") or {}
+    if not report:
+        section.missing.append("There is no pretraining set: no arm needs one, or it is not made yet.")
+        return section
+    if report.get("smallest_distances", {}).get("pairs"):
+        distances = report["smallest_distances"]
+        _drawn(section, "Smallest distances", lambda: draw_smallest_distances(distances, beside))
+    if report.get("labels"):
+        _drawn(section, "Labels of the pretraining set", lambda: draw_label_spread(report["labels"], beside))
+    curves = measured.curves.get("pairs", {})
+    for arm in run.arms:
+        before = f"{arm}, before finetuning"
+        if any(before in found["curves"] for found in curves.values()):
+            names = [n for n in dict.fromkeys(["EAM", "baseline", before, arm])]
+            names = [n for n in names if any(n in found["curves"] for found in curves.values())]
+            title = f"Knowledge transfer: what {arm} was taught, and what finetuning left of it"
+            safe = "".join(c if c.isalnum() else "-" for c in arm)
+            _drawn(section, title, partial(draw_curves, measured.curves, names, beside, f"transfer-{safe}", title))
+    return section
+
+
+def _distributions(run: Run, beside: Path) -> Section:
+    section = Section("rdf", "Radial distribution functions")
+    found = {}
+    for arm, networks in run.simulations.items():
+        stored = [read_json(run.folder / DYNAMICS / name / RDFS) for name in networks]
+        structures = [one for own in stored for one in own.get("structures", [])]
+        if any(one.get("g") for one in structures):
+            found[arm] = average_rdfs(structures)
+    if not found:
+        section.missing.append(
+            "Radial distribution functions were not sampled; physpre.dynamics.rdf_interval: 10 does so in a run."
+        )
+        return section
+    reference = read_json(run.folder / REFERENCE)
+    name = str(reference.get("name", "reference"))
+
+    def draw() -> Figure:
+        draw_rdfs(found, beside / "rdf.png", reference.get("average"), name)
+        return Figure(
+            beside, "rdf", "Radial distribution functions",
+            f"Radial distribution functions of {', '.join(found)}" + (f" and of {name}." if reference else "."),
+            "Averages over the networks of an arm, their structures, and the time that each ran; a structure that "
+            "failed adds the steps before."
+            + (" Grey: the reference." if reference else ""),
+        )  # fmt: skip
+
+    _drawn(section, "Radial distribution functions", draw)
+    if not reference:
+        section.missing.append("There is no reference; physpre report RUN --reference TRAJECTORY adds one.")
+        return section
+    rows, values = [], []
+    for arm, one in found.items():
+        for pair, error in rdf_errors(one, reference["average"]).items():
+            shown = [MISSING if error[k] is None else f"{error[k]:.3f}" for k in ("mae", "wasserstein")]
+            rows.append([arm, pair, *shown])
+            values.append([arm, pair, error["mae"], error["wasserstein"]])
+    head = ["arm", "pair", "mean absolute error", "Wasserstein-1 distance, Å"]
+    section.add(Table("rdf-errors", "Errors of the radial distribution functions", head, rows, values, head, words=2))
+    return section
+
+
+def _angles(run: Run, beside: Path) -> Section:
+    section = Section("angles", "Force angles")
+    angles: dict[str, dict[str, Any]] = {}
+    for arm in run.arms:
+        for test_set, found in (run.summary[arm].get("force_angles") or {}).items():
+            angles.setdefault(test_set, {})[arm] = found
+    for test_set, by_arm in angles.items():
+        _drawn(section, f"Angles between forces, {test_set}", partial(draw_force_angles, by_arm, test_set, beside))
+    if angles:
+        section.add(angle_table(angles))
+    else:
+        section.missing.append(
+            "The run holds no angles between the forces of the embedded-atom potential and a network."
+        )
+    return section
+
+
+def _training(run: Run, beside: Path) -> Section:
+    section = Section("training", "Training and cost")
+    logs = {arm: own for arm, own in run.logs.items() if own}
+    if logs:
+        _drawn(section, "Losses", lambda: draw_training(logs, beside))
+    else:
+        section.missing.append("No training has begun.")
+    section.add(cost_table(run))
+    said = method_cost(run)
+    section.text += [said] if said else []
+    return section
+
+
+def _making(run: Run, hashes: Mapping[str, str]) -> Section:
+    section = Section("making", "How it was made")
+    section.add(data_table(run, hashes))
+    if not run.summary.get("data"):
+        section.missing.append("The run holds no counts of its data.")
+    e = run.environment
+    versions = {"mdl_physpre": e.get("mdl_physpre"), "python": e.get("python"), **(e.get("packages") or {})}
+    task = run.config.get("task", {})
+    rows = [
+        ["command", e.get("command") or MISSING],
+        ["started", e.get("started") or MISSING],
+        ["seed", str(task.get("seed", MISSING))],
+        ["networks of each arm", str(run.n_networks)],
+        ["machine", ", ".join(str(v) for v in (e.get("processor"), e.get("platform")) if v) or MISSING],
+        ["memory", f"{e['memory_gb']:g} GB" if e.get("memory_gb") else MISSING],
+        ["GPU", e.get("cuda") or "none"],
+        ["threads", str(e.get("threads", MISSING))],
+        ["versions", ", ".join(f"{k} {v}" for k, v in versions.items() if v)],
+        ["hash of the configuration", e.get("config") or MISSING],
+    ]
+    section.add(Table("setup", "Set-up", ["what", "value"], rows, words=2))
+    text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
+    section.items.append(text_item("The whole configuration (config.yml)", text))
+    return section

@@ -1,0 +1,158 @@
+"""A report is written: figures and tables, the page, model cards, and a PDF where it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mdl_physpre.analysis.radial_distribution import average_rdfs
+from mdl_physpre.analysis.rdf_errors import reference_rdf
+from mdl_physpre.errors import ConfigError, nearest
+from mdl_physpre.report.figures.style import Figure
+from mdl_physpre.report.measurements import Structures, measure
+from mdl_physpre.report.output.model_card import write_cards
+from mdl_physpre.report.output.page import page
+from mdl_physpre.report.output.sections import REFERENCE, all_sections
+from mdl_physpre.report.tables.page import Table
+from mdl_physpre.report.verdict import cautions, comparisons, verdict_table
+from mdl_physpre.runs.read import Run, read_run
+
+FORMATS = ("html", "pdf", "png", "csv")
+DEFAULT = ("html", "png", "csv")
+BESIDE = "report"
+
+
+def write_report(
+    folder: str | Path,
+    *,
+    summary: Mapping[str, Any] | None = None,
+    structures: Structures | None = None,
+    formats: Sequence[str] = DEFAULT,
+    reference: str | Path | None = None,
+) -> list[Path]:
+    """Write the report of a run, finished or not.
+
+    Parameters
+    ----------
+    folder : of ``physpre run``.
+    summary : of a run in progress; read from the folder where ``None``.
+    structures : gives training and test sets by name, for what has to be computed; see
+        :func:`mdl_physpre.report.measurements.measure`. What cannot be computed is named in the report.
+    formats : ``html`` (``report.html``), ``pdf`` (``report.pdf``), ``png`` (figures as PNG and SVG, in ``report``),
+        ``csv`` (tables, in ``report``).
+    reference : a trajectory, or a folder of them, whose radial distribution functions are the reference; kept in the
+        run for later reports.
+
+    Returns
+    -------
+    The files that a reader opens: page, PDF, folder.
+
+    Raises
+    ------
+    DataError : the folder is no run's, or a reference that cannot be read.
+    ConfigError : an unknown format.
+    """
+    for one in formats:
+        if one not in FORMATS:
+            raise ConfigError(f"format {one!r}: {nearest(one, FORMATS)}")
+    run = read_run(folder, summary)
+    beside = run.folder / BESIDE
+    measured = measure(run, structures)
+    if reference is not None:
+        _store_reference(run, reference)
+    hashes = file_hashes(run)
+    verdict = verdict_table(run, measured)
+    sections = all_sections(run, measured, beside, hashes)
+    tables = [verdict, *(item["table"] for s in sections for item in s.items if "table" in item)]
+    figures = [item["figure"] for s in sections for item in s.items if "figure" in item]
+    sentences = [text for c in comparisons(run, measured) for text in (c.stability, c.errors)]
+    if not sentences:
+        sentences = [f"{run.arms[0]} is the only arm of this run: there is nothing to compare it with."]
+    written = []
+    if "csv" in formats:
+        for table in tables:
+            table.write(beside)
+    if "html" in formats:
+        text = page(
+            name=run.name, facts=_facts(run), missing=run.missing, sentences=sentences, verdict=verdict,
+            cautions=cautions(run), sections=sections, beside={"png", "csv"} <= set(formats),
+        )  # fmt: skip
+        written.append(_replace(run.folder / "report.html", text.encode()))
+    if "pdf" in formats:
+        from mdl_physpre.report.output.pdf import write_pdf
+
+        notes = [*sentences, *cautions(run)]
+        written.append(write_pdf(run.folder / "report.pdf", run.name, _facts(run), notes, tables, figures))
+    write_cards(run, hashes)
+    _tidy(beside, figures if "png" in formats else [], tables if "csv" in formats else [])
+    if {"png", "csv"} & set(formats):
+        written.append(beside)
+    return written
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _tidy(beside: Path, figures: Sequence[Figure], tables: Sequence[Table]) -> None:
+    """Take away the figures and tables of an earlier report that this one does not have."""
+    kept = {f"{f.name}{end}" for f in figures for end in (".svg", ".png")} | {f"{t.name}.csv" for t in tables}
+    for path in beside.glob("*.*"):
+        if path.suffix in (".svg", ".png", ".csv") and path.name not in kept:
+            path.unlink()
+
+
+def _facts(run: Run) -> str:
+    config, d = run.config, next((run.summary[a]["dynamics"] for a in run.arms if run.summary[a].get("dynamics")), None)
+    train = (run.summary.get("data") or {}).get("train")
+    parts = [f"{config['model']['name']}, arms {', '.join(run.arms)}"]
+    if train:
+        parts.append(f"{train['structures']:,} training structures")
+    if d:
+        s = d["settings"]
+        length = s["steps"] * s["timestep"] / 1000
+        parts.append(f"{s['ensemble'].upper()} at {s['temperature']:g} K for {length:g} ps")
+    source = config["dataset"]["src"]
+    parts.append(
+        "data " + ", ".join(Path(str(v)).name for v in (source.values() if isinstance(source, dict) else [source]))
+    )
+    return " · ".join(parts)
+
+
+def file_hashes(run: Run) -> dict[str, str]:
+    """SHA-256 of the data files that are still where the configuration says, first 16 digits."""
+    dataset = run.config["dataset"]
+    source = dataset["src"]
+    files = [*(source.values() if isinstance(source, dict) else [source]), *(dataset.get("extra_tests") or {}).values()]
+    found = {}
+    for file in files:
+        path = Path(str(file))
+        if path.is_file():
+            digest = hashlib.sha256()
+            with open(path, "rb") as opened:
+                while block := opened.read(1 << 20):
+                    digest.update(block)
+            found[path.name] = digest.hexdigest()[:16]
+    return found
+
+
+def _store_reference(run: Run, reference: str | Path) -> None:
+    settings = run.config["physpre"]["dynamics"]
+    keys = ("rdf_r_max", "rdf_bins", "rdf_smoothing")
+    found = reference_rdf(reference, *(settings[k] for k in keys), first_step=settings.get("rdf_start", 0))
+    average = average_rdfs(list(found.values()))
+    plain = json.loads(json.dumps(average, default=lambda v: v.tolist()))
+    path = run.folder / REFERENCE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"name": Path(reference).name, "structures": len(found), "average": plain}
+    _replace(path, json.dumps(content).encode())

@@ -1,0 +1,48 @@
+"""From one format to another."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mdl_physpre.errors import DataError
+from mdl_physpre.structures.formats.matdeeplearn_json import losses
+from mdl_physpre.structures.read import format_of, read_structures
+from mdl_physpre.structures.write import write_structures
+
+logger = logging.getLogger(__name__)
+
+
+def convert(
+    source: str | Path, target: str | Path, keys: Mapping[str, str] | None = None, **options: Any
+) -> dict[str, Any]:
+    """Read ``source`` and write it to ``target``; what the target's reader will drop or misread is logged as a warning.
+
+    Parameters
+    ----------
+    source, keys, options : as in ``read_structures``.
+    target : as in ``write_structures``; must not be the source.
+
+    Returns
+    -------
+    {"structures": number written, "labels": counts, "warnings": list of sentences}
+
+    Raises
+    ------
+    DataError : as ``read_structures`` and ``write_structures``; source and target are the same file.
+    """
+    from mdl_physpre.structures.splits import label_counts
+
+    target = Path(target).expanduser()
+    kind = format_of(target)  # before anything is read: a wrong name should not cost the reading
+    if target.exists() and Path(source).expanduser().exists() and target.samefile(Path(source).expanduser()):
+        raise DataError(f"{target}: input and output are the same file; give another name")
+    structures = read_structures(source, keys=keys, **options)
+    warnings = losses(structures) if kind == "json" else []
+    write_structures(target, structures)
+    for text in warnings:
+        logger.warning("%s: %s", target, text)
+    logger.info("%s: %d structures written", target, len(structures))
+    return {"structures": len(structures), "labels": label_counts(structures), "warnings": warnings}

@@ -1,0 +1,4 @@
+"""Training of backbones."""
+
+from .settings import TrainingSettings as TrainingSettings
+from .two_stage import train_potential as train_potential

@@ -1,0 +1,68 @@
+"""Settings as models: each field with its default, range, unit and a sentence, said once and checked."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+from typing_extensions import Self
+
+from mdl_physpre.errors import ConfigError, nearest
+
+
+def setting(default: Any, text: str, unit: str = "", **limits: Any) -> Any:
+    """A field of :class:`Settings`.
+
+    Parameters
+    ----------
+    default : its value where none is given; ``...`` where one must be.
+    text : what it does: a sentence, without its default, range and unit.
+    unit : such as ``Å`` or ``1/fs``.
+    limits : ``gt``, ``ge``, ``lt``, ``le``, ``min_length`` and the like, as pydantic has them.
+    """
+    return Field(default, description=text, json_schema_extra={"unit": unit} if unit else None, **limits)
+
+
+class _Checked(type(BaseModel)):  # type: ignore[misc]
+    """Raises ConfigError where a model is built from wrong values; inside another model, that one says it."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            raise ConfigError(explained(error, cls)) from None
+
+
+class Settings(BaseModel, metaclass=_Checked):
+    """Settings of one subject. An unknown or wrong value raises ConfigError, with the key and what is expected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def changed(self, **values: Any) -> Self:
+        """The same settings but for some values, checked. Raises ConfigError as the constructor does."""
+        return type(self)(**{**dict(self), **values})
+
+
+def explained(error: ValidationError, model: type[BaseModel], section: str = "") -> str:
+    """The mistakes in the values of a model, a line each: the key, what was found, what is expected."""
+    lines = [_line(problem, model, section) for problem in error.errors()]
+    return "\n  ".join(dict.fromkeys(lines))
+
+
+def _line(problem: ErrorDetails, model: type[BaseModel], section: str) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join([*([section] if section else []), *location]) or model.__name__
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {nearest(location[-1], _known_keys(location[:-1], model))}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    return f"{key}: found {problem.get('input')!r}; {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _known_keys(location: list[str], model: Any) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = field.annotation if field else None
+        model = next((one for one in get_args(model) if hasattr(one, "model_fields")), model)
+    return list(model.model_fields) if hasattr(model, "model_fields") else []

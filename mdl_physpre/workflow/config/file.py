@@ -1,0 +1,221 @@
+"""Reading a configuration: YAML, overrides from the command line, paths, and mistakes named by their keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.errors import ConfigError, PhyspreError, nearest
+from mdl_physpre.potentials.open import is_scheme
+from mdl_physpre.workflow.config.schema import Config
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"{text!r} is not of the form section.key=value")
+    *path, last = key.split(".")
+    here: Any = raw
+    for part in path:
+        if here.get(part) is None:
+            here[part] = {}
+        here = here[part]
+        if not isinstance(here, dict):
+            raise ConfigError(f"{key}: {part!r} is a value, not a section")
+    try:
+        here[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {value!r} is not YAML: {error}") from None
+
+
+def _without_bare_keys(raw: Any) -> Any:
+    """MatDeepLearn's sample files hold ``?`` lines, that is keys that are null, and empty sections."""
+    if isinstance(raw, dict):
+        return {k: _without_bare_keys(v) for k, v in raw.items() if k is not None}
+    return raw
+
+
+def numbers(raw: Any) -> Any:
+    """YAML 1.1 reads ``5e-4`` as a word; people mean a number."""
+    if isinstance(raw, dict):
+        return {k: numbers(v) for k, v in raw.items()}
+    if isinstance(raw, list):
+        return [numbers(v) for v in raw]
+    if isinstance(raw, str) and raw[:1] in "+-.0123456789" and "e" in raw.lower():
+        try:
+            return float(raw)
+        except ValueError:
+            return raw
+    return raw
+
+
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = field.annotation if field else None
+        model = next((part for part in get_args(model) if hasattr(part, "model_fields")), model)
+    return list(model.model_fields) if hasattr(model, "model_fields") else []
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    lines = []
+    for problem in error.errors():
+        location = [str(p) for p in problem["loc"]]
+        key = ".".join(location)
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key; {nearest(location[-1], _known_keys(location[:-1]))}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: missing; it has no default")
+        else:
+            lines.append(f"{key}: found {problem.get('input')!r}; {problem['msg'].removeprefix('Value error, ')}")
+    return ConfigError(f"{source}: " + "\n  ".join(dict.fromkeys(lines)))
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Config:
+    """Check a configuration given as nested mappings.
+
+    Raises
+    ------
+    ConfigError : unknown, missing, mistyped or contradictory keys, each named.
+    """
+    values = {k: ({} if v is None and k in Config.model_fields else v) for k, v in raw.items()}
+    try:
+        config = Config.model_validate(numbers(_without_bare_keys(values)))
+    except ValidationError as error:
+        raise _explain(error, source) from None
+    try:  # the settings classes check ranges
+        config.training_settings(), config.pretraining_settings()
+        config.perturbation_settings(), config.dynamics_settings()
+    except PhyspreError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return config
+
+
+def dynamics_settings(named: Mapping[str, Any], overrides: Sequence[str] = ()) -> DynamicsSettings:
+    """Settings of molecular dynamics by name, with ``key=value`` put in.
+
+    Raises
+    ------
+    ConfigError : unknown keys, with the nearest known one; values that cannot be used.
+    """
+    raw = dict(named)
+    for text in overrides:
+        _override(raw, text)
+    known = [field.name for field in fields(DynamicsSettings)]
+    for key in raw:
+        if key not in known:
+            raise ConfigError(f"{key}: unknown setting of molecular dynamics; {nearest(key, known)}")
+    try:
+        return TypeAdapter(DynamicsSettings).validate_python(numbers(raw))
+    except ValidationError as error:
+        raise _explain(error, "settings of molecular dynamics") from None
+
+
+def read_raw(
+    path: Path, overrides: Sequence[str] = (), sections: str = "task, model, optim, dataset, physpre"
+) -> dict[str, Any]:
+    """The sections of a YAML file with ``section.key=value`` overrides put in, not checked any further.
+
+    Raises
+    ------
+    ConfigError : a file that cannot be read, is not YAML or has no sections; an override of another form.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections ({sections}), found {type(raw).__name__}")
+    for text in overrides:
+        _override(raw, text)
+    return numbers(raw)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file and put ``section.key=value`` overrides in.
+
+    Paths of data become absolute: ``~`` and environment variables are expanded; a relative path is looked for from
+    the working directory first, then from the configuration's folder.
+
+    Raises
+    ------
+    ConfigError : a file that cannot be read or is not YAML, a variable that is not set, unknown or wrong keys.
+    """
+    path = Path(path)
+    raw = read_raw(path, overrides)
+    task = raw.get("task")
+    raw["task"] = task = dict(task) if isinstance(task, dict) else {}
+    if not task.get("identifier"):
+        task["identifier"] = path.stem
+    return with_absolute_paths(parse_config(raw, str(path)), path.resolve().parent, str(path))
+
+
+def with_absolute_paths(config: Config, folder: Path, source: str = "configuration") -> Config:
+    """The configuration with the paths of its data expanded; a relative one is looked for from the working directory
+    first, then from ``folder``.
+
+    Raises
+    ------
+    ConfigError : a variable that is not set, or a checkpoint that is not there.
+    """
+    dataset, physpre = config.dataset, config.physpre
+    src, options = dataset.src, dict(dataset.options)
+    if isinstance(options.get("root"), str):  # where load-atoms keeps what it downloads
+        options["root"] = expand(options["root"])
+    data_files: dict[str, Any] = {
+        "src": {k: resolve_path(v, folder) for k, v in src.items()}
+        if isinstance(src, dict)
+        else resolve_path(src, folder),
+        "extra_tests": {k: resolve_path(v, folder) for k, v in dataset.extra_tests.items()},
+        "options": options,
+    }
+    more: dict[str, Any] = {"cache_dir": physpre.cache_dir and expand(physpre.cache_dir)}
+    if physpre.eam.checkpoint:
+        checkpoint = resolve_path(physpre.eam.checkpoint, folder)
+        if not Path(checkpoint).is_file():
+            raise ConfigError(f"{source}: physpre.eam.checkpoint: {checkpoint}: no such file")
+        more["eam"] = physpre.eam.model_copy(update={"checkpoint": checkpoint})
+    teacher = physpre.teacher
+    if teacher is not None and teacher.potential is not None and not is_scheme(teacher.potential):
+        found = resolve_path(teacher.potential, folder)
+        if Path(found).is_file():
+            more["teacher"] = teacher.model_copy(update={"potential": found})
+        elif Path(teacher.potential).suffix in (".pt", ".pth", ".ckpt"):
+            raise ConfigError(f"{source}: physpre.teacher.potential: {found}: no such file")
+    return config.model_copy(
+        update={"dataset": dataset.model_copy(update=data_files), "physpre": physpre.model_copy(update=more)}
+    )
+
+
+def expand(text: str) -> str:
+    """``text`` with ``~`` and environment variables put in.
+
+    Raises
+    ------
+    ConfigError : a variable that is not set.
+    """
+    expanded = os.path.expandvars(os.path.expanduser(text))
+    if "$" in expanded:
+        name = expanded.split("$", 1)[1].strip("{").split("}")[0].split("/")[0]
+        raise ConfigError(f"{text}: the environment variable {name} is not set; set it to the folder that is meant")
+    return expanded
+
+
+def resolve_path(text: str, folder: Path) -> str:
+    """An absolute path; ``load-atoms:NAME`` stays as it is. Raises ConfigError as :func:`expand` does."""
+    if text.startswith("load-atoms:"):
+        return text
+    path = Path(expand(text))
+    if not path.is_absolute() and not path.exists():
+        path = folder / path
+    return str(path.absolute())
