@@ -37,6 +37,16 @@ class Arm:
         """What distinguishes it from other arms."""
         return self.sam, self.pretrain, self.hybrid, self.replay
 
+    @property
+    def uses_pretraining_set(self) -> bool:
+        """Whether structures labelled by the teacher are needed."""
+        return self.pretrain
+
+    @property
+    def uses_eam(self) -> bool:
+        """Whether the embedded-atom potential is a part of the trained potential."""
+        return self.hybrid
+
 
 def parse_arm(name: str) -> Arm:
     """The arm of a name.
