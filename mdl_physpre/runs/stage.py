@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from mdl_physpre.errors import PhyspreError
 
 logger = logging.getLogger(__name__)
@@ -80,9 +82,10 @@ def hash_of_file(path: Path) -> str:
 
 
 def decisive(settings: Any) -> dict[str, Any]:
-    """What a result depends on of a settings dataclass: not how often it is stored, what logs it, or where it runs."""
+    """What a result depends on of settings: not how often it is stored, what logs it, or where it runs."""
+    values = settings.model_dump() if isinstance(settings, BaseModel) else asdict(settings)
     where = ("loggers", "device", "devices", "compile", "recompute_edges")
-    return {k: v for k, v in asdict(settings).items() if k not in where and not k.startswith("checkpoint_")}
+    return {k: v for k, v in values.items() if k not in where and not k.startswith("checkpoint_")}
 
 
 class Stage:
