@@ -128,38 +128,38 @@ class ArmResult(Record):
 
     networks: tuple[NetworkResult, ...] = ()
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def errors(self) -> dict[str, Errors]:
         """By test set."""
         return _over([n.errors for n in self.networks], Errors, fmean)
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def deviation(self) -> dict[str, Errors]:
         """Standard deviations (n − 1) of the errors between networks; empty with fewer than two."""
         return _over([n.errors for n in self.networks], Errors, stdev) if len(self.networks) > 1 else {}
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def errors_before_finetuning(self) -> dict[str, Errors]:
         """By test set; empty where nothing was pretrained."""
         return _over([n.errors_before_finetuning for n in self.networks], Errors, fmean)
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def training(self) -> dict[str, TrainingStage]:
         """By stage."""
         return _over([n.training for n in self.networks], TrainingStage, fmean)
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def force_angles(self) -> dict[str, ForceAlignment]:
         """By test set, all atoms of all networks in one histogram."""
         each = [n.force_angles for n in self.networks if n.force_angles]
         return {name: pooled_alignment([found[name] for found in each]) for name in (each[0] if each else ())}
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def dynamics(self) -> Dynamics | None:
         """Of all structures with all networks; the intervals include the spread between networks."""
