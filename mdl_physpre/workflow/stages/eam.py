@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from ase import Atoms
@@ -85,17 +86,18 @@ def fit_stage(
         return stage
     stage.begin()
     potential: Potential
+    found: dict[str, Any]
     if settings.checkpoint:
-        potential, text, found = open_potential(settings.checkpoint, map_location=device), "", {}
+        potential = open_potential(settings.checkpoint, map_location=device)
         # fitted to other data, it may have another zero of energy, which the network would have to unlearn
         refit_reference(potential, *(GraphDataset(part, potential.cutoff) for part in (train, val or train)))
-        text = f"loaded from {settings.checkpoint}"
+        text, found = f"loaded from {settings.checkpoint}", {}
     else:
         fit = fit_eam(
             train,
             val,
+            settings.settings(),
             elements=sorted({int(z) for atoms in (*train, *val) for z in atoms.numbers}),
-            **settings.model_dump(exclude={"checkpoint"}),
             seed=seed,
             loss_weights=loss_weights,
         )

@@ -15,14 +15,15 @@ from mdl_physpre.potentials.backbones.registry import build_backbone
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet
+from mdl_physpre.runs.layout import EAM_FILE, NETWORKS, PRETRAINING_SET, Network
 from mdl_physpre.runs.stage import Stage, decisive, hash_of, hash_of_file
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.read import read_structures
-from mdl_physpre.training.arms import parse_arm
 from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune, train_baseline
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
-from mdl_physpre.workflow.stages.saved_teacher import EAM, fitted_eam, load_teacher
+from mdl_physpre.workflow.stages.eam import fitted_eam
+from mdl_physpre.workflow.stages.teacher import load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,8 @@ def training_stage(
     folder: Path,
     config: Config,
     data: RunData,
-    arm: str,
+    network: Network,
     pretraining_key: str,
-    seed: int | None = None,
-    stage_folder: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[Potential, str]:
     """3: one arm trained on DFT labels; with what its name says beside or before that (:mod:`training.arms`).
@@ -46,8 +45,6 @@ def training_stage(
     ----------
     folder : of the run; holds the stages that came before.
     pretraining_key : key of the stage that made the pretraining set; empty where no arm needs one.
-    seed : of the initial weights and of the order of structures; ``task.seed`` where ``None``.
-    stage_folder : where this network is trained, inside ``folder``; ``3-train/ARM`` where ``None``.
     device : where it is trained, alone where ``task.devices`` is 1.
 
     Returns
@@ -58,8 +55,7 @@ def training_stage(
     ------
     ConfigError : a hybrid arm in a run whose ``physpre.eam.checkpoint`` is no embedded-atom potential.
     """
-    seed = config.task.seed if seed is None else seed
-    parts, physpre = parse_arm(arm), config.physpre
+    seed, parts, physpre = network.seed, network.arm, config.physpre
     where: dict[str, Any] = {"compile": config.task.compiles_on(str(device))}
     if config.task.devices == 1:
         where["device"] = str(device)
@@ -67,19 +63,19 @@ def training_stage(
         s.changed(seed=seed, **where) for s in (config.training_settings(parts), config.pretraining_settings(parts))
     )
     cutoff = config.dataset.preprocess_params.cutoff_radius
-    network = {
+    depends = {
         "data": data.key,
         "model": config.model.name,
         "hyperparameters": config.model.hyperparameters(),
         "cutoff": cutoff,
         "elements": data.elements,
-        **({"hybrid": hash_of_file(folder / EAM)} if parts.hybrid else {}),
+        **({"hybrid": hash_of_file(folder / EAM_FILE)} if parts.hybrid else {}),
     }
     pretraining = [decisive(pretrain), pretraining_key, physpre.pretrain.online] * parts.pretrain
     stage = Stage(
-        stage_folder or folder / "3-train" / arm,
+        network.folder(folder),
         {
-            **network,
+            **depends,
             "finetune": decisive(finetune),
             "pretrain": pretraining,
             **({"train_eam": physpre.hybrid.train_eam} if parts.hybrid else {}),
@@ -88,9 +84,9 @@ def training_stage(
     )
     result = stage.result()
     if result is None:
-        logger.info("training, arm %s", arm)
+        logger.info("training, arm %s", network.arm.name)
         stage.begin()
-        first_key = hash_of([network, pretraining, seed]) if parts.pretrain else None
+        first_key = hash_of([depends, pretraining, seed]) if parts.pretrain else None
         potential = initial_potential(
             lambda: build_backbone(
                 config.model.name, elements=data.elements, cutoff=cutoff, **config.model.hyperparameters()
@@ -119,8 +115,8 @@ def training_stage(
                     potential.cutoff,
                     workers=None if physpre.teacher is None else physpre.teacher.processes,
                 )
-            first = [graphs(read_structures(folder / "2-pretraining-set" / f"{n}.extxyz")) for n in ("train", "val")]
-            copy_pretraining(folder / "3-train", stage.folder, first_key)
+            first = [graphs(read_structures(folder / PRETRAINING_SET / f"{n}.extxyz")) for n in ("train", "val")]
+            copy_pretraining(folder / NETWORKS, stage.folder, first_key)
             trained = pretrain_then_finetune(
                 potential,
                 (first[0], first[1]),
@@ -150,7 +146,7 @@ def copy_pretraining(folder: Path, target: Path, key: str | None) -> None:
     """Copy the pretraining of an arm that is done, of the same key, into the folder of another that has none yet."""
     if (target / "pretrain").exists():
         return
-    for done in sorted(folder.rglob("done.json")):
+    for done in sorted(folder.glob("*/done.json")):
         try:
             result = json.loads(done.read_text())["result"]
         except FileNotFoundError:  # another process begins that stage anew
