@@ -16,21 +16,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mdl_physpre.utils.files import replacing
+from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.record import without_nan
 
 logger = logging.getLogger(__name__)
 BEGUN, DONE = "stage.json", "done.json"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises DataError as :func:`~mdl_physpre.utils.files.replacing`."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; numbers that are not finite become ``null``, as JSON has none."""
+    """Write JSON whole or not at all; numbers that are not finite become ``null``, as JSON has none.
+
+    Raises DataError as :func:`~mdl_physpre.utils.files.replacing`.
+    """
     plain = without_nan(json.loads(json.dumps(content, default=_plain)))
     write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 

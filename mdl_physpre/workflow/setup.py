@@ -21,9 +21,10 @@ from mdl_physpre import __version__
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import refuse_earlier_layout
-from mdl_physpre.runs.stage import hash_of, read_json, write_json, write_text
+from mdl_physpre.runs.stage import hash_of, read_json, write_json
 from mdl_physpre.training.checks import check_precision, training_device
 from mdl_physpre.utils.devices import device_in_turn
+from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data

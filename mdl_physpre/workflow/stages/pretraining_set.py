@@ -14,9 +14,10 @@ from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
 from mdl_physpre.runs.layout import EAM_FILE, PRETRAINING_SET, TEACHER
-from mdl_physpre.runs.stage import Stage, hash_of_file, stage_key, write_json, write_text
+from mdl_physpre.runs.stage import Stage, hash_of_file, stage_key, write_json
 from mdl_physpre.runs.summary import PretrainingSetResult, pretraining_set_result
 from mdl_physpre.structures.write import write_structures
+from mdl_physpre.utils.files import write_text
 from mdl_physpre.workflow.config.schema import Config, Perturbation
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import device_of

@@ -1,4 +1,4 @@
-"""The first stage of a run with another teacher than the embedded-atom potential: its zero of energy, and its errors."""
+"""The first stage of a run with another teacher than the embedded-atom potential: its zero of energy and errors."""
 
 from __future__ import annotations
 
