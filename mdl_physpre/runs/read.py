@@ -218,7 +218,7 @@ def _missing(run: Run) -> list[str]:
     arms = parse_arms(run.arms)
     if eam_is_needed(arms, run.config["physpre"].get("teacher")) and "eam" not in run.summary:
         found.append("the embedded-atom potential is not fitted")
-    if any(arm.pretrain for arm in arms) and "pretraining_set" not in run.summary:
+    if any(arm.uses_pretraining_set for arm in arms) and "pretraining_set" not in run.summary:
         found.append("the pretraining set is not made")
     wants_dynamics = bool(run.config["physpre"].get("dynamics", {}).get("n_structures", 0))
     for arm in run.arms:
