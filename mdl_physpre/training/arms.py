@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mdl_physpre.errors import ConfigError, nearest
-from mdl_physpre.utils.registry import Registry
 from mdl_physpre.utils import settings
+from mdl_physpre.utils.registry import Registry
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -74,7 +74,7 @@ class Material:
 
 
 class Part:
-    """One part of an arm. What it changes is said by the methods that a derived class overrides; each does nothing here.
+    """One part of an arm. What it changes is said by the methods that a derived class overrides; here they do nothing.
 
     Attributes
     ----------
@@ -217,8 +217,6 @@ def parse_arm(name: str, sections: Mapping[str, Any] | None = None) -> Arm:
     for word in words:
         if word not in (BASELINE, *known) and not set(word) & set(".:"):
             raise ConfigError(f"arm {name!r}: unknown part {word!r}; {nearest(word, (BASELINE, *known))}")
-        if words.count(word) > 1:
-            raise ConfigError(f"arm {name!r}: {word!r} stands there more than once")
     if words == [BASELINE]:
         return Arm(name)
     if BASELINE in words:
@@ -227,6 +225,10 @@ def parse_arm(name: str, sections: Mapping[str, Any] | None = None) -> Arm:
     classes = [PARTS.find(word) for word in words]
     for word, part in zip(words, classes):
         name = name if word in known else name.replace(word, part.name)
+    names = [part.name for part in classes]
+    for own_name in names:
+        if names.count(own_name) > 1:
+            raise ConfigError(f"arm {name!r}: {own_name!r} stands there more than once")
     if len(classes) == 1:
         classes += [PARTS.find(needed) for needed in classes[0].needs]
     own = {part.name: part for part in classes}

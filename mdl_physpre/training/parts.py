@@ -56,7 +56,9 @@ class Pretrain(Part):
         )
         online: bool = setting(False, "Draw and label a fresh pretraining set for each epoch.")
         loss_function: str | None = setting(None, "Error function of the loss.")
-        force_tail: float | None = setting(None, "The error of a force F is divided by 1 + |F|/force_tail.", "eV/Å", gt=0)
+        force_tail: float | None = setting(
+            None, "The error of a force F is divided by 1 + |F|/force_tail.", "eV/Å", gt=0
+        )
         stress_tail: float | None = setting(
             None, "The error of a stress σ is divided by 1 + ‖σ‖/stress_tail.", "eV/Å³", gt=0
         )

@@ -44,9 +44,7 @@ class TrainedArm:
     stages: dict[str, TrainingResult]
 
 
-def initial_potential(
-    build: Callable[[], Backbone], arm: Arm, material: Material, seed: int = 0
-) -> Backbone:
+def initial_potential(build: Callable[[], Backbone], arm: Arm, material: Material, seed: int = 0) -> Backbone:
     """A new potential with random weights drawn from ``seed`` and the energy reference of the DFT training part.
 
     The global random numbers of the program are left as they were. A potential without reference energies is returned

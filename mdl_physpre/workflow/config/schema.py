@@ -385,7 +385,8 @@ class Config(Section):
 
     def pretraining_settings(self, arm: Arm | None = None) -> TrainingSettings:
         """Settings of the pretraining stage, of an arm where one is given."""
-        return (arm or Arm("pretrain", (Pretrain(self.physpre.pretrain),))).settings_of("pretrain", self.training_settings())
+        arm = arm or Arm("pretrain", (Pretrain(self.physpre.pretrain),))
+        return arm.settings_of("pretrain", self.training_settings())
 
     def perturbation_settings(self) -> PerturbationSettings:
         return PerturbationSettings(**self.physpre.perturbation.model_dump(exclude={"validation"}))
