@@ -27,7 +27,8 @@ from mdl_physpre.runs.stage import hash_of, write_json
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.training.arms import Arm
-from mdl_physpre.workflow.config.schema import SAM, Config
+from mdl_physpre.training.parts import SAM
+from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.stages.teacher import pretraining_set_stage, teacher_stage
 
@@ -54,7 +55,7 @@ class Stage:
     plan: Plan
     name: str
     optim: dict[str, Any]
-    sam: SAM | None
+    sam: SAM.Settings | None
     pretraining: bool
     refit_reference: bool
 
