@@ -11,7 +11,7 @@ report/  report.html  summary.json
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,8 @@ class Plan:
         return any(arm.uses_eam for arm in self.arms)
 
 
-def plan_of(config: Mapping[str, Any], arms: Sequence[Arm] | None = None) -> Plan:
-    """What a run has to do, from the content of its ``config.yml``; ``arms``: those that it names, where known.
+def plan_of(config: Mapping[str, Any]) -> Plan:
+    """What a run has to do, from the content of its ``config.yml``.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def plan_of(config: Mapping[str, Any], arms: Sequence[Arm] | None = None) -> Pla
     KeyError, TypeError : a key that every configuration has is missing.
     """
     physpre, seed = config["physpre"], int(config["task"]["seed"])
-    arms, n = arms or parse_arms(physpre["arms"]), int(physpre.get("n_networks") or 1)
+    arms, n = parse_arms(physpre["arms"], physpre), int(physpre.get("n_networks") or 1)
     labels, other = any(arm.uses_pretraining_set for arm in arms), physpre.get("teacher") is not None
     return Plan(
         arms=tuple(arms),

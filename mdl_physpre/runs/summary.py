@@ -223,8 +223,7 @@ def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult 
         arm=network.arm.name,
         seed=network.seed,
         checkpoint=trained["checkpoint"],
-        training=trained.get("training")
-        or {name: {**found, **trained["budget"][name]} for name, found in trained["stages"].items()},
+        training=trained["training"],
         dynamics=(stage_result(place / DYNAMICS) or None) if plan.dynamics else None,
         **{key: found for key, found in tested.items() if key != "seconds"},
     )

@@ -62,6 +62,10 @@ def without_figures(monkeypatch):
     monkeypatch.setattr("mdl_physpre.report.output.sections._drawn", lambda *_: None)
 
 
+def fail(error):
+    raise error
+
+
 def called(*arguments):
     result = CliRunner().invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 0, (arguments, result.output, result.exception)
@@ -89,7 +93,7 @@ def test_a_report_does_not_outlive_its_configuration(finished, config, monkeypat
         assert shown <= {p.name for p in folder.rglob("*")}
     with monkeypatch.context() as patched:
         stop = "mdl_physpre.workflow.stages.network.dynamics_stage"
-        patched.setattr(stop, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(stop, lambda *_: fail(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run(config, ["physpre.dynamics.temperature=320"], out=folder)
         assert not shown & {p.name for p in folder.rglob("*")}

@@ -11,7 +11,7 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.sum import HybridPotential
-from mdl_physpre.runs.layout import EAM_FILE, ERRORS, PRETRAIN, Network
+from mdl_physpre.runs.layout import EAM_FILE, ERRORS, Network
 from mdl_physpre.runs.stage import Stage, hash_of_file
 from mdl_physpre.utils.devices import device_of_parameters
 from mdl_physpre.workflow.data import RunData
@@ -25,7 +25,7 @@ def errors_on_tests(potential: Potential, data: RunData) -> dict[str, Errors]:
 def errors_stage(
     folder: Path, data: RunData, network: Network, potential: Potential, key: str, *, with_eam: bool
 ) -> None:
-    """3, errors: of a trained network, and of what it was before finetuning where it was pretrained; force angles.
+    """3, errors: of a trained network, and of what it was before finetuning where it was trained before; force angles.
 
     Force angles are between the run's embedded-atom potential and the network. Of a hybrid potential they are between
     its own two parts after training, as in the paper: do they pull the same way, or against each other?
@@ -43,8 +43,8 @@ def errors_stage(
     stage.begin()
     device = device_of_parameters(potential)
     found: dict[str, Any] = {"errors": errors_on_tests(potential, data)}
-    if network.arm.uses_pretraining_set:
-        before = load_potential(place / PRETRAIN / "best.pt", device)
+    if network.arm.stages:
+        before = load_potential(place / network.arm.stages[-1] / "best.pt", device)
         found["errors_before_finetuning"] = errors_on_tests(before, data)
     if with_eam:
         first, second = load_potential(folder / EAM_FILE, device), potential
