@@ -11,7 +11,6 @@ from mdl_physpre import label, load_potential, write_structures
 from mdl_physpre.analysis import force_alignment
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import EAMInteraction, HybridPotential
-from mdl_physpre.training.arms import parse_arm
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.data import load_data
 from mdl_physpre.workflow.run import run
@@ -151,13 +150,14 @@ def test_a_frozen_potential_stays_and_only_hybrids_are_done_again(finished, conf
 
 
 def test_an_arm_depends_on_its_own_keys_alone(config):
-    loaded = load_config(config, ["physpre.sam.rho=0.3", "physpre.sam.adaptive=false"])
-    sam, plain, both = (parse_arm(name) for name in ("sam", "baseline", "sam+pretrain"))
+    arms = ["physpre.arms=[sam, baseline, sam+pretrain]"]
+    loaded = load_config(config, [*arms, "physpre.sam.rho=0.3", "physpre.sam.adaptive=false"])
+    sam, plain, both = loaded.arms
     assert (loaded.training_settings(sam).sam_rho, loaded.training_settings(sam).sam_adaptive) == (0.3, False)
     assert loaded.training_settings(plain).sam_rho is None
     assert loaded.pretraining_settings(both).sam_rho is None
-    everywhere = load_config(config, ["physpre.sam.pretraining=true"])
-    assert everywhere.pretraining_settings(both).sam_rho == 0.05
+    everywhere = load_config(config, [*arms, "physpre.sam.pretraining=true"])
+    assert everywhere.pretraining_settings(everywhere.arms[2]).sam_rho == 0.05
 
 
 @pytest.mark.parametrize(
