@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import platform
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.backbones.registry import backbone_class
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import AtomicPotential
+from mdl_physpre.report.tables.text import text_table
 from mdl_physpre.utils.devices import available_device
 from mdl_physpre.utils.progress import progress
 from mdl_physpre.workflow.throughput import dynamics_rate, silica_like, training_rate
@@ -128,15 +128,16 @@ def measure_case(
 
 
 def compiles_on(device: torch.device) -> bool:
-    """Whether potentials are compiled on this device."""
-    return device.type == "cuda" and importlib.util.find_spec("mdl_physpre.potentials.compiled") is not None
+    """Whether potentials are compiled on this device, where it is left to the device."""
+    return device.type == "cuda"
 
 
-def compiled(potential: Potential) -> Potential:
+def compiled(potential: AtomicPotential) -> AtomicPotential:
     """The potential with its evaluation compiled; what was compiled before is forgotten, as its number is limited."""
+    from mdl_physpre.potentials.compiled import CompiledPotential
+
     torch.compiler.reset()
-    module = importlib.import_module("mdl_physpre.potentials.compiled")
-    return cast(Potential, module.CompiledPotential(potential))
+    return CompiledPotential(potential)
 
 
 def each_device() -> list[torch.device]:
@@ -159,17 +160,14 @@ def device_name(device: torch.device) -> str:
 
 def format_benchmark(result: dict[str, Any]) -> str:
     """The table of :func:`benchmark`, and what it was measured on."""
-    lines = [list(COLUMNS.values())]
-    lines += [[_cell(row.get(key)) for key in COLUMNS] for row in result["rows"]]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(COLUMNS))]
-    lines.insert(1, ["-" * width for width in widths])
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    for k, row in enumerate(result["rows"]):
+    rows = [list(COLUMNS.values()), *([_cell(row.get(key)) for key in COLUMNS] for row in result["rows"])]
+    lines = text_table(rows, words=4).splitlines()
+    for k, row in enumerate(result["rows"], start=2):
         if "error" in row:
-            text[k + 2] = "  ".join(cell.ljust(w) for cell, w in zip(lines[k + 2][:4], widths)) + "  " + row["error"]
+            lines[k] = f"{lines[k].rstrip()}  {row['error']}"
     machines = "; ".join(f"{name}: {what}" for name, what in result["devices"].items())
-    text.append(f"\n{result['structure']}, float32, torch {result['torch']}, {result['seconds']:.0f} s. {machines}")
-    return "\n".join(text)
+    machine = f"{result['structure']}, float32, torch {result['torch']}, {result['seconds']:.0f} s. {machines}"
+    return "\n".join([*lines, "", machine])
 
 
 def _cell(value: Any) -> str:
