@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -36,5 +35,5 @@ def test_names_are_those_of_the_code() -> None:
         assert name in explained or name.endswith(("_exceeded_step", "_bound")), name
     thresholds = ("max_temperature", "max_displacement", "min_volume_ratio", "max_volume_ratio", "max_neighbours")
     for name in (*thresholds, "overlap_ratio", "taut", "taup", "compressibility", "rdf_start", "pressure_interval"):
-        assert name in {field.name for field in fields(DynamicsSettings)}
+        assert name in DynamicsSettings.model_fields
         assert name in explained, name

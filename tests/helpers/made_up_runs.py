@@ -86,11 +86,11 @@ def make_run(
             place.mkdir(parents=True)
             write_verdicts(place, "key", SETTINGS, [SETTINGS] * len(found), found)
             error = errors((forces or {}).get(arm, [0.1] * len(each))[k])
-            dynamics = {**summarise_networks([found]), "settings": SETTINGS.__dict__, "seconds": 1.0}
+            dynamics = {**summarise_networks([found]), "settings": SETTINGS.model_dump(), "seconds": 1.0}
             own.append({"seed": k, "errors": {"test": error}, "checkpoint": f"{arm}-{k}.pt", "dynamics": dynamics})
             if frames:
                 _frames(place, found)
-        pooled = {**summarise_networks(each), "settings": SETTINGS.__dict__, "seconds": 1.0}
+        pooled = {**summarise_networks(each), "settings": SETTINGS.model_dump(), "seconds": 1.0}
         summary[arm] = {"networks": own, "errors": own[0]["errors"], "dynamics": pooled}
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -120,7 +120,7 @@ def dynamics_stage(
     if not structures:
         return None
     compiled = config.task.compiles_on(str(device_of_parameters(potential)))
-    settings = replace(config.dynamics_settings(), seed=network.seed, compile=compiled)
+    settings = config.dynamics_settings().changed(seed=network.seed, compile=compiled)
     stage = Stage(
         folder / "4-dynamics" / network.name,
         {
@@ -136,7 +136,7 @@ def dynamics_stage(
         stage.begin()
         verdicts = simulate(potential, structures, settings, out=stage.folder)
         curve = [[v["first_failing_step"], v["status"]] for v in verdicts]
-        result = stage.finish({"summary": summarise(verdicts), "failing_steps": curve, "settings": asdict(settings)})
+        result = stage.finish({"summary": summarise(verdicts), "failing_steps": curve, "settings": settings.model_dump()})
     return {
         **result["summary"],
         "failing_steps": result["failing_steps"],
