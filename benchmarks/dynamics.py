@@ -49,10 +49,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.nn import CGConv
 
+from mdl_physpre.dynamics import DynamicsSettings, simulate
 from mdl_physpre.dynamics.engine import forces as forces_module
 from mdl_physpre.dynamics.engine.cpu_lists import SkinLists
 from mdl_physpre.dynamics.running.parallel import simulate_parallel
-from mdl_physpre.dynamics import DynamicsSettings, simulate
 from mdl_physpre.dynamics.verdicts.observers import Observers
 from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN

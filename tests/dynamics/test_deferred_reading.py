@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from torch import Tensor
 
+from mdl_physpre.dynamics import Verdict
 from mdl_physpre.dynamics.engine.cpu_lists import SkinLists
 from mdl_physpre.dynamics.engine.device_lists import DeviceLists
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
@@ -94,7 +95,7 @@ CASES: dict[str, tuple[str, bool, dict]] = {
 }  # fmt: skip
 
 
-def run(case: str, out: Path | None, **changes) -> list[dict]:
+def run(case: str, out: Path | None, **changes) -> list[Verdict]:
     trouble, gold, settings = CASES[case]
     own = {"per_structure": {"steps": [60, 60, 60, 33, 60]}} if settings.get("steps") is None else {}
     settings = {"steps": 60, "rdf_interval": 9, "trajectory_interval": 5, "pressure_interval": 4} | settings | changes
@@ -125,10 +126,10 @@ def test_verdicts_and_files_are_those_of_steps_judged_at_once(case: str, tmp_pat
             assert (out / name).read_bytes() == (tmp_path / "at once" / name).read_bytes(), name
 
 
-def same(found: list[dict], expected: list[dict], tolerance: float) -> None:
+def same(found: list[Verdict], expected: list[Verdict], tolerance: float) -> None:
     for a, b in zip(found, expected, strict=True):
         for name in ("status", "reasons", "first_failing_step", "checks", "steps_run", "stopped", "notes"):
-            assert a[name] == b[name], (name, a[name], b[name])
+            assert getattr(a, name) == getattr(b, name), name
         assert [(f.reason, f.step) for f in a.failures] == [(f.reason, f.step) for f in b.failures]
         for name, value in b.metrics.items():
             if isinstance(value, float):

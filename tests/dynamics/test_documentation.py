@@ -19,7 +19,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     example = re.search(r"```python\n(.*?)```", TEXT, re.S)
     assert example is not None
     exec(example.group(1), {})
-    assert capsys.readouterr().out.startswith("stable []")
+    assert capsys.readouterr().out.startswith("stable ()")
     assert sorted(p.name for p in (tmp_path / "runs/argon").iterdir() if p.name != ".lock") == [
         "speed.json",
         "trajectories",

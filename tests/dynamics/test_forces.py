@@ -4,6 +4,7 @@ import pytest
 import torch
 from ase.build import bulk
 
+from mdl_physpre.dynamics import Verdict
 from mdl_physpre.dynamics.engine import forces
 from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.dynamics.settings import DynamicsSettings
@@ -46,7 +47,7 @@ def watched(refused: int | None = None) -> Watched:
     return potential
 
 
-def run(potential, structures, max_edges: int) -> list[dict]:
+def run(potential, structures, max_edges: int) -> list[Verdict]:
     settings = DynamicsSettings(steps=20, timestep=1.0, max_edges=max_edges, lindemann_min_steps=10)
     return simulate(potential, structures, settings, progress=False)
 

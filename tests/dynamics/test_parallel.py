@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mdl_physpre.dynamics import Verdict
 from mdl_physpre.dynamics.running import parallel
 from mdl_physpre.dynamics.running.parallel import divide, simulate_parallel
 from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs
@@ -32,11 +33,10 @@ def test_work_is_divided_evenly() -> None:
     assert len([p for p in divide([0.0] * 4, 2) if p]) == 2
 
 
-def close(found: list[dict], want: list[dict]) -> None:
+def close(found: list[Verdict], want: list[Verdict]) -> None:
     for one, other in zip(found, want, strict=True):
-        assert {k: v for k, v in one.items() if k not in ("metrics", "failures")} == {
-            k: v for k, v in other.items() if k not in ("metrics", "failures")
-        }
+        measured = {"metrics", "failures"}
+        assert one.model_dump(exclude=measured) == other.model_dump(exclude=measured)
         for name, value in other.metrics.items():
             assert one.metrics[name] == (value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), name
 

@@ -7,10 +7,10 @@ import pytest
 from scipy.stats import permutation_test
 
 from mdl_physpre.dynamics.verdicts.statistics import clustered_interval, permutation_p_value, summarise_networks
-from mdl_physpre.dynamics.verdicts.verdict import make_verdict, wilson_interval
+from mdl_physpre.dynamics.verdicts.verdict import Verdict, make_verdict, wilson_interval
 
 
-def verdict(index: int, step: int | None) -> dict:
+def verdict(index: int, step: int | None) -> Verdict:
     return make_verdict(
         structure_id=str(index), index=index, formula="SiO2", n_atoms=3, not_applicable={}, timestep=1.0,
         failures={} if step is None else {"overlap": (step, "too close")},

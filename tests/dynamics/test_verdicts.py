@@ -5,10 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mdl_physpre.dynamics.verdicts.verdict import REASONS, make_verdict, summarise, survival_curve, wilson_interval
+from mdl_physpre.dynamics.verdicts.verdict import (
+    REASONS,
+    Verdict,
+    make_verdict,
+    summarise,
+    survival_curve,
+    wilson_interval,
+)
 
 
-def verdict(index: int, failures: dict, missing: dict | None = None, steps_run: int = 50) -> dict:
+def verdict(index: int, failures: dict, missing: dict | None = None, steps_run: int = 50) -> Verdict:
     return make_verdict(
         structure_id=f"s{index}", index=index, formula="Si", n_atoms=1, failures=failures, not_applicable=missing or {},
         steps_run=steps_run, steps_asked=100, timestep=2.0, conditions={"temperature": 300},
@@ -61,10 +68,10 @@ def test_survival_without_censoring_is_a_proportion_with_its_interval() -> None:
     verdicts += [verdict(k, {}, steps_run=100) for k in range(4, 10)]
     curve = survival_curve(verdicts)
     assert curve.n == 10
-    assert curve.time_fs == [0, 20, 60, 140]
+    assert curve.time_fs == (0, 20, 60, 140)
     assert curve.survival == pytest.approx([1, 0.8, 0.7, 0.6])
-    assert curve.at_risk == [10, 10, 8, 7]
-    assert curve.failed == [0, 2, 1, 1]
+    assert curve.at_risk == (10, 10, 8, 7)
+    assert curve.failed == (0, 2, 1, 1)
     assert curve.end_fs == 200
     for k, failed in enumerate([0, 2, 3, 4]):
         assert (curve.low[k], curve.high[k]) == pytest.approx(wilson_interval(10 - failed, 10))
@@ -84,9 +91,9 @@ def test_survival_with_structures_that_end_earlier() -> None:
     assert curve.survival == pytest.approx([1, 3 / 4, 3 / 4 * 1 / 2])
     overlap = survival_curve(verdicts, ["overlap"])
     assert overlap.survival == pytest.approx([1, 3 / 4])
-    assert survival_curve([]).survival == []
+    assert survival_curve([]).survival == ()
     at_once = survival_curve([verdict(0, {"overlap": (0, "near")}, steps_run=0), verdict(1, {})])
-    assert (at_once.time_fs, at_once.survival) == ([0], [0.5])
+    assert (at_once.time_fs, at_once.survival) == ((0,), (0.5,))
     rng, covered = np.random.default_rng(0), 0
     for _ in range(400):
         fails, ends = rng.exponential(100, 30).astype(int), rng.integers(20, 200, 30)

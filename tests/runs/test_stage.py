@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mdl_physpre.errors import PhyspreError
-from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.runs.stage import Stage, write_json, write_text
+from mdl_physpre.utils.processes import run_lock
 
 
 def test_a_stage_is_done_for_its_key_only(tmp_path):

@@ -88,7 +88,7 @@ def _verdict(
     steps_asked: int,
     metrics: dict[str, Any],
 ) -> Verdict:
-    conditions: dict[str, float] = {"temperature": settings.temperature, "timestep": settings.timestep}
+    conditions: dict[str, int | float] = {"temperature": settings.temperature, "timestep": settings.timestep}
     conditions["steps"] = settings.steps
     if settings.ensemble == "npt":
         conditions["pressure"] = settings.pressure

@@ -54,7 +54,7 @@ class Verdict(Record):
     steps_run: int
     time_run_fs: float
     stopped: bool
-    conditions: dict[str, float] = {}
+    conditions: dict[str, int | float] = {}
     metrics: dict[str, Any] = {}
 
     @property
@@ -135,7 +135,7 @@ def make_verdict(
     steps_run: int,
     steps_asked: int,
     timestep: float,
-    conditions: dict[str, float],
+    conditions: dict[str, int | float],
     metrics: dict[str, Any],
 ) -> Verdict:
     """The verdict of one structure.

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.zbl import core_for
 from mdl_physpre.pretraining.perturbation import PerturbationSettings
@@ -237,20 +238,13 @@ class Pretrain(Section):
         return finetune.changed(**own)
 
 
-class EAM(Section):
+_EAMBase: Any = section_of(EAMFitSettings, "_EAMBase")
+
+
+class EAM(_EAMBase):
     """The embedded-atom potential that labels the pretraining set. ``checkpoint`` names one that is fitted already."""
 
     checkpoint: str | None = None
-    cutoff: float = Field(8.0, gt=0)
-    n_basis: int = Field(10, ge=1)
-    init: Literal["spread", "reference"] = "spread"
-    signed_embedding: bool = False
-    short_range: Literal["zbl"] | None = None
-    short_range_radii: dict[str, float] = {}
-    route: Literal["fast", "reference"] = "fast"
-    epochs: int = Field(200, ge=1)
-    lr: float = Field(2e-3, gt=0)
-    batch_size: int = Field(4, ge=1)
 
     @model_validator(mode="after")
     def _core_is_fitted_with(self) -> EAM:
@@ -261,6 +255,10 @@ class EAM(Section):
             )
         core_for(self.short_range, self.short_range_radii)
         return self
+
+    def settings(self) -> EAMFitSettings:
+        """Settings of the fit."""
+        return EAMFitSettings(**self.model_dump(exclude={"checkpoint"}))
 
 
 class Teacher(Section):

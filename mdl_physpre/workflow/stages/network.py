@@ -135,8 +135,9 @@ def dynamics_stage(
         logger.info("molecular dynamics, %s: %d structures, %d steps", network.name, len(structures), settings.steps)
         stage.begin()
         verdicts = simulate(potential, structures, settings, out=stage.folder)
-        curve = [[v["first_failing_step"], v["status"]] for v in verdicts]
-        result = stage.finish({"summary": summarise(verdicts), "failing_steps": curve, "settings": settings.model_dump()})
+        curve = [[v.first_failing_step, v.status] for v in verdicts]
+        found = {"summary": summarise(verdicts).plain(), "failing_steps": curve, "settings": settings.model_dump()}
+        result = stage.finish(found)
     return {
         **result["summary"],
         "failing_steps": result["failing_steps"],

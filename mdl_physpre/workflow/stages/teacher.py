@@ -69,17 +69,8 @@ def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, An
             fit = fit_eam(
                 data.train,
                 data.val,
+                settings.settings(),
                 elements=data.elements,
-                cutoff=settings.cutoff,
-                n_basis=settings.n_basis,
-                init=settings.init,
-                signed_embedding=settings.signed_embedding,
-                short_range=settings.short_range,
-                short_range_radii=settings.short_range_radii,
-                route=settings.route,
-                epochs=settings.epochs,
-                lr=settings.lr,
-                batch_size=settings.batch_size,
                 seed=config.task.seed,
                 loss_weights=(weights["weight_energy"], weights["weight_force"], weights["weight_stress"] * stresses),
             )
