@@ -25,10 +25,9 @@ def package(tmp_path, monkeypatch):
     """``of_somebody``: a module for each example of the pages, with entry points for some."""
     root = tmp_path / "site"
     (root / "of_somebody").mkdir(parents=True)
-    codes = [
-        re.findall(r"```python\n(.*?)```", (PAGES / f"{page}.md").read_text(), re.DOTALL) for page in ("arm", "loss")
-    ]
-    for name, code in zip(("freeze", "other_set", "losses"), [code for page in codes for code in page], strict=True):
+    pages = [(PAGES / f"{page}.md").read_text() for page in ("arm", "loss")]
+    codes = [code for page in pages for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+    for name, code in zip(("freeze", "other_set", "losses"), codes, strict=True):
         (root / "of_somebody" / f"{name}.py").write_text(code)
     registered = root / "of_somebody-1.dist-info"
     registered.mkdir()
@@ -51,8 +50,8 @@ def test_layers_that_are_frozen_stay_as_pretraining_left_them(package, tmp_path)
     sections = {"pretrain": {"max_epochs": 2, "lr": 1e-2}, "freeze": {"layers": ["layers.0."]}}
     arm = parse_arm("pretrain+of_somebody.freeze:Freeze", sections)
     assert arm.name == "pretrain+freeze"
-    for _ in range(2):  # the second goes on after the first, with the same layers frozen
-        settings = TrainingSettings(max_epochs=2 + _, lr=1e-2, **QUICK)
+    for epochs in (2, 3):  # the second goes on after the first, with the same layers frozen
+        settings = TrainingSettings(max_epochs=epochs, lr=1e-2, **QUICK)
         trained = train_arm(arm, initial_potential(TinyPotential, arm, material), material, settings, tmp_path / "out")
         first, second = (load_potential(found.best_checkpoint) for found in trained.stages.values())
         assert torch.equal(first.layers[0].weight, second.layers[0].weight)
