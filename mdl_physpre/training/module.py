@@ -71,6 +71,15 @@ class PotentialTraining(pl.LightningModule):
         self._last_saved = -math.inf
         self._begin_epoch()
 
+    def _begin_epoch(self) -> None:
+        self._started = time.perf_counter()
+        self.counts: Counter[str] = Counter()
+        self.gradient.taken = 0
+        self._norm_sum = 0.0
+        self._nan_batch: int | None = None
+        self._train_sums, self._validation_sums = (EpochSums(self.settings, self.ranks) for _ in range(2))
+        self._replay_sums = EpochSums(self._replay_settings, self.ranks)
+
     @property
     def history(self) -> list[dict[str, Any]]:
         """One row for each epoch."""
@@ -161,15 +170,6 @@ class PotentialTraining(pl.LightningModule):
         self._begin_epoch()
         # a backbone with random numbers of its own (dropout) draws the same ones after an interruption
         torch.manual_seed((self.settings.seed * 1_000_003 + self.epoch) % 2**63)
-
-    def _begin_epoch(self) -> None:
-        self._started = time.perf_counter()
-        self.counts: Counter[str] = Counter()
-        self.gradient.taken = 0
-        self._norm_sum = 0.0
-        self._nan_batch: int | None = None
-        self._train_sums, self._validation_sums = (EpochSums(self.settings, self.ranks) for _ in range(2))
-        self._replay_sums = EpochSums(self._replay_settings, self.ranks)
 
     def on_train_epoch_end(self) -> None:
         optimizer = self.optimizers().optimizer  # type: ignore[union-attr]

@@ -6,8 +6,6 @@ Keys that only MatDeepLearn acts on are accepted, so that one file serves both.
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -34,7 +32,7 @@ from mdl_physpre.pretraining.perturbation import PerturbationSettings
 from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms, parts_by_name
 from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay
 from mdl_physpre.training.settings import TrainingSettings
-from mdl_physpre.utils.settings import explained
+from mdl_physpre.utils.settings import Settings, explained
 
 
 def _names(text: str) -> frozenset[str]:
@@ -55,18 +53,10 @@ class Section(BaseModel):
         return values
 
 
-def section_of(settings: type, name: str, leave_out: Sequence[str] = (), **changed: Any) -> type[Section]:
-    """A section with the fields and defaults of a settings class, some left out, some changed: (type, default)."""
-    fields: dict[str, Any] = {}
-    if issubclass(settings, BaseModel):
-        fields = {k: (f.annotation, f) for k, f in settings.model_fields.items() if k not in leave_out}
-        return create_model(name, __base__=Section, **fields | changed)
-    hints = typing.get_type_hints(settings)
-    for field in dataclasses.fields(settings):
-        if field.name not in leave_out:
-            fields[field.name] = (hints[field.name], field.default)
-    fields.update(changed)
-    return create_model(name, __base__=Section, **fields)
+def section_of(settings: type[Settings], name: str, leave_out: Sequence[str] = (), **changed: Any) -> type[Section]:
+    """A section with the fields of a settings class, some left out, some changed: (type, default)."""
+    fields = {key: (field.annotation, field) for key, field in settings.model_fields.items() if key not in leave_out}
+    return create_model(name, __base__=Section, **{**fields, **changed})
 
 
 class Split(Section):
