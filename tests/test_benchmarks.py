@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.helpers.gpu_twin import DEVICE, counting
+from tests.helpers.gpu_stand_in import DEVICE, counting
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 

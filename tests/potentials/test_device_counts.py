@@ -27,7 +27,7 @@ from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.module import PotentialTraining
 from mdl_physpre.training.optimizer import make_optimizer
 from mdl_physpre.training.settings import TrainingSettings
-from tests.helpers.gpu_twin import DEVICE, Counts, counting
+from tests.helpers.gpu_stand_in import DEVICE, Counts, counting
 
 ELEMENTS = ["Si", "O"]
 KERNELS = {"cgcnn": 700, "torchmd_et": 3600, "m3gnet": 2100, "eam": 700, "hybrid": 1400}  # of a training step

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mdl_physpre import build_graph, evaluate
 from mdl_physpre.potentials import EAMInteraction
-from tests.helpers.gpu_twin import DEVICE, GPUTensor, counting, on_gpu
+from tests.helpers.gpu_stand_in import DEVICE, GPUTensor, counting, on_gpu
 
 WAITING = {
     "item": lambda x: x.sum().item(),
@@ -164,17 +164,17 @@ def test_functions_with_gradients_of_their_own():
     assert x.grad.tolist() == [2.0] * 4
 
 
-@torch.library.custom_op("tests.helpers.gpu_twin::sine", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("gpu_stand_in::sine", mutates_args=(), device_types="cpu")
 def sine(x: torch.Tensor) -> torch.Tensor:
     raise AssertionError("the code for the CPU")
 
 
 def test_operators_run_their_code_for_gpus():
     with pytest.raises(NotImplementedError, match="CUDA"):
-        torch.ops.gpu_twin.sine(numbers())
+        torch.ops.gpu_stand_in.sine(numbers())
     sine.register_kernel("cuda")(lambda x: x.sin())
     with counting() as counts:
-        found = torch.ops.gpu_twin.sine(numbers())
+        found = torch.ops.gpu_stand_in.sine(numbers())
     assert counts.names == {"sin": 1}
     torch.testing.assert_close(found.cpu(), numbers().cpu().sin())
 
