@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -377,7 +376,7 @@ class PotentialTraining(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[STATE] = {
             "version": STATE_VERSION,
-            "settings": asdict(self.settings),
+            "settings": self.settings.model_dump(),
             "identity": self._identity,
             "history": self.log_file.text(),
             "best": self.best,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -148,7 +148,7 @@ def pretrain_then_finetune(
     for split, dataset in zip(("training", "validation"), finetuning):
         check_labels(dataset, split, finetune_settings)
     # a shift towards the teacher's zero of energy would only have to be unlearnt
-    pretrain_settings = replace(pretrain_settings, refit_reference=False)
+    pretrain_settings = pretrain_settings.changed(refit_reference=False)
     if isinstance(potential, HybridPotential):
         potential.learn_eam(False)
     first = train_potential(potential, *pretraining, pretrain_settings, out / "pretrain", resume, online)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -148,7 +146,7 @@ def test_what_cannot_be_replayed_is_said(tmp_path):
 def test_where_and_in_what_parts_it_is_computed_does_not_matter_for_resuming():
     """Trainings begun before these settings existed go on, too."""
     first = Replay(graphs(7, 1), SETTINGS, share=0.25)
-    other = replace(SETTINGS, device="cpu", devices=2, compile=True, recompute_edges=100)
+    other = SETTINGS.changed(device="cpu", devices=2, compile=True, recompute_edges=100)
     assert Replay(first.dataset, other, share=0.25).identity() == first.identity()
     assert not any(name in first.identity() for name in ("devices", "compile", "recompute_edges"))
-    assert Replay(first.dataset, replace(SETTINGS, huber_force=0.5), share=0.25).identity() != first.identity()
+    assert Replay(first.dataset, SETTINGS.changed(huber_force=0.5), share=0.25).identity() != first.identity()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -65,7 +63,7 @@ def test_forces_alone_are_learnt_with_a_reference_of_zero(tmp_path, caplog):
     assert not model.reference.energies.any()
     assert "none of 10 training structures carries an energy: the energy reference is zero" in caplog.text
     weights = {"weight_energy": 0.0, "weight_stress": 0.0}
-    stages = (replace(PRETRAIN, **weights), replace(FINETUNE, **weights, refit_reference=True))
+    stages = (PRETRAIN.changed(**weights), FINETUNE.changed(**weights, refit_reference=True))
     result = pretrain_then_finetune(model, teacher, dft, *stages, tmp_path)
     assert result.stages["finetune"].best_loss > 0 and not result.potential.reference.energies.any()
     with pytest.raises(ConfigError, match="weight_energy is"):

@@ -40,9 +40,12 @@ class Section(BaseModel):
 
 
 def section_of(settings: type, name: str, leave_out: Sequence[str] = (), **changed: Any) -> type[Section]:
-    """A section with the fields and defaults of a settings dataclass, some left out, some changed: (type, default)."""
-    hints = typing.get_type_hints(settings)
+    """A section with the fields and defaults of a settings class, some left out, some changed: (type, default)."""
     fields: dict[str, Any] = {}
+    if issubclass(settings, BaseModel):
+        fields = {k: (f.annotation, f) for k, f in settings.model_fields.items() if k not in leave_out}
+        return create_model(name, __base__=Section, **fields | changed)
+    hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
         if field.name not in leave_out:
             fields[field.name] = (hints[field.name], field.default)
@@ -231,7 +234,7 @@ class Pretrain(Section):
         own = {k: v for k, v in self.model_dump(exclude={"online"}).items() if v is not None}
         if "loss_function" in own:
             own["loss"] = own.pop("loss_function")
-        return dataclasses.replace(finetune, **own)
+        return finetune.changed(**own)
 
 
 class EAM(Section):
@@ -427,7 +430,7 @@ class Config(Section):
 
     def _with_sam(self, settings: TrainingSettings) -> TrainingSettings:
         sam = self.physpre.sam
-        return dataclasses.replace(settings, sam_rho=sam.rho, sam_adaptive=sam.adaptive)
+        return settings.changed(sam_rho=sam.rho, sam_adaptive=sam.adaptive)
 
     def perturbation_settings(self) -> PerturbationSettings:
         return PerturbationSettings(**self.physpre.perturbation.model_dump(exclude={"validation"}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def training_stage(
     if config.task.devices == 1:
         where["device"] = str(device)
     finetune, pretrain = (
-        replace(s, seed=seed, **where) for s in (config.training_settings(parts), config.pretraining_settings(parts))
+        s.changed(seed=seed, **where) for s in (config.training_settings(parts), config.pretraining_settings(parts))
     )
     cutoff = config.dataset.preprocess_params.cutoff_radius
     network = {
