@@ -35,21 +35,22 @@ NAME_HOSTS = ("hosts.matdeeplearn.MatDeepLearnCalculator", "hosts.matdeeplearn.T
 MAX_FILE, MAX_FUNCTION = 300, 60
 LONG_FILES: dict[str, int] = {
     "analysis/radial_distribution.py": 322,
-    "dynamics/running/batch.py": 318,
-    "hosts/matdeeplearn/plan.py": 333,
+    "dynamics/running/batch.py": 319,
+    "hosts/matdeeplearn/plan.py": 337,
     "potentials/eam/lammps.py": 308,
     "pretraining/labelling.py": 304,
     "pretraining/pretraining_set.py": 314,
     "report/tables/page.py": 315,
+    "runs/summary.py": 303,
     "training/module.py": 390,
     "training/train.py": 308,
     "workflow/config/schema.py": 394,
 }
 LONG_FUNCTIONS: dict[str, int] = {
     "analysis/radial_distribution.py:average_rdfs": 61,
-    "cli/potentials.py:md": 80,
+    "cli/potentials.py:md": 82,
     "dynamics/compare_rdf.py:compare_with_reference": 73,
-    "dynamics/running/parallel.py:simulate_parallel": 91,
+    "dynamics/running/parallel.py:simulate_parallel": 90,
     "dynamics/running/simulate.py:simulate": 65,
     "eam_fit/fit.py:fit_eam": 66,
     "eam_fit/objective.py:_block_loss": 70,
