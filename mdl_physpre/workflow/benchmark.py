@@ -14,6 +14,7 @@ from mdl_physpre import __version__
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.backbones.registry import backbone_class
 from mdl_physpre.potentials.base import AtomicPotential
+from mdl_physpre.potentials.compiled import CompiledPotential
 from mdl_physpre.report.tables.text import text_table
 from mdl_physpre.utils.devices import available_device
 from mdl_physpre.utils.progress import progress
@@ -64,23 +65,8 @@ def benchmark(
     ------
     ConfigError : a device that is not there, a backbone that is not known, a time or cutoff that is not above 0.
     """
-    chosen = list(BACKBONES) if backbones is None else list(backbones)
-    for name in chosen:
-        if name not in BACKBONES:
-            raise ConfigError(f"there is no benchmark of {name!r}; {nearest(name, BACKBONES)}")
-    distances = CUTOFFS if cutoffs is None else tuple(float(c) for c in cutoffs)
-    for what, value in (("seconds", seconds), *(("a cutoff", c) for c in distances)):
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{what} is {value}; it must be a number above 0")
     found = {str(d): d for d in ([available_device(d) for d in devices] if devices is not None else each_device())}
-    cases = [
-        (device, name, cutoff, mode)
-        for mode in ("eager", "compiled")  # compiling takes long, so it comes last
-        for device in found.values()
-        for name in chosen
-        for cutoff in (distances if name != "m3gnet" else (min(distances),))
-        if mode == "eager" or compiles_on(device)
-    ]
+    cases = _cases(list(found.values()), seconds, backbones, cutoffs)
     start, rows = time.monotonic(), []
     shown = progress(cases, len(cases), "benchmark") if show_progress else cases
     for k, (device, name, cutoff, mode) in enumerate(shown):
@@ -101,6 +87,28 @@ def benchmark(
         "seconds": time.monotonic() - start,
         "rows": rows,
     }
+
+
+def _cases(
+    devices: Sequence[torch.device], seconds: float, backbones: Sequence[str] | None, cutoffs: Sequence[float] | None
+) -> list[tuple[torch.device, str, float, str]]:
+    """Device, backbone, cutoff and mode of each row. Raises ConfigError as :func:`benchmark`."""
+    chosen = list(BACKBONES) if backbones is None else list(backbones)
+    for name in chosen:
+        if name not in BACKBONES:
+            raise ConfigError(f"there is no benchmark of {name!r}; {nearest(name, BACKBONES)}")
+    distances = CUTOFFS if cutoffs is None else tuple(float(c) for c in cutoffs)
+    for what, value in (("seconds", seconds), *(("a cutoff", c) for c in distances)):
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{what} is {value}; it must be a number above 0")
+    return [
+        (device, name, cutoff, mode)
+        for mode in ("eager", "compiled")  # compiling takes long, so it comes last
+        for device in devices
+        for name in chosen
+        for cutoff in (distances if name != "m3gnet" else (min(distances),))
+        if mode == "eager" or compiles_on(device)
+    ]
 
 
 def measure_case(
@@ -134,8 +142,6 @@ def compiles_on(device: torch.device) -> bool:
 
 def compiled(potential: AtomicPotential) -> AtomicPotential:
     """The potential with its evaluation compiled; what was compiled before is forgotten, as its number is limited."""
-    from mdl_physpre.potentials.compiled import CompiledPotential
-
     torch.compiler.reset()
     return CompiledPotential(potential)
 
