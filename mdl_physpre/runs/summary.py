@@ -1,8 +1,7 @@
 """What a run found, as types: ``summary.json`` is a :class:`Summary`, written and read here.
 
-What a stage found stands in its ``done.json``. Results of networks are put together from these files by
-:func:`network_result`, and those of an arm from the results of its networks by :class:`ArmResult`; so a run that goes
-on, one that was stopped and one that is finished have the same figures.
+What a stage found stands in its ``done.json``. Results of networks are put together from these files, and those of an
+arm from its networks, here alone: a run that goes on, was stopped or is finished has the same figures.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkp
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.energy_reference import fit_energy_reference
 from mdl_physpre.potentials.open import open_potential
-from mdl_physpre.runs.layout import EAM_FILE, PRETRAINING_SET
+from mdl_physpre.runs.layout import PRETRAINING_SET
 from mdl_physpre.runs.stage import Stage, hash_of_file
 from mdl_physpre.structures.graph import GraphDataset, content_hash
 from mdl_physpre.structures.labels import get_labels, set_labels
@@ -83,18 +83,18 @@ def finetune(
         if physpre.energy_reference:
             raw = with_energy_reference(raw, config, train)
         if physpre.pretrain is not None:
-            fit = fit_stage(folder, physpre.eam, train, val, data_key=key, seed=physpre.seed)
+            eam = fit_stage(folder, physpre.eam, train, val, data_key=key, seed=physpre.seed).folder / "eam.pt"
             make_set_stage(
                 folder,
                 physpre.perturbation,
                 {"training": train, "validation": val},
-                lambda: load_potential(folder / EAM_FILE),
-                depends_on={"eam": fit.key, "data": key},
+                lambda: load_potential(eam),
+                depends_on={"teacher": hash_of_file(eam), "data": key},
                 seed=physpre.seed,
                 shuffled=True,  # other backbones take them in the order of the file, in every epoch
             )
             start = _pretrain_stage(folder, raw, physpre, bool(val))
-            logger.info("pretrained with the labels of %s: %s", folder / EAM_FILE, start)
+            logger.info("pretrained with the labels of %s: %s", eam, start)
             if pretrain_only:
                 return start
             first = {"name": "physpre-start-from", "checkpoint": str(start.absolute())}
