@@ -135,15 +135,21 @@ def change(host: str, root: Path, patches: list[Patch], *, revert: bool = False,
 
 
 def _apply(patch: Patch, root: Path, files: list[str], revert: bool, check: bool) -> None:
-    """Let git apply a patch to some of its files. Raises DataError where it cannot; git has changed nothing then."""
+    """Let git apply a patch to some of its files; where it fails on the way, they get their old content back."""
     options = ["--unidiff-zero", "--whitespace=nowarn", *(f"--include={file}" for file in files)]
     options += [*(["--reverse"] if revert else []), *(["--check"] if check else [])]
     command = ["git", "-c", "core.autocrlf=false", "-C", str(root), "apply", *options, str(patch.path)]
+    old = {path: path.read_bytes() if path.is_file() else None for path in (root / file for file in files)}
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         raise DataError("git is not installed, and it applies the patches; install it. Nothing was changed") from None
     if done.returncode:
+        for path, content in old.items():
+            if content is not None:
+                path.write_bytes(content)
+            elif path.is_file():
+                path.unlink()
         reason = " ".join(done.stderr.split())
         raise DataError(
             f"{reason}; nothing was changed. Make the folder writable, or install the host from a checkout of your own"
