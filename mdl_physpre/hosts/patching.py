@@ -8,6 +8,7 @@ somebody else's, and is left alone.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -140,8 +141,10 @@ def _apply(patch: Patch, root: Path, files: list[str], revert: bool, check: bool
     options += [*(["--reverse"] if revert else []), *(["--check"] if check else [])]
     command = ["git", "-c", "core.autocrlf=false", "-C", str(root), "apply", *options, str(patch.path)]
     old = {path: path.read_bytes() if path.is_file() else None for path in (root / file for file in files)}
+    # in a folder of another repository git would take the paths as of there
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.resolve().parent)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     except FileNotFoundError:
         raise DataError("git is not installed, and it applies the patches; install it. Nothing was changed") from None
     if done.returncode:
