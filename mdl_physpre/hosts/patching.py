@@ -88,7 +88,7 @@ def patches_for(host: str) -> list[Patch]:
 
 
 def inspect(root: Path, patches: list[Patch]) -> Patched:
-    """Which of the patches fits the files below ``root``, the folder that holds the host's package; whether it is in."""
+    """Which of the patches fits the files below ``root`` (the folder of the host's package), and whether it is in."""
     unknown: list[tuple[str, ...]] = []
     for patch in patches:
         now = {file: git_hash(root / file) for file in patch.after}

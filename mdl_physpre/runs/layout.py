@@ -1,12 +1,12 @@
 """Where a run keeps what: one folder for each stage, named after the steps of the method.
 
-    1-eam/  1-teacher/                  the potential that labels
-    2-pretraining-set/                  structures perturbed and labelled
-    3-networks/pretrain-2/pretrain/     the second network of an arm: its training on labels of the teacher,
-                           finetune/    its training on DFT labels,
-                           errors/      its errors on the test sets, and the angles between forces,
-                           dynamics/    its molecular dynamics
-    report/  report.html  summary.json
+1-eam/  1-teacher/                  the potential that labels
+2-pretraining-set/                  structures perturbed and labelled
+3-networks/pretrain-2/pretrain/     the second network of an arm: its training on labels of the teacher,
+                       finetune/    its training on DFT labels,
+                       errors/      its errors on the test sets, and the angles between forces,
+                       dynamics/    its molecular dynamics
+report/  report.html  summary.json
 """
 
 from __future__ import annotations

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from mdl_physpre.dynamics.verdicts.statistics import summarise_networks
 from mdl_physpre.dynamics.running.storage import FORMAT
+from mdl_physpre.dynamics.verdicts.statistics import summarise_networks
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.training.arms import eam_is_needed, parse_arms
+
 EAM, TEACHER, SET, TRAIN, DYNAMICS = "1-eam", "1-teacher", "2-pretraining-set", "3-train", "4-dynamics"
 DATA_FILE = "data.json"  # hashes and counts of the data, written when a run begins
 BEFORE, ANGLES = "-errors-before-finetuning", "-force-angles"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
 from typing import Any
 
 from mdl_physpre.analysis.errors import Errors
