@@ -27,6 +27,7 @@ from common import environment, print_table, write_json
 
 from mdl_physpre.analysis.errors import prediction_errors
 from mdl_physpre.eam_fit.fit import fit_eam
+from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.structures.read import read_structures
 
 WEIGHTS = (0.01, 50.0, 50.0)
@@ -72,7 +73,8 @@ def fit(data: Split, label: str, route: str, init: str, epochs: int, batch_size:
     """One fit and its figures."""
     train, val, test = data
     processor = time.process_time()
-    found = fit_eam(train, val, route=route, init=init, epochs=epochs, batch_size=batch_size, cutoff=CUTOFF)
+    settings = EAMFitSettings(route=route, init=init, epochs=epochs, batch_size=batch_size, cutoff=CUTOFF)
+    found = fit_eam(train, val, settings)
     return {
         "route": label,
         "wall s": found.seconds,

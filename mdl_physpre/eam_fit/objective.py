@@ -17,11 +17,10 @@ from mdl_physpre.potentials.base import edge_vectors
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.eam.radial import PairParameters, radial_functions
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
+from mdl_physpre.structures.labels import LABELS
 
 DISTANCE_STEP = 1e-3  # Å: distances of a pair closer than this share one value, their mean
 BLOCK_EDGES = 200_000  # edges handled at a time, so that intermediate results stay in the processor's cache
-
-LABELS = ("energy", "forces", "stress")
 
 
 @dataclass
@@ -89,11 +88,7 @@ class FitObjective:
             end = start + len(block.i)
             block.bin = inverse[start:end].to(torch.int32)
             start = end
-        self.counts = {
-            "energy": sum(int(b.labels["energy"].isfinite().sum()) for b in self.blocks),
-            "forces": sum(int(b.labels["forces"].isfinite().sum()) for b in self.blocks),
-            "stress": sum(int(b.labels["stress"].isfinite().sum()) for b in self.blocks),
-        }
+        self.counts = {name: sum(int(b.labels[name].isfinite().sum()) for b in self.blocks) for name in LABELS}
 
     @property
     def n_edges(self) -> int:

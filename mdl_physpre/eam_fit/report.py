@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from ase.data import chemical_symbols
 
-from mdl_physpre.analysis.errors import MISSING
+from mdl_physpre.analysis.errors import MISSING, Errors
 from mdl_physpre.potentials.eam.potential import EAMInteraction, pair_curve
+from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.structures.labels import LABELS
 
 WALL = 0.5  # Å: where the height of the wall is read
 
@@ -44,7 +46,7 @@ def pair_table(potential: EAMInteraction, closest: Sequence[float]) -> list[dict
 def describe(
     potential: EAMInteraction,
     table: Sequence[Mapping[str, Any]],
-    errors: Mapping[str, Mapping[str, Any] | None],
+    errors: Mapping[str, Errors | None],
     *,
     how: str,
     warnings: Sequence[str],
@@ -78,12 +80,49 @@ def describe(
     for name, found in errors.items():
         if found is None:
             continue
-        keys = ["energy_mae", "energy_mae_mev_per_atom", "forces_mae", "stress_mae", "total"]
-        rows.append([name, str(found["n_structures"]), *(_number(found[key]) for key in keys)])
+        values = (found.energy_mae, found.energy_mae_mev_per_atom, found.forces_mae, found.stress_mae, found.total)
+        rows.append([name, str(found.n_structures), *map(_number, values)])
     lines += _columns(rows)
     if warnings:
         lines += ["", "Take note:", *(f"- {w}" for w in warnings)]
     return "\n".join(lines)
+
+
+def carries_labels(dataset: GraphDataset, weights: Sequence[float]) -> bool:
+    """Whether a structure carries a label that the loss weighs."""
+    return any(weight and dataset.label_count(name) for name, weight in zip(LABELS, weights))
+
+
+def fit_warnings(
+    potential: EAMInteraction,
+    table: Sequence[Mapping[str, Any]],
+    sets: Mapping[str, GraphDataset],
+    weights: Sequence[float],
+) -> list[str]:
+    """What the training data did not show, and pair curves that attract at short distance."""
+    train = sets["train"]
+    found = {int(z) for a in train.structures for z in a.numbers}
+    lines = [
+        f"no training structure holds {chemical_symbols[z]}: its parameters keep their start values"
+        for z in potential.elements if z not in found
+    ]  # fmt: skip
+    lines += [
+        f"{row['pair']} never meets within {potential.cutoff:g} Å in the training data: its parameters keep their "
+        "start values"
+        for row in table if row["closest_A"] is None
+    ]  # fmt: skip
+    lines += [
+        f"{row['pair']} does not rise at short distance (two atoms at 0.5 Å: {row['wall_at_0.5_A_eV']:.3g} eV): in the "
+        "labels of structures in which this pair is pushed together it would attract"
+        for row in table if not row["rises"]
+    ]  # fmt: skip
+    lines += [
+        f"no training structure carries {name}: that part of the loss (weight {w:g}) counts for nothing"
+        for name, w in zip(LABELS, weights) if w and not train.label_count(name)
+    ]  # fmt: skip
+    if "val" not in sets or not carries_labels(sets["val"], weights):
+        lines.append("no validation structure carries a label of the loss: the training set chose the best state")
+    return lines
 
 
 def _number(value: float | None) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,15 +11,15 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from mdl_physpre.eam_fit.objective import LABELS, FitObjective
+from mdl_physpre.eam_fit.objective import FitObjective
+from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.eam_fit.wall import WallPrior
 from mdl_physpre.errors import FitError
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.structures.graph import GraphDataset
-
-logger = logging.getLogger(__name__)
+from mdl_physpre.structures.labels import LABELS
 
 NAMES = ("A", "beta", "D", "alpha", "r_e", "B", "rho0", "E0")
 
@@ -78,13 +77,10 @@ def fit_reference(
     potential: EAMInteraction,
     train: GraphDataset,
     best: BestState,
-    *,
+    passes: Iterable[int],
+    settings: EAMFitSettings,
     weights: tuple[float, float, float],
-    epochs: int,
-    lr: float,
-    batch_size: int,
     seed: int,
-    show: Callable[[Iterable[int]], Iterable[int]],
 ) -> None:
     """The paper's route: AdamW on mini-batches, gradients clipped at norm 10, learning rate lowered on a plateau.
 
@@ -92,15 +88,15 @@ def fit_reference(
     is the one of lowest validation loss.
     """
     generator = np.random.default_rng(seed)
-    optimiser = torch.optim.AdamW(potential.parameters(), lr=lr)
+    optimiser = torch.optim.AdamW(potential.parameters(), lr=settings.lr)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser, factor=0.8, patience=10, threshold=2e-4, min_lr=1e-5
     )
-    for epoch in show(range(1, epochs + 1)):
+    for epoch in passes:
         order = generator.permutation(len(train))
         total = 0.0
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
+        for start in range(0, len(order), settings.batch_size):
+            indices = order[start : start + settings.batch_size]
             loss = batch_loss(potential, train, indices, weights)
             optimiser.zero_grad()
             loss.backward()
@@ -190,9 +186,8 @@ def fit_fast(
     objective: FitObjective,
     wall: WallPrior,
     best: BestState,
-    *,
+    passes: Iterable[int],
     epochs: int,
-    show: Callable[[Iterable[int]], Iterable[int]],
 ) -> None:
     """L-BFGS with bounds on the whole training set, its absolute values rounded off at zero, plus the wall penalty.
 
@@ -205,7 +200,7 @@ def fit_fast(
     start = parameters_of(potential)
     scaling = Scaling(potential, start)
     first = objective(start, gradient=False)
-    ticks = iter(show(range(1, epochs + 1)))
+    ticks = iter(passes)
     done = 0
     latest = first  # of the point that L-BFGS saw last, which is the one it accepts
 

@@ -128,7 +128,6 @@ def compute_labels(
         bare = compute_labels(structures, base, workers=workers, progress=progress)
         return _corrected(structures, bare, resolved.without("base"))
     name = partial(_named, structures)
-    workers = workers if workers is not None else available_workers()
     if isinstance(resolved, Potential):
         potential = copy.deepcopy(resolved).to(dtype).eval()
         chunks = batch_by_edges(estimated_edges(structures, potential.cutoff), batch_edges)
@@ -166,12 +165,6 @@ def _corrected(
         stress = None if one.stress is None or other.stress is None else one.stress + other.stress
         results.append(Labels(one.energy + other.energy, one.forces + other.forces, stress))
     return results
-
-
-def available_workers() -> int:
-    """Cores that this process may use, 16 at most."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(count, 16)
 
 
 def estimated_edges(structures: Sequence[Atoms], cutoff: float) -> list[int]:

@@ -1,24 +1,87 @@
-"""What the folder of a run holds, read for a report: finished or not, and what is missing."""
+"""What the folder of a run holds: finished or not, and what is missing."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from mdl_physpre.dynamics.running.storage import FORMAT
+<<<<<<< HEAD
 from mdl_physpre.dynamics.verdicts.statistics import summarise_networks
+=======
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
+>>>>>>> main
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.runs import layout
+from mdl_physpre.runs.layout import Network, networks_of, refuse_earlier_layout
+from mdl_physpre.runs.stage import BEGUN, DONE, read_json
+from mdl_physpre.runs.summary import (
+    NetworkResult,
+    Summary,
+    arm_results,
+    eam_result,
+    network_result,
+    pretraining_set_result,
+    teacher_result,
+)
 from mdl_physpre.training.arms import eam_is_needed, parse_arms
 
+<<<<<<< HEAD
 EAM, TEACHER, SET, TRAIN, DYNAMICS = "1-eam", "1-teacher", "2-pretraining-set", "3-train", "4-dynamics"
 DATA_FILE = "data.json"  # hashes and counts of the data, written when a run begins
 BEFORE, ANGLES = "-errors-before-finetuning", "-force-angles"
+=======
+DATA_FILE, EAM, TEACHER, SET, TRAIN, DYNAMICS = "data.json", "1-eam", "1-teacher", "2-pretraining-set", "", ""
+
+
+def network_names(arm: str, n: int) -> list[str]:
+    """Only until the report has changed over."""
+    return [arm if k == 1 else f"{arm}-{k}" for k in range(1, n + 1)]
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Molecular dynamics with one network, as its ``verdicts.json`` has it.
+
+    settings : as :class:`~mdl_physpre.dynamics.DynamicsSettings` has them.
+    survival : of all structures (:func:`~mdl_physpre.dynamics.verdicts.verdict.survival_curve`).
+    """
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    verdicts: tuple[Verdict, ...]
+    survival: dict[str, Any]
+
+
+def read_simulation(path: Path, name: str) -> Simulation:
+    """One simulation from its ``verdicts.json``. Raises DataError for a missing or damaged file."""
+    try:
+        stored = json.loads(path.read_text())
+        verdicts = tuple(Verdict.model_validate(v) for v in stored["verdicts"])
+        return Simulation(name, path.parent, stored["settings"], verdicts, stored.get("survival") or {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read as verdicts ({error}); simulate again") from None
+
+
+def simulation_files(folder: Path) -> list[Path]:
+    """``verdicts.json`` of ``physpre md --out``, or of each network of ``physpre run``, in a folder; none elsewhere.
+
+    Raises DataError where the run is of an earlier version.
+    """
+    own = folder / layout.VERDICTS
+    if own.is_file():
+        return [own]
+    refuse_earlier_layout(folder)
+    return sorted(folder.glob(f"{layout.NETWORKS}/*/{layout.DYNAMICS}/{layout.VERDICTS}"))
+>>>>>>> main
 
 
 @dataclass
@@ -27,10 +90,12 @@ class Run:
 
     Attributes
     ----------
-    summary : as in ``summary.json``; of an unfinished run the parts that are there. Every arm has an entry.
+    config : ``config.yml``. environment : ``environment.json``.
+    planned : all networks that the run shall have, the first of each arm first.
+    summary : of an unfinished run the parts that are there. Every arm has an entry.
     finished : whether every stage is done.
     missing : sentences on what is not there.
-    simulations : arm → name of the network (``ARM``, ``ARM-2``, …) → what its ``verdicts.json`` holds, with ``folder``.
+    simulations : arm → name of the network (``ARM``, ``ARM-2``, …) → its simulation, where that is finished.
     logs : arm → (name of the network, stage) → rows of ``log.csv``.
     pretraining_set : ``report.json`` of the pretraining set.
     stages : every stage folder by its path in the run, with what its ``done.json`` and ``stage.json`` say.
@@ -39,49 +104,56 @@ class Run:
     folder: Path
     config: dict[str, Any]
     environment: dict[str, Any]
-    summary: dict[str, Any]
+    planned: list[Network]
+    summary: Summary
     finished: bool
     missing: list[str] = field(default_factory=list)
-    simulations: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    simulations: dict[str, dict[str, Simulation]] = field(default_factory=dict)
     logs: dict[str, dict[tuple[str, str], list[dict[str, float]]]] = field(default_factory=dict)
     pretraining_set: dict[str, Any] = field(default_factory=dict)
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: dict[str, StageFiles] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
+        """Its identifier, or that of its folder."""
         return str(self.config.get("task", {}).get("identifier") or self.folder.name)
 
     @property
     def arms(self) -> list[str]:
-        return list(self.summary["arms"])
+        """Names of the arms, in the order of the configuration."""
+        return [network.arm.name for network in self.planned if network.number == 1]
 
     @property
     def n_networks(self) -> int:
         """How many networks each arm shall have."""
         return int(self.config["physpre"].get("n_networks") or 1)
 
-    def networks(self, arm: str) -> list[Mapping[str, Any]]:
-        """The networks of an arm that are there; one, the arm itself, where they are not told apart."""
-        found = self.summary.get(arm) or {}
-        return list(found.get("networks") or ([found] if found.get("errors") or found.get("checkpoint") else []))
+    @property
+    def wants_dynamics(self) -> bool:
+        """Whether networks are simulated."""
+        return bool(self.config["physpre"].get("dynamics", {}).get("n_structures", 0))
 
-    def simulated(self) -> dict[str, dict[str, Any]]:
+    def networks(self, arm: str) -> tuple[NetworkResult, ...]:
+        """The networks of an arm that are trained and tested."""
+        return self.summary.arms[arm].networks
+
+    def simulated(self) -> dict[str, Simulation]:
         """All simulations by the names of their networks, those of the first networks first."""
-        each = [list(own.items()) for own in self.simulations.values()]
-        longest = max((len(own) for own in each), default=0)
-        return {name: found for k in range(longest) for own in each for name, found in own[k : k + 1]}
+        found = {name: one for own in self.simulations.values() for name, one in own.items()}
+        return {network.name: found[network.name] for network in self.planned if network.name in found}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is none or it is damaged."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+@dataclass(frozen=True)
+class StageFiles:
+    """What a stage has written: when it began, its key; when it was done, its result and what that took."""
+
+    begun: bool
+    done: bool
+    result: dict[str, Any]
+    cost: dict[str, Any]
 
 
-def read_run(folder: str | Path, summary: Mapping[str, Any] | None = None) -> Run:
+def read_run(folder: str | Path, summary: Summary | None = None) -> Run:
     """Read a run's folder.
 
     Parameters
@@ -91,116 +163,80 @@ def read_run(folder: str | Path, summary: Mapping[str, Any] | None = None) -> Ru
 
     Raises
     ------
-    DataError : the folder is no run's.
+    DataError : the folder is no run's, or that of an earlier version.
     """
     folder = Path(folder)
+    refuse_earlier_layout(folder)
     try:
-        config = yaml.safe_load((folder / "config.yml").read_text())
-        arms = list(config["physpre"]["arms"])
-        parse_arms(arms)
+        config = yaml.safe_load((folder / layout.CONFIG).read_text())
+        arms = parse_arms(config["physpre"]["arms"])
+        networks = networks_of(arms, int(config["physpre"].get("n_networks") or 1), int(config["task"]["seed"]))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ConfigError) as error:
         what = error.strerror if isinstance(error, OSError) else f"config.yml: {error}"
         raise DataError(f"{folder}: holds no run ({what}); give a folder that physpre run has made") from None
-    stages = _stages(folder)
-    whole = dict(summary) if summary is not None else read_json(folder / "summary.json")
-    finished = summary is None and "arms" in whole
-    if not whole:
-        whole = _from_stages(folder, config, stages, arms)
-    whole["arms"] = arms
-    if "data" not in whole and (sets := read_json(folder / DATA_FILE).get("sets")):
-        whole["data"] = sets
-    for arm in arms:
-        whole.setdefault(arm, {})
-    run = Run(folder, config, read_json(folder / "environment.json"), whole, finished, stages=stages)
-    if summary is None or "pretraining_set" in whole:
-        run.pretraining_set = read_json(folder / SET / "report.json")
-    for arm in arms:
-        names = network_names(arm, max(run.n_networks, len(run.networks(arm))))
-        if summary is not None:
-            names = names[: len(run.networks(arm))]
-        run.simulations[arm] = {n: found for n in names if (found := _simulation(folder / DYNAMICS / n))}
-        run.logs[arm] = {key: rows for n in names for key, rows in _logs(folder / TRAIN / n).items()}
+    stored = read_summary(folder) if summary is None else None
+    found = summary or stored or summary_of_stages(folder, networks, [arm.name for arm in arms])
+    run = Run(folder, config, read_json(folder / layout.ENVIRONMENT), networks, found, stored is not None)
+    run.stages = _stages(folder)
+    if found.pretraining_set is not None:
+        run.pretraining_set = read_json(folder / layout.PRETRAINING_SET / "report.json")
+    for arm in run.arms:
+        own = [network for network in networks if network.arm.name == arm]
+        if summary is not None:  # what lies there of later networks may be of other settings
+            own = own[: len(run.networks(arm))]
+        run.simulations[arm] = {n.name: one for n in own if (one := _simulation(folder, n))}
+        run.logs[arm] = {key: rows for n in own for key, rows in _logs(n.folder(folder)).items()}
     run.missing = _missing(run)
-    run.finished = finished or (summary is not None and not run.missing)
+    run.finished = run.finished or (summary is not None and not run.missing)
     return run
 
 
-def _stages(folder: Path) -> dict[str, dict[str, Any]]:
+def read_summary(folder: Path) -> Summary | None:
+    """``summary.json`` of a finished run; ``None`` where there is none.
+
+    Raises
+    ------
+    DataError : it is damaged, or of an earlier version.
+    """
+    path = folder / layout.SUMMARY
+    if not path.is_file():
+        return None
+    try:
+        return Summary.model_validate_json(path.read_text())
+    except (ValidationError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read as the summary of a run ({str(error).splitlines()[0]}); "
+            "delete it, and the same physpre run writes it again"
+        ) from None
+
+
+def summary_of_stages(folder: Path, networks: Sequence[Network], arms: Sequence[str]) -> Summary:
+    """As much of a summary as the finished stages in a folder give."""
+    results = [found for network in networks if (found := network_result(folder, network))]
+    return Summary(
+        data=read_json(folder / layout.DATA).get("sets", {}),
+        eam=eam_result(folder),
+        teacher=teacher_result(folder),
+        pretraining_set=pretraining_set_result(folder),
+        arms=arm_results(arms, results),
+    )
+
+
+def _stages(folder: Path) -> dict[str, StageFiles]:
+    paths = {path.parent for name in (BEGUN, DONE) for path in folder.glob(f"[0-9]-*/**/{name}")}
     found = {}
-    for path in sorted({*folder.glob("[0-9]-*/**/stage.json"), *folder.glob("[0-9]-*/**/done.json")}):
-        name = path.parent.relative_to(folder).as_posix()
-        found[name] = {"begun": read_json(path.parent / "stage.json"), "done": read_json(path.parent / "done.json")}
+    for path in sorted(paths):
+        done = read_json(path / DONE)
+        name = path.relative_to(folder).as_posix()
+        begun = bool(read_json(path / BEGUN))
+        found[name] = StageFiles(begun, bool(done), done.get("result") or {}, done.get("cost") or {})
     return found
 
 
-def _result(stages: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """The result of a stage; without its time for the stages whose results are named by test sets."""
-    return dict(stages.get(name, {}).get("done", {}).get("result") or {})
-
-
-def network_names(arm: str, n: int) -> list[str]:
-    """Names of the folders of an arm's networks: ``ARM``, ``ARM-2``, …"""
-    return [arm if k == 1 else f"{arm}-{k}" for k in range(1, n + 1)]
-
-
-def _from_stages(
-    folder: Path, config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], arms: list[str]
-) -> dict[str, Any]:
-    """As much of a summary as the finished stages give."""
-    whole: dict[str, Any] = {"arms": arms}
-
-    def errors(name: str) -> dict[str, Any]:
-        return {k: v for k, v in _result(stages, name).items() if k != "seconds"}
-
-    fit = _result(stages, EAM)
-    if fit:
-        tests = errors("1-eam-errors")
-        whole["eam"] = {"table": fit["table"], "fit_errors": fit["errors"], "errors": tests, "seconds": fit["seconds"]}
-    zero = _result(stages, TEACHER)
-    if zero:
-        whole["teacher"] = {"zero_of_energy": zero, "errors": errors("1-teacher-errors"), "seconds": zero["seconds"]}
-    made = _result(stages, SET)
-    if made:
-        whole["pretraining_set"] = made
-    for arm in arms:
-        networks = []
-        names = network_names(arm, int(config["physpre"].get("n_networks") or 1))
-        for k, name in enumerate(names):
-            trained, tested = _result(stages, f"{TRAIN}/{name}"), errors(f"{TRAIN}/{name}-errors")
-            if not trained or not tested:
-                break
-            own: dict[str, Any] = {"seed": config["task"]["seed"] + k, "errors": tested}
-            own["training"] = {"stages": trained["stages"], "budget": trained["budget"]}
-            own["checkpoint"] = trained["checkpoint"]
-            for key, ending in (("errors_before_finetuning", BEFORE), ("force_angles", ANGLES)):
-                found = errors(f"{TRAIN}/{name}{ending}")
-                if found:
-                    own[key] = found
-            simulated = _result(stages, f"{DYNAMICS}/{name}")
-            if simulated:
-                own["dynamics"] = {**simulated["summary"], "settings": simulated.get("settings")}
-                own["dynamics"]["seconds"] = simulated["seconds"]
-            networks.append(own)
-        whole[arm] = {}
-        if networks:
-            whole[arm] = {**networks[0], "networks": networks}
-            whole[arm]["dynamics"] = _combined_dynamics(folder, names, networks)
-    return whole
-
-
-def _combined_dynamics(folder: Path, names: list[str], networks: list[dict[str, Any]]) -> dict[str, Any] | None:
-    stored = [_simulation(folder / DYNAMICS / name) for name, own in zip(names, networks) if own.get("dynamics")]
-    verdicts = [found["verdicts"] for found in stored if found]
-    if not verdicts:
-        return None
-    first = next(own["dynamics"] for own in networks if own.get("dynamics"))
-    return {**summarise_networks(verdicts), "settings": first["settings"]}
-
-
-def _simulation(folder: Path) -> dict[str, Any]:
-    """``verdicts.json`` of a network; empty where there is none, or one of an older format."""
-    content = read_json(folder / "verdicts.json")
-    return {**content, "folder": folder} if content.get("format") == FORMAT else {}
+def _simulation(folder: Path, network: Network) -> Simulation | None:
+    """The simulation of a network; ``None`` where there is none, or one of an older format."""
+    path = network.folder(folder) / layout.DYNAMICS / layout.VERDICTS
+    return read_simulation(path, network.name) if read_json(path).get("format") == FORMAT else None
 
 
 def _logs(folder: Path) -> dict[tuple[str, str], list[dict[str, float]]]:
@@ -216,21 +252,22 @@ def _logs(folder: Path) -> dict[tuple[str, str], list[dict[str, float]]]:
 def _missing(run: Run) -> list[str]:
     """What a complete run would have."""
     found = []
-    arms = parse_arms(run.arms)
-    if eam_is_needed(arms, run.config["physpre"].get("teacher")) and "eam" not in run.summary:
+    arms = [network.arm for network in run.planned if network.number == 1]
+    if eam_is_needed(arms, run.config["physpre"].get("teacher")) and run.summary.eam is None:
         found.append("the embedded-atom potential is not fitted")
-    if any(arm.pretrain for arm in arms) and "pretraining_set" not in run.summary:
+    if any(arm.uses_pretraining_set for arm in arms) and run.summary.pretraining_set is None:
         found.append("the pretraining set is not made")
-    wants_dynamics = bool(run.config["physpre"].get("dynamics", {}).get("n_structures", 0))
     for arm in run.arms:
-        networks, wanted = run.networks(arm), run.n_networks
-        of = f" ({len(networks)} of {wanted} networks)" if wanted > 1 else ""
-        if len(networks) < wanted:
-            found.append(f"{arm}: not trained and tested to the end{of}")
-        simulated = sum(bool(own.get("dynamics")) for own in networks)
-        if wants_dynamics and simulated < wanted:
-            of = f" ({simulated} of {wanted} networks)" if wanted > 1 else ""
-            found.append(f"{arm}: molecular dynamics is not finished{of}")
-        elif simulated and len(run.simulations[arm]) < simulated:
+        results, wanted = run.networks(arm), run.n_networks
+
+        def of(count: int, wanted: int = wanted) -> str:
+            return f" ({count} of {wanted} networks)" if wanted > 1 else ""
+
+        if len(results) < wanted:
+            found.append(f"{arm}: not trained and tested to the end{of(len(results))}")
+        simulated = sum(result.dynamics is not None for result in results)
+        if run.wants_dynamics and simulated < wanted:
+            found.append(f"{arm}: molecular dynamics is not finished{of(simulated)}")
+        elif len(run.simulations[arm]) < simulated:
             found.append(f"{arm}: verdicts.json is missing, or of another version of mdl-physpre; simulate again")
     return found

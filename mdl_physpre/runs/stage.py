@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import os
 import shutil
 import sys
 import time
@@ -16,52 +14,43 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mdl_physpre.errors import PhyspreError
+from pydantic import BaseModel
+
+from mdl_physpre.utils.files import replacing
+from mdl_physpre.utils.record import without_nan
 
 logger = logging.getLogger(__name__)
+BEGUN, DONE = "stage.json", "done.json"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises
-    ------
-    PhyspreError : the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise PhyspreError(f"{path}: cannot be written: {error.strerror}; free space or give another --out") from error
+    """Write a file whole or not at all. Raises DataError as :func:`~mdl_physpre.utils.files.replacing`."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; numbers that are not finite become ``null``, which JSON has."""
-    text = json.dumps(_without_nan(json.loads(json.dumps(content, default=_plain))), indent=2, allow_nan=False)
-    write_text(path, text + "\n")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Write JSON whole or not at all; numbers that are not finite become ``null``, as JSON has none."""
+    plain = without_nan(json.loads(json.dumps(content, default=_plain)))
+    write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:
-    for method in ("tolist", "item", "isoformat"):
+    for method in ("plain", "tolist", "item", "isoformat"):  # of records, arrays, numbers, dates
         if hasattr(value, method):
             return getattr(value, method)()
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is none or it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def hash_of(content: Any) -> str:
@@ -80,19 +69,29 @@ def hash_of_file(path: Path) -> str:
 
 
 def decisive(settings: Any) -> dict[str, Any]:
-    """What a result depends on of a settings dataclass: not how often it is stored, what logs it, or where it runs."""
+    """What a result depends on of settings: not how often it is stored, what logs it, or where it runs."""
     where = ("loggers", "device", "devices", "compile", "recompute_edges")
-    return {k: v for k, v in asdict(settings).items() if k not in where and not k.startswith("checkpoint_")}
+    values = settings.model_dump() if isinstance(settings, BaseModel) else asdict(settings)
+    return {k: v for k, v in values.items() if k not in where and not k.startswith("checkpoint_")}
+
+
+def stage_result(folder: Path) -> dict[str, Any]:
+    """The result of the stage in a folder, whatever it depended on; empty where it is not done."""
+    return dict(read_json(folder / DONE).get("result") or {})
+
+
+def stage_key(folder: Path) -> str:
+    """The key of the stage that is done in a folder; empty where none is."""
+    return str(read_json(folder / DONE).get("key", ""))
 
 
 class Stage:
     """One stage: ``folder``, and ``key``, the hash of everything that its result depends on.
 
     >>> stage = Stage(run / "1-eam", {"settings": ..., "data": ...})
-    >>> result = stage.result()
-    >>> if result is None:
-    ...     with stage.work():
-    ...         result = stage.finish({"loss": ...})
+    >>> if not stage.done:
+    ...     stage.begin()
+    ...     stage.finish({"loss": ...})
     """
 
     def __init__(self, folder: Path, depends_on: Mapping[str, Any]) -> None:
@@ -100,24 +99,23 @@ class Stage:
         self.key = hash_of(dict(depends_on))
 
     @property
-    def name(self) -> str:
-        return self.folder.name
+    def done(self) -> bool:
+        """Whether it is done, for this key."""
+        return stage_key(self.folder) == self.key
 
     def result(self) -> dict[str, Any] | None:
         """What the stage gave, or ``None`` where it is not done for this key."""
-        done = _read_json(self.folder / "done.json")
-        return done["result"] if done is not None and done.get("key") == self.key else None
+        return stage_result(self.folder) if self.done else None
 
     def begin(self) -> None:
         """Keep what a stopped run of the same key left; clear away what another key made."""
-        started = _read_json(self.folder / "stage.json")
-        if self.folder.exists() and (started is None or started.get("key") != self.key):
+        if self.folder.exists() and read_json(self.folder / BEGUN).get("key") != self.key:
             logger.info("%s: its settings or inputs changed; it is done anew", self.folder)
-            (self.folder / "done.json").unlink(missing_ok=True)  # first, so that half a stage never counts as done
+            (self.folder / DONE).unlink(missing_ok=True)  # first, so that half a stage never counts as done
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "done.json").unlink(missing_ok=True)
-        write_json(self.folder / "stage.json", {"key": self.key})
+        (self.folder / DONE).unlink(missing_ok=True)
+        write_json(self.folder / BEGUN, {"key": self.key})
         self._start, self._processor = time.monotonic(), time.process_time()
         reset_peak_memory()
 
@@ -125,8 +123,8 @@ class Stage:
         """Write ``done.json``, last of all, with the seconds and the memory it took since it was last started."""
         result = {**result, "seconds": round(time.monotonic() - self._start, 2)}
         cost = {"processor_seconds": round(time.process_time() - self._processor, 2), **peak_memory()}
-        write_json(self.folder / "done.json", {"key": self.key, "result": result, "cost": cost})
-        return json.loads((self.folder / "done.json").read_text())["result"]  # as a later start will find it
+        write_json(self.folder / DONE, {"key": self.key, "result": result, "cost": cost})
+        return stage_result(self.folder)  # as a later start will find it
 
 
 def reset_peak_memory() -> None:
@@ -151,11 +149,3 @@ def peak_memory() -> dict[str, float]:
         largest = max(torch.cuda.max_memory_allocated(k) for k in range(torch.cuda.device_count()))
         found["peak_gpu_memory_mb"] = round(largest / 1e6, 1)
     return found
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -1,13 +1,30 @@
-"""What a run found, as types: ``summary.json`` is a :class:`Summary`, written and read here."""
+"""What a run found, as types: ``summary.json`` is a :class:`Summary`, written and read here.
+
+What a stage found stands in its ``done.json``. Results of networks are put together from these files by
+:func:`network_result`, and those of an arm from the results of its networks by :class:`ArmResult`; so a run that goes
+on, one that was stopped and one that is finished have the same figures.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any, TypeVar
+
+from pydantic import computed_field
 
 from mdl_physpre.analysis.errors import Errors
-from mdl_physpre.analysis.force_alignment import ForceAlignment
-from mdl_physpre.dynamics.verdicts.verdict import Counts
+from mdl_physpre.analysis.force_alignment import ForceAlignment, pooled_alignment
+from mdl_physpre.dynamics.verdicts.statistics import clustered_interval
+from mdl_physpre.dynamics.verdicts.verdict import Count, Counts
+from mdl_physpre.runs.layout import DYNAMICS, EAM, ERRORS, PRETRAINING_SET, SUMMARY, TEACHER, Network
+from mdl_physpre.runs.stage import stage_result, write_json
 from mdl_physpre.utils.record import Record
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class SetCounts(Record):
@@ -15,7 +32,7 @@ class SetCounts(Record):
 
     structures: int
     atoms: int
-    labels: dict[str, int]
+    labels: dict[str, int] = {}
 
 
 class FittedEAM(Record):
@@ -27,48 +44,57 @@ class FittedEAM(Record):
     table: tuple[dict[str, Any], ...] = ()
     fit_errors: dict[str, Errors] = {}
     errors: dict[str, Errors] = {}
-    seconds: float
+    seconds: float = 0.0
 
 
 class TeacherResult(Record):
-    """Another teacher than the embedded-atom potential: its zero of energy, and its errors on each test set."""
+    """Another teacher than the embedded-atom potential: its zero of energy, and its errors on each test set.
+
+    zero_of_energy : as :func:`~mdl_physpre.pretraining.fit_teacher_zero` found it.
+    """
 
     name: str
     zero_of_energy: dict[str, Any]
     errors: dict[str, Errors] = {}
-    seconds: float
+    seconds: float = 0.0
 
 
-class PretrainingSet(Record):
+class PretrainingSetResult(Record):
     """Structures made for training and validation, and how many draws were rejected: by set, then by reason."""
 
     structures: int
-    validation: int
-    rejected: dict[str, dict[str, int]]
+    validation: int = 0
+    rejected: dict[str, dict[str, int]] = {}
+    seconds: float = 0.0
+
+
+class Spent(Record):
+    """What a training took. steps : of the optimiser. structures : seen, repeats counted."""
+
+    epochs: int | float
+    steps: int | float
+    gradients: int | float
+    structures: int | float
     seconds: float
 
 
-class TrainingStage(Record):
-    """One stage of a training: its lowest validation loss, the epoch of that, what ended it, and what it spent."""
+class TrainingStage(Spent):
+    """One stage of a training: its lowest validation loss, the epoch of that, what ended it, and what it took."""
 
     best_loss: float | None
-    best_epoch: int
+    best_epoch: int | float
     stopped_by: str
-    epochs: int
-    steps: int
-    gradients: int
-    structures: int
-    seconds: float
 
 
 class Dynamics(Record):
     """Molecular dynamics of test structures with one network, or with all of an arm.
 
-    failing_steps : first failing step (``None``: none) and steps run, of each structure.
-    settings : as :class:`~mdl_physpre.dynamics.DynamicsSettings` has them.
+    failing_steps : the first failing step of each structure; ``None``: none.
+    settings : as :class:`~mdl_physpre.dynamics.DynamicsSettings` has them; of the first network.
     """
 
     counts: Counts
+    failing_steps: tuple[int | None, ...]
     settings: dict[str, Any]
     seconds: float
 
@@ -76,40 +102,189 @@ class Dynamics(Record):
 class NetworkResult(Record):
     """What became of one network.
 
+    name, arm : of the network, ``ARM``, ``ARM-2``, …, and of its arm.
     checkpoint : its file, from the folder of the run on.
     errors, errors_before_finetuning, force_angles : by test set; the second where it was pretrained.
     training : by stage, ``pretrain`` and ``finetune``.
     """
 
     name: str
+    arm: str
     seed: int
     checkpoint: str
     errors: dict[str, Errors]
     errors_before_finetuning: dict[str, Errors] = {}
     force_angles: dict[str, ForceAlignment] = {}
-    training: dict[str, TrainingStage]
+    training: dict[str, TrainingStage] = {}
     dynamics: Dynamics | None = None
+
+    def spent(self) -> dict[str, Spent]:
+        """What each stage took, and under ``total`` all of them together."""
+        return spent_with_total(self.training)
 
 
 class ArmResult(Record):
-    """What the networks of an arm say. Means and counts over them are computed here and nowhere else.
-
-    dynamics : of all its networks together; the counts have the spread between networks in their intervals.
-    """
+    """What the networks of an arm say together. Errors and trainings are means over the networks."""
 
     networks: tuple[NetworkResult, ...] = ()
-    dynamics: Dynamics | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @cached_property
+    def errors(self) -> dict[str, Errors]:
+        """By test set."""
+        return _over([n.errors for n in self.networks], Errors, fmean)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @cached_property
+    def deviation(self) -> dict[str, Errors]:
+        """Standard deviations (n − 1) of the errors between networks; empty with fewer than two."""
+        return _over([n.errors for n in self.networks], Errors, stdev) if len(self.networks) > 1 else {}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @cached_property
+    def errors_before_finetuning(self) -> dict[str, Errors]:
+        """By test set; empty where nothing was pretrained."""
+        return _over([n.errors_before_finetuning for n in self.networks], Errors, fmean)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @cached_property
+    def training(self) -> dict[str, TrainingStage]:
+        """By stage."""
+        return _over([n.training for n in self.networks], TrainingStage, fmean)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @cached_property
+    def force_angles(self) -> dict[str, ForceAlignment]:
+        """By test set, all atoms of all networks in one histogram."""
+        each = [n.force_angles for n in self.networks if n.force_angles]
+        return {name: pooled_alignment([found[name] for found in each]) for name in (each[0] if each else ())}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @cached_property
+    def dynamics(self) -> Dynamics | None:
+        """Of all structures with all networks; the intervals include the spread between networks."""
+        each = [n.dynamics for n in self.networks if n.dynamics is not None]
+        return pooled_dynamics(each) if each else None
+
+    def spent(self) -> dict[str, Spent]:
+        """What each stage took, and under ``total`` all of them together; means over networks."""
+        return spent_with_total(self.training)
 
 
 class Summary(Record):
-    """What a run found. A part that is not there yet is ``None``, or empty.
+    """What a run found. A part that is not there yet, or that the run does not need, is ``None``, or empty.
 
-    data : by set. arms : by the name of an arm. pairs : the first arm with each of the others.
+    data : by set. arms : by the name of an arm, in the order of the configuration.
+    pairs : the first arm with each of the others.
     """
 
     data: dict[str, SetCounts] = {}
     eam: FittedEAM | None = None
     teacher: TeacherResult | None = None
-    pretraining_set: PretrainingSet | None = None
+    pretraining_set: PretrainingSetResult | None = None
     arms: dict[str, ArmResult] = {}
     pairs: tuple[dict[str, Any], ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Write ``summary.json`` of the run in a folder."""
+        write_json(folder / SUMMARY, self.plain())
+
+
+def arm_results(arms: Sequence[str], networks: Sequence[NetworkResult]) -> dict[str, ArmResult]:
+    """The results of networks by the names of their arms; every arm has an entry."""
+    return {arm: ArmResult(networks=tuple(n for n in networks if n.arm == arm)) for arm in arms}
+
+
+def eam_result(folder: Path) -> FittedEAM | None:
+    """What the fit of the embedded-atom potential found; ``None`` until that is done."""
+    fit = stage_result(folder / EAM)
+    return FittedEAM(**{**fit, "errors": _tested(folder / EAM)}) if fit else None
+
+
+def teacher_result(folder: Path) -> TeacherResult | None:
+    """What is known of another teacher; ``None`` until its zero of energy is fitted."""
+    zero = stage_result(folder / TEACHER)
+    return TeacherResult(**{**zero, "errors": _tested(folder / TEACHER)}) if zero else None
+
+
+def pretraining_set_result(folder: Path) -> PretrainingSetResult | None:
+    """What the pretraining set holds; ``None`` until it is made."""
+    made = stage_result(folder / PRETRAINING_SET)
+    return PretrainingSetResult(**made) if made else None
+
+
+def network_result(folder: Path, network: Network) -> NetworkResult | None:
+    """What became of a network of the run in a folder; ``None`` until it is trained and tested."""
+    place = network.folder(folder)
+    trained, tested, simulated = (stage_result(p) for p in (place, place / ERRORS, place / DYNAMICS))
+    if not trained or not tested:
+        return None
+    return NetworkResult(
+        name=network.name,
+        arm=network.arm.name,
+        seed=network.seed,
+        checkpoint=trained["checkpoint"],
+        training=trained["training"],
+        dynamics=simulated or None,
+        **{key: found for key, found in tested.items() if key != "seconds"},
+    )
+
+
+def _tested(folder: Path) -> dict[str, Any]:
+    return (stage_result(folder / ERRORS) or {}).get("errors", {})
+
+
+def spent_with_total(stages: Mapping[str, Spent]) -> dict[str, Spent]:
+    """What each stage of a training took, and under ``total`` all of them together."""
+    total = {key: sum(getattr(stage, key) for stage in stages.values()) for key in Spent.model_fields}
+    return {**stages, "total": Spent(**total)} if stages else {}
+
+
+def pooled_dynamics(each: Sequence[Dynamics]) -> Dynamics:
+    """The same structures simulated with several networks, taken together.
+
+    Every count has the count of each network, and its interval is
+    :func:`~mdl_physpre.dynamics.verdicts.statistics.clustered_interval`.
+    """
+    counts = [one.counts for one in each]
+    steps = [step for one in each for step in one.failing_steps]
+    failed = [step for step in steps if step is not None]
+    middle = median(failed) if failed else None
+    pooled = Counts(
+        n=sum(c.n for c in counts),
+        failed=_together([c.failed for c in counts]),
+        overlap=_together([c.overlap for c in counts]),
+        lindemann=_together([c.lindemann for c in counts]),
+        by_reason={reason: _together([c.by_reason[reason] for c in counts]) for reason in counts[0].by_reason},
+        median_failing_step=middle,
+        median_failing_time_fs=None if middle is None else middle * each[0].settings["timestep"],
+        networks=len(each),
+    )
+    seconds = sum(one.seconds for one in each)
+    return Dynamics(counts=pooled, failing_steps=tuple(steps), settings=each[0].settings, seconds=seconds)
+
+
+def _together(counts: Sequence[Count]) -> Count:
+    found, sizes = [c.count for c in counts], [c.n for c in counts]
+    return Count(count=sum(found), n=sum(sizes), interval=clustered_interval(found, sizes), each=tuple(found))
+
+
+def _over(
+    results: Sequence[Mapping[str, AnyRecord]], record: type[AnyRecord], how: Callable[[Sequence[float]], float]
+) -> dict[str, AnyRecord]:
+    """Records of several networks by name, taken together number by number."""
+    return {
+        name: record.model_validate(_combined([found[name].model_dump() for found in results], how))
+        for name in (results[0] if results else ())
+    }
+
+
+def _combined(values: Sequence[Any], how: Callable[[Sequence[float]], float]) -> Any:
+    """Mappings of numbers, number by number; what is the same everywhere, or no number, as it is in the first."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: _combined([v[key] for v in values], how) for key in first}
+    if isinstance(first, bool | int) and all(v == first for v in values):
+        return first
+    numbers = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    return how(numbers) if len(numbers) == len(values) else first

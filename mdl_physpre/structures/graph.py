@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,6 +20,7 @@ from mdl_physpre.errors import DataError
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.structures.neighbours import neighbour_list
 from mdl_physpre.utils.files import replacing
+from mdl_physpre.utils.worker_pool import run_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,11 @@ class AtomGraph(Data):
         return moved
 
 
-def _edges_of(task: tuple[np.ndarray, np.ndarray, np.ndarray, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+_Task = tuple[np.ndarray, np.ndarray, np.ndarray, float]  # positions, cell, pbc, cutoff
+_Edges = tuple[np.ndarray, np.ndarray, np.ndarray]  # neighbours of each atom, their numbers, shifts
+
+
+def _edges_of(task: _Task) -> _Edges:
     positions, cell, pbc, cutoff = task
     i, j, shifts = neighbour_list(positions, cell, pbc, cutoff)
     counts = np.bincount(i, minlength=len(positions)).astype(np.int32)
@@ -87,27 +90,23 @@ def _edges_of(task: tuple[np.ndarray, np.ndarray, np.ndarray, float]) -> tuple[n
     return counts, j.astype(np.int32), shifts.astype(small)
 
 
-def _edges_of_many(tasks: list) -> list:
-    return [_edges_of(task) for task in tasks]
-
-
-def _tasks(structures: Sequence[Atoms], cutoff: float) -> list:
-    return [(a.positions, np.asarray(a.cell[:]), a.pbc, float(cutoff)) for a in structures]
-
-
-def _all_edges(structures: Sequence[Atoms], cutoff: float, workers: int | None) -> list:
-    tasks = _tasks(structures, cutoff)
-    if workers is None:
-        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
-    if workers > 1 and sum(len(a) for a in structures) >= PARALLEL_FROM:
-        size = max(1, len(tasks) // (workers * 8))
-        chunks = [tasks[k : k + size] for k in range(0, len(tasks), size)]
+def _edges_of_chunk(tasks: list[_Task], chunk: list[int]) -> list[_Edges]:
+    found = []
+    for k in chunk:
         try:
-            with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-                return [edges for chunk in pool.map(_edges_of_many, chunks) for edges in chunk]
-        except (ValueError, OSError) as error:  # no fork on this system: one process does it
-            logger.debug("edges are built in one process: %s", error)
-    return _edges_of_many(tasks)
+            found.append(_edges_of(tasks[k]))
+        except DataError as error:
+            raise DataError(f"structure {k}: {error}") from None
+    return found
+
+
+def _all_edges(structures: Sequence[Atoms], cutoff: float, workers: int | None) -> list[_Edges]:
+    tasks = [(a.positions, np.asarray(a.cell[:]), a.pbc, float(cutoff)) for a in structures]
+    if sum(len(a) for a in structures) < PARALLEL_FROM:
+        workers = 1
+    size = max(1, len(tasks) // 64)
+    chunks = [list(range(k, min(k + size, len(tasks)))) for k in range(0, len(tasks), size)]
+    return [edges for part in run_chunks(partial(_edges_of_chunk, tasks), chunks, workers) for edges in part]
 
 
 def content_hash(structures: Iterable[Atoms], *extra: Any) -> str:
@@ -178,15 +177,7 @@ class GraphDataset:
                     return
                 except (ValueError, OSError, KeyError, EOFError, BadZipFile):
                     logger.warning("%s is damaged; edges are built again", path)
-        try:
-            edges = _all_edges(self.structures, self.cutoff, workers)
-        except DataError:
-            for index, task in enumerate(_tasks(self.structures, self.cutoff)):
-                try:
-                    _edges_of(task)
-                except DataError as error:
-                    raise DataError(f"structure {index}: {error}") from None
-            raise
+        edges = _all_edges(self.structures, self.cutoff, workers)
         wide = np.int32 if any(e[2].dtype == np.int32 for e in edges) else np.int8
         self._counts = np.concatenate([e[0] for e in edges] or [np.zeros(0, np.int32)])
         self._j = np.concatenate([e[1] for e in edges] or [np.zeros(0, np.int32)])

@@ -1,4 +1,5 @@
 """Training of backbones."""
 
+from .losses import Loss as Loss
 from .settings import TrainingSettings as TrainingSettings
 from .two_stage import train_potential as train_potential

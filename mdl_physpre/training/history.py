@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import Tensor
 from mdl_physpre.training.loss import WEIGHTS, LabelError, wanted_labels
 from mdl_physpre.training.ranks import Ranks
 from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.utils.files import replacing
 
 
 class EpochSums:
@@ -90,15 +89,12 @@ class EpochLog:
         self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
         if self.path is None:
             return
-        part = self.path.with_name(self.path.name + ".part")
-        with open(part, "w", newline="") as file:
+        with replacing(self.path) as part, open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(part, self.path)
 
 
 def training_record(best: Mapping[str, Any], settings: TrainingSettings) -> dict[str, Any]:
     """What a checkpoint of the potential says about its training, as plain values."""
-    plain = asdict(settings) | {"loggers": list(settings.loggers)}
-    return {"epoch": best["epoch"], "validation_loss": best["loss"], "settings": plain}
+    return {"epoch": best["epoch"], "validation_loss": best["loss"], "settings": settings.model_dump(mode="json")}

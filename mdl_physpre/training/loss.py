@@ -3,14 +3,9 @@
 L = w_E · mean_b e(E_b) + w_F · mean_{i,x} e(F_ix) + w_S · mean_{b,xy} e(σ_b,xy)
 
 where each mean runs over the labels that exist in the batch (a missing label is NaN), b over structures, i over atoms.
-With ``loss = "mae"``, e is the absolute error of total energy (eV), force component (eV/Å) and stress component
-(eV/Å³): with w = 0.01, 50, 50 this is the paper's loss.
-
-``huber``: e = |d| − δ/2 beyond δ and d²/(2δ) below. It has the slope of the absolute error, so the weights keep their
-meaning, and a gradient that vanishes as the error does.
-
-``conditional_huber``: the same, but the force error of an atom whose labelled force is longer than 100, 200 or 300 eV/Å
-uses 0.7, 0.4 or 0.1 of δ and of the slope (Batatia et al., arXiv:2401.00096, eq. for the force term).
+e is the error function of the loss that the settings name (:mod:`mdl_physpre.training.losses`). With ``mae``, the
+absolute error of total energy (eV), force component (eV/Å) and stress component (eV/Å³), and w = 0.01, 50, 50, L is
+the paper's loss.
 
 Tails: with ``force_tail`` = F0, the error of an atom's force is divided by 1 + |F_i|/F0, and with ``stress_tail`` = σ0
 that of a structure's stress by 1 + ‖σ_b‖/σ0 (Frobenius norm). Labels much below F0 count as without it; far above, what
@@ -28,10 +23,10 @@ from torch import Tensor
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Predictions
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
+from mdl_physpre.training.losses import find_loss
 from mdl_physpre.training.settings import TrainingSettings
 
 WEIGHTS = {"energy": "weight_energy", "forces": "weight_force", "stress": "weight_stress"}
-_STEPS = ((100.0, 0.7), (200.0, 0.4), (300.0, 0.1))  # force in eV/Å from which the slope is this fraction
 
 
 @dataclass
@@ -61,30 +56,19 @@ def check_labels(dataset: GraphDataset, split: str, settings: TrainingSettings) 
 
 def label_errors(predictions: Predictions, graph: AtomGraph, settings: TrainingSettings) -> dict[str, LabelError]:
     """Summed errors of each label with a weight, (scalars), over the labels that exist."""
-    result = {}
-    for label in wanted_labels(settings):
+    s, result = settings, {}
+    for label in wanted_labels(s):
         if label == "energy":
-            size = graph.n_atoms.to(graph.energy.dtype) if settings.energy_per_atom else None
-            result[label] = _sums(predictions.energies, graph.energy, settings, settings.huber_energy, divide=size)
+            size = graph.n_atoms.to(graph.energy.dtype) if s.energy_per_atom else None
+            result[label] = _sums(label, predictions.energies, graph.energy, s.huber_energy, s, size)
         elif label == "forces":
             assert predictions.forces is not None
-            result[label] = _sums(
-                predictions.forces,
-                graph.forces,
-                settings,
-                settings.huber_force,
-                slope=_slopes(graph.forces) if settings.loss == "conditional_huber" else None,
-                tail=_tail(graph.forces, settings.force_tail),
-            )
+            tail = _tail(graph.forces, s.force_tail)
+            result[label] = _sums(label, predictions.forces, graph.forces, s.huber_force, s, tail=tail)
         else:
             assert predictions.stress is not None
-            result[label] = _sums(
-                predictions.stress,
-                graph.stress,
-                settings,
-                settings.huber_stress,
-                tail=_tail(graph.stress, settings.stress_tail),
-            )
+            tail = _tail(graph.stress, s.stress_tail)
+            result[label] = _sums(label, predictions.stress, graph.stress, s.huber_stress, s, tail=tail)
     return result
 
 
@@ -95,13 +79,12 @@ def total_loss(errors: dict[str, LabelError], settings: TrainingSettings) -> Ten
 
 
 def _sums(
+    kind: str,
     predicted: Tensor,
     label: Tensor,
-    settings: TrainingSettings,
     delta: float,
-    *,
+    settings: TrainingSettings,
     divide: Tensor | None = None,
-    slope: Tensor | None = None,
     tail: Tensor | None = None,
 ) -> LabelError:
     present = ~torch.isnan(label)
@@ -109,11 +92,7 @@ def _sums(
     if divide is not None:
         difference = difference / divide
     absolute = difference.abs()
-    error = absolute
-    if settings.loss != "mae":
-        error = _huber(absolute, delta if slope is None else delta * slope)
-        if slope is not None:
-            error = error * slope
+    error = find_loss(settings.loss).error(absolute, delta, label, kind)
     if tail is not None:
         error = error * tail
     # sums in double precision: a batch holds up to a million components
@@ -121,18 +100,6 @@ def _sums(
     total = error.sum(dtype=double)
     plain = total.detach() if error is absolute else absolute.detach().sum(dtype=double)
     return LabelError(total, plain, present.sum())
-
-
-def _huber(absolute: Tensor, delta: float | Tensor) -> Tensor:
-    return torch.where(absolute < delta, absolute.square() / (2 * delta), absolute - delta / 2)
-
-
-def _slopes(forces: Tensor) -> Tensor:
-    length = torch.nan_to_num(forces).norm(dim=-1, keepdim=True)
-    slope = torch.ones_like(length)
-    for limit, fraction in _STEPS:
-        slope = torch.where(length >= limit, torch.full_like(slope, fraction), slope)
-    return slope
 
 
 def _tail(label: Tensor, scale: float | None) -> Tensor | None:

@@ -11,7 +11,7 @@ an epoch has as many steps as without replay, and costs 1/(1 − share) as much.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class Replay:
     def identity(self) -> str:
         """What a training with it depends on."""
         work = ("devices", "compile", "recompute_edges")
-        settings = {k: v for k, v in asdict(self.settings).items() if k not in work}
+        settings = self.settings.model_dump(exclude=set(work))
         settings["device"] = "auto"  # where it runs does not matter
         return f"{fingerprint(self.dataset)} {self.share} {self.weight} {sorted(settings.items())}"
 

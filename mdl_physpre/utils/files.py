@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mdl_physpre.errors import DataError, nearest
+from mdl_physpre.errors import DataError, PhyspreError, nearest
 
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -73,12 +73,12 @@ def compress(text: str) -> bytes:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, error: type[PhyspreError] = DataError) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends well, and is removed when it does not.
 
     Raises
     ------
-    DataError : the disk is full, or the folder cannot be written; nothing is left behind, an older file stays.
+    error : the disk is full, or the folder cannot be written; nothing is left behind, an older file stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -87,11 +87,22 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written: {error.strerror or error}; free space, or write to another folder. "
+    except OSError as reason:
+        raise error(
+            f"{path}: cannot be written: {reason.strerror or reason}; free space, or write to another folder. "
             "Nothing was written"
-        ) from error
+        ) from reason
     finally:
         for leftover in path.parent.glob(f"{temporary.name}*") if path.parent.is_dir() else ():
             leftover.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes, error: type[PhyspreError] = DataError) -> None:
+    """Write a file whole or not at all. Raises as :func:`replacing`."""
+    with replacing(path, error) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str, error: type[PhyspreError] = DataError) -> None:
+    """Write a text (UTF-8) whole or not at all. Raises as :func:`replacing`."""
+    write_bytes(path, text.encode(), error)

@@ -1,5 +1,8 @@
-"""Work in several processes at once, one for each piece: results in order, one log, no process left behind, and none in
-the folder of another."""
+"""Few long pieces of work, each with a process of its own: results in order, one log, no process left behind, and none
+in the folder of another.
+
+For many small pieces see :mod:`mdl_physpre.utils.worker_pool`.
+"""
 
 from __future__ import annotations
 
@@ -91,10 +94,7 @@ class _Processes:
     """Processes for pieces of work, and what came of them; those that still run are ended with the block."""
 
     def __init__(self, function: Callable[..., Any], pieces: Sequence[Piece]) -> None:
-        try:
-            self._sent = [pickle.dumps((function, piece.arguments)) for piece in pieces]
-        except Exception as error:
-            raise ConfigError(f"cannot be sent to another process ({type(error).__name__}: {error})") from error
+        self._sent = [pickled((function, piece.arguments)) for piece in pieces]
         self.pieces = pieces
         self.running: dict[Connection, tuple[int, Any]] = {}
         self.answers: dict[int, tuple[str, Any]] = {}
@@ -159,8 +159,7 @@ class _Emit(logging.Handler):
 
 def _work(answer: Connection, sent: bytes, name: str, lines: Any, level: int) -> None:
     """What a process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, which ends this one
-    end_with_parent()
+    begin_as_worker()
     without_bars()
     package = logging.getLogger("mdl_physpre")
     package.handlers, package.propagate = [_Named(lines, name)], False
@@ -189,6 +188,28 @@ class _Named(logging.handlers.QueueHandler):
         text = "\n".join(f"[{self.piece}] {line}" for line in record.getMessage().splitlines())
         record.msg = record.message = text
         return record
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pickled(content: Any) -> bytes:
+    """What is sent to another process. Raises ConfigError where it cannot be."""
+    try:
+        return pickle.dumps(content)
+    except Exception as error:
+        raise ConfigError(
+            f"cannot be sent to another process ({type(error).__name__}: {error}); define classes and functions in a "
+            "module, give a calculator as a function that builds it, or use one process"
+        ) from error
+
+
+def begin_as_worker() -> None:
+    """From now on this process ends with the one that started it, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 def end_with_parent() -> None:

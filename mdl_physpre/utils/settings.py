@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import Self
 
 from mdl_physpre.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 
 def setting(default: Any, text: str, unit: str = "", **limits: Any) -> Any:
@@ -24,14 +29,14 @@ def setting(default: Any, text: str, unit: str = "", **limits: Any) -> Any:
     return Field(default, description=text, json_schema_extra={"unit": unit} if unit else None, **limits)
 
 
-class _Checked(type(BaseModel)):  # type: ignore[misc]
+class _Checked(ModelMetaclass):
     """Raises ConfigError where a model is built from wrong values; inside another model, that one says it."""
 
     def __call__(cls, *args: Any, **values: Any) -> Any:
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:
-            raise ConfigError(explained(error, cls)) from None
+            raise ConfigError(explained(error, cls)) from None  # type: ignore[arg-type]
 
 
 class Settings(BaseModel, metaclass=_Checked):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from ase import Atoms
 
-from mdl_physpre.eam_fit.fit import fit_eam, start_energies
+from mdl_physpre.eam_fit.fit import EAMFit, fit_eam, start_energies
 from mdl_physpre.eam_fit.objective import FitObjective
 from mdl_physpre.eam_fit.report import pair_table
 from mdl_physpre.eam_fit.routes import (
@@ -24,6 +24,7 @@ from mdl_physpre.eam_fit.routes import (
     parameters_of,
     set_parameters,
 )
+from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.eam_fit.wall import WallPrior
 from mdl_physpre.errors import ConfigError, DataError, FitError
 from mdl_physpre.potentials.base import evaluate
@@ -37,6 +38,11 @@ from mdl_physpre.structures.labels import set_labels
 
 CUTOFF = 4.5
 WEIGHTS = (0.01, 50.0, 50.0)
+
+
+def fitted(train, val=None, elements=None, seed=0, loss_weights=WEIGHTS, cutoff=CUTOFF, **settings) -> EAMFit:
+    chosen = EAMFitSettings(cutoff=cutoff, **settings)
+    return fit_eam(train, val, chosen, elements=elements, seed=seed, loss_weights=loss_weights, progress=False)
 
 
 def random_structures(n: int, seed: int = 0, symbols=("Si", "O"), size=(3, 7)) -> list[Atoms]:
@@ -160,13 +166,13 @@ def test_scaling_and_its_inverse_agree():
 
 
 def test_fast_route_recovers_a_known_potential(data):
-    fit = fit_eam(data[:20], data[20:], cutoff=CUTOFF, n_basis=2, progress=False, epochs=300)
+    fit = fitted(data[:20], data[20:], n_basis=2, epochs=300)
     before = fit.history[0]["val_loss"]
     after = min(row["val_loss"] for row in fit.history)
     assert after < before / 200
     forces = np.concatenate([a.get_forces() for a in data[20:]])
-    assert fit.errors["val"]["forces_mae"] < 2e-3 * np.abs(forces).mean()
-    assert fit.errors["val"]["energy_mae_mev_per_atom"] < 10
+    assert fit.errors["val"].forces_mae < 2e-3 * np.abs(forces).mean()
+    assert fit.errors["val"].energy_mae_mev_per_atom < 10
     known = teacher()
     r = np.linspace(1.6, 3.0, 20)
     for pair in (("O", "Si"), ("O", "O"), ("Si", "Si")):  # where data lie, the curves agree up to a pair of constants
@@ -181,11 +187,11 @@ def test_a_fit_with_a_core_makes_the_sum_fit(route, tmp_path):
     known = EAMInteraction(["O", "Si"], cutoff=CUTOFF, n_basis=2, **core)
     known.load_state_dict(teacher().state_dict())
     structures = labelled(random_structures(24), known)
-    settings = {"cutoff": CUTOFF, "n_basis": 2, "progress": False, "epochs": 120, "route": route, **core}
-    fit = fit_eam(structures[:20], structures[20:], **settings)
+    settings = {"n_basis": 2, "epochs": 120, "route": route, **core}
+    fit = fitted(structures[:20], structures[20:], **settings)
     losses = [row["val_loss"] for row in fit.history]
     assert min(losses) < losses[0] / (50 if route == "fast" else 2)
-    assert fit.errors["val"]["total"] == pytest.approx(min(losses), rel=1e-3)
+    assert fit.errors["val"].total == pytest.approx(min(losses), rel=1e-3)
     assert "repulsion of the nuclei" in fit.text and "O-Si 2.4, O-O 2.4, Si-Si 2.32" in fit.text
     loaded = load_potential(save_potential(tmp_path / "eam.pt", fit.potential))
     assert loaded.core.radii == {"O-Si": 2.4, "O-O": 2.4}
@@ -198,8 +204,8 @@ def test_a_fit_with_a_core_makes_the_sum_fit(route, tmp_path):
 def test_fast_route_is_no_worse_than_the_reference_route(data):
     loss = {}
     for route in ("fast", "reference"):
-        fit = fit_eam(data[:10], data[10:], cutoff=CUTOFF, n_basis=3, route=route, epochs=200, progress=False)
-        loss[route] = fit.errors["val"]["total"]
+        fit = fitted(data[:10], data[10:], n_basis=3, route=route, epochs=200)
+        loss[route] = fit.errors["val"].total
         assert fit.history[-1]["val_loss"] < fit.history[0]["val_loss"]
     assert loss["fast"] <= loss["reference"]
 
@@ -208,7 +214,7 @@ def test_reference_start_stays_one_exponential(data):
     potential = EAMInteraction(["O", "Si"], CUTOFF, init="reference")
     dataset = GraphDataset(data[:8], CUTOFF)
     best = BestState(FitObjective(dataset, potential, WEIGHTS))
-    fit_reference(potential, dataset, best, weights=WEIGHTS, epochs=5, lr=2e-3, batch_size=4, seed=0, show=lambda n: n)
+    fit_reference(potential, dataset, best, range(1, 6), EAMFitSettings(), WEIGHTS, seed=0)
     for p in (potential.A.detach(), potential.beta.detach()):
         assert float((p - 1.0).abs().max()) > 1e-3  # they have moved,
         assert float((p - p[:, :1]).abs().max()) < 1e-9  # all ten together
@@ -219,7 +225,7 @@ def test_reference_start_stays_one_exponential(data):
 
 def test_reference_route_repeats_with_its_seed(data):
     def run(seed):
-        fit = fit_eam(data[:8], cutoff=CUTOFF, route="reference", epochs=2, seed=seed, progress=False)
+        fit = fitted(data[:8], route="reference", epochs=2, seed=seed)
         return fit.potential.D.detach()
 
     assert torch.equal(run(1), run(1))
@@ -227,11 +233,11 @@ def test_reference_route_repeats_with_its_seed(data):
 
 
 def test_best_state_is_that_of_lowest_validation_loss(data):
-    fit = fit_eam(data[:20], data[20:], cutoff=CUTOFF, n_basis=2, progress=False, epochs=25)
+    fit = fitted(data[:20], data[20:], n_basis=2, epochs=25)
     scores = [row["val_loss"] + row["wall"] for row in fit.history]
     row = fit.history[int(np.argmin(scores))]
-    assert fit.errors["val"]["forces_mae"] == pytest.approx(row["val_forces"], rel=1e-3)
-    assert fit.errors["val"]["total"] == pytest.approx(row["val_loss"], rel=1e-3)
+    assert fit.errors["val"].forces_mae == pytest.approx(row["val_forces"], rel=1e-3)
+    assert fit.errors["val"].total == pytest.approx(row["val_loss"], rel=1e-3)
     assert [r["epoch"] for r in fit.history] == sorted(r["epoch"] for r in fit.history)
 
 
@@ -268,7 +274,7 @@ def test_pairs_that_never_meet_are_named_and_keep_their_start():
     structures = random_structures(4, symbols=("Si",)) + random_structures(4, seed=1, symbols=("O",))
     data = labelled(structures, teacher())
     for route in ("fast", "reference"):
-        fit = fit_eam(data, elements=["Si", "O", "P"], cutoff=CUTOFF, n_basis=2, route=route, epochs=3, progress=False)
+        fit = fitted(data, elements=["Si", "O", "P"], n_basis=2, route=route, epochs=3)
         start = EAMInteraction(["Si", "O", "P"], CUTOFF, n_basis=2)
         for name in ("A", "beta", "D", "alpha", "r_e"):
             found, expected = getattr(fit.potential, name).detach(), getattr(start, name).detach()
@@ -280,7 +286,7 @@ def test_pairs_that_never_meet_are_named_and_keep_their_start():
         assert rows["Si-O"] is None
         shortest = min((a.get_all_distances(mic=True) + 9 * np.eye(len(a))).min() for a in structures[:4])
         assert rows["Si-Si"] == pytest.approx(shortest, abs=1.1e-3)
-        json.dumps([fit.table, fit.errors, fit.history])
+        json.dumps([fit.table, fit.errors["train"].plain(), fit.history])
 
 
 def test_wall_that_falls_is_seen():
@@ -292,7 +298,7 @@ def test_wall_that_falls_is_seen():
 
 
 def test_fitted_walls_rise_for_every_pair(data):
-    fit = fit_eam(data, cutoff=CUTOFF, epochs=60, progress=False)
+    fit = fitted(data, epochs=60)
     assert all(row["rises"] for row in fit.table)
     for row, (zi, zj) in zip(fit.table, fit.potential.pairs):
         curve = pair_curve(fit.potential, zi, zj, np.linspace(0.3, 0.8, 20)).detach()
@@ -331,12 +337,12 @@ def test_wall_prior_pulls_a_falling_curve_up_and_leaves_a_good_one_alone(data):
 def test_one_structure_of_one_atom(route):
     lone = Atoms("P", cell=np.eye(3) * 30, pbc=True)
     set_labels(lone, energy=-3.0, forces=np.zeros((1, 3)), stress=np.zeros((3, 3)))
-    fit = fit_eam([lone], cutoff=CUTOFF, route=route, epochs=3, progress=False)
+    fit = fitted([lone], route=route, epochs=3)
     assert "P-P never meets" in fit.text
     assert fit.errors["val"] is None
     free = set_labels(Atoms("P"), energy=-3.0, forces=np.zeros((1, 3)))
-    fit = fit_eam([free, free], cutoff=CUTOFF, route=route, epochs=3, progress=False)
-    assert fit.errors["train"]["stress_mae"] is None
+    fit = fitted([free, free], route=route, epochs=3)
+    assert fit.errors["train"].stress_mae is None
     energy = evaluate(fit.potential, build_graph(Atoms("P"), CUTOFF)).energies
     assert float(energy) == pytest.approx(-3.0, abs=0.05)
 
@@ -344,7 +350,7 @@ def test_one_structure_of_one_atom(route):
 def test_energies_alone_and_forces_alone(data):
     for name in ("energy", "forces"):
         part = [set_labels(a.copy(), **{name: a.calc.results[name]}) for a in data[:6]]
-        fit = fit_eam(part, cutoff=CUTOFF, n_basis=2, epochs=20, progress=False)
+        fit = fitted(part, n_basis=2, epochs=20)
         losses = [row["train_loss"] for row in fit.history]
         assert min(losses) < losses[0]
         assert "stress" in fit.text.split("Take note:")[1]
@@ -354,15 +360,15 @@ def test_validation_set_without_labels_does_not_choose_the_start(data):
     bare = [a.copy() for a in data[20:]]
     for a in bare:
         a.calc = None
-    fit = fit_eam(data[:6], bare, cutoff=CUTOFF, n_basis=2, epochs=15, progress=False)
+    fit = fitted(data[:6], bare, n_basis=2, epochs=15)
     assert fit.errors["val"] is None
-    assert fit.errors["train"]["total"] < 0.5 * fit.history[0]["train_loss"]
+    assert fit.errors["train"].total < 0.5 * fit.history[0]["train_loss"]
     assert "the training set chose the best state" in fit.text
 
 
 def test_divergence_names_epoch_and_parameter(data):
     with pytest.raises(FitError, match=r"epoch \d+.*(parameter|D|B|A)"):
-        fit_eam(data[:4], cutoff=CUTOFF, route="reference", epochs=20, lr=1e6, progress=False)
+        fitted(data[:4], route="reference", epochs=20, lr=1e6)
     potential = EAMInteraction(["O", "Si"], CUTOFF)
     best = BestState(FitObjective(GraphDataset(data[:2], CUTOFF), potential, WEIGHTS))
     parameters = parameters_of(potential)
@@ -372,17 +378,17 @@ def test_divergence_names_epoch_and_parameter(data):
 
 
 def test_bad_input_is_refused(data):
-    with pytest.raises(ConfigError, match="fast, reference"):
-        fit_eam(data, route="quick")
+    with pytest.raises(ConfigError, match="'fast' or 'reference'"):
+        fitted(data, route="quick")
     with pytest.raises(FitError, match="no training structures"):
-        fit_eam([])
+        fitted([])
     bare = [Atoms("Si", cell=np.eye(3) * 5, pbc=True)]
     with pytest.raises(FitError, match="none of the 1 training structures"):
-        fit_eam(bare, cutoff=CUTOFF)
+        fitted(bare)
     with pytest.raises(FitError, match="label that the loss weighs"):
-        fit_eam([set_labels(bare[0].copy(), energy=1.0)], cutoff=CUTOFF, loss_weights=(0.0, 50.0, 50.0))
+        fitted([set_labels(bare[0].copy(), energy=1.0)], loss_weights=(0.0, 50.0, 50.0))
     with pytest.raises(DataError, match=r"training structure .*holds Si.*potential is for O"):
-        fit_eam(data, elements=["O"], cutoff=CUTOFF)
+        fitted(data, elements=["O"])
 
 
 def test_parameters_are_written_as_they_are_read():
@@ -394,7 +400,7 @@ def test_parameters_are_written_as_they_are_read():
 
 
 def test_text_says_what_it_is(data):
-    fit = fit_eam(data[:20], data[20:], cutoff=CUTOFF, n_basis=2, epochs=10, progress=False)
+    fit = fitted(data[:20], data[20:], n_basis=2, epochs=10)
     for words in ("O-Si", "wall at 0.5 Å", "well depth", "E0, eV", "meV/atom", "eV/Å³", "weighted total", "validation"):
         assert words in fit.text
     assert fit.seconds > 0
@@ -410,7 +416,7 @@ def test_real_silica_fits_better_than_its_start():
     path = Path(os.environ["PHYSPRE_DATA"]) / "silica" / "si_zeo_22_sample.extxyz.gz"
     with gzip.open(path, "rt") as file:
         structures = [a for a in read(io.StringIO(file.read()), ":", format="extxyz") if len(a) <= 30][:60]
-    fit = fit_eam(structures[::2], structures[1::2], epochs=60, progress=False)
-    assert fit.errors["val"]["forces_mae"] < 0.6
-    assert fit.errors["val"]["stress_mae"] is None
+    fit = fitted(structures[::2], structures[1::2], cutoff=8.0, epochs=60)
+    assert fit.errors["val"].forces_mae < 0.6
+    assert fit.errors["val"].stress_mae is None
     assert all(row["rises"] for row in fit.table)

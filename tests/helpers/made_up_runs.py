@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,15 +9,26 @@ import numpy as np
 import yaml
 from ase import Atoms
 
+from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.dynamics.running.storage import TrajectoryFiles, write_verdicts
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.verdicts.statistics import summarise_networks
-from mdl_physpre.dynamics.verdicts.verdict import make_verdict
+from mdl_physpre.dynamics.verdicts.verdict import Verdict, make_verdict, summarise
+from mdl_physpre.runs import layout
+from mdl_physpre.runs.stage import decisive
+from mdl_physpre.runs.summary import (
+    ArmResult,
+    Dynamics,
+    FittedEAM,
+    NetworkResult,
+    PretrainingSetResult,
+    SetCounts,
+    Summary,
+)
 
 SETTINGS = DynamicsSettings(temperature=1000.0, steps=5000)
 
 
-def verdict(index: int, step: int | None, reason: str = "overlap", name: str = "") -> dict:
+def verdict(index: int, step: int | None, reason: str = "overlap", name: str = "") -> Verdict:
     return make_verdict(
         structure_id=name or f"s{index}",
         index=index,
@@ -34,7 +44,7 @@ def verdict(index: int, step: int | None, reason: str = "overlap", name: str = "
     )
 
 
-def verdicts(n: int, fraction: float, seed: int, names: Sequence[str] = ()) -> list[dict]:
+def verdicts(n: int, fraction: float, seed: int, names: Sequence[str] = ()) -> list[Verdict]:
     """``n`` structures, of which about this fraction fails at steps drawn at random."""
     rng = np.random.default_rng(seed)
     reasons = ("overlap", "lindemann_local", "temperature")
@@ -45,18 +55,18 @@ def verdicts(n: int, fraction: float, seed: int, names: Sequence[str] = ()) -> l
     return made
 
 
-def errors(forces: float, n: int = 50) -> dict:
-    return {
+def errors(forces: float, n: int = 50) -> Errors:
+    return Errors.model_validate({
         "n_structures": n, "n_atoms": 3 * n, "counts": {"energy": n, "forces": n, "stress": 0}, "energy_mae": 0.5,
         "energy_mae_mev_per_atom": 20.0, "forces_mae": forces, "stress_mae": None, "stress_mae_gpa": None,
         "total": 50 * forces, "total_of": ["energy", "forces"],
         "weights": {"energy": 0.01, "forces": 50.0, "stress": 50.0},
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def make_run(
     folder: Path,
-    failures: dict[str, Sequence[Sequence[dict]]],
+    failures: dict[str, Sequence[Sequence[Verdict]]],
     forces: dict[str, Sequence[float]] | None = None,
     name: str = "made up",
     frames: bool = True,
@@ -76,31 +86,46 @@ def make_run(
         },
     }
     (folder / "config.yml").write_text(yaml.safe_dump(config))
-    counts = {"structures": 5, "atoms": 15, "labels": {"energy": 5, "forces": 5, "stress": 0}}
-    summary: dict = {"data": {"train": counts}, "arms": list(failures), "eam": {"table": [], "errors": {}}}
-    summary["pretraining_set"] = {"structures": 10}
+    arms = {}
     for arm, each in failures.items():
         own = []
         for k, found in enumerate(each):
-            place = folder / "4-dynamics" / (arm if k == 0 else f"{arm}-{k + 1}")
+            name = arm if k == 0 else f"{arm}-{k + 1}"
+            place = folder / layout.NETWORKS / name / layout.DYNAMICS
             place.mkdir(parents=True)
-            write_verdicts(place, "key", SETTINGS, [SETTINGS] * len(found), found)
-            error = errors((forces or {}).get(arm, [0.1] * len(each))[k])
-            dynamics = {**summarise_networks([found]), "settings": SETTINGS.__dict__, "seconds": 1.0}
-            own.append({"seed": k, "errors": {"test": error}, "checkpoint": f"{arm}-{k}.pt", "dynamics": dynamics})
+            write_verdicts(place, "key", SETTINGS, [SETTINGS] * len(found), list(found))
+            own.append(
+                NetworkResult(
+                    name=name,
+                    arm=arm,
+                    seed=k,
+                    checkpoint=f"{name}.pt",
+                    errors={"test": errors((forces or {}).get(arm, [0.1] * len(each))[k])},
+                    dynamics=Dynamics(
+                        counts=summarise(found),
+                        failing_steps=tuple(v.first_failing_step for v in found),
+                        settings=decisive(SETTINGS),
+                        seconds=1.0,
+                    ),
+                )
+            )
             if frames:
                 _frames(place, found)
-        pooled = {**summarise_networks(each), "settings": SETTINGS.__dict__, "seconds": 1.0}
-        summary[arm] = {"networks": own, "errors": own[0]["errors"], "dynamics": pooled}
-    (folder / "summary.json").write_text(json.dumps(summary))
+        arms[arm] = ArmResult(networks=tuple(own))
+    Summary(
+        data={"train": SetCounts(structures=5, atoms=15, labels={"energy": 5, "forces": 5, "stress": 0})},
+        eam=FittedEAM(),
+        pretraining_set=PretrainingSetResult(structures=10),
+        arms=arms,
+    ).write(folder)
     return folder
 
 
-def _frames(place: Path, found: Sequence[dict]) -> None:
+def _frames(place: Path, found: Sequence[Verdict]) -> None:
     files = TrajectoryFiles(place / "failing_frames")
-    for v in [v for v in found if v["status"] == "failed"][:3]:
-        for step, squeeze in ((0, 1.0), (v["first_failing_step"], 0.4)):
+    for v in [v for v in found if v.failed][:3]:
+        for step, squeeze in ((0, 1.0), (v.first_failing_step or 0, 0.4)):
             atoms = Atoms("OSiO", [[0, 0, 0], [1.6 * squeeze, 0, 0], [3.2, 0, 0]], cell=[6, 6, 6], pbc=True)
-            atoms.info = {"structure_id": v["structure_id"], "step": step}
-            files.add(v["index"], atoms)
+            atoms.info = {"structure_id": v.structure_id, "step": step}
+            files.add(v.index, atoms)
     files.flush()

@@ -257,12 +257,13 @@ def test_other_potentials_and_wrong_grids_are_refused(tmp_path):
 @pytest.mark.skipif(DATA is None, reason="PHYSPRE_DATA does not name the folder with the real data")
 def test_fits_to_real_data_in_lammps(tmp_path):
     """Fits with a core to phosphorus, of which the data are liquids and crystals, and to Li-Mn-O."""
-    from mdl_physpre.eam_fit.fit import fit_eam
+    from mdl_physpre.eam_fit import EAMFitSettings, fit_eam
     from mdl_physpre.structures.read import read_structures
 
+    settings = EAMFitSettings(cutoff=6.0, n_basis=4, epochs=20, short_range="zbl")
     for name in ("phosphorus/p_gap_20", "li-mn-o-p/li_mn_o"):
         structures = [a for a in read_structures(Path(DATA) / f"{name}.extxyz.gz")[::20] if 4 < len(a) < 60][:12]
-        made = fit_eam(structures, cutoff=6.0, n_basis=4, epochs=20, short_range="zbl", progress=False).potential
+        made = fit_eam(structures, settings=settings, progress=False).potential
         tables = write_setfl(tmp_path / "fit.eam.fs", made, structures=structures)
         for atoms in structures[:6]:
             assert_the_same(in_either("LAMMPS", atoms, tables), made, atoms)

@@ -167,7 +167,7 @@ def test_spawned_workers_give_the_same(monkeypatch):
     for one, other in zip(expected, compute_labels(structures, EMT_NAME, workers=2), strict=True):
         assert one.energy == other.energy
         np.testing.assert_array_equal(one.forces, other.forces)
-    with pytest.raises(ConfigError, match="cannot be sent to worker processes"):
+    with pytest.raises(ConfigError, match="cannot be sent to another process"):
         compute_labels(structures, lambda: LennardJones(), workers=2)
 
 

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,16 +97,16 @@ def online(epoch):
 
 def cases():
     """Name → potential, training set, settings, options."""
-    short = replace(SETTINGS, max_epochs=2)
+    short = SETTINGS.changed(max_epochs=2)
     teacher = TrainingSettings(weight_energy=0.5, weight_stress=0.0, force_tail=0.3)
     few_edges = int(3.0 * data().n_edges.mean())
     return {
         "plain": (TinyPotential, data(), SETTINGS, {}),
         "skipped": (Spoilt, with_one_atom(), SETTINGS, {}),
-        "unused": (Unused, data(), replace(short, weight_decay=0.5), {}),
-        "sam": (TinyPotential, data(), replace(short, sam_rho=0.05, max_edges=few_edges), {}),
+        "unused": (Unused, data(), short.changed(weight_decay=0.5), {}),
+        "sam": (TinyPotential, data(), short.changed(sam_rho=0.05, max_edges=few_edges), {}),
         "replay": (
-            TinyPotential, data(), replace(short, max_edges=few_edges),
+            TinyPotential, data(), short.changed(max_edges=few_edges),
             {"replay": Replay(data(9, seed=3), teacher, share=0.4, weight=0.7)},
         ),
         "online": (TinyPotential, data(), short, {"online": online}),
@@ -119,7 +118,7 @@ def trained(folder, devices):
     found = {}
     for name, (kind, train, settings, options) in cases().items():
         made = model(kind)
-        result = train_potential(made, train, data(5, 1), replace(settings, devices=devices), folder / name, **options)
+        result = train_potential(made, train, data(5, 1), settings.changed(devices=devices), folder / name, **options)
         found[name] = (result, made.state_dict(), torch.load(folder / name / "last.ckpt", weights_only=True))
     return found
 
@@ -177,7 +176,7 @@ def test_two_processes_train_as_one(pairs, name):
 
 def test_the_first_process_starts_the_others_and_writes_the_files(pairs, tmp_path):
     made = model()
-    result = train_potential(made, data(), data(5, 1), replace(SETTINGS, devices=2), tmp_path)
+    result = train_potential(made, data(), data(5, 1), SETTINGS.changed(devices=2), tmp_path)
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert_same(pairs["plain"][0], (result, made.state_dict(), last))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "last.ckpt", "log.csv"]
@@ -188,7 +187,6 @@ def test_the_first_process_starts_the_others_and_writes_the_files(pairs, tmp_pat
 
 KILLED = """
 import os, signal, torch
-from dataclasses import replace
 from tests.training.test_ranks import *
 
 class Killed(TinyPotential):
@@ -200,7 +198,7 @@ class Killed(TinyPotential):
         return super().atomic_energies(graph)
 
 if __name__ == "__main__":
-    train_potential(model(Killed), data(), data(5, 1), replace(SETTINGS, devices=2), {out!r})
+    train_potential(model(Killed), data(), data(5, 1), SETTINGS.changed(devices=2), {out!r})
 """
 
 
@@ -218,7 +216,7 @@ def test_killed_on_two_devices_it_goes_on_on_one_or_three(pairs, tmp_path, rank)
     rows = (out / "log.csv").read_text().splitlines()[1:]
     assert 0 < len(rows) < SETTINGS.max_epochs
     mended = model()
-    result = train_potential(mended, data(), data(5, 1), replace(SETTINGS, devices=(1, 3)[rank]), out)
+    result = train_potential(mended, data(), data(5, 1), SETTINGS.changed(devices=(1, 3)[rank]), out)
     for row, other in zip(expected.history, result.history, strict=True):
         assert row["lr"] == other["lr"]
         assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-6)
@@ -228,13 +226,13 @@ def test_killed_on_two_devices_it_goes_on_on_one_or_three(pairs, tmp_path, rank)
 
 def test_an_error_of_another_process_is_told(tmp_path):
     with pytest.raises(PhyspreError, match="rank 1: RuntimeError: out of something"):
-        train_potential(model(Fragile), data(), data(5, 1), replace(SETTINGS, devices=2), tmp_path)
+        train_potential(model(Fragile), data(), data(5, 1), SETTINGS.changed(devices=2), tmp_path)
 
 
 def test_an_error_of_all_processes_is_raised_as_in_one(tmp_path):
     broken = structures(6)
     broken[0].calc.results["forces"][:] = np.inf
-    settings = replace(SETTINGS, batch_size=2, devices=2)
+    settings = SETTINGS.changed(batch_size=2, devices=2)
     with pytest.raises(TrainingError, match=r"the loss of batch \d"):
         train_potential(model(), GraphDataset(broken, CUTOFF, dtype=torch.float64), data(5, 1), settings, tmp_path)
 
@@ -262,7 +260,7 @@ def test_what_cannot_train_together_is_refused(tmp_path, monkeypatch):
 
     def refused(words, kind=TinyPotential, **changed):
         with pytest.raises(ConfigError, match=words):
-            train_potential(model(kind), data(), data(5, 1), replace(SETTINGS, **{"devices": 2, **changed}), tmp_path)
+            train_potential(model(kind), data(), data(5, 1), SETTINGS.changed(**{"devices": 2, **changed}), tmp_path)
 
     refused("devices is 2, and Normed has a BatchNorm1d", kind=Normed)
     refused("has 0 of the 2 GPUs", device="auto")

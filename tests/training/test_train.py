@@ -10,7 +10,6 @@ import math
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -512,7 +511,7 @@ def test_recomputed_parts_train_the_same(tmp_path):
     found = []
     for name, edges in (("whole", None), ("parts", int(1.5 * train.n_edges.mean()))):
         trained = potential()
-        result = train_potential(trained, train, val, replace(settings, recompute_edges=edges), tmp_path / name)
+        result = train_potential(trained, train, val, settings.changed(recompute_edges=edges), tmp_path / name)
         found.append((result.history, trained.state_dict()))
     (history, weights), (again, others) = found
     for one, other in zip(history, again, strict=True):

@@ -48,7 +48,7 @@ def test_yaml_numbers_without_a_dot_are_numbers(tmp_path):
         ("physpre.dynamcs.steps=1", "physpre.dynamcs: unknown key; did you mean 'dynamics'"),
         ("physpre.dynamics.temprature=4", "did you mean 'temperature'"),
         ("optim.lr=fast", "optim.lr: found 'fast'"),
-        ("optim.lr=-1", "lr is -1"),
+        ("optim.lr=-1", "optim.lr: found -1"),
         ("model=null", "model.name: missing"),
         ("physpre.arms=[]", "at least one arm"),
         ("physpre.arms=[baseline,baseline]", "only once"),

@@ -58,10 +58,7 @@ class Perturb:
         seed: int = 0,
         **settings: Any,
     ) -> None:
-        try:
-            self.settings = PerturbationSettings(**settings)
-        except TypeError as error:
-            raise ConfigError(f"Perturb: {error}; it takes the keys of physpre.perturbation") from None
+        self.settings = PerturbationSettings(**settings)
         if keep_labels and teacher is not None:
             raise ConfigError("Perturb: give either a teacher, which labels, or keep_labels")
         self.teacher = None if teacher is None else resolve_teacher(teacher)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from pydantic import Field, ValidationError
 from mdl_physpre.eam_fit.fit import EAMFit, fit_eam
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.pretraining.perturbation import PerturbationSettings
+from mdl_physpre.utils.settings import explained
 from mdl_physpre.workflow.config.schema import EAM, Perturbation, Section
 
 
@@ -68,8 +68,8 @@ def fit_teacher(train: Sequence[Atoms], val: Sequence[Atoms], settings: Mapping[
 
     Raises ConfigError for an unknown key, and what :func:`mdl_physpre.fit_eam` raises.
     """
-    known = set(inspect.signature(fit_eam).parameters)
-    strange = [key for key in settings if key not in known | set(EAM.model_fields)]
-    if strange:
-        raise ConfigError(f"eam.{strange[0]}: unknown key; {nearest(strange[0], EAM.model_fields)}")
-    return fit_eam(train, val, seed=seed, **{key: value for key, value in settings.items() if key in known})
+    try:
+        section = EAM.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(explained(error, EAM, "eam")) from None
+    return fit_eam(train, val, section.settings(), seed=seed)

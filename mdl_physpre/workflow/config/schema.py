@@ -14,10 +14,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.zbl import core_for
 from mdl_physpre.pretraining.perturbation import PerturbationSettings
-from mdl_physpre.training.arms import Arm, parse_arms
+from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms
+from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay
 from mdl_physpre.training.settings import TrainingSettings
 
 
@@ -40,9 +42,12 @@ class Section(BaseModel):
 
 
 def section_of(settings: type, name: str, leave_out: Sequence[str] = (), **changed: Any) -> type[Section]:
-    """A section with the fields and defaults of a settings dataclass, some left out, some changed: (type, default)."""
-    hints = typing.get_type_hints(settings)
+    """A section with the fields and defaults of a settings class, some left out, some changed: (type, default)."""
     fields: dict[str, Any] = {}
+    if issubclass(settings, BaseModel):
+        fields = {k: (f.annotation, f) for k, f in settings.model_fields.items() if k not in leave_out}
+        return create_model(name, __base__=Section, **fields | changed)
+    hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
         if field.name not in leave_out:
             fields[field.name] = (hints[field.name], field.default)
@@ -210,44 +215,13 @@ class Optim(_OptimBase):
         )
 
 
-class Pretrain(Section):
-    """The pretraining stage. A key that is left at ``null`` has the value of ``optim``."""
-
-    max_epochs: int | None = Field(None, ge=1)
-    lr: float | None = Field(None, gt=0)
-    batch_size: int | None = Field(None, ge=1)
-    max_seconds: float | None = None
-    early_stopping_patience: int | None = None
-    online: bool = False
-    loss_function: str | None = None
-    force_tail: float | None = None
-    stress_tail: float | None = None
-    weight_energy: float | None = Field(None, ge=0)
-    weight_force: float | None = Field(None, ge=0)
-    weight_stress: float | None = Field(None, ge=0)
-
-    def settings(self, finetune: TrainingSettings) -> TrainingSettings:
-        """Settings of the pretraining stage, from those of the finetuning stage."""
-        own = {k: v for k, v in self.model_dump(exclude={"online"}).items() if v is not None}
-        if "loss_function" in own:
-            own["loss"] = own.pop("loss_function")
-        return dataclasses.replace(finetune, **own)
+_EAMBase: Any = section_of(EAMFitSettings, "_EAMBase")
 
 
-class EAM(Section):
+class EAM(_EAMBase):
     """The embedded-atom potential that labels the pretraining set. ``checkpoint`` names one that is fitted already."""
 
     checkpoint: str | None = None
-    cutoff: float = Field(8.0, gt=0)
-    n_basis: int = Field(10, ge=1)
-    init: Literal["spread", "reference"] = "spread"
-    signed_embedding: bool = False
-    short_range: Literal["zbl"] | None = None
-    short_range_radii: dict[str, float] = {}
-    route: Literal["fast", "reference"] = "fast"
-    epochs: int = Field(200, ge=1)
-    lr: float = Field(2e-3, gt=0)
-    batch_size: int = Field(4, ge=1)
 
     @model_validator(mode="after")
     def _core_is_fitted_with(self) -> EAM:
@@ -258,6 +232,10 @@ class EAM(Section):
             )
         core_for(self.short_range, self.short_range_radii)
         return self
+
+    def settings(self) -> EAMFitSettings:
+        """Settings of the fit."""
+        return EAMFitSettings(**self.model_dump(exclude={"checkpoint"}))
 
 
 class Teacher(Section):
@@ -312,28 +290,6 @@ class Dynamics(_DynamicsBase):
     min_atoms: int = Field(1, ge=1)
 
 
-class SAM(Section):
-    """Sharpness-aware minimisation, for arms with ``sam``; ``pretraining``: in the pretraining stage, too."""
-
-    rho: float = Field(5e-3, gt=0)
-    adaptive: bool = True
-    pretraining: bool = False
-
-
-class Hybrid(Section):
-    """E = E_network + E_EAM, for arms with ``hybrid``. ``train_eam``: its parameters are trained with the network's."""
-
-    train_eam: bool = True
-
-
-class Replay(Section):
-    """Structures of the pretraining set in finetuning, for arms with ``replay``: their share of the structures of a
-    step, and the weight of their loss beside that of the DFT labels."""
-
-    share: float = Field(0.25, gt=0, lt=1)
-    weight: float = Field(0.1, gt=0)
-
-
 class Report(Section):
     """What the report is written as; an empty list writes none."""
 
@@ -349,10 +305,10 @@ class Physpre(Section):
     eam: EAM = EAM()
     teacher: Teacher | None = None
     perturbation: Perturbation = Perturbation()
-    pretrain: Pretrain = Pretrain()
-    sam: SAM = SAM()
-    hybrid: Hybrid = Hybrid()
-    replay: Replay = Replay()
+    pretrain: Pretrain.Settings = Pretrain.Settings()
+    sam: SAM.Settings = SAM.Settings()
+    hybrid: Hybrid.Settings = Hybrid.Settings()
+    replay: Replay.Settings = Replay.Settings()
     n_networks: int = Field(1, ge=1)
     dynamics: Dynamics = Dynamics()
     report: Report = Report()
@@ -413,21 +369,22 @@ class Config(Section):
     dataset: Dataset
     physpre: Physpre = Physpre()
 
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms with their settings."""
+        return parse_arms(self.physpre.arms, dict(self.physpre))
+
     def training_settings(self, arm: Arm | None = None) -> TrainingSettings:
         """Settings of the finetuning stage, of an arm where one is given."""
         task = self.task
         where = {"device": task.device, "devices": task.devices, "compile": task.compiles_on(task.device)}
         settings = self.optim.settings(task.seed, **where)
-        return self._with_sam(settings) if arm is not None and arm.sam else settings
+        return settings if arm is None else arm.settings_of(FINETUNE, settings)
 
     def pretraining_settings(self, arm: Arm | None = None) -> TrainingSettings:
         """Settings of the pretraining stage, of an arm where one is given."""
-        settings = self.physpre.pretrain.settings(self.training_settings())
-        return self._with_sam(settings) if arm is not None and arm.sam and self.physpre.sam.pretraining else settings
-
-    def _with_sam(self, settings: TrainingSettings) -> TrainingSettings:
-        sam = self.physpre.sam
-        return dataclasses.replace(settings, sam_rho=sam.rho, sam_adaptive=sam.adaptive)
+        arm = arm or Arm("pretrain", (Pretrain(self.physpre.pretrain),))
+        return arm.settings_of("pretrain", self.training_settings())
 
     def perturbation_settings(self) -> PerturbationSettings:
         return PerturbationSettings(**self.physpre.perturbation.model_dump(exclude={"validation"}))
