@@ -1,10 +1,6 @@
 """Where a run keeps what: one folder for each stage, named after the steps of the method.
 
-<<<<<<< HEAD
-1-eam/  1-teacher/                  the potential that labels
-=======
 1-eam/  1-teacher/                  the potential that labels; in errors/, its errors on the test sets
->>>>>>> main
 2-pretraining-set/                  structures perturbed and labelled
 3-networks/pretrain-2/pretrain/     the second network of an arm: its training on labels of the teacher,
                        finetune/    its training on DFT labels,

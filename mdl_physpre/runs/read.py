@@ -12,22 +12,13 @@ import yaml
 from pydantic import ValidationError
 
 from mdl_physpre.dynamics.running.storage import FORMAT
-<<<<<<< HEAD
-from mdl_physpre.dynamics.verdicts.statistics import summarise_networks
-=======
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
->>>>>>> main
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout
 from mdl_physpre.runs.stage import BEGUN, DONE, read_json
 from mdl_physpre.runs.summary import ArmResult, NetworkResult, Summary, summary_of_stages
 
-<<<<<<< HEAD
-EAM, TEACHER, SET, TRAIN, DYNAMICS = "1-eam", "1-teacher", "2-pretraining-set", "3-train", "4-dynamics"
-DATA_FILE = "data.json"  # hashes and counts of the data, written when a run begins
-BEFORE, ANGLES = "-errors-before-finetuning", "-force-angles"
-=======
 DATA_FILE, EAM, TEACHER, SET, TRAIN, DYNAMICS = "data.json", "1-eam", "1-teacher", "2-pretraining-set", "", ""
 
 
@@ -71,7 +62,6 @@ def simulation_files(folder: Path) -> list[Path]:
         return [own]
     refuse_earlier_layout(folder)
     return sorted(folder.glob(f"{layout.NETWORKS}/*/{layout.DYNAMICS}/{layout.VERDICTS}"))
->>>>>>> main
 
 
 @dataclass
