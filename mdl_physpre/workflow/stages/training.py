@@ -74,10 +74,7 @@ def training_stage(
     ConfigError : an arm with the embedded-atom potential in a run whose ``physpre.eam.checkpoint`` is none.
     """
     arm, model = network.arm, config.model
-    where: dict[str, Any] = {"compile": config.task.compiles_on(str(device))}
-    if config.task.devices == 1:
-        where["device"] = str(device)
-    settings = config.training_settings().changed(seed=network.seed, **where)
+    settings = _settings_of_finetuning(config, network, str(device))
     cutoff = config.dataset.preprocess_params.cutoff_radius
     start = {
         "data": data.key,
@@ -112,6 +109,13 @@ def training_stage(
         stage.finish(result.plain())
     found = TrainedNetwork.model_validate(stage_result(stage.folder))
     return load_potential(folder / found.checkpoint, device), stage.key
+
+
+def _settings_of_finetuning(config: Config, network: Network, device: str) -> TrainingSettings:
+    where: dict[str, Any] = {"compile": config.task.compiles_on(device)}
+    if config.task.devices == 1:
+        where["device"] = device
+    return config.training_settings().changed(seed=network.seed, **where)
 
 
 def _told(result: TrainingResult) -> TrainingStage:
