@@ -106,7 +106,6 @@ def train_potential(
     device = training_device(settings)
     check_precision(settings.precision, device)
     loggers = make_loggers(settings, out)
-
     identity = f"{fingerprint(train)}-{fingerprint(val)}" + (f"-{replay.identity()}" if replay is not None else "")
     make = partial(PotentialTraining, potential, train, val, settings, out, online, identity, replay)
     last = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None

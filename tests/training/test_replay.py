@@ -104,7 +104,7 @@ def test_it_keeps_what_pretraining_taught(tmp_path):
         arm = parse_arm(words, sections)
         start = initial_potential(TinyPotential, arm, material, seed=1)
         result = train_arm(arm, start, material, finetune, tmp_path / name)
-        errors[name] = prediction_errors(result.potential, teacher[1])["forces_mae"]
+        errors[name] = prediction_errors(result.potential, teacher[1]).forces_mae
         steps = result.stages["finetune"]
         assert (steps.steps, steps.structures) == (30, 30 * (4 if name == "without" else 8))
     assert errors["with"] < 0.8 * errors["without"]

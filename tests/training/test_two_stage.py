@@ -144,5 +144,5 @@ def test_reference_is_refitted_at_the_very_end_only(tmp_path):
     assert torch.equal(load_potential(shifted.checkpoint).reference.energies, shifted.potential.reference.energies)
     pretrained = load_potential(shifted.stages["pretrain"].best_checkpoint)
     assert torch.equal(pretrained.reference.energies, start_reference)
-    forces = [prediction_errors(arm.potential, dft[1])["forces_mae"] for arm in (plain, shifted)]
+    forces = [prediction_errors(arm.potential, dft[1]).forces_mae for arm in (plain, shifted)]
     assert forces[0] == forces[1]

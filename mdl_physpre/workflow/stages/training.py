@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,8 @@ def training_stage(
         logger.info("training, %s", network.name)
         stage.begin()
         material = run_material(folder, config, data, torch.device(device))
-        potential = initial_potential(
-            lambda: build_backbone(model.name, elements=data.elements, cutoff=cutoff, **model.hyperparameters()),
-            arm,
-            material,
-            network.seed,
-        )
+        build = partial(build_backbone, model.name, elements=data.elements, cutoff=cutoff, **model.hyperparameters())
+        potential = initial_potential(build, arm, material, network.seed)
         if before:
             copy_trainings(folder / NETWORKS, stage.folder, arm.stages, before)
         trained = train_arm(arm, potential, material, settings, stage.folder, cache_dir=config.physpre.cache_dir)
