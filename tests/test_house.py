@@ -41,7 +41,6 @@ LONG_FILES: dict[str, int] = {
     "pretraining/labelling.py": 304,
     "pretraining/pretraining_set.py": 314,
     "report/tables/page.py": 315,
-    "runs/summary.py": 303,
     "workflow/config/schema.py": 425,
 }
 LONG_FUNCTIONS: dict[str, int] = {
@@ -61,7 +60,6 @@ LONG_FUNCTIONS: dict[str, int] = {
     "report/output/model_card.py:card": 70,
     "report/output/write.py:write_report": 66,
     "structures/splits.py:split_structures": 71,
-    "workflow/benchmark.py:benchmark": 71,
 }
 """Exceptions with their lengths; both lists only shrink."""
 
