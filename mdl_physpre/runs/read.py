@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mdl_physpre.dynamics.running.storage import FORMAT, VERDICTS
+from mdl_physpre.dynamics.running.storage import FORMAT
 from mdl_physpre.dynamics.verdicts.verdict import Survival, Verdict, survival_curve
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs import layout
@@ -61,11 +61,11 @@ def simulation_files(folder: Path) -> list[Path]:
 
     Raises DataError where the run is of an earlier version.
     """
-    own = folder / VERDICTS
+    own = folder / layout.VERDICTS
     if own.is_file():
         return [own]
     refuse_earlier_layout(folder)
-    return sorted(folder.glob(f"{layout.NETWORKS}/*/{layout.DYNAMICS}/{VERDICTS}"))
+    return sorted(folder.glob(f"{layout.NETWORKS}/*/{layout.DYNAMICS}/{layout.VERDICTS}"))
 
 
 @dataclass
@@ -202,7 +202,7 @@ def _stages(folder: Path) -> dict[str, StageFiles]:
 
 def _simulation(folder: Path, network: Network) -> Simulation | None:
     """The simulation of a network; ``None`` where there is none, or one of an older format."""
-    path = network.folder(folder) / layout.DYNAMICS / VERDICTS
+    path = network.folder(folder) / layout.DYNAMICS / layout.VERDICTS
     return read_simulation(path, network.name) if read_json(path).get("format") == FORMAT else None
 
 
