@@ -173,7 +173,7 @@ def timed_steps(run: BatchRun, device: torch.device, seconds: float) -> tuple[fl
         steps += 1
     synchronise(device)
     if not run.active:
-        why = next((f["text"] for v in run.verdicts.values() for f in v["failures"]), "")
+        why = next((f.text for v in run.verdicts.values() for f in v.failures), "")
         raise PhyspreError(f"no structure is left after {run.step} steps of dynamics: {why}")
     spent = time.perf_counter() - start
     return moved / spent, spent / steps

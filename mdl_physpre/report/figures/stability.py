@@ -43,16 +43,16 @@ def draw_survival(simulations: Mapping[str, Mapping[str, Simulation]], folder: P
         figure, axis = plt.subplots(figsize=(6.4, 3.5))
         said = []
         for arm, own in simulations.items():
-            curves = [found.survival for found in own.values() if found.survival.get("n")]
+            curves = [found.survival for found in own.values() if found.survival.n]
             if not curves:
                 continue
-            counts = ", ".join(str(sum(curve["failed"])) for curve in curves)
+            counts = ", ".join(str(sum(curve.failed)) for curve in curves)
             for number, curve in enumerate(curves):
-                t = np.array([*curve["time_fs"], curve["end_fs"]]) / 1000
-                s, low, high = (np.array([*curve[k], curve[k][-1]]) for k in ("survival", "low", "high"))
+                t = np.array([*curve.time_fs, curve.end_fs]) / 1000
+                s, low, high = (np.array([*one, one[-1]]) for one in (curve.survival, curve.low, curve.high))
                 if single:
                     axis.fill_between(t, low, high, step="post", color=styles[arm]["color"], alpha=0.15, linewidth=0)
-                text = f"{plain(arm)}: {counts} of {curve['n']} failed"
+                text = f"{plain(arm)}: {counts} of {curve.n} failed"
                 axis.step(t, s, where="post", label=None if number else text, **styles[arm])
                 said.append(f"{arm} {s[-1]:.0%} at {t[-1]:.3g} ps")
         axis.set(xlabel="time (ps)", ylabel="fraction not failed", ylim=(0, 1.04), xlim=(0, None))
