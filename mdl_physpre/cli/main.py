@@ -12,7 +12,7 @@ from mdl_physpre.cli.bench import bench
 from mdl_physpre.cli.potentials import compare, convert_checkpoint, doctor, evaluate, export, judge, md
 from mdl_physpre.cli.program import log_to_terminal, print_version, program, run_program
 from mdl_physpre.cli.report import report, status
-from mdl_physpre.cli.runs import demo, fit, run
+from mdl_physpre.cli.runs import config, demo, fit, run
 from mdl_physpre.cli.structures import convert, inspect, label, perturb
 
 app = program("Physics-informed pretraining of machine-learned interatomic potentials.")
@@ -36,7 +36,7 @@ def common(
 
 
 for function in (
-    run, demo, fit, perturb, label, evaluate, doctor, md, judge, report, status, compare, convert, inspect, export,
+    run, demo, config, fit, perturb, label, evaluate, doctor, md, judge, report, status, compare, convert, inspect, export,
     convert_checkpoint, bench,
 ):  # fmt: skip
     app.command()(function)

@@ -35,6 +35,16 @@ def demo(overrides: Overrides = None, out: Out = None) -> None:
     run_config(Path(__file__).parent.parent / "demo" / "demo.yml", overrides or (), out)
 
 
+def config(
+    section: Annotated[str | None, typer.Argument(help="Such as optim or physpre.dynamics; all if not given.")] = None,
+) -> None:
+    """Print every key of the configuration: default, unit, values, and what it does."""
+    from mdl_physpre.workflow.config.reference import page
+    from mdl_physpre.workflow.config.reference import section as section_of_page
+
+    print(page() if section is None else section_of_page(section), end="")
+
+
 def fit(
     config: Annotated[Path, typer.Argument(help="Configuration file (YAML).")],
     overrides: Overrides = None,

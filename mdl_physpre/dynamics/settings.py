@@ -16,8 +16,8 @@ ENSEMBLES = ("nvt", "nvt_bussi", "nvt_nose_hoover", "npt", "nve")
 PER_STRUCTURE = ("temperature", "pressure", "timestep", "steps")
 
 
-class DynamicsSettings(Settings):
-    """Settings of molecular dynamics: the run, when a structure has failed, what else is measured, and the work."""
+class DynamicsProtocol(Settings):
+    """Molecular dynamics: the run, when a structure has failed, what else is measured, and the work."""
 
     SECTION: ClassVar[str] = "dynamics"
 
@@ -35,7 +35,6 @@ class DynamicsSettings(Settings):
     fixcm: bool = setting(
         True, "nvt: noise that leaves the centre of mass alone; npt: its motion is taken out. As ASE's default."
     )
-    seed: int = setting(0, "Random numbers of structure k come from (seed, k) alone.", ge=0)
     overlap_ratio: float = setting(
         0.5, "Overlap: the smallest distance is at most this times the smallest distance at the start.", gt=0
     )
@@ -74,7 +73,6 @@ class DynamicsSettings(Settings):
         "alone. On a GPU its free memory decides.",
         ge=1,
     )
-    compile: bool = setting(False, "Compile the potential; physpre run takes this from task.compile.")
     checkpoint_steps: int = setting(250, "The state is stored after so many steps,", ge=1)
     checkpoint_seconds: float = setting(30.0, "or after so many seconds, whichever comes first.", "s")
     trajectory_interval: int = setting(0, "Steps between stored frames; 0 stores none.", ge=0)
@@ -110,6 +108,13 @@ class DynamicsSettings(Settings):
         """Temperature, K, above which a structure of ``n_atoms`` atoms counts as broken."""
         bound = max(10 * self.temperature, 10_000.0) if self.max_temperature is None else self.max_temperature
         return bound * (1 + 3 * math.sqrt(2 / (3 * max(n_atoms, 1))))
+
+
+class DynamicsSettings(DynamicsProtocol):
+    """Settings of :func:`mdl_physpre.simulate`."""
+
+    seed: int = setting(0, "Random numbers of structure k come from (seed, k) alone.", ge=0)
+    compile: bool = setting(False, "Compile the potential; physpre run takes this from task.compile.")
 
 
 def settings_of_each(

@@ -135,6 +135,6 @@ def require_labels(
         + "; expected calculator results, REF_<label>, or a key given in keys"
         + (f" (numeric entries found: {', '.join(other[:12])})" if other else "")
         + f"; set the loss weight of {' and '.join(missing)} to 0"
-        + (" (or optim.loss.loss_type to ForceLoss)" if missing == ["stress"] else "")
+        + (" (optim.weight_stress)" if missing == ["stress"] else "")
         + ", or give the key"
     )

@@ -14,7 +14,7 @@ from mdl_physpre.utils.registry import Registry
 class Loss(ABC):
     """The error function of a loss.
 
-    A derived class is found by its name in the settings (``loss``, in a configuration ``optim.loss_function``): that
+    A derived class is found by its name in the settings (``loss``, in a configuration ``optim.loss``): that
     of an entry point of the group ``mdl_physpre.losses``, or its import path. It is made without arguments.
     """
 

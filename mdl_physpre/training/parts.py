@@ -55,7 +55,7 @@ class Pretrain(Part):
             None, "Training stops after so many epochs without a lower validation loss.", ge=1
         )
         online: bool = setting(False, "Draw and label a fresh pretraining set for each epoch.")
-        loss_function: str | None = setting(None, "Error function of the loss.")
+        loss: str | None = setting(None, "Error function of the loss.")
         force_tail: float | None = setting(
             None, "The error of a force F is divided by 1 + |F|/force_tail.", "eV/Å", gt=0
         )
@@ -69,8 +69,6 @@ class Pretrain(Part):
         def settings(self, finetune: TrainingSettings) -> TrainingSettings:
             """Settings of the pretraining stage, from those of the finetuning stage."""
             own = {k: v for k, v in self.model_dump(exclude={"online"}).items() if v is not None}
-            if "loss_function" in own:
-                own["loss"] = own.pop("loss_function")
             return finetune.changed(**own)
 
     def settings_of(self, stage: str, settings: TrainingSettings) -> TrainingSettings:

@@ -12,8 +12,8 @@ from mdl_physpre.training.losses import find_loss
 from mdl_physpre.utils.settings import Settings, setting
 
 
-class TrainingSettings(Settings):
-    """How a potential is trained. The defaults are the paper's settings for CGCNN."""
+class OptimSettings(Settings):
+    """How networks are trained. The defaults are the paper's settings for CGCNN."""
 
     max_epochs: int = setting(200, "Passes through the training set.", ge=1)
     lr: float = setting(5e-4, "Learning rate of AdamW at the start.", gt=0)
@@ -60,11 +60,6 @@ class TrainingSettings(Settings):
         "At the end, shift the reference energies of the elements by the least-squares fit of the remaining training "
         "errors to composition, if that lowers the validation error of energy; forces and stress do not change.",
     )
-    sam_rho: float | None = setting(
-        None, "Length of the step to the worst weights nearby in sharpness-aware minimisation; null: plain AdamW.", gt=0
-    )
-    sam_adaptive: bool = setting(True, "Measure that length relative to the size of each weight.")
-    seed: int = setting(0, "Of the order of structures, and of a backbone's own random numbers.")
     precision: Literal["float32", "tf32", "bf16"] = setting(
         "float32",
         "Of matrix products in training steps on CUDA: tf32 has 10 bits of the mantissa, bf16 (mixed precision) 7. "
@@ -74,9 +69,10 @@ class TrainingSettings(Settings):
         None, "No epoch starts that would be expected to end later than this; null: no limit.", "s", gt=0
     )
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = setting((), "Loggers beside the CSV file.")
-    device: str = setting("auto", "auto (CUDA where there is a device), cpu, cuda or cuda:1.")
-    devices: int = setting(1, "Devices that train the network together; the result is that of one, to rounding.", ge=1)
-    compile: bool = setting(False, "Compile the training steps (torch.compile).")
+
+    def weights(self) -> dict[str, float]:
+        """Weights of the loss by label: energy, forces, stress."""
+        return {"energy": self.weight_energy, "forces": self.weight_force, "stress": self.weight_stress}
 
     @field_validator("loss")
     @classmethod
@@ -95,3 +91,16 @@ class TrainingSettings(Settings):
                 "give at least one of them a positive value"
             )
         return self
+
+
+class TrainingSettings(OptimSettings):
+    """How one network is trained in one stage, and where."""
+
+    sam_rho: float | None = setting(
+        None, "Length of the step to the worst weights nearby in sharpness-aware minimisation; null: plain AdamW.", gt=0
+    )
+    sam_adaptive: bool = setting(True, "Measure that length relative to the size of each weight.")
+    seed: int = setting(0, "Of the order of structures, and of a backbone's own random numbers.")
+    device: str = setting("auto", "auto (CUDA where there is a device), cpu, cuda or cuda:1.")
+    devices: int = setting(1, "Devices that train the network together; the result is that of one, to rounding.", ge=1)
+    compile: bool = setting(False, "Compile the training steps (torch.compile).")

@@ -90,12 +90,12 @@ def load_data(config: Config) -> RunData:
             raise DataError(
                 f"the {name} set is empty; give dataset.split sizes, or files, that leave structures for it"
             )
-    how = dataset.model_dump(exclude={"src": True, "extra_tests": True, "preprocess_params": True})
+    how = dataset.model_dump(exclude={"src", "extra_tests"})
     key = hash_of({"files": _hashes(sources), "dataset": how, "seed": config.task.seed})
     extra_key = hash_of({"files": _hashes(dataset.extra_tests), "keys": dataset.keys, "options": dataset.options})
     data = RunData(train, val, test, extra, key, extra_key)
     for name, part in (("training set", train), ("validation set", val)):
-        require_labels(part, config.optim.loss.weights_by_label(), name)
+        require_labels(part, config.optim.weights(), name)
     for name, part in data.test_sets.items():
         strange = sorted({s for a in part for s in a.symbols} - set(data.elements))
         if strange:

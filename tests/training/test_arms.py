@@ -68,7 +68,7 @@ def test_each_arm_once():
 
 
 def test_parts_have_their_settings_and_what_they_make_of_a_training():
-    sections = {"sam": {"rho": 0.3, "adaptive": False}, "pretrain": {"lr": 0.1, "loss_function": "huber"}}
+    sections = {"sam": {"rho": 0.3, "adaptive": False}, "pretrain": {"lr": 0.1, "loss": "huber"}}
     arm = parse_arm("sam+pretrain", sections)
     optim = TrainingSettings(refit_reference=True)
     first, second = (arm.settings_of(stage, optim) for stage in ("pretrain", "finetune"))

@@ -18,8 +18,8 @@ from mdl_physpre.workflow.run import run
 ARMS = ["baseline", "sam", "pretrain", "hybrid", "replay", "sam+pretrain", "pretrain+hybrid", "pretrain+hybrid+replay"]
 
 CONFIG = """
-dataset: {{src: {data}, split: {{test: 4, val: 4}}, preprocess_params: {{cutoff_radius: 4.0}}}}
-model: {{name: CGCNN, dim1: 8, dim2: 8, gc_count: 1, post_fc_count: 1, edge_dim: 8}}
+dataset: {{src: {data}, split: {{test: 4, val: 4}}}}
+model: {{name: CGCNN, cutoff: 4.0, dim1: 8, dim2: 8, gc_count: 1, post_fc_count: 1, edge_dim: 8}}
 optim: {{max_epochs: 3, lr: 1.0e-3, batch_size: 3}}
 physpre:
   arms: [{arms}]

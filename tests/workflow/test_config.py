@@ -1,12 +1,14 @@
 """The configuration: defaults, overrides, paths, and what a mistake is told."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.workflow.config.file import load_config, parse_config
+from mdl_physpre.workflow.config.reference import page, section
 from mdl_physpre.workflow.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
@@ -85,8 +87,8 @@ def test_keys_that_only_the_host_acts_on_are_accepted():
         },
     }
     config = parse_config(host)
-    assert config.model.hyperparameters() == {"dim1": 32}
-    assert config.dataset.preprocess_params.cutoff_radius == 6.0
+    assert config.model.hyperparameters == {"dim1": 32}
+    assert config.model.cutoff == 6.0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yml")), ids=lambda p: p.stem)
@@ -107,8 +109,70 @@ def test_every_line_of_the_configurations_is_explained():
                 assert explained, f"{path.name}: {line}"
 
 
-def test_a_configuration_that_a_run_wrote_before_the_device_was_that_of_the_run():
-    known = {"dataset": {"src": "x.extxyz"}, "model": {"name": "CGCNN"}}
-    assert Config(**known, optim={"device": "auto"}).task.device == "auto"
-    with pytest.raises(ValueError, match="give it as task.device"):
-        Config(**known, optim={"device": "cuda"})
+HOST = {
+    "loss": {"loss_type": "ForceStressLoss", "loss_args": {"weight_energy": 1, "weight_force": 2, "weight_stress": 3}},
+    "loss_function": "huber",
+    "optimizer": {"optimizer_type": "AdamW", "optimizer_args": {"weight_decay": 0.1, "betas": [0.9, 0.99]}},
+    "scheduler": {
+        "scheduler_type": "ReduceLROnPlateau",
+        "scheduler_args": {"factor": 0.5, "patience": 3, "threshold": 0.1, "min_lr": 1e-6, "mode": "min"},
+    },
+}
+OURS = {
+    "weight_energy": 1, "weight_force": 2, "weight_stress": 3, "loss": "huber", "weight_decay": 0.1,
+    "scheduler_factor": 0.5, "scheduler_patience": 3, "scheduler_threshold": 0.1, "min_lr": 1e-6,
+}  # fmt: skip
+
+
+def test_the_hosts_spelling_is_the_same_configuration(tmp_path):
+    ours = parse_config({**LEAST, "model": {"name": "CGCNN", "cutoff": 6.0}, "optim": OURS})
+    graph = {"src": "x.extxyz", "preprocess_params": {"cutoff_radius": 6.0, "n_neighbors": 9}}
+    assert parse_config({**LEAST, "dataset": graph, "optim": HOST}) == ours
+    overrides = [
+        "optim.loss.loss_args={weight_energy: 1, weight_force: 2, weight_stress: 3}",
+        "optim.loss_function=huber",
+    ]
+    overrides += ["optim.optimizer.optimizer_args.weight_decay=0.1", "model.cutoff=6.0", "optim.min_lr=1e-6"]
+    overrides += ["optim.scheduler={scheduler_args: {factor: 0.5, patience: 3, threshold: 0.1}}"]
+    assert load_config(write(tmp_path, LEAST), overrides).optim == ours.optim
+
+
+def test_an_override_wins_in_either_spelling(tmp_path):
+    path = write(tmp_path, {**LEAST, "optim": HOST})
+    for override in ("optim.weight_force=9", "optim.loss.loss_args.weight_force=9"):
+        assert load_config(path, [override]).optim.weight_force == 9
+    assert load_config(path, ["optim.loss.loss_type=ForceLoss"]).optim.weight_stress == 0
+
+
+@pytest.mark.parametrize(
+    ("optim", "words"),
+    [
+        ({"loss": {"loss_args": {"weight_forse": 1}}}, "optim.loss.loss_args.weight_forse: unknown key; did you mean"),
+        ({"loss": {"loss_type": "MSE"}}, "optim.loss.loss_type: found 'MSE'"),
+        ({"weight_force": 1, "loss": {"loss_args": {"weight_force": 2}}}, "two names of one thing"),
+        ({"loss": "maee"}, "optim.loss: found 'maee'"),
+    ],
+)
+def test_mistakes_in_the_hosts_spelling_are_named(optim, words):
+    with pytest.raises(ConfigError) as error:
+        parse_config({**LEAST, "optim": optim})
+    assert words in str(error.value)
+
+
+def test_the_page_of_the_configuration_is_current():
+    """``python -m mdl_physpre.workflow.config.reference > docs/configuration.md`` writes it anew."""
+    assert (ROOT / "docs" / "configuration.md").read_text() == page()
+
+
+def test_every_key_has_a_sentence():
+    def check(model, name):
+        for key, field in model.model_fields.items():
+            assert field.description, f"{name}.{key}"
+            inner = [a for a in (field.annotation, *get_args(field.annotation)) if hasattr(a, "model_fields")]
+            for one in inner:
+                check(one, f"{name}.{key}")
+
+    check(Config, "")
+    assert "| `temperature` | `300.0` | K |" in section("physpre.dynamics")
+    with pytest.raises(ConfigError, match="did you mean 'physpre.dynamics'"):
+        section("physpre.dynamic")

@@ -30,8 +30,8 @@ from mdl_physpre.workflow.stages import network as network_stages
 
 CONFIG = """
 task: {{device: cpu, identifier: small}}
-dataset: {{src: {data}, split: {{test: 2, val: 3}}, preprocess_params: {{cutoff_radius: 4.0}}}}
-model: {{name: CGCNN, dim1: 8, dim2: 8, gc_count: 1, post_fc_count: 1, edge_dim: 8}}
+dataset: {{src: {data}, split: {{test: 2, val: 3}}}}
+model: {{name: CGCNN, cutoff: 4.0, dim1: 8, dim2: 8, gc_count: 1, post_fc_count: 1, edge_dim: 8}}
 optim: {{max_epochs: 2, lr: 1.0e-3, batch_size: 4}}
 physpre:
   arms: [pretrain]

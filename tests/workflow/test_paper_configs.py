@@ -94,8 +94,8 @@ def test_values_are_those_of_the_paper(name, monkeypatch, tmp_path):
     network = build_backbone(
         config.model.name,
         elements=ELEMENTS[kind],
-        cutoff=config.dataset.preprocess_params.cutoff_radius,
-        **config.model.hyperparameters(),
+        cutoff=config.model.cutoff,
+        **config.model.hyperparameters,
     )
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[backbone]
 
@@ -114,7 +114,7 @@ def test_two_steps_of_every_arm(name, data, tmp_path):
     kind, backbone = name.rsplit("_", 1)
     changes = [
         f"dataset.src={data / kind}.extxyz", "dataset.fraction=1.0", "dataset.split.test=2", "dataset.split.val=2",
-        "dataset.preprocess_params.cutoff_radius=4.0", "optim.max_epochs=1", "optim.batch_size=2",
+        "model.cutoff=4.0", "optim.max_epochs=1", "optim.batch_size=2",
         "physpre.eam.cutoff=5.0", "physpre.eam.n_basis=2", "physpre.eam.epochs=2", "physpre.perturbation.n_aug=1",
         "physpre.perturbation.n_pairs=1", "physpre.pretrain.max_epochs=1", "physpre.pretrain.batch_size=2",
         "physpre.dynamics.n_structures=0", "physpre.report.formats=[]",

@@ -16,8 +16,8 @@ from mdl_physpre.potentials import EAMInteraction
 from mdl_physpre.workflow.run import run
 
 CONFIG = """
-dataset: {{src: {data}, split: {{test: 4, val: 4}}, preprocess_params: {{cutoff_radius: 4.0}}}}
-model: {{name: CGCNN, dim1: 8, dim2: 8, gc_count: 1, post_fc_count: 1, edge_dim: 8}}
+dataset: {{src: {data}, split: {{test: 4, val: 4}}}}
+model: {{name: CGCNN, cutoff: 4.0, dim1: 8, dim2: 8, gc_count: 1, post_fc_count: 1, edge_dim: 8}}
 optim: {{max_epochs: 6, lr: 1.0e-3, batch_size: 4}}
 physpre:
   eam: {{cutoff: 5.0, n_basis: 2, epochs: 5}}

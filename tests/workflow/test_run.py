@@ -26,8 +26,8 @@ from mdl_physpre.structures.read import read_structures
 from mdl_physpre.workflow.run import run
 
 CONFIG = """
-dataset: {{src: {data}, split: {{test: 4, val: 4}}, preprocess_params: {{cutoff_radius: 4.0}}}}
-model: {{name: CGCNN, dim1: 8, dim2: 8, gc_count: 1, post_fc_count: 1, edge_dim: 8}}
+dataset: {{src: {data}, split: {{test: 4, val: 4}}}}
+model: {{name: CGCNN, cutoff: 4.0, dim1: 8, dim2: 8, gc_count: 1, post_fc_count: 1, edge_dim: 8}}
 optim: {{max_epochs: 6, lr: 1.0e-3, batch_size: 4}}
 physpre:
   eam: {{cutoff: 5.0, n_basis: 2, epochs: 5}}
@@ -167,7 +167,8 @@ def forces_alone(data, config):
     write_structures(data.with_name("forces.extxyz"), structures)
     return [
         f"dataset.src={data.with_name('forces.extxyz')}",
-        "optim.loss.loss_args={weight_energy: 0, weight_stress: 0}",
+        "optim.weight_energy=0",
+        "optim.weight_stress=0",
         "physpre.dynamics={n_structures: 1, steps: 5}",
         "physpre.report.formats=[html, csv]",
     ]

@@ -148,7 +148,7 @@ class Plan:
         parts = {name: read_structures(made / f"{name}.extxyz") for name in ("train", "val")}
         if not self.engine.physpre.pretrain.online:
             return [self._write("data-pretraining", parts, wanted)]
-        perturbation = self.engine.perturbation_settings()
+        perturbation = self.engine.physpre.perturbation
         teacher = load_teacher(self.folder, self.engine, device_of(self.engine))
         parents = label(self.data.train, teacher, progress=False)
         copies = [copy.deepcopy(atoms) for atoms in parents for _ in range(perturbation.n_aug)]
@@ -238,7 +238,7 @@ def prepare(config: dict[str, Any]) -> Plan:
     else:
         raise ConfigError("dataset.src: give one path of what is to be predicted")
     structures = [atoms for part in parts.values() for atoms in part]
-    cutoff = engine.dataset.preprocess_params.cutoff_radius
+    cutoff = engine.model.cutoff
     said = complete(config, engine, checks.images_needed(structures, cutoff))
     wanted = labels_of(config["optim"]["loss"])
     if mode == "predict":

@@ -10,12 +10,13 @@ from typing import Any
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.matdeeplearn.names import host
+from mdl_physpre.hosts.matdeeplearn.spellings import SAME
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
 from mdl_physpre.potentials.checkpoints.matdeeplearn_models import LATE
-from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.training.settings import OptimSettings, TrainingSettings
 from mdl_physpre.workflow.config.file import numbers, parse_config, with_absolute_paths
-from mdl_physpre.workflow.config.schema import Config, Optim
+from mdl_physpre.workflow.config.schema import Config
 
 COUNTERPARTS: dict[str, type] = {"CGCNN": CGCNN, "torchmd_etEarly": TorchMDET}
 """Models of MatDeepLearn that this package has too, with the same parameters."""
@@ -121,7 +122,7 @@ def complete(config: dict[str, Any], engine: Config, num_offsets: int) -> list[s
         optim[part] = {**optim[part], inside: optim[part].get(inside) or {}}
     _fill(dataset, {"name": task.get("identifier") or "data", **DATASET})
     dataset["preprocess_params"] = dict(dataset.get("preprocess_params") or {})
-    graph = {**GRAPH, "num_offsets": num_offsets, "cutoff_radius": engine.dataset.preprocess_params.cutoff_radius}
+    graph = {**GRAPH, "num_offsets": num_offsets, "cutoff_radius": engine.model.cutoff}
     _fill(dataset["preprocess_params"], graph)
     transforms = [dict(t) for t in dataset.get("transforms") or []]
     if not any(t["name"] == "GetY" for t in transforms):
@@ -168,22 +169,18 @@ def _complete_model(model: dict[str, Any]) -> list[str]:
     return said
 
 
-def _host_training(optim: Optim) -> dict[str, Any]:
+def _host_training(optim: OptimSettings) -> dict[str, Any]:
     """Loss, optimiser and scheduler in MatDeepLearn's words."""
-    weights = optim.loss.loss_args.model_dump()
-    if optim.loss.loss_type == "ForceLoss":
-        del weights["weight_stress"]
-    return {
-        "loss": {"loss_type": optim.loss.loss_type, "loss_args": weights},
-        "optimizer": {
-            "optimizer_type": "AdamW",
-            "optimizer_args": {"weight_decay": optim.optimizer.optimizer_args.weight_decay},
-        },
-        "scheduler": {
-            "scheduler_type": "ReduceLROnPlateau",
-            "scheduler_args": {"mode": "min", **optim.scheduler.scheduler_args.model_dump()},
-        },
+    found: dict[str, Any] = {
+        "loss": {"loss_type": "ForceStressLoss" if optim.weight_stress else "ForceLoss", "loss_args": {}},
+        "optimizer": {"optimizer_type": "AdamW", "optimizer_args": {}},
+        "scheduler": {"scheduler_type": "ReduceLROnPlateau", "scheduler_args": {"mode": "min"}},
     }
+    for host_key, ours in SAME.items():
+        _, section, *inside = host_key.split(".")
+        if section in found and inside and (ours != "optim.weight_stress" or optim.weight_stress):
+            found[section][inside[0]][inside[1]] = getattr(optim, ours.removeprefix("optim."))
+    return found
 
 
 def stage_optim(optim: Mapping[str, Any], settings: TrainingSettings, pretraining: bool) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def card(run: Run, network: NetworkResult, hashes: Mapping[str, str]) -> str:
     """The card of one network as Markdown."""
     config = run.config
     model = {k: v for k, v in config["model"].items() if k != "name" and v is not None}
-    cutoff = config["dataset"]["preprocess_params"]["cutoff_radius"]
+    cutoff = config["model"]["cutoff"]
     file = Path(network.checkpoint).name
     parts = [
         f"# {run.name}: {network.name}",

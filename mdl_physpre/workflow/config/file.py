@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.errors import ConfigError, PhyspreError, nearest
+from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.open import is_scheme
+from mdl_physpre.utils.settings import explained
 from mdl_physpre.workflow.config.schema import Config
 
+SPELLINGS = "mdl_physpre.spellings"
+"""Entry-point group of functions that translate the spelling of another program: (sections, source) → sections."""
 
-def _override(raw: dict[str, Any], text: str) -> None:
+
+def _override(raw: dict[str, Any], text: str) -> str:
+    """Put ``section.key=value`` in; returns the key."""
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise ConfigError(f"{text!r} is not of the form section.key=value")
@@ -29,9 +35,10 @@ def _override(raw: dict[str, Any], text: str) -> None:
         if not isinstance(here, dict):
             raise ConfigError(f"{key}: {part!r} is a value, not a section")
     try:
-        here[last] = yaml.safe_load(value)
+        here[last] = numbers(yaml.safe_load(value))
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: {value!r} is not YAML: {error}") from None
+    return key
 
 
 def _without_bare_keys(raw: Any) -> Any:
@@ -55,27 +62,35 @@ def numbers(raw: Any) -> Any:
     return raw
 
 
-def _known_keys(location: Sequence[Any]) -> list[str]:
-    model: Any = Config
-    for part in location:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        model = field.annotation if field else None
-        model = next((part for part in get_args(model) if hasattr(part, "model_fields")), model)
-    return list(model.model_fields) if hasattr(model, "model_fields") else []
+def translated(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The sections in the spelling of this package, whatever registered spelling they have.
+
+    Raises ConfigError for a thing that is said twice, in two spellings, with different values.
+    """
+    found = dict(_without_bare_keys(dict(raw)))
+    for point in entry_points(group=SPELLINGS):
+        found = point.load()(found, source)
+    return found
 
 
-def _explain(error: ValidationError, source: str) -> ConfigError:
-    lines = []
-    for problem in error.errors():
-        location = [str(p) for p in problem["loc"]]
-        key = ".".join(location)
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key; {nearest(location[-1], _known_keys(location[:-1]))}")
-        elif problem["type"] == "missing":
-            lines.append(f"{key}: missing; it has no default")
+def _with_override(raw: dict[str, Any], text: str) -> None:
+    """Put ``section.key=value`` in, in whatever spelling."""
+    alone: dict[str, Any] = {}
+    key = _override(alone, text)
+    ours = translated(alone, key)
+    if ours == alone:
+        _override(raw, text)
+        return
+    _merge(raw, ours)
+
+
+def _merge(raw: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, Mapping):
+            raw[key] = dict(raw.get(key) or {})
+            _merge(raw[key], value)
         else:
-            lines.append(f"{key}: found {problem.get('input')!r}; {problem['msg'].removeprefix('Value error, ')}")
-    return ConfigError(f"{source}: " + "\n  ".join(dict.fromkeys(lines)))
+            raw[key] = value
 
 
 def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Config:
@@ -85,14 +100,15 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Confi
     ------
     ConfigError : unknown, missing, mistyped or contradictory keys, each named.
     """
-    values = {k: ({} if v is None and k in Config.model_fields else v) for k, v in raw.items()}
+    values = {k: ({} if v is None and k in Config.model_fields else v) for k, v in translated(raw, source).items()}
     try:
-        config = Config.model_validate(numbers(_without_bare_keys(values)))
-        # the settings classes check ranges
-        config.training_settings(), config.pretraining_settings()
-        config.perturbation_settings(), config.dynamics_settings()
+        config = Config.model_validate(numbers(values))
     except ValidationError as error:
-        raise _explain(error, source) from None
+        raise ConfigError(f"{source}: {explained(error, Config)}") from None
+    except PhyspreError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    try:  # what holds of several sections together
+        config.training_settings(), config.pretraining_settings(), config.dynamics_settings()
     except PhyspreError as error:
         raise ConfigError(f"{source}: {error}") from None
     return config
@@ -144,7 +160,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     ConfigError : a file that cannot be read or is not YAML, a variable that is not set, unknown or wrong keys.
     """
     path = Path(path)
-    raw = read_raw(path, overrides)
+    raw = translated(read_raw(path), str(path))
+    for text in overrides:
+        _with_override(raw, text)
     task = raw.get("task")
     raw["task"] = task = dict(task) if isinstance(task, dict) else {}
     if not task.get("identifier"):

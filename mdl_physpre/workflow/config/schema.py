@@ -1,260 +1,149 @@
-"""The configuration: MatDeepLearn's five sections with their meaning there, and ``physpre`` for what it does not know.
+"""The configuration as models: each key with its default, range, unit and a sentence; ``docs/configuration.md``.
 
 Every key has a default but ``dataset.src`` and ``model.name``. An unknown key is an error that names the nearest one.
-Keys that only MatDeepLearn acts on are accepted, so that one file serves both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
-    Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
-    create_model,
     field_validator,
     model_serializer,
     model_validator,
 )
+from typing_extensions import Self
 
-from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.dynamics.settings import DynamicsProtocol, DynamicsSettings
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.zbl import core_for
-from mdl_physpre.pretraining.perturbation import PerturbationSettings
+from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms, parts_by_name
 from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay
-from mdl_physpre.training.settings import TrainingSettings
-from mdl_physpre.utils.settings import Settings, explained
+from mdl_physpre.training.settings import OptimSettings, TrainingSettings
+from mdl_physpre.utils.settings import Settings, explained, setting
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
+class Task(Settings):
+    """The run as a whole: its name, its random numbers, and where it computes."""
 
-
-class Section(BaseModel):
-    """A section of the configuration. ``HOST_KEYS`` are accepted and left to MatDeepLearn."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    HOST_KEYS: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_host_keys(cls, values: Any) -> Any:
-        if isinstance(values, Mapping):
-            return {k: v for k, v in values.items() if k in cls.model_fields or k not in cls.HOST_KEYS}
-        return values
-
-
-def section_of(settings: type[Settings], name: str, leave_out: Sequence[str] = (), **changed: Any) -> type[Section]:
-    """A section with the fields of a settings class, some left out, some changed: (type, default)."""
-    fields = {key: (field.annotation, field) for key, field in settings.model_fields.items() if key not in leave_out}
-    return create_model(name, __base__=Section, **{**fields, **changed})
-
-
-class Split(Section):
-    """Sizes of the test set (of all) and the validation set (of the rest), as fractions or numbers of structures."""
-
-    test: float | int = 0.05
-    val: float | int = 0.1
-    by: str | None = None
-
-
-class PreprocessParams(Section):
-    HOST_KEYS = _names(
-        "edge_calc_method n_neighbors num_offsets edge_steps self_loop all_neighbors use_degree "
-        "node_representation preprocess_edges preprocess_edge_features preprocess_node_features "
-        "preprocess_nodes node_dim edge_dim prediction_level output_dim"
+    identifier: str | None = setting(None, "Name of the run; null: that of the file.")
+    seed: int = setting(12345678, "Of split, weights, order of structures, perturbation and velocities.", ge=0)
+    threads: int | None = setting(None, "Threads of each process; null: as PyTorch decides.", ge=1)
+    processes: int = setting(1, "Networks that are trained and simulated at the same time, a process each.", ge=1)
+    device: str = setting(
+        "auto",
+        "auto (GPUs where there are any), cpu, cuda or cuda:1: where networks are trained and simulated. Several "
+        "networks take the GPUs in turn where the name leaves open which.",
     )
-    cutoff_radius: float = Field(8.0, gt=0)
-
-
-class Dataset(Section):
-    HOST_KEYS = _names(
-        "name target_path pt_path prediction_level transforms data_format additional_attributes verbose "
-        "train_ratio val_ratio test_ratio processed num_workers otf_edge_index otf_edge_attr "
-        "otf_node_attr dataset_device use_precomputed_edges predict_ratio image_selfloop self_loop device"
+    devices: int = setting(1, "Devices that train each network together.", ge=1)
+    compile: bool | Literal["auto"] = setting(
+        "auto", "Whether networks are compiled, for training and dynamics; auto: on a GPU."
     )
-    src: str | dict[Literal["train", "val", "test"], str]
-    keys: dict[str, str] | None = None
-    options: dict[str, Any] = {}
-    fraction: float = Field(1.0, gt=0, le=1)
-    split: Split = Split()
-    extra_tests: dict[str, str] = {}
-    preprocess_params: PreprocessParams = PreprocessParams()
 
     @model_validator(mode="after")
-    def _names_of_test_sets(self) -> Dataset:
-        taken = {"train", "val", "test", "seconds"} & set(self.extra_tests)
-        if taken:
-            raise ValueError(f"extra_tests: {', '.join(sorted(taken))} has a meaning already; give another name")
+    def _a_device_is_used_once(self) -> Self:
+        if self.processes > 1 and self.devices > 1:
+            raise ValueError(
+                f"processes is {self.processes} and devices is {self.devices}: either several networks at a time, a "
+                "device each, or one network on several devices; set one of the two to 1"
+            )
         return self
 
+    def compiles_on(self, device: str) -> bool:
+        """Whether networks on a device are compiled."""
+        return device.startswith("cuda") if self.compile == "auto" else self.compile
 
-class Model(Section):
-    """``name`` and the hyperparameters of the backbone, which it checks itself."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-    HOST_KEYS = _names(
-        "model_ensemble edge_steps self_loop prediction_level gradient load_model otf_edge_index otf_edge_attr "
-        "otf_node_attr"
+class Split(Settings):
+    """Sizes of the test and validation set; a number below 1 with a point is a fraction, a whole one a count."""
+
+    test: float | int = setting(0.05, "Test set, of all structures.")
+    val: float | int = setting(0.1, "Validation set, of the rest.")
+    by: str | None = setting(
+        None, "Key of info: structures that share its value stay in one set; null: each structure by itself."
     )
-    name: str
-
-    def hyperparameters(self) -> dict[str, Any]:
-        return {k: v for k, v in (self.model_extra or {}).items() if k not in self.HOST_KEYS}
 
 
-class LossArgs(Section):
-    weight_energy: float = Field(0.01, ge=0)
-    weight_force: float = Field(50.0, ge=0)
-    weight_stress: float = Field(50.0, ge=0)
+class Dataset(Settings):
+    """Structures with DFT labels."""
 
+    src: str | dict[Literal["train", "val", "test"], str] = setting(
+        ...,
+        "File (extended XYZ, ASE database, JSON of MatDeepLearn or MPtrj), load-atoms:NAME, or a file for each of "
+        "train, val and test. ~ and $VARIABLES are put in; relative paths are looked for from the working directory, "
+        "then from the folder of this file.",
+    )
+    keys: dict[str, str] | None = setting(None, "Names of labels in the file, such as {energy: dft_energy}.")
+    options: dict[str, Any] = setting({}, "Further arguments of the reader of the format.")
+    fraction: float = setting(1.0, "Part of the training and validation structures that is used.", gt=0, le=1)
+    split: Split = setting(Split(), "How one file is divided.")
+    extra_tests: dict[str, str] = setting({}, "Further test sets: a name and a file for each.")
 
-class Loss(Section):
-    loss_type: Literal["ForceStressLoss", "ForceLoss"] = "ForceStressLoss"
-    loss_args: LossArgs = LossArgs()
-
-    def weights(self) -> dict[str, float]:
-        """Weights of the three terms; ``ForceLoss`` has no stress term."""
-        found = self.loss_args.model_dump()
-        if self.loss_type == "ForceLoss":
-            found["weight_stress"] = 0.0
-        return found
-
-    def weights_by_label(self) -> dict[str, float]:
-        """The same by label: energy, forces, stress."""
-        found = self.weights()
-        return {"energy": found["weight_energy"], "forces": found["weight_force"], "stress": found["weight_stress"]}
-
-
-class OptimizerArgs(Section):
-    HOST_KEYS = frozenset({"betas", "eps"})
-    weight_decay: float = Field(0.01, ge=0)
-
-
-class Optimizer(Section):
-    optimizer_type: Literal["AdamW"] = "AdamW"
-    optimizer_args: OptimizerArgs = OptimizerArgs()
-
-
-class SchedulerArgs(Section):
-    HOST_KEYS = frozenset({"mode"})
-    factor: float = 0.8
-    patience: int = 10
-    threshold: float = 2e-4
-    min_lr: float = 1e-5
-
-
-class Scheduler(Section):
-    scheduler_type: Literal["ReduceLROnPlateau"] = "ReduceLROnPlateau"
-    scheduler_args: SchedulerArgs = SchedulerArgs()
-
-
-# What optim says once for both stages, in the host's words, is not repeated in the section of a stage.
-_SAID_BY_HOST_KEYS = (
-    "weight_energy",
-    "weight_force",
-    "weight_stress",
-    "weight_decay",
-    "scheduler_factor",
-    "scheduler_patience",
-    "scheduler_threshold",
-    "min_lr",
-    "seed",
-    "sam_rho",
-    "sam_adaptive",
-    # the section task says it for the whole run
-    "device",
-    "devices",
-    "compile",
-)
-
-_OptimBase: Any = section_of(
-    TrainingSettings,
-    "_OptimBase",
-    leave_out=_SAID_BY_HOST_KEYS,
-    loss=(Loss, Loss()),
-    loss_function=(str, "mae"),
-    optimizer=(Optimizer, Optimizer()),
-    scheduler=(Scheduler, Scheduler()),
-)
-
-
-class Optim(_OptimBase):
-    HOST_KEYS = frozenset(["max_checkpoint_epochs", "verbosity", "batch_tqdm"])
-
-    @model_validator(mode="before")
+    @field_validator("extra_tests")
     @classmethod
-    def _device_of_the_run(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or "device" not in values:
-            return values
-        if values["device"] != "auto":
-            raise ValueError("device: is that of the whole run; give it as task.device")
-        return {key: value for key, value in values.items() if key != "device"}  # in a run's config.yml of before
-
-    def settings(self, seed: int, **where: Any) -> TrainingSettings:
-        """Settings of the finetuning stage; ``where`` it runs."""
-        own = {f: getattr(self, f) for f in type(self).model_fields}
-        loss, scheduler = own.pop("loss"), own.pop("scheduler").scheduler_args
-        decay = own.pop("optimizer").optimizer_args.weight_decay
-        return TrainingSettings(
-            loss=own.pop("loss_function"),
-            weight_decay=decay,
-            seed=seed,
-            **loss.weights(),
-            scheduler_factor=scheduler.factor,
-            scheduler_patience=scheduler.patience,
-            scheduler_threshold=scheduler.threshold,
-            min_lr=scheduler.min_lr,
-            **own,
-            **where,
-        )
+    def _names_of_test_sets(cls, named: dict[str, str]) -> dict[str, str]:
+        taken = {"train", "val", "test", "seconds"} & set(named)
+        if taken:
+            raise ValueError(f"{', '.join(sorted(taken))} has a meaning already; give another name")
+        return named
 
 
-_EAMBase: Any = section_of(EAMFitSettings, "_EAMBase")
+class Model(Settings):
+    """The network. Further keys are hyperparameters of the backbone, which checks them itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = setting(
+        ..., "Backbone: CGCNN, torchmd_etEarly, M3GNet, another registered name, or an import path (module:Class)."
+    )
+    cutoff: float = setting(8.0, "Distance up to which atoms are neighbours.", "Å", gt=0)
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Those of the backbone."""
+        return dict(self.model_extra or {})
 
 
-class EAM(_EAMBase):
-    """The embedded-atom potential that labels the pretraining set. ``checkpoint`` names one that is fitted already."""
+class EAM(EAMFitSettings):
+    """The embedded-atom potential that labels the pretraining set."""
 
-    checkpoint: str | None = None
+    checkpoint: str | None = setting(None, "File of a potential that is fitted already; null: it is fitted.")
 
     @model_validator(mode="after")
-    def _core_is_fitted_with(self) -> EAM:
+    def _repulsion_is_fitted_with(self) -> Self:
         if self.checkpoint and self.short_range:
             raise ValueError(
-                "checkpoint: says itself whether it has a core; leave short_range out, or add a core to a finished "
-                "potential by physpre.teacher: {potential: FILE, short_range: zbl}"
+                "checkpoint: says itself whether it has short-range repulsion; leave short_range out, or add it to a "
+                "finished potential by physpre.teacher: {potential: FILE, short_range: zbl}"
             )
         core_for(self.short_range, self.short_range_radii)
         return self
 
-    def settings(self) -> EAMFitSettings:
-        """Settings of the fit."""
-        return EAMFitSettings(**self.model_dump(exclude={"checkpoint"}))
 
+class Teacher(Settings):
+    """What labels the pretraining set in place of the embedded-atom potential: ``potential`` or ``calculator``."""
 
-class Teacher(Section):
-    """What labels the pretraining set in place of the embedded-atom potential: ``potential`` or ``calculator``.
-
-    ``potential`` is a checkpoint in any format that is read, ``calculator:…`` or ``torchsim:…``, or a registered name;
-    ``calculator`` the import path of an ASE calculator, or of a function that returns one, called with ``arguments``.
-    """
-
-    potential: str | None = None
-    calculator: str | None = None
-    arguments: dict[str, Any] = {}
-    short_range: Literal["zbl"] | None = None
-    short_range_radii: dict[str, float] = {}
-    processes: int | None = Field(None, ge=1)
+    potential: str | None = setting(
+        None, "A checkpoint in any format that is read, calculator:… or torchsim:…, or a registered name."
+    )
+    calculator: str | None = setting(
+        None, "Import path of an ASE calculator, or of a function that returns one, called with arguments."
+    )
+    arguments: dict[str, Any] = setting({}, "Arguments of the calculator.")
+    short_range: Literal["zbl"] | None = setting(None, "Add the repulsion of the nuclei: zbl.")
+    short_range_radii: dict[str, float] = setting(
+        {}, "Where the repulsion of a pair, such as Si-O, has vanished; the covalent distance for other pairs.", "Å"
+    )
+    processes: int | None = setting(None, "Processes that label; null: as many as there are cores.", ge=1)
 
     @property
     def source(self) -> str:
@@ -267,56 +156,55 @@ class Teacher(Section):
         return f"{self.potential or self.calculator}{' + ZBL' if self.short_range else ''}"
 
     @model_validator(mode="after")
-    def _one_source(self) -> Teacher:
+    def _one_source(self) -> Self:
         if (self.potential is None) == (self.calculator is None):
             raise ValueError("give one of potential and calculator")
         core_for(self.short_range, self.short_range_radii)
         return self
 
 
-_PerturbationBase: Any = section_of(PerturbationSettings, "_PerturbationBase")
-_DynamicsBase: Any = section_of(DynamicsSettings, "_DynamicsBase", leave_out=("seed", "compile"))
+class Perturbation(PerturbationSettings):
+    """How structures are perturbed for pretraining (Algorithm 1 of the paper)."""
+
+    validation: bool = setting(True, "Perturb the validation structures, too; else they are labelled as they are.")
 
 
-class Perturbation(_PerturbationBase):
-    """How structures are perturbed, and whether those of the validation set are too."""
+class Dynamics(DynamicsProtocol):
+    """Molecular dynamics of test structures: the run, when a structure has failed, what is measured, and the work."""
 
-    validation: bool = True
-
-
-class Dynamics(_DynamicsBase):
-    """Molecular dynamics of ``n_structures`` test structures; 0 leaves it out.
-
-    Structures of fewer than ``min_atoms`` atoms are doubled along their shortest vector until they are large enough.
-    """
-
-    n_structures: int = Field(100, ge=0)
-    min_atoms: int = Field(1, ge=1)
+    n_structures: int = setting(100, "Test structures, drawn at random; 0: no dynamics.", ge=0)
+    min_atoms: int = setting(
+        1, "Smaller structures are doubled along their shortest vector until they have so many atoms.", ge=1
+    )
 
 
-class Report(Section):
-    """What the report is written as; an empty list writes none."""
+class Report(Settings):
+    """The report."""
 
-    formats: list[Literal["html", "pdf", "png", "csv"]] = ["html", "png", "csv"]
+    formats: list[Literal["html", "pdf", "png", "csv"]] = setting(
+        ["html", "png", "csv"], "What it is written as; an empty list writes none."
+    )
 
 
-class Physpre(Section):
-    """The method. ``n_networks`` are trained for each arm, from the seeds ``task.seed``, ``task.seed`` + 1, …"""
+class Physpre(Settings):
+    """The method: arms that are compared, teacher, perturbation, pretraining, dynamics."""
 
-    HOST_KEYS = frozenset({"energy_reference"})
-
-    arms: list[str] = ["baseline", "pretrain"]
-    eam: EAM = EAM()
-    teacher: Teacher | None = None
-    perturbation: Perturbation = Perturbation()
-    pretrain: Pretrain.Settings = Pretrain.Settings()
-    sam: SAM.Settings = SAM.Settings()
-    hybrid: Hybrid.Settings = Hybrid.Settings()
-    replay: Replay.Settings = Replay.Settings()
-    n_networks: int = Field(1, ge=1)
-    dynamics: Dynamics = Dynamics()
-    report: Report = Report()
-    cache_dir: str | None = None
+    arms: list[str] = setting(
+        ["baseline", "pretrain"], "Ways of training that are compared: baseline, or parts joined by +, as sam+pretrain."
+    )
+    n_networks: int = setting(
+        1, "Networks of each arm (replicas), from the seeds task.seed, task.seed + 1, and so on.", ge=1
+    )
+    cache_dir: str | None = setting(None, "Folder in which graphs of structures are kept for further runs; null: none.")
+    eam: EAM = setting(EAM(), "The embedded-atom potential.")
+    teacher: Teacher | None = setting(None, "Another teacher; null: the embedded-atom potential.")
+    perturbation: Perturbation = setting(Perturbation(), "How structures are perturbed.")
+    pretrain: Pretrain.Settings = setting(Pretrain.Settings(), "The pretraining.")
+    sam: SAM.Settings = setting(SAM.Settings(), "Arms with sam.")
+    hybrid: Hybrid.Settings = setting(Hybrid.Settings(), "Arms with hybrid.")
+    replay: Replay.Settings = setting(Replay.Settings(), "Arms with replay.")
+    dynamics: Dynamics = setting(Dynamics(), "Molecular dynamics.")
+    report: Report = setting(Report(), "The report.")
     _other_parts: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
@@ -326,9 +214,9 @@ class Physpre(Section):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _with_other_parts(cls, values: Any, validate: ModelWrapValidatorHandler[Physpre]) -> Physpre:
+    def _with_other_parts(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         """Take the sections of parts of arms that are not of this package."""
-        if not isinstance(values, Mapping) or not (keys := values.keys() - cls.model_fields.keys() - cls.HOST_KEYS):
+        if not isinstance(values, Mapping) or not (keys := values.keys() - cls.model_fields.keys()):
             return validate(values)
         parts = parts_by_name([arm for arm in values.get("arms") or () if isinstance(arm, str)])
         sections = {}
@@ -355,50 +243,14 @@ class Physpre(Section):
         return arms
 
 
-class Task(Section):
-    """``threads`` of each process; ``processes`` that train and simulate networks at the same time.
-
-    ``device`` : ``auto`` (GPUs where there are any), ``cpu``, ``cuda`` or ``cuda:1``, of everything that a run computes
-    with networks. Several networks take the GPUs in turn where the name leaves open which.
-    ``devices`` : how many of them train each network together.
-    ``compile`` : whether networks are compiled, for training and dynamics; ``auto``: on a GPU.
-    """
-
-    HOST_KEYS = _names(
-        "run_mode parallel save_dir continue_job load_training_state checkpoint_path write_output "
-        "use_amp log_id max_epochs_per_job output_frequency model_save_frequency labels"
-    )
-    identifier: str | None = None
-    seed: int = Field(12345678, ge=0)
-    threads: int | None = Field(None, ge=1)
-    processes: int = Field(1, ge=1)
-    device: str = "auto"
-    devices: int = Field(1, ge=1)
-    compile: bool | Literal["auto"] = "auto"
-
-    @model_validator(mode="after")
-    def _a_device_is_used_once(self) -> Task:
-        if self.processes > 1 and self.devices > 1:
-            raise ValueError(
-                f"processes is {self.processes} and devices is {self.devices}: either several networks at a time, a "
-                "device each, or one network on several devices; set one of the two to 1"
-            )
-        return self
-
-    def compiles_on(self, device: str) -> bool:
-        """Whether networks on a device are compiled."""
-        return device.startswith("cuda") if self.compile == "auto" else self.compile
-
-
-class Config(Section):
+class Config(Settings):
     """A whole configuration; see ``configs/`` for commented examples."""
 
-    trainer: str = "property"
-    task: Task = Task()
-    model: Model
-    optim: Optim = Optim()
-    dataset: Dataset
-    physpre: Physpre = Physpre()
+    task: Task = setting(Task(), "The run.")
+    model: Model = setting(..., "The network.")
+    optim: OptimSettings = setting(OptimSettings(), "How networks are trained.")
+    dataset: Dataset = setting(..., "The data.")
+    physpre: Physpre = setting(Physpre(), "The method.")
 
     @property
     def arms(self) -> list[Arm]:
@@ -409,7 +261,7 @@ class Config(Section):
         """Settings of the finetuning stage, of an arm where one is given."""
         task = self.task
         where = {"device": task.device, "devices": task.devices, "compile": task.compiles_on(task.device)}
-        settings = self.optim.settings(task.seed, **where)
+        settings = TrainingSettings(seed=task.seed, **where, **dict(self.optim))
         return settings if arm is None else arm.settings_of(FINETUNE, settings)
 
     def pretraining_settings(self, arm: Arm | None = None) -> TrainingSettings:
@@ -417,9 +269,7 @@ class Config(Section):
         arm = arm or Arm("pretrain", (Pretrain(self.physpre.pretrain),))
         return arm.settings_of("pretrain", self.training_settings())
 
-    def perturbation_settings(self) -> PerturbationSettings:
-        return PerturbationSettings(**self.physpre.perturbation.model_dump(exclude={"validation"}))
-
     def dynamics_settings(self) -> DynamicsSettings:
-        own = self.physpre.dynamics.model_dump(exclude={"n_structures", "min_atoms"})
+        """Settings of the dynamics."""
+        own = {key: getattr(self.physpre.dynamics, key) for key in DynamicsProtocol.model_fields}
         return DynamicsSettings(seed=self.task.seed, **own)

@@ -37,7 +37,7 @@ def eam_stage(folder: Path, config: Config, data: RunData, *, for_hybrids: bool 
 
     Raises ConfigError where hybrids are to be made of it and ``physpre.eam.checkpoint`` is no embedded-atom potential.
     """
-    device, weights = device_of(config), config.optim.loss.loss_args
+    device, weights = device_of(config), config.optim
     stress = weights.weight_stress if data.counts()["train"].labels["stress"] else 0.0
     fit = fit_stage(
         folder,
@@ -97,7 +97,7 @@ def fit_stage(
         fit = fit_eam(
             train,
             val,
-            settings.settings(),
+            settings,
             elements=sorted({int(z) for atoms in (*train, *val) for z in atoms.numbers}),
             seed=seed,
             loss_weights=loss_weights,

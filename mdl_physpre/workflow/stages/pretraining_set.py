@@ -11,7 +11,6 @@ from ase import Atoms
 
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.pretraining.labelling import label
-from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
 from mdl_physpre.runs.layout import EAM_FILE, PRETRAINING_SET, TEACHER
 from mdl_physpre.runs.stage import Stage, hash_of_file, stage_key, write_json
@@ -63,7 +62,6 @@ def make_set_stage(
     workers : processes that label.
     shuffled : in a random order, for trainers that take the structures in the order of the file.
     """
-    settings = PerturbationSettings(**perturbation.model_dump(exclude={"validation"}))
     depends = {**depends_on, "seed": seed, "settings": perturbation.model_dump(), "shuffled": shuffled}
     stage = Stage(folder / PRETRAINING_SET, depends)
     if not stage.done:
@@ -73,7 +71,7 @@ def make_set_stage(
             if not parts.get(name):
                 continue
             if name == "training" or perturbation.validation:
-                made = make_pretraining_set(parts[name], settings, potential, seed, workers=workers)
+                made = make_pretraining_set(parts[name], perturbation, potential, seed, workers=workers)
                 structures, reports[name] = made.structures, made.report
             else:
                 structures = label(parts[name], potential, workers=workers)

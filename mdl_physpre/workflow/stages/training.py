@@ -75,11 +75,11 @@ def training_stage(
     """
     arm, model = network.arm, config.model
     settings = _settings_of_finetuning(config, network, str(device))
-    cutoff = config.dataset.preprocess_params.cutoff_radius
+    cutoff = config.model.cutoff
     start = {
         "data": data.key,
         "model": model.name,
-        "hyperparameters": model.hyperparameters(),
+        "hyperparameters": model.hyperparameters,
         "cutoff": cutoff,
         "elements": data.elements,
         "eam": hash_of_file(folder / EAM_FILE) if arm.uses_eam else "",
@@ -92,7 +92,7 @@ def training_stage(
         logger.info("training, %s", network.name)
         stage.begin()
         material = run_material(folder, config, data, torch.device(device))
-        build = partial(build_backbone, model.name, elements=data.elements, cutoff=cutoff, **model.hyperparameters())
+        build = partial(build_backbone, model.name, elements=data.elements, cutoff=cutoff, **model.hyperparameters)
         potential = initial_potential(build, arm, material, network.seed)
         if before:
             copy_trainings(folder / NETWORKS, stage.folder, arm.stages, before)
@@ -141,7 +141,7 @@ def run_material(folder: Path, config: Config, data: RunData, device: torch.devi
         teacher, named = load_teacher(folder, config, device), config.physpre.teacher
         workers = None if named is None else named.processes
         return OnlinePretrainingSet(
-            data.train, config.perturbation_settings(), teacher, config.task.seed, cutoff, workers=workers
+            data.train, config.physpre.perturbation, teacher, config.task.seed, cutoff, workers=workers
         )
 
     return Material(data.train, data.val, lambda: fitted_eam(folder, config), pretraining_set, online)
