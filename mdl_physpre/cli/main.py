@@ -36,8 +36,8 @@ def common(
 
 
 for function in (
-    run, demo, config, fit, perturb, label, evaluate, doctor, md, judge, report, status, compare, convert, inspect, export,
-    convert_checkpoint, bench,
+    run, demo, config, fit, perturb, label, evaluate, doctor, md, judge, report, status, compare, convert, inspect,
+    export, convert_checkpoint, bench,
 ):  # fmt: skip
     app.command()(function)
 for point in entry_points(group="mdl_physpre.commands"):
