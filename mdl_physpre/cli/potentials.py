@@ -149,7 +149,14 @@ def md(
         from mdl_physpre.runs.stage import write_json
 
         errors, figure = (out / name for name in RDF_ERRORS[:2])
-        content = {name: compared[name] for name in ("structures", "errors", "structure_errors")}
+        content = {
+            "structures": compared["structures"],
+            "errors": {pair: error.plain() for pair, error in compared["errors"].items()},
+            "structure_errors": {
+                name: {pair: error.plain() for pair, error in own.items()}
+                for name, own in compared["structure_errors"].items()
+            },
+        }
         if "reference_verdicts" in compared:
             content["reference_verdicts"] = [verdict.plain() for verdict in compared["reference_verdicts"]]
         write_json(errors, content)

@@ -158,7 +158,7 @@ def force_change(
     stored = measured.predictions.get(test_set, {})
     if first in stored and second in stored:
         paired = paired_change(stored[first], stored[second], quantity)
-        found["interval"] = None if paired is None else paired["interval"]
+        found["interval"] = None if paired is None else paired.interval
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from mdl_physpre.analysis.radial_distribution import average_rdfs
+from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.running.rdf_sampling import RDFS
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
@@ -143,8 +143,8 @@ def _distributions(run: Run, beside: Path) -> Section:
     found = {}
     for arm, networks in run.simulations.items():
         stored = [read_json(run.folder / DYNAMICS / name / RDFS) for name in networks]
-        structures = [one for own in stored for one in own.get("structures", [])]
-        if any(one.get("g") for one in structures):
+        structures = [RDF.model_validate(one) for own in stored for one in own.get("structures", [])]
+        if any(one.g for one in structures):
             found[arm] = average_rdfs(structures)
     if not found:
         section.missing.append(
@@ -153,9 +153,10 @@ def _distributions(run: Run, beside: Path) -> Section:
         return section
     reference = read_json(run.folder / REFERENCE)
     name = str(reference.get("name", "reference"))
+    theirs = RDF.model_validate(reference["average"]) if reference else None
 
     def draw() -> Figure:
-        draw_rdfs(found, beside / "rdf.png", reference.get("average"), name)
+        draw_rdfs(found, beside / "rdf.png", theirs, name)
         return Figure(
             beside, "rdf", "Radial distribution functions",
             f"Radial distribution functions of {', '.join(found)}" + (f" and of {name}." if reference else "."),
@@ -165,15 +166,15 @@ def _distributions(run: Run, beside: Path) -> Section:
         )  # fmt: skip
 
     _drawn(section, "Radial distribution functions", draw)
-    if not reference:
+    if theirs is None:
         section.missing.append("There is no reference; physpre report RUN --reference TRAJECTORY adds one.")
         return section
     rows, values = [], []
     for arm, one in found.items():
-        for pair, error in rdf_errors(one, reference["average"]).items():
-            shown = [MISSING if error[k] is None else f"{error[k]:.3f}" for k in ("mae", "wasserstein")]
-            rows.append([arm, pair, *shown])
-            values.append([arm, pair, error["mae"], error["wasserstein"]])
+        for pair, error in rdf_errors(one, theirs).items():
+            both = error.mae, error.wasserstein
+            rows.append([arm, pair, *(MISSING if value is None else f"{value:.3f}" for value in both)])
+            values.append([arm, pair, *both])
     head = ["arm", "pair", "mean absolute error", "Wasserstein-1 distance, Å"]
     section.add(Table("rdf-errors", "Errors of the radial distribution functions", head, rows, values, head, words=2))
     return section

@@ -150,9 +150,8 @@ def _store_reference(run: Run, reference: str | Path) -> None:
     settings = run.config["physpre"]["dynamics"]
     keys = ("rdf_r_max", "rdf_bins", "rdf_smoothing")
     found = reference_rdf(reference, *(settings[k] for k in keys), first_step=settings.get("rdf_start", 0))
-    average = average_rdfs(list(found.values()))
-    plain = json.loads(json.dumps(average, default=lambda v: v.tolist()))
+    average = average_rdfs(found.values()).plain()
     path = run.folder / REFERENCE
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"name": Path(reference).name, "structures": len(found), "average": plain}
+    content = {"name": Path(reference).name, "structures": len(found), "average": average}
     _replace(path, json.dumps(content).encode())
