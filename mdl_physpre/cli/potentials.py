@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic_core import to_jsonable_python
 
 Model = Annotated[
     str,
@@ -149,14 +150,7 @@ def md(
         from mdl_physpre.runs.stage import write_json
 
         errors, figure = (out / name for name in RDF_ERRORS[:2])
-        content = {
-            "structures": compared["structures"],
-            "errors": {pair: error.plain() for pair, error in compared["errors"].items()},
-            "structure_errors": {
-                name: {pair: error.plain() for pair, error in own.items()}
-                for name, own in compared["structure_errors"].items()
-            },
-        }
+        content = to_jsonable_python({name: compared[name] for name in ("structures", "errors", "structure_errors")})
         if "reference_verdicts" in compared:
             content["reference_verdicts"] = [verdict.plain() for verdict in compared["reference_verdicts"]]
         write_json(errors, content)
