@@ -94,8 +94,8 @@ def prediction_errors(
     table = error_table(dataset.n_atoms)
     asked = {label: counts[label] > 0 for label in ("forces", "stress")}
     for batch in predicted_batches(potential, dataset, max_edges=max_edges, device=device, **asked):
-        for label, owners, values, true in predicted_and_labelled(*batch):
-            add_errors(table, label, owners, values, true)
+        for label, owners, found, true in predicted_and_labelled(*batch):
+            add_errors(table, label, owners, found, true)
     result = _summary(table, np.arange(len(dataset)), weights)
     if by is not None:
         values = [str(atoms.info.get(by, MISSING)) for atoms in dataset.structures]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic_core import to_jsonable_python
 
 Model = Annotated[
     str,
@@ -145,6 +144,8 @@ def md(
     print(format_verdicts(compared["verdicts"], summarise(compared["verdicts"])))
     print(format_rdf_errors(compared))
     if out:
+        from pydantic_core import to_jsonable_python
+
         from mdl_physpre.dynamics.running.storage import RDF_ERRORS
         from mdl_physpre.report.figures.rdf import draw_rdfs
         from mdl_physpre.runs.stage import write_json
