@@ -55,4 +55,4 @@ def fit_teacher(train: Sequence[Atoms], val: Sequence[Atoms], settings: Mapping[
         section = EAM.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(explained(error, EAM, "eam")) from None
-    return fit_eam(train, val, section.settings(), seed=seed)
+    return fit_eam(train, val, section, seed=seed)
