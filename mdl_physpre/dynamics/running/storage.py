@@ -59,7 +59,8 @@ def run_key(
         digest.update(atoms.get_masses().tobytes())
     for shared in dict.fromkeys(each):
         work = ("compile", "checkpoint_steps", "checkpoint_seconds")
-        physics = {k: v for k, v in shared.model_dump().items() if k not in work}
+        # settings that came later are left out where they ask for nothing, so that older runs go on
+        physics = {k: v for k, v in shared.model_dump().items() if k not in work and not (k == "observers" and not v)}
         digest.update(repr(sorted(physics.items())).encode())
     numbered = {shared: number for number, shared in enumerate(dict.fromkeys(each))}
     which = [numbered[s] for s in each]

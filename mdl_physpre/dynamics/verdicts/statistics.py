@@ -51,6 +51,7 @@ def summarise_networks(verdicts: Sequence[Sequence[Verdict]]) -> Counts:
     """
     pooled = summarise([v for own in verdicts for v in own])
     each = [summarise(own) for own in verdicts]
+    nothing = Count(count=0, n=0, interval=None)
 
     def with_spread(found: Count, own: Sequence[Count]) -> Count:
         counts = tuple(o.count for o in own)
@@ -62,7 +63,9 @@ def summarise_networks(verdicts: Sequence[Sequence[Verdict]]) -> Counts:
             "failed": with_spread(pooled.failed, [s.failed for s in each]),
             "overlap": with_spread(pooled.overlap, [s.overlap for s in each]),
             "lindemann": with_spread(pooled.lindemann, [s.lindemann for s in each]),
-            "by_reason": {r: with_spread(c, [s.by_reason[r] for s in each]) for r, c in pooled.by_reason.items()},
+            "by_reason": {
+                r: with_spread(c, [s.by_reason.get(r, nothing) for s in each]) for r, c in pooled.by_reason.items()
+            },
             "networks": len(verdicts),
         }
     )
