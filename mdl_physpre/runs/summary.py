@@ -1,8 +1,7 @@
 """What a run found, as types: ``summary.json`` is a :class:`Summary`, written and read here.
 
-What a stage found stands in its ``done.json``. Results of networks are put together from these files by
-:func:`network_result`, and those of an arm from the results of its networks by :class:`ArmResult`; so a run that goes
-on, one that was stopped and one that is finished have the same figures.
+What a stage found stands in its ``done.json``. Results of networks are put together from these files, and those of an
+arm from its networks, here alone: a run that goes on, was stopped or is finished has the same figures.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 from pydantic import computed_field
 
 from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.analysis.force_alignment import ForceAlignment, pooled_alignment
-from mdl_physpre.dynamics.verdicts.statistics import clustered_interval
-from mdl_physpre.dynamics.verdicts.verdict import Count, Counts
+from mdl_physpre.dynamics.verdicts.statistics import pooled_counts
+from mdl_physpre.dynamics.verdicts.verdict import Counts
 from mdl_physpre.runs.layout import DATA, DYNAMICS, EAM, ERRORS, PRETRAINING_SET, SUMMARY, TEACHER, Network, Plan
 from mdl_physpre.runs.stage import read_json, stage_result, write_json
 from mdl_physpre.utils.record import Record
@@ -164,7 +163,11 @@ class ArmResult(Record):
     def dynamics(self) -> Dynamics | None:
         """Of all structures with all networks; the intervals include the spread between networks."""
         each = [n.dynamics for n in self.networks if n.dynamics is not None]
-        return pooled_dynamics(each) if each else None
+        if not each:
+            return None
+        settings, steps = each[0].settings, tuple(step for one in each for step in one.failing_steps)
+        counts = pooled_counts([one.counts for one in each], steps, settings["timestep"])
+        return Dynamics(counts=counts, failing_steps=steps, settings=settings, seconds=sum(one.seconds for one in each))
 
     def spent(self) -> dict[str, Spent]:
         """What each stage took, and under ``total`` all of them together; means over networks."""
@@ -199,12 +202,12 @@ class Summary(Record):
 
 def eam_result(folder: Path) -> FittedEAM:
     """What the fit of the embedded-atom potential, which is done, found."""
-    return FittedEAM(**{**stage_result(folder / EAM), "errors": _tested(folder / EAM)})
+    return FittedEAM(**_with_errors(folder / EAM))
 
 
 def teacher_result(folder: Path) -> TeacherResult:
     """What is known of another teacher, whose zero of energy is fitted."""
-    return TeacherResult(**{**stage_result(folder / TEACHER), "errors": _tested(folder / TEACHER)})
+    return TeacherResult(**_with_errors(folder / TEACHER))
 
 
 def pretraining_set_result(folder: Path) -> PretrainingSetResult:
@@ -238,48 +241,17 @@ def summary_of_stages(folder: Path, plan: Plan) -> Summary:
         teacher=teacher_result(folder) if plan.teacher and TEACHER in done else None,
         pretraining_set=pretraining_set_result(folder) if plan.pretraining_set and PRETRAINING_SET in done else None,
     )
-    results = (network_result(folder, network, plan) for network in plan.networks)
-    return begun.with_networks(*(result for result in results if result is not None))
+    return begun.with_networks(*(found for n in plan.networks if (found := network_result(folder, n, plan))))
 
 
-def _tested(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = stage_result(folder / ERRORS).get("errors", {})
-    return found
+def _with_errors(folder: Path) -> dict[str, Any]:
+    return {**stage_result(folder), **stage_result(folder / ERRORS), "seconds": stage_result(folder)["seconds"]}
 
 
 def spent_with_total(stages: Mapping[str, Spent]) -> dict[str, Spent]:
     """What each stage of a training took, and under ``total`` all of them together."""
     total = {key: sum(getattr(stage, key) for stage in stages.values()) for key in Spent.model_fields}
     return {**stages, "total": Spent(**total)} if stages else {}
-
-
-def pooled_dynamics(each: Sequence[Dynamics]) -> Dynamics:
-    """The same structures simulated with several networks, taken together.
-
-    Every count has the count of each network, and its interval is
-    :func:`~mdl_physpre.dynamics.verdicts.statistics.clustered_interval`.
-    """
-    counts = [one.counts for one in each]
-    steps = [step for one in each for step in one.failing_steps]
-    failed = [step for step in steps if step is not None]
-    middle = median(failed) if failed else None
-    pooled = Counts(
-        n=sum(c.n for c in counts),
-        failed=_together([c.failed for c in counts]),
-        overlap=_together([c.overlap for c in counts]),
-        lindemann=_together([c.lindemann for c in counts]),
-        by_reason={reason: _together([c.by_reason[reason] for c in counts]) for reason in counts[0].by_reason},
-        median_failing_step=middle,
-        median_failing_time_fs=None if middle is None else middle * each[0].settings["timestep"],
-        networks=len(each),
-    )
-    seconds = sum(one.seconds for one in each)
-    return Dynamics(counts=pooled, failing_steps=tuple(steps), settings=each[0].settings, seconds=seconds)
-
-
-def _together(counts: Sequence[Count]) -> Count:
-    found, sizes = [c.count for c in counts], [c.n for c in counts]
-    return Count(count=sum(found), n=sum(sizes), interval=clustered_interval(found, sizes), each=tuple(found))
 
 
 def _over(

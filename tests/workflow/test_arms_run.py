@@ -160,6 +160,54 @@ def test_an_arm_depends_on_its_own_keys_alone(config):
     assert everywhere.pretraining_settings(everywhere.arms[2]).sam_rho == 0.05
 
 
+FREEZE = """
+from mdl_physpre.training import Part
+from mdl_physpre.utils.settings import setting
+
+
+class Freeze(Part):
+    name = "freeze"
+    description = "The parameters whose names begin like this are not trained in finetuning."
+
+    class Settings(Part.Settings):
+        layers: tuple[str, ...] = setting((), "Beginnings of names.")
+
+    def prepare(self, stage, potential):
+        for name, parameter in potential.named_parameters():
+            if stage == "finetune" and name.startswith(self.settings.layers):
+                parameter.requires_grad_(False)
+"""
+
+
+def test_a_part_in_one_file_of_somebody_else(config, tmp_path, monkeypatch):
+    (tmp_path / "frozen_of_somebody.py").write_text(FREEZE)
+    monkeypatch.syspath_prepend(tmp_path)
+    arm = "pretrain+frozen_of_somebody:Freeze"
+    few = ["physpre.dynamics.n_structures=0", f"physpre.arms=[pretrain, '{arm}']", "optim.max_epochs=1"]
+    layers = "physpre.freeze.layers=[conv_list.]"
+    for change, message in (
+        ("physpre.freeze.layers=3", "physpre.freeze.layers: found 3"),
+        ("physpre.freeze.layer=[a]", "physpre.freeze.layer: unknown key; did you mean 'layers'"),
+        ("physpre.freze.layers=[a]", "physpre.freze: unknown key"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(config, [*few, change])
+    folder = tmp_path / "run"
+    summary = run(config, [*few, layers], out=folder)
+    assert list(summary.arms) == ["pretrain", "pretrain+freeze"]
+    first, second = (
+        load_potential(folder / f"3-networks/pretrain+freeze/{s}/best.pt") for s in ("pretrain", "finetune")
+    )
+    for name, value in dict(first.named_parameters()).items():
+        assert torch.equal(value, dict(second.named_parameters())[name]) == name.startswith("conv_list."), name
+    before = when_done(folder)
+    run(folder / "config.yml", out=folder)
+    assert when_done(folder) == before
+    run(config, [*few, "physpre.freeze.layers=[]"], out=folder)
+    changed = {name for name, time in when_done(folder).items() if before[name] != time}
+    assert changed == {"3-networks/pretrain+freeze", "3-networks/pretrain+freeze/errors"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from ase import units
 from torch import Tensor
 
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
-from mdl_physpre.dynamics.engine.random_numbers import Draw
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.utils.import_paths import path_and_arguments
 from mdl_physpre.utils.registry import Registry
@@ -44,7 +44,11 @@ class Ensemble:
 
     FIELDS: ClassVar[tuple[str, ...]] = ("heat",)  # attributes (B, …) that are stored, and kept for those that stay
     changes_cells: ClassVar[bool] = False
-    draw: ClassVar[Draw | None] = None  # the random numbers of the steps; a static method where there are any
+
+    @staticmethod
+    def draw(generator: np.random.Generator, steps: int, n_atoms: int) -> np.ndarray:
+        """The random numbers that some steps of one structure take, see :data:`~mdl_physpre.dynamics.engine.random_numbers.Draw`; here none."""
+        return np.zeros((steps, 0, 1))
 
     @classmethod
     def check(cls, settings: DynamicsSettings) -> None:

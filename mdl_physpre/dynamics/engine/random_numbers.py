@@ -11,8 +11,8 @@ import torch
 from ase import units
 from torch import Tensor
 
-# (generator, steps, atoms) -> what the steps of one structure take, in their order: (steps, m, atoms, 3) for m tensors of
-# a vector for each atom, (steps, m, 1) for m numbers of the structure
+# (generator, steps, atoms) -> what the steps of one structure take, in their order: (steps, m, atoms, 3) for m
+# tensors of a vector for each atom, (steps, m, 1) for m numbers of the structure
 Draw = Callable[[np.random.Generator, int, int], np.ndarray]
 
 

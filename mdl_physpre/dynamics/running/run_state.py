@@ -16,6 +16,7 @@ from mdl_physpre.analysis.overlap import minimum_distance
 from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.cpu_lists import SkinLists
 from mdl_physpre.dynamics.engine.device_lists import DeviceLists
+from mdl_physpre.dynamics.engine.ensembles import Ensemble
 from mdl_physpre.dynamics.engine.device_memory import ONE_CHUNK, edges_that_fit, memory_of
 from mdl_physpre.dynamics.engine.forces import chunks_at_once
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
@@ -75,7 +76,7 @@ def _set_up(run: BatchRun, active: list[int], generators: list[np.random.Generat
     run.integrator = run.ensemble.make(run.atoms, [run.each[k] for k in active])
     sizes = [len(run.structures[k]) for k in active]
     draw = run.integrator.draw
-    run.noise = None if draw is None else NoiseStreams(generators, sizes, run.device, draw)
+    run.noise = None if draw is Ensemble.draw else NoiseStreams(generators, sizes, run.device, draw)
 
 
 def _watch(run: BatchRun, start: Tensor, smallest: Tensor) -> None:

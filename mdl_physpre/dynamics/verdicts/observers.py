@@ -311,7 +311,7 @@ class Observers:
             setattr(self, name, getattr(self, name).index_select(0, which))
         self.start = self.start.index_select(0, atoms)
         self._set_sizes()
-        for observer in self.all:
+        for observer in self.all if structures else ():
             observer.keep(structures, which, atoms)
 
     def state(self) -> dict[str, np.ndarray]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
+from statistics import median
 
-from mdl_physpre.dynamics.verdicts.verdict import Count, Counts, Verdict, summarise, wilson_interval
+from mdl_physpre.dynamics.verdicts.verdict import Count, Counts, wilson_interval
 
 
 def clustered_interval(counts: Sequence[int], sizes: Sequence[int]) -> tuple[float, float] | None:
@@ -44,30 +45,32 @@ def clustered_interval(counts: Sequence[int], sizes: Sequence[int]) -> tuple[flo
     return wilson_interval(p * effective, effective)
 
 
-def summarise_networks(verdicts: Sequence[Sequence[Verdict]]) -> Counts:
-    """:func:`~mdl_physpre.dynamics.summarise` of the verdicts of several networks taken together.
+def pooled_counts(each: Sequence[Counts], failing_steps: Sequence[int | None], timestep: float) -> Counts:
+    """Counts of the same structures simulated with several networks, taken together.
 
     Every count has the count of each network, and its interval is :func:`clustered_interval`.
+
+    Parameters
+    ----------
+    each : of every network.
+    failing_steps : the first failing step of every structure with every network; ``None``: none.
+    timestep : fs.
     """
-    pooled = summarise([v for own in verdicts for v in own])
-    each = [summarise(own) for own in verdicts]
-    nothing = Count(count=0, n=0, interval=None)
 
-    def with_spread(found: Count, own: Sequence[Count]) -> Count:
-        counts = tuple(o.count for o in own)
-        interval = clustered_interval(counts, [o.n for o in own])
-        return Count(count=found.count, n=found.n, interval=interval, each=counts)
+    def together(counts: Sequence[Count]) -> Count:
+        found, sizes = [c.count for c in counts], [c.n for c in counts]
+        return Count(count=sum(found), n=sum(sizes), interval=clustered_interval(found, sizes), each=tuple(found))
 
-    return pooled.model_copy(
-        update={
-            "failed": with_spread(pooled.failed, [s.failed for s in each]),
-            "overlap": with_spread(pooled.overlap, [s.overlap for s in each]),
-            "lindemann": with_spread(pooled.lindemann, [s.lindemann for s in each]),
-            "by_reason": {
-                r: with_spread(c, [s.by_reason.get(r, nothing) for s in each]) for r, c in pooled.by_reason.items()
-            },
-            "networks": len(verdicts),
-        }
+    middle = median(failed) if (failed := [step for step in failing_steps if step is not None]) else None
+    return Counts(
+        n=sum(one.n for one in each),
+        failed=together([one.failed for one in each]),
+        overlap=together([one.overlap for one in each]),
+        lindemann=together([one.lindemann for one in each]),
+        by_reason={reason: together([one.by_reason[reason] for one in each]) for reason in each[0].by_reason},
+        median_failing_step=middle,
+        median_failing_time_fs=None if middle is None else middle * timestep,
+        networks=len(each),
     )
 
 

@@ -88,11 +88,11 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Confi
     values = {k: ({} if v is None and k in Config.model_fields else v) for k, v in raw.items()}
     try:
         config = Config.model_validate(numbers(_without_bare_keys(values)))
-    except ValidationError as error:
-        raise _explain(error, source) from None
-    try:  # the settings classes check ranges
+        # the settings classes check ranges
         config.training_settings(), config.pretraining_settings()
         config.perturbation_settings(), config.dynamics_settings()
+    except ValidationError as error:
+        raise _explain(error, source) from None
     except PhyspreError as error:
         raise ConfigError(f"{source}: {error}") from None
     return config
