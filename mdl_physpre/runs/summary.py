@@ -174,6 +174,36 @@ class ArmResult(Record):
         return spent_with_total(self.training)
 
 
+class Pair(Record):
+    """Two simulations, or two arms, compared. p_value : of the exact test; ``None`` where nothing can be compared."""
+
+    first: str
+    second: str
+    p_value: float | None
+
+
+class StructurePair(Pair):
+    """The same structures simulated with two networks.
+
+    shared : structures of both. first_only, second_only, both : how many of them broke with which.
+    different : names that both have for different structures.
+    """
+
+    shared: int
+    first_only: int
+    second_only: int
+    both: int
+    different: tuple[str, ...] = ()
+
+
+class ReplicaPair(Pair):
+    """Two arms with several replicas each: how many structures broke with each replica, of ``n_each``."""
+
+    first_each: tuple[int, ...]
+    second_each: tuple[int, ...]
+    n_each: int
+
+
 class Summary(Record):
     """What a run found. A part that is not there yet, or that the run does not need, is ``None``, or empty.
 
@@ -186,7 +216,7 @@ class Summary(Record):
     teacher: TeacherResult | None = None
     pretraining_set: PretrainingSetResult | None = None
     arms: dict[str, ArmResult] = {}
-    pairs: tuple[dict[str, Any], ...] = ()
+    pairs: tuple[StructurePair | ReplicaPair, ...] = ()
 
     def with_networks(self, *results: NetworkResult) -> Summary:
         """The same with the results of more networks."""
