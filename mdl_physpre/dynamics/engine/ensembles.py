@@ -47,7 +47,7 @@ class Ensemble:
 
     @staticmethod
     def draw(generator: np.random.Generator, steps: int, n_atoms: int) -> np.ndarray:
-        """The random numbers that some steps of one structure take, see :data:`~mdl_physpre.dynamics.engine.random_numbers.Draw`; here none."""
+        """The random numbers that some steps of one structure take, see ``Draw`` in ``random_numbers``; here none."""
         return np.zeros((steps, 0, 1))
 
     @classmethod

@@ -16,10 +16,11 @@ from torch import Tensor
 from mdl_physpre.analysis.radial_distribution import MAX_DENSITY, RDFAccumulator, average_rdfs, plain_rdf
 from mdl_physpre.dynamics.engine.device_search import find_pairs, translations
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
-from mdl_physpre.dynamics.running.storage import RDFS, write_atomically
+from mdl_physpre.dynamics.running.storage import RDFS
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.neighbours import complete_cell
+from mdl_physpre.utils.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def write_rdfs(out: Path, key: str, names: Sequence[str], results: Sequence[Mapp
         "average": plain_rdf(average_rdfs(results)),
         "structures": [{**plain_rdf(r), "structure_id": n} for n, r in zip(names, results, strict=True)],
     }
-    write_atomically(out / RDFS, (json.dumps(content) + "\n").encode())
+    write_bytes(out / RDFS, (json.dumps(content) + "\n").encode())
 
 
 def read_rdfs(out: Path) -> dict[str, Any]:

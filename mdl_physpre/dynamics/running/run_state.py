@@ -16,8 +16,8 @@ from mdl_physpre.analysis.overlap import minimum_distance
 from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.cpu_lists import SkinLists
 from mdl_physpre.dynamics.engine.device_lists import DeviceLists
-from mdl_physpre.dynamics.engine.ensembles import Ensemble
 from mdl_physpre.dynamics.engine.device_memory import ONE_CHUNK, edges_that_fit, memory_of
+from mdl_physpre.dynamics.engine.ensembles import Ensemble
 from mdl_physpre.dynamics.engine.forces import chunks_at_once
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.engine.neighbour_lists import MovingLists
