@@ -117,10 +117,6 @@ class NetworkResult(Record):
     training: dict[str, TrainingStage] = {}
     dynamics: Dynamics | None = None
 
-    def spent(self) -> dict[str, Spent]:
-        """What each stage took, and under ``total`` all of them together."""
-        return spent_with_total(self.training)
-
 
 class ArmResult(Record):
     """What the networks of an arm say together. Errors and trainings are means over the networks."""
