@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from mdl_physpre.analysis.force_alignment import ForceAlignment
-from mdl_physpre.analysis.radial_distribution import average_rdfs
+from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.running.rdf_sampling import RDFS
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
@@ -34,7 +34,7 @@ from mdl_physpre.report.tables.page import (
     stability_table,
     structures_table,
 )
-from mdl_physpre.report.tables.text import MISSING, protocol, shown
+from mdl_physpre.report.tables.text import MISSING, protocol
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.stage import read_json
 from mdl_physpre.training.arms import BASELINE
@@ -146,8 +146,8 @@ def _distributions(run: Run, beside: Path) -> Section:
     found = {}
     for arm, networks in run.simulations.items():
         stored = [read_json(simulation.folder / RDFS) for simulation in networks.values()]
-        structures = [one for own in stored for one in own.get("structures", [])]
-        if any(one.get("g") for one in structures):
+        structures = [RDF.model_validate(one) for own in stored for one in own.get("structures", [])]
+        if any(one.g for one in structures):
             found[arm] = average_rdfs(structures)
     if not found:
         section.missing.append(
@@ -156,9 +156,10 @@ def _distributions(run: Run, beside: Path) -> Section:
         return section
     reference = read_json(run.folder / REFERENCE)
     name = str(reference.get("name", "reference"))
+    theirs = RDF.model_validate(reference["average"]) if reference else None
 
     def draw() -> Figure:
-        draw_rdfs(found, beside / "rdf.png", reference.get("average"), name)
+        draw_rdfs(found, beside / "rdf.png", theirs, name)
         return Figure(
             beside, "rdf", "Radial distribution functions",
             f"Radial distribution functions of {', '.join(found)}" + (f" and of {name}." if reference else "."),
@@ -168,14 +169,15 @@ def _distributions(run: Run, beside: Path) -> Section:
         )  # fmt: skip
 
     _drawn(section, "Radial distribution functions", draw)
-    if not reference:
+    if theirs is None:
         section.missing.append("There is no reference; physpre report RUN --reference TRAJECTORY adds one.")
         return section
     rows, values = [], []
     for arm, one in found.items():
-        for pair, error in rdf_errors(one, reference["average"]).items():
-            rows.append([arm, pair, *(shown(error[k], "{:.3f}") for k in ("mae", "wasserstein"))])
-            values.append([arm, pair, error["mae"], error["wasserstein"]])
+        for pair, error in rdf_errors(one, theirs).items():
+            both = error.mae, error.wasserstein
+            rows.append([arm, pair, *(MISSING if value is None else f"{value:.3f}" for value in both)])
+            values.append([arm, pair, *both])
     head = ["arm", "pair", "mean absolute error", "Wasserstein-1 distance, Å"]
     section.add(Table("rdf-errors", "Errors of the radial distribution functions", head, rows, values, head, words=2))
     return section
