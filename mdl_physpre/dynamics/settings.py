@@ -9,10 +9,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator, model_validator
 from typing_extensions import Self
 
+from mdl_physpre.dynamics.engine.ensembles import checked_class, ensemble_of
+from mdl_physpre.dynamics.verdicts.observers import OBSERVERS
 from mdl_physpre.errors import ConfigError, nearest
+from mdl_physpre.utils.import_paths import path_and_arguments
 from mdl_physpre.utils.settings import Settings, setting
 
-ENSEMBLES = ("nvt", "nvt_bussi", "nvt_nose_hoover", "npt", "nve")
 PER_STRUCTURE = ("temperature", "pressure", "timestep", "steps")
 
 
@@ -23,8 +25,8 @@ class DynamicsProtocol(Settings):
 
     ensemble: str = setting(
         "nvt",
-        "nvt (Langevin), nvt_bussi (stochastic velocity rescaling), nvt_nose_hoover (chain of three), npt (Berendsen) "
-        "or nve (velocity Verlet).",
+        "nvt (Langevin), nvt_bussi (stochastic velocity rescaling), nvt_nose_hoover (chain of three), npt (Berendsen), "
+        "nve (velocity Verlet), or a registered name or import path, with arguments: package.module:Class?rate=0.1.",
     )
     temperature: float = setting(
         300.0, "Of the thermostat, and of the Maxwell–Boltzmann velocities at the start in every ensemble.", "K", ge=0
@@ -66,6 +68,9 @@ class DynamicsProtocol(Settings):
         gt=0,
     )
     max_neighbours: int = setting(10_000, "With more neighbours of one atom, a structure has collapsed.", ge=1)
+    observers: tuple[str, ...] = setting(
+        (), "Further observers with reasons to fail: registered names or import paths, with arguments as ensemble has."
+    )
     skin: float = setting(1.0, "Neighbour lists reach this much beyond the cutoff.", "Å", gt=0)
     max_edges: int = setting(
         50_000,
@@ -94,15 +99,30 @@ class DynamicsProtocol(Settings):
     @field_validator("ensemble")
     @classmethod
     def _ensemble_is_there(cls, name: str) -> str:
-        if name not in ENSEMBLES:
-            raise ValueError(nearest(name, ENSEMBLES))
+        try:
+            ensemble_of(name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return name
+
+    @field_validator("observers")
+    @classmethod
+    def _observers_are_there(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for text in names:
+                checked_class(OBSERVERS, *path_and_arguments(text), 1)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return names
 
     @model_validator(mode="after")
     def _enough_for_the_ensemble(self) -> Self:
-        if self.ensemble == "nvt_nose_hoover" and not self.temperature > 0:
-            raise ValueError("temperature is 0; the Nosé–Hoover thermostat needs a temperature above 0")
+        ensemble_of(self.ensemble).cls.check(self)
         return self
+
+    def further_observers(self) -> list[tuple[str, dict[str, Any]]]:
+        """Name or import path of each of ``observers``, and its arguments."""
+        return [path_and_arguments(text) for text in self.observers]
 
     def temperature_bound(self, n_atoms: int) -> float:
         """Temperature, K, above which a structure of ``n_atoms`` atoms counts as broken."""

@@ -12,7 +12,6 @@ for ``&`` and ``=`` in a value.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import inspect
 import sys
@@ -20,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import torch
 
@@ -28,12 +26,13 @@ from mdl_physpre.errors import CheckpointError, ConfigError, nearest
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
-from mdl_physpre.utils.import_paths import import_named_module, import_object
+from mdl_physpre.utils.import_paths import import_named_module, import_object, path_and_arguments
 
 ACCEPTED = (
     "a checkpoint file, calculator:package.module.Class, calculator:package.module:function?key=value, or "
     "torchsim:package.module:Class?key=value"
 )
+DTYPES = {"torch.float32": torch.float32, "torch.float64": torch.float64}
 
 
 def open_potential(
@@ -93,8 +92,9 @@ def is_scheme(name: str) -> bool:
 
 def _built(text: str, kwargs: Mapping[str, Any]) -> Potential:
     scheme, _, rest = text.partition(":")
-    path, _, query = rest.partition("?")
-    arguments = {**_arguments(query, text), **kwargs}
+    path, named = path_and_arguments(rest)
+    arguments = {key: DTYPES.get(value, value) if isinstance(value, str) else value for key, value in named.items()}
+    arguments |= kwargs
     target = import_object(path, text)
     if not callable(target):
         raise ConfigError(f"{text}: found {type(target).__name__}, expected a class or a function")
@@ -116,27 +116,6 @@ _SCHEMES: dict[str, Callable[[Callable[[], Any], str, str], Potential]] = {
     "calculator": _calculator,
     "torchsim": _torchsim,
 }
-
-
-def _arguments(query: str, text: str) -> dict[str, Any]:
-    arguments: dict[str, Any] = {}
-    for item in filter(None, query.split("&")):
-        key, equals, value = item.partition("=")
-        if not equals or not key.isidentifier():
-            raise ConfigError(f"{text}: found {item!r} after '?', expected key=value, separated by '&'")
-        arguments[key] = _value(unquote(value))
-    return arguments
-
-
-def _value(text: str) -> Any:
-    constants = {"true": True, "false": False, "null": None}
-    constants |= {f"torch.{name}": getattr(torch, name) for name in ("float32", "float64")}
-    if text.lower() in constants:
-        return constants[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _identity(path: str, arguments: Mapping[str, Any]) -> str:

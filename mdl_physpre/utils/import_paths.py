@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
 from typing import Any
+from urllib.parse import unquote
 
 from mdl_physpre.errors import ConfigError, nearest
 
@@ -25,6 +27,31 @@ def import_object(path: str, what: str) -> Any:
             owner = getattr(found, "__name__", path)
             raise ConfigError(f"{what}: {owner} has no {part!r}; {nearest(part, names)}") from error
     return found
+
+
+def path_and_arguments(text: str) -> tuple[str, dict[str, Any]]:
+    """The path and the arguments of ``path?key=value&key=value``; values are read as Python's or YAML's constants.
+
+    Raises ConfigError for anything else after ``?``.
+    """
+    path, _, query = text.partition("?")
+    arguments: dict[str, Any] = {}
+    for item in filter(None, query.split("&")):
+        key, equals, value = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"{text}: found {item!r} after '?', expected key=value, separated by '&'")
+        arguments[key] = _value(unquote(value))
+    return path, arguments
+
+
+def _value(text: str) -> Any:
+    constants = {"true": True, "false": False, "null": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def import_named_module(module: str, what: str | None = None) -> Any:

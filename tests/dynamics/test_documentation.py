@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mdl_physpre.dynamics.settings import ENSEMBLES, DynamicsSettings
+from mdl_physpre.dynamics.engine.ensembles import ENSEMBLES
+from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import METRICS
 from mdl_physpre.dynamics.verdicts.verdict import REASONS
 
@@ -28,7 +29,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_names_are_those_of_the_code() -> None:
-    for name in (*ENSEMBLES, *REASONS):
+    for name in (*ENSEMBLES.paths(), *REASONS):
         assert f"`{name}`" in TEXT, name
     explained = set(re.findall(r"`([a-z_]+)`", TEXT))
     for name in METRICS:

@@ -93,6 +93,7 @@ OTHER = {
     "distance": "minimum_image", "lindemann_interval": 6, "lindemann_check_interval": 60, "lindemann_min_steps": 5,
     "lindemann_max_atoms": 5, "max_temperature": 5000.0, "max_displacement": 5.0, "max_neighbours": 5, "pressure": 2.0,
     "taut": 50.0, "taup": 500.0, "compressibility": 1e-5, "min_volume_ratio": 0.2, "max_volume_ratio": 5.0,
+    "observers": ["mdl_physpre.dynamics.verdicts.built_in:Temperature"],
 }  # fmt: skip
 WORK = {
     "seed": 7, "skin": 2.0, "max_edges": 7, "checkpoint_steps": 7, "checkpoint_seconds": 7.0, "trajectory_interval": 7,
@@ -107,7 +108,7 @@ def test_settings_that_change_verdicts_are_named(tmp_path):
     for key, value in OTHER.items():
         stored(tmp_path / key, {1}, **usual.changed(**{key: value}).model_dump())
         found = compare([tmp_path / "usual", tmp_path / key])
-        assert found["differing_settings"] == {key: [getattr(usual, key), value]}
+        assert found["differing_settings"] == {key: [usual.model_dump(mode="json")[key], value]}
         assert f"They differ in {key}: " in format_comparison(found) and str(value) in format_comparison(found)
     stored(tmp_path / "work", {1}, **usual.changed(**WORK, **OBSERVED, rdf_smoothing=0.1).model_dump())
     assert not compare([tmp_path / "usual", tmp_path / "work"])["differing_settings"]

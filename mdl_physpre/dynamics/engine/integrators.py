@@ -28,74 +28,25 @@ Inside, lengths are in Å, energies in eV, masses in amu, and time in Å·sqrt(a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import torch
-from ase import units
 from torch import Tensor
 
+from mdl_physpre.dynamics.engine.ensembles import FEMTOSECOND, Ensemble, Noise
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
+from mdl_physpre.dynamics.engine.random_numbers import normal_noise
 from mdl_physpre.dynamics.settings import DynamicsSettings
 
-FEMTOSECOND = units.fs
-BOLTZMANN = units.kB
 
-Noise = tuple[Tensor, Tensor]
-
-
-class VelocityVerlet:
-    """NVE. At each step: :meth:`rescale` and new forces where ``changes_cells``; :meth:`first_half`; forces at the new
-    positions; :meth:`second_half`. These change the atoms in place; the last one sets their kinetic energies.
-
-    Parameters
-    ----------
-    atoms : the structures.
-    each : the settings of each.
-    """
-
-    FIELDS: ClassVar[tuple[str, ...]] = ("heat",)  # per structure; what a continued run needs
-    changes_cells: ClassVar[bool] = False
-
-    def __init__(self, atoms: MovingAtoms, each: Sequence[DynamicsSettings]) -> None:
-        self.each, self.device = list(each), atoms.positions.device
-        self.timestep = self.values(lambda s: s.timestep) * FEMTOSECOND
-        self.kT = self.values(lambda s: s.temperature) * BOLTZMANN
-        self.h = atoms.per_atom(self.timestep)[:, None]
-        self.half_over_mass = 0.5 * self.h / atoms.masses
-        self.heat = torch.zeros_like(self.timestep)
-
-    def values(self, of: Callable[[DynamicsSettings], float]) -> Tensor:
-        """One value for each structure, (B,)."""
-        return torch.tensor([of(s) for s in self.each], dtype=torch.float64, device=self.device)
-
-    def rescale(self, atoms: MovingAtoms) -> None:
-        """What is done to velocities and cells before the forces of the step are taken."""
-
-    def first_half(self, atoms: MovingAtoms, noise: Noise | None) -> None:
-        """New positions, and velocities at the half step."""
-        atoms.velocities = atoms.velocities + self.half_over_mass * atoms.forces
-        atoms.positions = atoms.positions + self.h * atoms.velocities
-
-    def second_half(self, atoms: MovingAtoms) -> None:
-        """Velocities and kinetic energies at the new positions."""
-        atoms.velocities = atoms.velocities + self.half_over_mass * atoms.forces
-        atoms.kinetic = atoms.kinetic_energies()
-
-    def begin_work(self, atoms: MovingAtoms) -> None:
-        """Note what :meth:`end_work` needs; before the first half of a step, after any change of velocities."""
-        self.begun = (atoms.positions, atoms.forces, atoms.kinetic)
-
-    def end_work(self, atoms: MovingAtoms) -> None:
-        """Count what the kinetic energy gained in this step beyond the work of the forces as heat."""
-        positions, forces, kinetic = self.begun
-        work = (forces + atoms.forces) * (atoms.positions - positions)
-        work += 0.5 * self.h * self.half_over_mass * (atoms.forces.square() - forces.square())
-        self.heat = self.heat + (atoms.kinetic - kinetic - 0.5 * atoms.sums(work.sum(1)))
+class NVE(Ensemble):
+    """Velocity Verlet, as every ensemble takes its steps that does not say otherwise."""
 
 
-class Langevin(VelocityVerlet):
+class Langevin(Ensemble):
     """NVT, see the module."""
+
+    draw = staticmethod(normal_noise)
 
     def __init__(self, atoms: MovingAtoms, each: Sequence[DynamicsSettings]) -> None:
         super().__init__(atoms, each)

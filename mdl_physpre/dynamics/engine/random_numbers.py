@@ -11,7 +11,8 @@ import torch
 from ase import units
 from torch import Tensor
 
-# (generator, steps, atoms) -> (steps, 2, rows, …): what the steps of one structure take, in their order
+# (generator, steps, atoms) -> what the steps of one structure take, in their order: (steps, m, atoms, 3) for m
+# tensors of a vector for each atom, (steps, m, 1) for m numbers of the structure
 Draw = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
@@ -96,13 +97,13 @@ class NoiseStreams:
         if self.used_up:
             self._draw()
 
-    def next(self) -> tuple[Tensor, Tensor]:
-        """The numbers of the next step: two tensors with rows for all atoms, or for all structures."""
+    def next(self) -> tuple[Tensor, ...]:
+        """The numbers of the next step: tensors with rows for all atoms, or for all structures."""
         self.prepare()
         assert self.block is not None
-        first, second = self.block[self.used]
+        numbers = self.block[self.used]
         self.used += 1
-        return first, second
+        return tuple(numbers)
 
     def keep(self, structures: list[int], atoms: Tensor) -> None:
         """Go on with some structures only; ``atoms`` holds the indices of their atoms."""

@@ -31,9 +31,9 @@ import torch
 from ase import units
 from torch import Tensor
 
-from mdl_physpre.dynamics.engine.integrators import FEMTOSECOND, Langevin, Noise, VelocityVerlet
+from mdl_physpre.dynamics.engine.ensembles import FEMTOSECOND, Ensemble, Noise
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
-from mdl_physpre.dynamics.engine.random_numbers import Draw, normal_noise, rescaling_noise
+from mdl_physpre.dynamics.engine.random_numbers import rescaling_noise
 from mdl_physpre.dynamics.settings import DynamicsSettings
 
 BAR = units.bar
@@ -41,8 +41,10 @@ CHAIN = 3
 YOSHIDA_SUZUKI = (1 / (2 - 2 ** (1 / 3)), -(2 ** (1 / 3)) / (2 - 2 ** (1 / 3)), 1 / (2 - 2 ** (1 / 3)))
 
 
-class Bussi(VelocityVerlet):
+class Bussi(Ensemble):
     """NVT, see the module."""
+
+    draw = staticmethod(rescaling_noise)
 
     def __init__(self, atoms: MovingAtoms, each: Sequence[DynamicsSettings]) -> None:
         super().__init__(atoms, each)
@@ -60,10 +62,15 @@ class Bussi(VelocityVerlet):
         super().first_half(atoms, None)
 
 
-class NoseHooverChain(VelocityVerlet):
+class NoseHooverChain(Ensemble):
     """NVT, see the module. ``eta`` (B, 3) and ``p_eta`` (B, 3) are the thermostats' positions and momenta."""
 
     FIELDS: ClassVar[tuple[str, ...]] = ("heat", "eta", "p_eta")
+
+    @classmethod
+    def check(cls, settings: DynamicsSettings) -> None:
+        if not settings.temperature > 0:
+            raise ValueError("temperature is 0; the Nosé–Hoover thermostat needs a temperature above 0")
 
     def __init__(self, atoms: MovingAtoms, each: Sequence[DynamicsSettings]) -> None:
         super().__init__(atoms, each)
@@ -111,7 +118,7 @@ class NoseHooverChain(VelocityVerlet):
         atoms.kinetic = 0.5 * twice_kinetic
 
 
-class Berendsen(VelocityVerlet):
+class Berendsen(Ensemble):
     """NPT, see the module."""
 
     changes_cells = True
@@ -152,14 +159,3 @@ class Berendsen(VelocityVerlet):
     def second_half(self, atoms: MovingAtoms) -> None:
         super().second_half(atoms)
         self.end_work(atoms)
-
-
-INTEGRATORS: dict[str, type[VelocityVerlet]] = {
-    "nve": VelocityVerlet,
-    "nvt": Langevin,
-    "nvt_bussi": Bussi,
-    "nvt_nose_hoover": NoseHooverChain,
-    "npt": Berendsen,
-}
-DRAWS: dict[str, Draw] = {"nvt": normal_noise, "nvt_bussi": rescaling_noise}
-"""The random numbers that the steps of an ensemble take."""

@@ -13,19 +13,18 @@ from ase import Atoms
 from torch import Tensor
 
 from mdl_physpre.dynamics.engine.broken import Broken
+from mdl_physpre.dynamics.engine.ensembles import Ensemble, ensemble_of
 from mdl_physpre.dynamics.engine.forces import evaluate_chunks, floating
-from mdl_physpre.dynamics.engine.integrators import VelocityVerlet
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.engine.neighbour_lists import MovingLists
 from mdl_physpre.dynamics.engine.random_numbers import NoiseStreams
-from mdl_physpre.dynamics.engine.thermostats import INTEGRATORS
 from mdl_physpre.dynamics.running.rdf_sampling import RDFSampler
 from mdl_physpre.dynamics.running.storage import FAILING, FAILING_AT_MOST, TRAJECTORIES, TrajectoryFiles
 from mdl_physpre.dynamics.running.trajectory_frames import make_frame
 from mdl_physpre.dynamics.running.windows import Unread, Window, steps_between_readings
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import verdicts_of
-from mdl_physpre.dynamics.verdicts.observers import Observers
+from mdl_physpre.dynamics.verdicts.observers import Moment, Observers
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions
 from mdl_physpre.potentials.compiled import CompiledPotential
@@ -43,7 +42,7 @@ class BatchRun:
     active: list[int]
     step: int
     atoms: MovingAtoms
-    integrator: VelocityVerlet
+    integrator: Ensemble
     observers: Observers
     lists: MovingLists
     noise: NoiseStreams | None
@@ -69,7 +68,8 @@ class BatchRun:
         self.files = TrajectoryFiles(folder / TRAJECTORIES) if folder and settings.trajectory_interval else None
         self.failing = TrajectoryFiles(folder / FAILING) if folder else None
         self.rdfs = RDFSampler(settings, structures) if settings.rdf_interval else None
-        self.changing = INTEGRATORS[settings.ensemble].changes_cells
+        self.ensemble = ensemble_of(settings.ensemble)
+        self.changing = self.ensemble.cls.changes_cells
         self.seconds_per_step: float | None = None  # of this process, for those who ask how long it will take
         self.stress_missed = False  # and said so
         self.left_at: dict[int, tuple[Tensor, Tensor]] = {}  # where structures were whose step could not be finished
@@ -87,8 +87,8 @@ class BatchRun:
         if self.window is None:
             if self.noise is not None:
                 self.noise.prepare()
-            watched = (self.observers, self.observers.overlap, self.observers.lindemann)
-            parts = (self.atoms, self.integrator, *watched, self.lists, *([] if self.noise is None else [self.noise]))
+            parts = [self.atoms, self.integrator, *self.observers.parts, self.lists]
+            parts += [] if self.noise is None else [self.noise]
             self.window = Window(parts, self.step, self.length)
         try:
             self.take_step(self.window.unread)
@@ -191,17 +191,18 @@ class BatchRun:
     def settle(self, broken: Broken, deformation: Tensor | None, stress: bool) -> None:
         """Judge the step, let the broken structures go, count it for the others, and let the finished ones go."""
         atoms = self.atoms
-        temperature = atoms.temperatures()
-        self.observers.check_motion(self.step, temperature, self.lists.minimum_distances(atoms.positions), broken)
+        distances = self.lists.minimum_distances(atoms.positions)
+        moment = Moment(self.step, atoms, atoms.temperatures(), distances, deformation)
+        self.observers.check_motion(moment, broken)
         if broken:
             self.finish(sorted(broken), broken)
             kept = self.let_go(broken)
-            temperature = temperature.index_select(0, kept)
-            deformation = None if deformation is None else deformation.index_select(0, kept)
+            moment.temperature, moment.distances = (v.index_select(0, kept) for v in (moment.temperature, distances))
+            moment.deformation = None if deformation is None else deformation.index_select(0, kept)
         if not self.active:
             return
         conserved = atoms.energies + atoms.kinetic - self.integrator.heat
-        self.observers.count(self.step, atoms, temperature, conserved, deformation)
+        self.observers.count(moment, conserved)
         if stress and self.step:
             self.observers.count_pressure(atoms.pressures())
         self.keep_first_failures(broken)
@@ -243,7 +244,7 @@ class BatchRun:
         self.active = [self.active[k] for k in kept]
         atoms = self.atoms.keep(where)
         fields = {name: getattr(self.integrator, name) for name in self.integrator.FIELDS}
-        self.integrator = type(self.integrator)(self.atoms, [self.each[k] for k in self.active])
+        self.integrator = self.ensemble.make(self.atoms, [self.each[k] for k in self.active])
         for name, values in fields.items():
             setattr(self.integrator, name, values.index_select(0, where))
         if self.noise is not None:
@@ -254,14 +255,9 @@ class BatchRun:
 
     def keep_first_failures(self, broken: Broken) -> None:
         """Keep the frames of structures that pass a bound at this step and go on all the same."""
-        o, s = self.observers, self.settings
         if self.failing is None:
             return
-        passed = []
-        if self.step % s.lindemann_check_interval == 0:
-            passed.append((o.exceeded == self.step).any(1))
-        if not s.stop_on_overlap:
-            passed.append(o.overlap.first_step == self.step)
+        passed = self.observers.passed(self.step)
         found = broken.which(torch.stack(passed).any(0)) if passed else []
         if found:
             self.keep_failing(found, Broken())

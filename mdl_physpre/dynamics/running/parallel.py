@@ -41,7 +41,6 @@ from mdl_physpre.dynamics.running.storage import (
     clear,
     read_verdicts,
     run_key,
-    write_atomically,
     write_speed,
     write_verdicts,
 )
@@ -49,6 +48,7 @@ from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings, setti
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.utils.files import write_bytes
 from mdl_physpre.utils.processes import end_with_parent, run_lock
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def simulate_parallel(
                 clear(folder)
         parts = divide([len(a) * s.steps for a, s in zip(structures, each, strict=True)], number)
         (folder / PARTS).mkdir(exist_ok=True)
-        write_atomically(folder / PARTS / DIVISION, json.dumps({"key": key, "processes": len(parts)}).encode())
+        write_bytes(folder / PARTS / DIVISION, json.dumps({"key": key, "processes": len(parts)}).encode())
         tasks: list[dict[str, Any]] = []
         for place, part in enumerate(parts):
             own = {name: [getattr(each[k], name) for k in part] for name in PER_STRUCTURE}

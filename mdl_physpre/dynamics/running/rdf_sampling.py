@@ -21,10 +21,11 @@ from mdl_physpre.analysis.radial_distribution import (
 )
 from mdl_physpre.dynamics.engine.device_search import find_pairs, translations
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
-from mdl_physpre.dynamics.running.storage import RDFS, write_atomically
+from mdl_physpre.dynamics.running.storage import RDFS
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.neighbours import complete_cell
+from mdl_physpre.utils.files import write_bytes
 from mdl_physpre.utils.record import Record
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ def write_rdfs(out: Path, key: str, names: Sequence[str], results: Sequence[RDF]
     """``rdf.json``: ``average`` over all structures, and ``structures`` by their names in order."""
     named = [NamedRDF(**{**dict(one), "structure_id": name}) for name, one in zip(names, results, strict=True)]
     content = StoredRDFs(key=key, average=average_rdfs(results), structures=named)
-    write_atomically(out / RDFS, (json.dumps(content.plain()) + "\n").encode())
+    write_bytes(out / RDFS, (json.dumps(content.plain()) + "\n").encode())
 
 
 def read_rdfs(out: Path) -> StoredRDFs:

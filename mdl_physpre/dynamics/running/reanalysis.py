@@ -28,7 +28,7 @@ from mdl_physpre.dynamics.running.run_state import smallest_distance
 from mdl_physpre.dynamics.running.storage import TRAJECTORIES, VERDICTS, TrajectoryFiles
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import unusable, verdicts_of
-from mdl_physpre.dynamics.verdicts.observers import Observers
+from mdl_physpre.dynamics.verdicts.observers import Moment, Observers
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import DataError
 
@@ -144,13 +144,13 @@ def _watch(observers: Observers, frame: Atoms, first: Atoms, step: int) -> Broke
     if "forces" in results:
         observers.check_forces(atoms, broken, stress="stress" in results)
     distance = np.inf if lost else minimum_distance(frame.positions, frame.cell[:], frame.pbc)
-    temperature = atoms.temperatures()
-    observers.check_motion(step, temperature, torch.tensor([distance], dtype=torch.float64), broken)
+    moment = Moment(step, atoms, atoms.temperatures(), torch.tensor([distance], dtype=torch.float64), deformation)
+    observers.check_motion(moment, broken)
     if not broken:
         conserved = atoms.energies + atoms.kinetic
         if "conserved_energy" in frame.info:
             conserved = torch.tensor([float(frame.info["conserved_energy"])], dtype=torch.float64)
-        observers.count(step, atoms, temperature, conserved, deformation)
+        observers.count(moment, conserved)
         if step and "stress" in results:
             observers.count_pressure(atoms.pressures())
     return broken

@@ -17,11 +17,11 @@ from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.cpu_lists import SkinLists
 from mdl_physpre.dynamics.engine.device_lists import DeviceLists
 from mdl_physpre.dynamics.engine.device_memory import ONE_CHUNK, edges_that_fit, memory_of
+from mdl_physpre.dynamics.engine.ensembles import Ensemble
 from mdl_physpre.dynamics.engine.forces import chunks_at_once
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.engine.neighbour_lists import MovingLists
 from mdl_physpre.dynamics.engine.random_numbers import NoiseStreams, maxwell_boltzmann_velocities, structure_generator
-from mdl_physpre.dynamics.engine.thermostats import DRAWS, INTEGRATORS
 from mdl_physpre.dynamics.running.batch import BatchRun
 from mdl_physpre.dynamics.running.storage import clear, read_state, write_state
 from mdl_physpre.dynamics.settings import DynamicsSettings
@@ -73,11 +73,10 @@ def _set_up(run: BatchRun, active: list[int], generators: list[np.random.Generat
     """Atoms at their start, integrator and noise of the active structures."""
     run.active = active
     run.atoms = MovingAtoms.of([run.structures[k] for k in active], run.device)
-    ensemble = run.settings.ensemble
-    run.integrator = INTEGRATORS[ensemble](run.atoms, [run.each[k] for k in active])
+    run.integrator = run.ensemble.make(run.atoms, [run.each[k] for k in active])
     sizes = [len(run.structures[k]) for k in active]
-    draw = DRAWS.get(ensemble)
-    run.noise = None if draw is None else NoiseStreams(generators, sizes, run.device, draw)
+    draw = run.integrator.draw
+    run.noise = None if draw is Ensemble.draw else NoiseStreams(generators, sizes, run.device, draw)
 
 
 def _watch(run: BatchRun, start: Tensor, smallest: Tensor) -> None:

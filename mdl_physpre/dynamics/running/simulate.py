@@ -17,8 +17,8 @@ from typing import Any
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from mdl_physpre.dynamics.engine.ensembles import ensemble_of
 from mdl_physpre.dynamics.engine.forces import inference
-from mdl_physpre.dynamics.engine.thermostats import INTEGRATORS
 from mdl_physpre.dynamics.running.batch import BatchRun
 from mdl_physpre.dynamics.running.rdf_sampling import write_rdfs
 from mdl_physpre.dynamics.running.run_state import begin_or_resume, store
@@ -143,7 +143,7 @@ def check_input(
     for name, what in (("trajectory_interval", "trajectories"), ("rdf_interval", "radial distribution functions")):
         if getattr(settings, name) and out is None:
             raise ConfigError(f"dynamics.{name} is set, but there is no folder to write {what} to")
-    changing = INTEGRATORS[settings.ensemble].changes_cells
+    changing = ensemble_of(settings.ensemble).cls.changes_cells
     if changing and not potential.gives_stress:
         raise ConfigError(
             f"dynamics.ensemble is {settings.ensemble!r}, which needs stress, and this potential gives none; "

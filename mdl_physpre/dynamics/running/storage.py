@@ -1,4 +1,4 @@
-"""Files of a simulation: the state it can go on from, stored trajectories, and the verdicts. Written, then renamed."""
+"""Files of a simulation: the state it can go on from, stored trajectories, and the verdicts."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from mdl_physpre.dynamics.verdicts.verdict import Verdict, summarise, survival_c
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.graph import content_hash
+from mdl_physpre.utils.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -59,24 +60,12 @@ def run_key(
         digest.update(atoms.get_masses().tobytes())
     for shared in dict.fromkeys(each):
         work = ("compile", "checkpoint_steps", "checkpoint_seconds")
-        physics = {k: v for k, v in shared.model_dump().items() if k not in work}
+        # settings that came later are left out where they ask for nothing, so that older runs go on
+        physics = {k: v for k, v in shared.model_dump().items() if k not in work and not (k == "observers" and not v)}
         digest.update(repr(sorted(physics.items())).encode())
     numbered = {shared: number for number, shared in enumerate(dict.fromkeys(each))}
     which = [numbered[s] for s in each]
     return content_hash(structures, FORMAT, digest.hexdigest(), which, list(ids), list(indices))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to a temporary file beside ``path``, then rename it."""
-    temporary = path.with_name(f"{path.name}-{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def clear(out: Path) -> None:
@@ -113,7 +102,7 @@ def write_verdicts(
         "survival": survival_curve(verdicts).plain(),
         "verdicts": [verdict.plain() for verdict in verdicts],
     }
-    write_atomically(out / VERDICTS, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(out / VERDICTS, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_speed(out: Path, steps: int, atom_steps: int, seconds: float, rebuilds: int) -> None:
@@ -126,7 +115,7 @@ def write_speed(out: Path, steps: int, atom_steps: int, seconds: float, rebuilds
         "atom_steps_per_second": atom_steps / seconds if seconds > 0 else None,
         "neighbour_lists_built": rebuilds,
     }
-    write_atomically(out / SPEED, (json.dumps(content, indent=1) + "\n").encode())
+    write_bytes(out / SPEED, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_verdicts(out: Path, key: str) -> list[Verdict] | None:
@@ -150,7 +139,7 @@ def write_state(out: Path, key: str, arrays: dict[str, np.ndarray], plain: dict[
     """``state.npz``: arrays, and ``plain`` as JSON."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, key=np.array(key), plain=np.array(json.dumps(plain)), **arrays)
-    write_atomically(out / STATE, buffer.getvalue())
+    write_bytes(out / STATE, buffer.getvalue())
 
 
 def read_state(out: Path, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:

@@ -1,12 +1,11 @@
 """What is watched while structures are simulated. No trajectory is kept.
 
-At every step: smallest distance (overlap), temperature, conserved energy, finite numbers, displacement from the start,
-volume where cells change. Every ``lindemann_interval`` steps, beginning with the start: a sample of the Lindemann
-averages. Every ``lindemann_check_interval`` steps, from ``lindemann_min_steps`` on: the running index. The same object
-takes the frames of a stored trajectory, of which some steps may be missing.
+Each thing that is watched is an :class:`Observer`: those of :mod:`mdl_physpre.dynamics.verdicts.built_in`, and those
+that ``observers`` in the settings names. :class:`Observers` holds them together, and the averages that belong to no
+reason for failure: energies, pressure. The same objects take the frames of a stored trajectory, of which some steps may
+be missing.
 
-A structure that is not finite, too hot, escaped or collapsed is stopped; an overlap stops it too unless
-``stop_on_overlap`` is false. Its averages (temperature, Lindemann) cover the steps before the one that stopped it.
+A structure that an observer stops leaves with its verdict; averages cover the steps before.
 
 Nothing is changed in place: a shallow copy keeps what was there before.
 
@@ -16,17 +15,24 @@ Where cells change, displacements are those beyond the change of the cell: x(t) 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from ase import Atoms, units
 from torch import Tensor
 
-from mdl_physpre.analysis.lindemann import LindemannAccumulator
-from mdl_physpre.analysis.overlap import OverlapAccumulator
 from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
-from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.utils.import_paths import import_object
+from mdl_physpre.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from mdl_physpre.dynamics.settings import DynamicsSettings
+
+Judged = tuple[dict[str, tuple[int, str]], dict[str, str]]
+"""Failures (reason -> first failing step, sentence), and what cannot be judged (reason -> why)."""
 
 
 def due(step: int, previous: int, interval: int) -> bool:
@@ -34,8 +40,127 @@ def due(step: int, previous: int, interval: int) -> bool:
     return step // interval > previous // interval
 
 
+@dataclass
+class Moment:
+    """All structures at the end of a step: (B,) temperature in K and smallest distance in Å of each.
+
+    deformation : (B, 3, 3), M with cell = cell(0) · M; ``None`` where cells do not change.
+    """
+
+    step: int
+    atoms: MovingAtoms
+    temperature: Tensor
+    distances: Tensor
+    deformation: Tensor | None = None
+
+
+class Observer:
+    """One thing that is watched, with the reasons for which a structure fails by it.
+
+    The usual observer has one reason and defines :meth:`watch` and :meth:`sentence`. Its arguments are those of the
+    settings: ``observers: ["package.module:Class?bound=2.5"]`` calls ``Class(watched, bound=2.5)``.
+
+    A device runs ahead of the host: do not read tensors in :meth:`watch` and :meth:`count` (no ``float()``, no ``if``),
+    and do not change them in place, because steps may be taken again; assign new tensors.
+
+    Parameters
+    ----------
+    watched : the structures: ``settings`` and ``each`` (the settings of each), ``structures`` at the start (ASE),
+        ``start`` (n, 3) Å, ``start_cells`` (B, 3, 3) Å, ``batch`` (n,), the structure of each atom, ``sizes`` (B,).
+    """
+
+    reasons: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[tuple[str, ...]] = ()  # names of what `measured` gives, for verdicts
+    needs_a_step: ClassVar[bool] = True  # whether it says nothing of a structure with which no step can be taken
+    # attributes that are stored, and kept when structures leave: (B, …), (n atoms, …), whole numbers
+    BY_STRUCTURE: ClassVar[tuple[str, ...]] = ()
+    BY_ATOM: ClassVar[tuple[str, ...]] = ()
+    FOR_ALL: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, watched: Observers) -> None:
+        self.watched = watched
+
+    def watch(self, moment: Moment) -> Tensor | None:
+        """Which structures fail at this step, (B,) bool: they are stopped. Called after each step."""
+        return None
+
+    def sentence(self, structure: int) -> str:
+        """Why a structure for which :meth:`watch` gave true has failed."""
+        return ""
+
+    def check_cells(self, cells: Tensor, broken: Broken) -> None:
+        """Called where cells have changed, before the atoms are looked at."""
+
+    def check_positions(
+        self, positions: Tensor, broken: Broken, deformation: Tensor | None = None, step_done: bool = True
+    ) -> None:
+        """Called after atoms have moved, before forces are computed."""
+
+    def check_forces(self, atoms: MovingAtoms, broken: Broken, stress: bool = False) -> None:
+        """Called after forces were computed; ``stress``: whether the stress is needed."""
+
+    def check(self, moment: Moment, broken: Broken) -> None:
+        """Called at the end of a step; here: :meth:`watch`, for structures that are not broken already."""
+        mask = self.watch(moment)
+        for k in [] if mask is None else broken.which(mask):
+            if k not in broken:
+                broken.add(k, self.reasons[0], self.sentence(k))
+
+    def count(self, moment: Moment, previous: int) -> None:
+        """Take a step that the remaining structures have survived into averages; ``previous``: the step before it."""
+
+    def passed(self, step: int) -> Tensor | None:
+        """Which structures have passed a bound at this step without being stopped, (B,) bool: their frames are kept."""
+        return None
+
+    def measured(self) -> dict[str, Tensor]:
+        """Metrics of all structures, (B,); NaN where there is none."""
+        return {}
+
+    def not_applicable(self, structure: int) -> str | None:
+        """Why a structure cannot be judged, if so."""
+        return None
+
+    def judge(self, structure: int, metrics: dict[str, Any]) -> Judged:
+        """What is found at the end of a structure's run, beyond what stopped it; ``metrics`` may be completed."""
+        why = self.not_applicable(structure)
+        return {}, {} if why is None else dict.fromkeys(self.reasons, why)
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """Objects whose attributes the steps change."""
+        return (self,)
+
+    def keep(self, structures: list[int], which: Tensor, atoms: Tensor) -> None:
+        """Go on with these structures: their indices, as a list and a tensor, and those of their atoms."""
+        for names, rows in ((self.BY_STRUCTURE, which), (self.BY_ATOM, atoms)):
+            for name in names:
+                setattr(self, name, getattr(self, name).index_select(0, rows))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a continued run needs, by name."""
+        tensors = {name: getattr(self, name).cpu().numpy() for name in (*self.BY_STRUCTURE, *self.BY_ATOM)}
+        return tensors | {name: np.array(getattr(self, name)) for name in self.FOR_ALL}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on from :meth:`state`, with the same structures."""
+        for name in (*self.BY_STRUCTURE, *self.BY_ATOM):
+            setattr(self, name, torch.from_numpy(arrays[name].copy()).to(self.watched.start.device))
+        for name in self.FOR_ALL:
+            setattr(self, name, int(arrays[name]))
+
+
+BUILT_IN = tuple(
+    f"mdl_physpre.dynamics.verdicts.built_in:{name}"
+    for name in ("Volume", "Displacement", "Forces", "Temperature", "Overlap", "Lindemann")
+)
+"""The observers of every run, in the order in which they look."""
+
+OBSERVERS: Registry[Observer] = Registry("observer", "mdl_physpre.observers", Observer, {})
+
+
 class Observers:
-    """Accumulators of the structures that are being simulated.
+    """All observers of the structures that are being simulated.
 
     Parameters
     ----------
@@ -46,17 +171,13 @@ class Observers:
     smallest : (n_structures,), Å, smallest distances at the start, NaN where there is no pair.
     """
 
-    # per structure, per atom, for all: what a stored state holds
+    # per structure and for all: what a stored state holds
     BY_STRUCTURE = (
-        "temperature_sum", "temperature_max", "energy_start", "energy_last", "conserved_start", "conserved_last",
-        "conserved_sum", "conserved_moment", "pressure_sum", "pressure_samples", "volume_sum", "volume_last",
-        "exceeded",
+        "energy_start", "energy_last", "conserved_start", "conserved_last", "conserved_sum", "conserved_moment",
+        "pressure_sum", "pressure_samples",
     )  # fmt: skip
-    BY_ATOM = ("start", "force_max", "displacement_max")
     FOR_ALL = ("counted", "step_sum", "step_square_sum", "last_step")
 
-    temperature_sum: Tensor
-    temperature_max: Tensor
     energy_start: Tensor
     energy_last: Tensor
     conserved_start: Tensor
@@ -65,8 +186,6 @@ class Observers:
     conserved_moment: Tensor
     pressure_sum: Tensor
     pressure_samples: Tensor
-    volume_sum: Tensor
-    volume_last: Tensor
 
     def __init__(
         self,
@@ -80,148 +199,76 @@ class Observers:
     ) -> None:
         self.settings, self.each = settings, list(each)
         self.structures, self.ids, self.indices = list(structures), list(ids), list(indices)
-        self.start = start.clone()
+        self.start, self.smallest = start.clone(), smallest
         cells = np.array([a.cell[:] for a in structures], dtype=float).reshape(-1, 3, 3)
         self.start_cells = torch.from_numpy(cells).to(start.device)
-        self.overlap = OverlapAccumulator(smallest, settings.overlap_ratio)
-        sizes = [len(a) for a in structures]
-        self.lindemann = LindemannAccumulator(
-            self.start,
-            sizes,
-            [a.cell[:] for a in structures],
-            [a.pbc for a in structures],
-            settings.distance,
-            [n > settings.lindemann_max_atoms for n in sizes],
-        )
-        zero = torch.zeros(len(sizes), dtype=torch.float64, device=self.start.device)
-        for name in self.BY_STRUCTURE:
-            setattr(self, name, zero.clone())
-        self.exceeded = torch.full((len(sizes), 2), -1, dtype=torch.int64, device=self.start.device)
-        self.force_max, self.displacement_max = torch.zeros_like(self.start[:, 0]), torch.zeros_like(self.start[:, 0])
-        self.counted, self.step_sum, self.step_square_sum, self.last_step = 0, 0, 0, -1
         self._set_sizes()
+        for name in self.BY_STRUCTURE:
+            setattr(self, name, torch.zeros_like(self.sizes))
+        self.counted, self.step_sum, self.step_square_sum, self.last_step = 0, 0, 0, -1
+        built_in: list[type[Observer]] = [import_object(path, "observer") for path in BUILT_IN]
+        self.further = [OBSERVERS.find(name)(self, **options) for name, options in settings.further_observers()]
+        self.all = [*(cls(self) for cls in built_in), *self.further]
 
     def _set_sizes(self) -> None:
-        device = self.start.device
-        sizes = [len(a) for a in self.structures]
+        device, sizes = self.start.device, [len(a) for a in self.structures]
         self.batch = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(device)
         self.sizes = torch.tensor(sizes, dtype=torch.float64, device=device)
-        bounds = [s.temperature_bound(n) for s, n in zip(self.each, sizes, strict=True)]
-        self.hottest = torch.tensor(bounds, dtype=torch.float64, device=device)
-        self.start_volumes = torch.linalg.det(self.start_cells)
         self.periodic = torch.tensor([bool(np.all(a.pbc)) for a in self.structures], device=device)
 
-    def _sum(self, values: Tensor) -> Tensor:
+    @property
+    def parts(self) -> list[object]:
+        """Objects whose attributes the steps change."""
+        return [self, *(part for observer in self.all for part in observer.parts)]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums over the atoms of each structure, (B, …)."""
         out = torch.zeros((len(self.sizes), *values.shape[1:]), dtype=values.dtype, device=values.device)
         return out.index_add_(0, self.batch, values)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest of the values (n,), at least 0, of the atoms of each structure, (B,)."""
+        return torch.zeros_like(self.sizes).scatter_reduce_(0, self.batch, values, "amax")
 
     def deformation(self, cells: Tensor) -> Tensor:
         """M (n_structures, 3, 3) with cell(0) · M = cell(t), for structures periodic in three directions."""
         return torch.linalg.solve_ex(self.start_cells, cells).result
 
     def check_cells(self, cells: Tensor, broken: Broken) -> None:
-        """Structures whose volume has fallen to nothing or exploded."""
-        s = self.settings
-        ratio = torch.linalg.det(cells) / self.start_volumes
-        sound = (ratio >= s.min_volume_ratio) & (ratio <= s.max_volume_ratio)  # false for NaN, too
-        for k in broken.which(~sound):
-            found = f"the volume is {float(ratio[k]):.4g} of that at the start"
-            bounds = f"{s.min_volume_ratio:g} to {s.max_volume_ratio:g} allowed"
-            broken.add(k, "cell_collapsed", f"{found}, {bounds}")
+        """Structures that break by their cells."""
+        for observer in self.all:
+            observer.check_cells(cells, broken)
 
     def check_positions(
         self, positions: Tensor, broken: Broken, deformation: Tensor | None = None, step_done: bool = True
     ) -> None:
-        """Structures with a position that is not finite or an atom that has escaped; broken ones are passed by."""
-        start = self.start
-        if deformation is not None:
-            start = torch.einsum("nx,nxy->ny", start, deformation.index_select(0, self.batch))
-        moved = positions - start
-        drift = (self._sum(moved) / self.sizes[:, None]).index_select(0, self.batch)
-        squared = (moved - drift).square().sum(1)
-        sound = squared <= self.settings.max_displacement**2  # false for NaN, too
-        if step_done:
-            counted = squared
-            if broken:
-                gone = torch.isin(self.batch, torch.tensor(list(broken), device=self.batch.device))
-                counted = squared.masked_fill(gone, 0.0)
-            self.displacement_max = torch.fmax(self.displacement_max, counted)
-        for k in broken.which(~sound, self.batch):
-            if k in broken:
-                continue
-            mine = squared[self.batch == k]
-            if bool(mine.isfinite().all()):
-                farthest, limit = float(mine.max().sqrt()), self.settings.max_displacement
-                text = f"an atom is {farthest:.4g} Å from its start, at most {limit:g} Å allowed"
-                broken.add(k, "escaped", text)
-            else:
-                broken.add(k, "not_finite", "a position is not finite")
+        """Structures that break by where their atoms are."""
+        for observer in self.all:
+            observer.check_positions(positions, broken, deformation, step_done)
 
     def check_forces(self, atoms: MovingAtoms, broken: Broken, stress: bool = False) -> None:
-        """Structures with a force or an energy, or where ``stress`` is needed a stress, that is not finite."""
-        squared = atoms.forces.square().sum(1)
-        self.force_max = torch.fmax(self.force_max, squared)
-        for k in broken.which(~squared.isfinite(), self.batch):
-            broken.add(k, "not_finite", "a force is not finite")
-        bad = ~atoms.energies.isfinite()
-        if stress:
-            bad = bad | ~atoms.stress.sum((1, 2)).isfinite()
-        for k in broken.which(bad):
-            if not {"not_finite", "potential_error"} & set(broken.get(k, {})):
-                energy = float(atoms.energies[k])
-                text = "the stress is not finite" if np.isfinite(energy) else f"the energy is {energy}"
-                broken.add(k, "not_finite", text)
+        """Structures that break by their forces and energies, or where ``stress`` is needed their stress."""
+        for observer in self.all:
+            observer.check_forces(atoms, broken, stress)
 
-    def check_motion(self, step: int, temperature: Tensor, distances: Tensor, broken: Broken) -> None:
-        """Structures that are too hot or overlap. Those that are lost do not overlap: they have been put elsewhere."""
-        hot = ~(temperature <= self.hottest)
-        for k in broken.which(hot):
-            if "not_finite" in broken.get(k, {}):
-                continue
-            if bool(temperature[k].isfinite()):
-                text = f"{float(temperature[k]):.4g} K, at most {float(self.hottest[k]):.4g} K allowed"
-                broken.add(k, "temperature", text)
-            else:
-                broken.add(k, "not_finite", "a velocity is not finite")
-        lost = [k for k, reasons in broken.items() if {"not_finite", "escaped", "cell_collapsed"} & set(reasons)]
-        if lost:
-            distances = distances.index_fill(0, torch.tensor(lost, device=distances.device), torch.inf)
-        overlapping = self.overlap.add(step, distances)
-        if self.settings.stop_on_overlap:
-            for k in broken.which(overlapping):
-                broken.add(k, "overlap", "")
+    def check_motion(self, moment: Moment, broken: Broken) -> None:
+        """Structures that break by all else, at the end of a step."""
+        for observer in self.all:
+            observer.check(moment, broken)
 
-    def count(
-        self,
-        step: int,
-        atoms: MovingAtoms,
-        temperature: Tensor,
-        conserved: Tensor,
-        deformation: Tensor | None = None,
-    ) -> None:
+    def count(self, moment: Moment, conserved: Tensor) -> None:
         """Take a step that the remaining structures have survived into the averages."""
-        s, previous = self.settings, self.last_step
-        self.energy_last, self.conserved_last = atoms.energies + atoms.kinetic, conserved
-        if not self.counted:
+        step, previous, first = moment.step, self.last_step, not self.counted
+        self.energy_last, self.conserved_last = moment.atoms.energies + moment.atoms.kinetic, conserved
+        if first:
             self.energy_start, self.conserved_start = self.energy_last.clone(), conserved.clone()
-            self.volume_last = self.start_volumes.abs()
-        else:
-            self.temperature_sum = self.temperature_sum + temperature
-            self.temperature_max = torch.maximum(self.temperature_max, temperature)
-            if deformation is not None:
-                self.volume_last = torch.linalg.det(atoms.cells).abs()
-            self.volume_sum = self.volume_sum + self.volume_last
         change = conserved - self.conserved_start
         self.conserved_sum = self.conserved_sum + change
         self.conserved_moment = self.conserved_moment + step * change
         self.counted += 1
         self.step_sum, self.step_square_sum, self.last_step = self.step_sum + step, self.step_square_sum + step**2, step
-        if due(step, previous, s.lindemann_interval):
-            self.lindemann.add(atoms.positions, deformation)
-        if step >= s.lindemann_min_steps and due(step, previous, s.lindemann_check_interval):
-            largest, mean = self.lindemann_indices()
-            over = torch.stack([largest > s.lindemann_local, mean > s.lindemann_global], dim=1)
-            self.exceeded = torch.where(over & (self.exceeded < 0), step, self.exceeded)
+        for observer in self.all:
+            observer.count(moment, previous)
 
     def count_pressure(self, pressures: Tensor) -> None:
         """Take a sample of the pressures, eV/Å³; structures that have none are passed by."""
@@ -229,44 +276,63 @@ class Observers:
         self.pressure_sum = self.pressure_sum + torch.where(known, pressures / units.bar, 0.0)
         self.pressure_samples = self.pressure_samples + known
 
-    def lindemann_indices(self) -> tuple[Tensor, Tensor]:
-        """Largest q_i and q_global of each structure."""
-        local, mean = self.lindemann.indices()
-        largest = torch.full_like(mean, -torch.inf).scatter_reduce_(0, self.batch, local, "amax")
-        return torch.where(mean.isnan(), mean, largest), mean
+    def passed(self, step: int) -> list[Tensor]:
+        """Masks of structures that have passed a bound at this step without being stopped."""
+        return [mask for observer in self.all if (mask := observer.passed(step)) is not None]
+
+    def measured(self) -> dict[str, Tensor]:
+        """Metrics of all structures; NaN where there is none."""
+        spread = self.step_square_sum - self.step_sum**2 / max(self.counted, 1)
+        moment = self.conserved_moment - self.conserved_sum * self.step_sum / max(self.counted, 1)
+        timestep = torch.tensor([s.timestep for s in self.each], dtype=torch.float64, device=self.start.device)
+        nothing = torch.full_like(timestep, torch.nan)
+        begun = self.counted > 0
+        found = {
+            "total_energy_start": self.energy_start if begun else nothing,
+            "total_energy_end": self.energy_last if begun else nothing,
+            "conserved_energy_start": self.conserved_start if begun else nothing,
+            "conserved_energy_end": self.conserved_last if begun else nothing,
+            "energy_drift": moment / spread / (timestep * 1e-3) / self.sizes if spread > 0 else nothing,
+            "mean_pressure": torch.where(
+                self.pressure_samples > 0, self.pressure_sum / self.pressure_samples, torch.nan
+            ),
+            "pressure_samples": self.pressure_samples.to(torch.int64),
+        }
+        for observer in self.all:
+            found |= observer.measured()
+        return found
 
     def keep(self, structures: list[int], atoms: Tensor) -> None:
         """Go on with the structures of these indices; ``atoms`` holds the indices of their atoms."""
         which = torch.tensor(structures, dtype=torch.int64, device=self.start.device)
         for name in ("each", "structures", "ids", "indices"):
             setattr(self, name, [getattr(self, name)[k] for k in structures])
-        for names, rows in (((*self.BY_STRUCTURE, "start_cells"), which), (self.BY_ATOM, atoms)):
-            for name in names:
-                setattr(self, name, getattr(self, name).index_select(0, rows))
-        self.overlap.keep(which)
-        self.lindemann.keep(structures)
+        for name in (*self.BY_STRUCTURE, "start_cells", "smallest"):
+            setattr(self, name, getattr(self, name).index_select(0, which))
+        self.start = self.start.index_select(0, atoms)
         self._set_sizes()
+        for observer in self.all if structures else ():
+            observer.keep(structures, which, atoms)
 
     def state(self) -> dict[str, np.ndarray]:
         """All that was gathered, as arrays; ``start`` included."""
-        stored = {name: getattr(self, name) for name in (*self.BY_STRUCTURE, *self.BY_ATOM)}
-        stored |= {f"overlap_{name}": getattr(self.overlap, name) for name in OverlapAccumulator.FIELDS}
-        stored |= {"lindemann_sum": self.lindemann.sum, "lindemann_square_sum": self.lindemann.square_sum}
-        arrays = {name: value.cpu().numpy() for name, value in stored.items()}
+        arrays = {name: getattr(self, name).cpu().numpy() for name in (*self.BY_STRUCTURE, "start")}
         arrays |= {name: np.array(getattr(self, name)) for name in self.FOR_ALL}
-        return arrays | {"lindemann_samples": np.array(self.lindemann.samples)}
+        for place, observer in enumerate(self.all):
+            prefix = self._prefix(place)
+            arrays |= {f"{prefix}{name}": value for name, value in observer.state().items()}
+        return arrays
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Go on from :meth:`state`, with the same structures."""
-
-        def tensor(name: str) -> Tensor:
-            return torch.from_numpy(arrays[name].copy()).to(self.start.device)
-
-        for name in (*self.BY_STRUCTURE, *self.BY_ATOM):
-            setattr(self, name, tensor(name))
+        for name in self.BY_STRUCTURE:
+            setattr(self, name, torch.from_numpy(arrays[name].copy()).to(self.start.device))
         for name in self.FOR_ALL:
             setattr(self, name, int(arrays[name]))
-        for name in OverlapAccumulator.FIELDS:
-            setattr(self.overlap, name, tensor(f"overlap_{name}"))
-        self.lindemann.sum, self.lindemann.square_sum = tensor("lindemann_sum"), tensor("lindemann_square_sum")
-        self.lindemann.samples = int(arrays["lindemann_samples"])
+        for place, observer in enumerate(self.all):
+            prefix = self._prefix(place)
+            observer.restore({n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})
+
+    def _prefix(self, place: int) -> str:
+        """Before the names of an observer's arrays; of those of this package the names differ."""
+        return "" if place < len(BUILT_IN) else f"{place}_{type(self.all[place]).__name__}_"

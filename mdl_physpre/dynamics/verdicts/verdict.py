@@ -21,6 +21,7 @@ REASONS = (
     "cell_collapsed",
     "potential_error",
 )
+"""Reasons of the observers of every run; ``observers`` in the settings may bring others."""
 
 
 class Failure(Record):
@@ -36,7 +37,7 @@ class Verdict(Record):
     """What became of one structure.
 
     structure_id, index, formula, n_atoms : what names it; ``index`` is its place in the list of structures.
-    checks : each reason of ``REASONS``: ``passed``, ``failed``, or ``n/a`` where it cannot be judged.
+    checks : each reason that its observers may give: ``passed``, ``failed``, or ``n/a`` where it cannot be judged.
     failures : in the order of their first failing steps.
     notes : sentences, such as why a check is ``n/a``.
     steps_run, time_run_fs, stopped : how far it ran, and whether that was before its end.
@@ -109,7 +110,7 @@ class Count(Record):
 class Counts(Record):
     """What a set of verdicts says, as in the paper's Table 1.
 
-    lindemann : local or global. by_reason : each reason of ``REASONS``.
+    lindemann : local or global. by_reason: each reason that is in use.
     median_failing_step, median_failing_time_fs : of the structures that failed.
     networks : how many networks the structures were simulated with.
     """
@@ -137,6 +138,7 @@ def make_verdict(
     timestep: float,
     conditions: dict[str, int | float],
     metrics: dict[str, Any],
+    reasons: Sequence[str] = REASONS,
 ) -> Verdict:
     """The verdict of one structure.
 
@@ -145,9 +147,10 @@ def make_verdict(
     failures : reason -> (first failing step, sentence).
     not_applicable : reason -> why it cannot be judged.
     timestep : fs.
+    reasons : all that the structure was judged by.
     """
-    ordered = sorted(failures, key=lambda reason: (failures[reason][0], REASONS.index(reason)))
-    checks = {reason: "n/a" if reason in not_applicable else "passed" for reason in REASONS}
+    ordered = sorted(failures, key=lambda reason: (failures[reason][0], reasons.index(reason)))
+    checks = {reason: "n/a" if reason in not_applicable else "passed" for reason in reasons}
     return Verdict(
         structure_id=structure_id,
         index=index,
@@ -184,7 +187,7 @@ def summarise(verdicts: Sequence[Verdict]) -> Counts:
     """Counts over verdicts, as in the paper's Table 1, with Wilson 95 % intervals."""
 
     def counted(reasons: Sequence[str]) -> Count:
-        checks = [[v.checks[r] for r in reasons] for v in verdicts]
+        checks = [[v.checks.get(r, "n/a") for r in reasons] for v in verdicts]
         n = sum(any(c != "n/a" for c in each) for each in checks)
         return proportion(sum("failed" in each for each in checks), n)
 
@@ -192,12 +195,13 @@ def summarise(verdicts: Sequence[Verdict]) -> Counts:
         return Count(count=count, n=n, interval=wilson_interval(count, n))
 
     failed = [v for v in verdicts if v.failed]
+    known = dict.fromkeys([*REASONS, *(reason for v in verdicts for reason in v.checks)])
     return Counts(
         n=len(verdicts),
         failed=proportion(len(failed), len(verdicts)),
         overlap=counted(["overlap"]),
         lindemann=counted(["lindemann_local", "lindemann_global"]),
-        by_reason={reason: counted([reason]) for reason in REASONS},
+        by_reason={reason: counted([reason]) for reason in known},
         median_failing_step=median(v.failures[0].step for v in failed) if failed else None,
         median_failing_time_fs=median(v.failures[0].time_fs for v in failed) if failed else None,
     )
