@@ -82,8 +82,8 @@ def test_values_are_those_of_the_paper(name, monkeypatch, tmp_path):
     assert config.dataset.fraction == fraction
     assert (perturbation.n_aug, perturbation.n_pairs, perturbation.n_sites) == (n_aug, n_pairs, n_sites)
     assert (tuple(perturbation.pull), tuple(perturbation.perturb)) == ((pull, 0.0), (perturb, 0.0))
-    assert config.optim.loss.weights() == {
-        "weight_energy": 0.01, "weight_force": 50, "weight_stress": 0 if kind == "phosphorus" else 50,
+    assert config.optim.weights() == {
+        "energy": 0.01, "forces": 50, "stress": 0 if kind == "phosphorus" else 50,
     }  # fmt: skip
     dynamics = config.dynamics_settings()
     assert (dynamics.steps, config.physpre.dynamics.n_structures) == (5000, 100)
