@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
-from mdl_physpre.errors import ConfigError, nearest
+from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.open import is_scheme, open_potential, source_of
 from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.potentials.zbl import ZBL, core_for
 from mdl_physpre.utils.devices import put_on
-from mdl_physpre.utils.import_paths import import_object
+from mdl_physpre.utils.registry import Registry
 
-ENTRY_POINTS = "mdl_physpre.teachers"
+TEACHERS = Registry("teacher", "mdl_physpre.teachers", object, {})  # callables, by entry point or import path
 CalculatorFactory: TypeAlias = Callable[[], Any]
 Teacher: TypeAlias = "Potential | Callable[..., Any] | str"
 # What a calculator may raise: one that was written as a program of its own leaves by SystemExit where it gives up.
@@ -103,13 +102,7 @@ def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -
 
 
 def _by_name(name: str) -> Any:
-    registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if name in registered:
-        return registered[name].load()
-    if "." not in name and ":" not in name:
-        hint = f"; {nearest(name, registered)}" if registered else ""
-        raise ConfigError(
-            f"teacher {name!r}: no such checkpoint file and no registered name; expected one of them or an import "
-            f"path such as 'ase.calculators.lj.LennardJones'{hint}"
-        )
-    return import_object(name, f"teacher {name!r}: no such file")
+    try:
+        return TEACHERS.load(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; no such checkpoint file either") from error
