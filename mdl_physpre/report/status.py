@@ -12,7 +12,7 @@ import numpy as np
 
 from mdl_physpre.report.tables.text import MISSING, text_table
 from mdl_physpre.runs.read import DYNAMICS, EAM, SET, TEACHER, TRAIN, Run, network_names, read_run
-from mdl_physpre.training.arms import eam_is_needed, parse_arm, parse_arms
+from mdl_physpre.training.arms import FINETUNE, eam_is_needed, parse_arm, parse_arms
 
 LATEST = 20  # epochs whose mean length stands for those to come
 
@@ -36,8 +36,8 @@ def run_status(folder: str | Path) -> dict[str, Any]:
     arms = parse_arms(run.arms)
     teacher = run.config["physpre"].get("teacher")
     stages = [_stage(run, EAM, running)] if eam_is_needed(arms, teacher) else []
-    stages += [_stage(run, TEACHER, running)] if teacher and any(arm.pretrain for arm in arms) else []
-    stages += [_stage(run, SET, running)] if any(arm.pretrain for arm in arms) else []
+    stages += [_stage(run, TEACHER, running)] if teacher and any(arm.uses_pretraining_set for arm in arms) else []
+    stages += [_stage(run, SET, running)] if any(arm.uses_pretraining_set for arm in arms) else []
     dynamics = bool(run.config["physpre"].get("dynamics", {}).get("n_structures", 0))
     for k in range(run.n_networks):
         for arm in run.arms:
@@ -88,7 +88,7 @@ def _training(run: Run, arm: str, name: str, running: bool | None) -> dict[str, 
     parts: list[str] = []
     left, spent = 0.0, 0.0
     unknown = False
-    for part in ("pretrain", "finetune") if parse_arm(arm).pretrain else ("finetune",):
+    for part in (*parse_arm(arm).stages, FINETUNE):
         epochs = _epochs(run, part)
         rows = run.logs.get(arm, {}).get((name, part), [])
         spent += sum(row.get("seconds", 0.0) for row in rows)

@@ -219,13 +219,12 @@ def network_result(folder: Path, network: Network) -> NetworkResult | None:
     trained, tested, simulated = (stage_result(p) for p in (place, place / ERRORS, place / DYNAMICS))
     if not trained or not tested:
         return None
-    training = {name: {**found, **trained["budget"][name]} for name, found in trained["stages"].items()}
     return NetworkResult(
         name=network.name,
         arm=network.arm.name,
         seed=network.seed,
         checkpoint=trained["checkpoint"],
-        training=training,
+        training=trained["training"],
         dynamics=simulated or None,
         **{key: found for key, found in tested.items() if key != "seconds"},
     )

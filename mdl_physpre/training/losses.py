@@ -80,7 +80,7 @@ def huber(d: Tensor, delta: float | Tensor) -> Tensor:
 LOSSES: Registry[Loss] = Registry(
     "loss",
     "mdl_physpre.losses",
-    Loss,
+    Loss,  # type: ignore[type-abstract]
     {
         "mae": f"{__name__}:MAE",
         "huber": f"{__name__}:Huber",

@@ -19,6 +19,7 @@ from mdl_physpre.errors import TrainingError
 from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions, evaluate
 from mdl_physpre.potentials.compiled import CompiledPotential
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
+from mdl_physpre.training.arms import Online
 from mdl_physpre.training.data import GraphBatches, batch_indices
 from mdl_physpre.training.history import EpochLog, EpochSums, training_record
 from mdl_physpre.training.loss import LabelError, check_labels, label_errors, total_loss, wanted_labels
@@ -36,8 +37,6 @@ STATE_VERSION = 2
 NAN_EPOCHS = 3  # epochs in a row with a loss that is not a number, after which training stops
 LINE_EVERY = 10.0  # seconds between lines on progress
 SAVE_EVERY = 1.0  # seconds between writes of the state: what a kill loses at most, beyond the epoch that runs
-
-Online = Callable[[int], GraphDataset]
 
 
 @contextmanager

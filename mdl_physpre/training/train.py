@@ -22,11 +22,12 @@ from mdl_physpre.errors import CheckpointError, ConfigError, TrainingError
 from mdl_physpre.potentials.base import AtomicPotential, Potential
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.training.arms import Online
 from mdl_physpre.training.checks import check_precision, check_training, training_device
 from mdl_physpre.training.data import fingerprint
 from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.training.history import EpochLog, training_record
-from mdl_physpre.training.module import STATE, STATE_VERSION, Online, PotentialTraining
+from mdl_physpre.training.module import STATE, STATE_VERSION, PotentialTraining
 from mdl_physpre.training.ranks import training_ranks
 from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.settings import TrainingSettings, changed_settings

@@ -69,7 +69,7 @@ def _run(config: Config, out: str | Path | None) -> dict[str, Any]:
         summary: dict[str, Any] = {"data": data.summary(), "arms": list(config.physpre.arms)}
         arms = parse_arms(config.physpre.arms)
         pretraining_key = ""
-        pretrained = any(arm.pretrain for arm in arms)
+        pretrained = any(arm.uses_pretraining_set for arm in arms)
         if eam_is_needed(arms, config.physpre.teacher) and not (pretrained and config.physpre.teacher is None):
             fit_stage(folder, config, data, summary)  # else it is the teacher, which is next
         if pretrained:

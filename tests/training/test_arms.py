@@ -1,33 +1,39 @@
-"""Names of arms."""
+"""Names of arms, and what their parts declare."""
 
 from __future__ import annotations
+
+import pickle
 
 import pytest
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.training.arms import Arm, eam_is_needed, parse_arm, parse_arms
+from mdl_physpre.training.arms import PARTS, Arm, eam_is_needed, parse_arm, parse_arms, parts_by_name
+from mdl_physpre.training.settings import TrainingSettings
 
 
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("baseline", (False, False, False, False)),
-        ("sam", (True, False, False, False)),
-        ("pretrain", (False, True, False, False)),
-        ("hybrid", (False, False, True, False)),
-        ("replay", (False, True, False, True)),
-        ("pretrain+replay", (False, True, False, True)),
-        ("sam+pretrain", (True, True, False, False)),
-        ("pretrain + sam", (True, True, False, False)),
-        ("sam+hybrid", (True, False, True, False)),
-        ("pretrain+hybrid+replay+sam", (True, True, True, True)),
+        ("baseline", ""),
+        ("sam", "sam"),
+        ("pretrain", "pretrain"),
+        ("hybrid", "hybrid"),
+        ("replay", "pretrain replay"),
+        ("pretrain+replay", "pretrain replay"),
+        ("sam+pretrain", "sam pretrain"),
+        ("pretrain + sam", "sam pretrain"),
+        ("sam+hybrid", "sam hybrid"),
+        ("pretrain+hybrid+replay+sam", "sam pretrain hybrid replay"),
     ],
 )
 def test_names_say_what_an_arm_is_made_of(name, parts):
     arm = parse_arm(name)
-    assert (arm.name, arm.parts) == (name, parts)
-    assert eam_is_needed([arm]) == (parts[1] or parts[2])
-    assert eam_is_needed([arm], "another teacher") == parts[2]
+    assert (arm.name, [part.name for part in arm.parts]) == (name, parts.split())
+    assert arm.uses_pretraining_set == arm.has("pretrain") == ("pretrain" in parts)
+    assert arm.stages == (("pretrain",) if "pretrain" in parts else ())
+    assert arm.uses_eam == ("hybrid" in parts)
+    assert eam_is_needed([arm]) == ("pretrain" in parts or "hybrid" in parts)
+    assert eam_is_needed([arm], "another teacher") == ("hybrid" in parts)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +45,9 @@ def test_names_say_what_an_arm_is_made_of(name, parts):
         ("sam+sam", "'sam' stands there more than once"),
         ("baseline+sam", "baseline is training without any of sam, pretrain, hybrid, replay"),
         ("hybrid+replay", "this arm has no pretraining; write 'pretrain[+]hybrid[+]replay'"),
+        ("mdl_physpre.training.parts:Hybird", "mdl_physpre.training.parts has no 'Hybird'; did you mean 'Hybrid'"),
+        ("sam+mdl_physpre.training.parts:SAM", "'sam' stands there more than once"),
+        ("mdl_physpre.training.losses:MAE", "is not a class derived from mdl_physpre.training.arms.Part"),
     ],
 )
 def test_what_has_no_meaning_is_an_error(name, message):
@@ -56,3 +65,29 @@ def test_each_arm_once():
     ):
         with pytest.raises(ConfigError, match=message):
             parse_arms(names)
+
+
+def test_parts_have_their_settings_and_what_they_make_of_a_training():
+    sections = {"sam": {"rho": 0.3, "adaptive": False}, "pretrain": {"lr": 0.1, "loss_function": "huber"}}
+    arm = parse_arm("sam+pretrain", sections)
+    optim = TrainingSettings(refit_reference=True)
+    first, second = (arm.settings_of(stage, optim) for stage in ("pretrain", "finetune"))
+    assert (first.lr, first.loss, first.sam_rho, first.refit_reference) == (0.1, "huber", None, False)
+    assert (second.lr, second.loss, second.sam_rho, second.refit_reference) == (optim.lr, "mae", 0.3, True)
+    everywhere = parse_arm("sam+pretrain", {"sam": {"pretraining": True}})
+    assert everywhere.settings_of("pretrain", optim).sam_rho == 5e-3
+    assert pickle.loads(pickle.dumps(arm)) == arm != everywhere
+    with pytest.raises(ConfigError, match="rho: found -1"):
+        parse_arm("sam", {"sam": {"rho": -1}})
+    with pytest.raises(ConfigError, match="roh: unknown key; did you mean 'rho'"):
+        parse_arm("sam", {"sam": {"roh": 1}})
+
+
+def test_every_part_describes_itself():
+    parts = parts_by_name(["baseline", "sam+mdl_physpre.training.parts:Hybrid"])
+    assert set(parts) >= set(PARTS.built_in)
+    for name, part in parts.items():
+        assert part.name == name
+        assert part.description.endswith(".")
+        assert all(field.description for field in part.Settings.model_fields.values())
+    assert parse_arm("sam+mdl_physpre.training.parts:Hybrid").name == "sam+hybrid"

@@ -9,11 +9,12 @@ from mdl_physpre.analysis.errors import prediction_errors
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.training.arms import Material, parse_arm
 from mdl_physpre.training.data import GraphBatches
 from mdl_physpre.training.replay import Replay, Steps
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
-from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune
+from mdl_physpre.training.two_stage import initial_potential, train_arm
 from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
 SETTINGS = TrainingSettings(max_epochs=1, lr=1e-3, batch_size=6)
@@ -95,15 +96,17 @@ def test_it_keeps_what_pretraining_taught(tmp_path):
     """Finetuned on labels of another potential, far from those of the first: with replay, more of the first is left."""
     teacher = graphs(24, 1, teacher=5), graphs(8, 2, teacher=5)
     dft = graphs(8, 3, teacher=11), graphs(4, 4, teacher=11)
-    pretrain = TrainingSettings(max_epochs=20, lr=3e-2, batch_size=8)
+    sections = {"pretrain": {"max_epochs": 20, "lr": 3e-2, "batch_size": 8}, "replay": {"share": 0.5, "weight": 1.0}}
     finetune = TrainingSettings(max_epochs=15, lr=1e-2, batch_size=4)
+    material = Material(*(d.structures for d in dft), pretraining_set=lambda: tuple(d.structures for d in teacher))
     errors = {}
-    for name, replay in (("without", None), ("with", (0.5, 1.0))):
-        start = initial_potential(TinyPotential, dft[0].structures, seed=1)
-        result = pretrain_then_finetune(start, teacher, dft, pretrain, finetune, tmp_path / name, replay=replay)
+    for name, words in (("without", "pretrain"), ("with", "pretrain+replay")):
+        arm = parse_arm(words, sections)
+        start = initial_potential(TinyPotential, arm, material, seed=1)
+        result = train_arm(arm, start, material, finetune, tmp_path / name)
         errors[name] = prediction_errors(result.potential, teacher[1])["forces_mae"]
         steps = result.stages["finetune"]
-        assert (steps.steps, steps.structures) == (30, 30 * (4 if replay is None else 8))
+        assert (steps.steps, steps.structures) == (30, 30 * (4 if name == "without" else 8))
     assert errors["with"] < 0.8 * errors["without"]
 
 

@@ -11,13 +11,14 @@ from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.energy_reference import fit_energy_reference
 from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.training.arms import Arm, Material, parse_arm
 from mdl_physpre.training.energy_zero import energy_errors
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
-from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune, train_baseline
+from mdl_physpre.training.two_stage import initial_potential, train_arm
 from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
 
-PRETRAIN = TrainingSettings(max_epochs=3, lr=2e-2, batch_size=5)
+PRETRAIN = {"max_epochs": 3, "lr": 2e-2, "batch_size": 5}
 FINETUNE = TrainingSettings(max_epochs=2, lr=1e-2, batch_size=4)
 
 
@@ -26,13 +27,28 @@ def sets(seed):
     return GraphDataset(train, CUTOFF), GraphDataset(val, CUTOFF)
 
 
+def material(dft, teacher=None):
+    """What the arms of a run use: structures with DFT labels, and those with the labels of a teacher."""
+    labelled_by_teacher = {} if teacher is None else {"pretraining_set": lambda: tuple(d.structures for d in teacher)}
+    return Material(*(d.structures for d in dft), **labelled_by_teacher)
+
+
+def start(dft, seed=0):
+    return initial_potential(TinyPotential, Arm("baseline"), material(dft), seed)
+
+
+def trained(teacher, dft, out, settings=FINETUNE, model=None, arm="pretrain"):
+    model = start(dft) if model is None else model
+    return train_arm(parse_arm(arm, {"pretrain": PRETRAIN}), model, material(dft, teacher), settings, out)
+
+
 def test_second_stage_starts_from_the_best_weights_of_the_first_with_a_fresh_optimiser(tmp_path):
     teacher, dft = sets(1), sets(2)
-    model = initial_potential(TinyPotential, dft[0].structures, seed=3)
-    result = pretrain_then_finetune(model, teacher, dft, PRETRAIN, FINETUNE, tmp_path / "pretrain")
-    # by hand: the stages one after another
-    other = initial_potential(TinyPotential, dft[0].structures, seed=3)
-    train_potential(other, *teacher, PRETRAIN, tmp_path / "first")
+    model = start(dft, seed=3)
+    result = trained(teacher, dft, tmp_path / "pretrain", model=model)
+    # the same, one after the other
+    other = start(dft, seed=3)
+    train_potential(other, *teacher, TrainingSettings(**PRETRAIN), tmp_path / "first")
     second = train_potential(load_potential(tmp_path / "first" / "best.pt"), *dft, FINETUNE, tmp_path / "second")
     assert result.stages["finetune"].history[0]["validation_loss"] == second.history[0]["validation_loss"]
     assert result.stages["finetune"].history[0]["lr"] == FINETUNE.lr
@@ -44,10 +60,10 @@ def test_second_stage_starts_from_the_best_weights_of_the_first_with_a_fresh_opt
 def test_energy_reference_comes_from_dft_and_stays(tmp_path):
     teacher, dft = sets(1), sets(2)
     expected = fit_energy_reference(dft[0].structures).energies
-    model = initial_potential(TinyPotential, dft[0].structures)
+    model = start(dft)
     assert torch.equal(model.reference.energies, expected)
     assert expected.abs().max() > 0
-    result = pretrain_then_finetune(model, teacher, dft, PRETRAIN, FINETUNE, tmp_path)
+    result = trained(teacher, dft, tmp_path, model=model)
     for stage in result.stages.values():
         assert torch.equal(load_potential(stage.best_checkpoint).reference.energies, expected)
 
@@ -59,49 +75,42 @@ def test_forces_alone_are_learnt_with_a_reference_of_zero(tmp_path, caplog):
             del atoms.calc.results["energy"], atoms.calc.results["stress"]
     (teacher, dft) = (tuple(GraphDataset(d.structures, CUTOFF) for d in both) for both in (teacher, dft))
     caplog.set_level("INFO", logger="mdl_physpre")
-    model = initial_potential(TinyPotential, dft[0].structures)
+    model = start(dft)
     assert not model.reference.energies.any()
     assert "none of 10 training structures carries an energy: the energy reference is zero" in caplog.text
     weights = {"weight_energy": 0.0, "weight_stress": 0.0}
-    stages = (PRETRAIN.changed(**weights), FINETUNE.changed(**weights, refit_reference=True))
-    result = pretrain_then_finetune(model, teacher, dft, *stages, tmp_path)
+    result = trained(teacher, dft, tmp_path, FINETUNE.changed(**weights, refit_reference=True), model)
     assert result.stages["finetune"].best_loss > 0 and not result.potential.reference.energies.any()
     with pytest.raises(ConfigError, match="weight_energy is"):
-        train_baseline(model, *dft, FINETUNE, tmp_path / "wrong")
+        trained(None, dft, tmp_path / "wrong", model=model, arm="baseline")
 
 
 def test_arms_start_alike_and_leave_the_random_numbers_alone():
-    structures = sets(2)[0].structures
+    dft = sets(2)
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    first, second = (initial_potential(TinyPotential, structures, seed=4).state_dict() for _ in range(2))
+    first, second = (start(dft, seed=4).state_dict() for _ in range(2))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(first[k], second[k]) for k in first)
-    other = initial_potential(TinyPotential, structures, seed=5).state_dict()
+    other = start(dft, seed=5).state_dict()
     assert not torch.equal(first["layers.0.weight"], other["layers.0.weight"])
 
 
 def test_budgets_are_stated(tmp_path):
     teacher, dft = sets(1), sets(2)
-    build = lambda: initial_potential(TinyPotential, dft[0].structures)  # noqa: E731
-    baseline = train_baseline(build(), *dft, FINETUNE, tmp_path / "baseline")
-    pretrained = pretrain_then_finetune(build(), teacher, dft, PRETRAIN, FINETUNE, tmp_path / "pretrain")
-    spent = pretrained.budget()
-    assert {k: spent["pretrain"][k] for k in ("epochs", "steps", "structures")} == {
-        "epochs": 3, "steps": 6, "structures": 30,
-    }  # fmt: skip
-    assert spent["finetune"]["steps"] == baseline.budget()["total"]["steps"] == 6
-    assert spent["total"]["structures"] == 50
+    (alone,) = trained(None, dft, tmp_path / "baseline", arm="baseline").stages.values()
+    first, second = trained(teacher, dft, tmp_path / "pretrain").stages.values()
+    assert (first.epochs, first.steps, first.structures) == (3, 6, 30)
+    assert second.steps == alone.steps == 6
+    assert second.structures == alone.structures == 20
 
 
 def test_interrupted_in_the_second_stage(tmp_path):
     teacher, dft = sets(1), sets(2)
-    build = lambda: initial_potential(TinyPotential, dft[0].structures)  # noqa: E731
-    whole = pretrain_then_finetune(build(), teacher, dft, PRETRAIN, FINETUNE, tmp_path / "whole")
-    short = TrainingSettings(max_epochs=1, lr=1e-2, batch_size=4)
-    pretrain_then_finetune(build(), teacher, dft, PRETRAIN, short, tmp_path / "broken")
-    resumed = pretrain_then_finetune(build(), teacher, dft, PRETRAIN, FINETUNE, tmp_path / "broken")
+    whole = trained(teacher, dft, tmp_path / "whole")
+    trained(teacher, dft, tmp_path / "broken", FINETUNE.changed(max_epochs=1))
+    resumed = trained(teacher, dft, tmp_path / "broken")
     assert resumed.stages["finetune"].best_loss == whole.stages["finetune"].best_loss
     assert all(torch.equal(whole.potential.state_dict()[k], v) for k, v in resumed.potential.state_dict().items())
 
@@ -111,32 +120,22 @@ def test_labels_of_the_second_stage_are_checked_before_the_first(tmp_path):
     for atoms in train.structures:
         del atoms.calc.results["stress"]
     with pytest.raises(ConfigError, match="weight_stress"):
-        pretrain_then_finetune(
-            TinyPotential(), teacher, (GraphDataset(train.structures, CUTOFF), val), PRETRAIN, FINETUNE, tmp_path
-        )
+        trained(teacher, (GraphDataset(train.structures, CUTOFF), val), tmp_path, model=TinyPotential())
     assert not list(tmp_path.iterdir())
 
 
 def test_reference_is_refitted_at_the_very_end_only(tmp_path):
     teacher, dft = sets(1), sets(2)
-    start = initial_potential(TinyPotential, dft[0].structures)
-    start_reference = start.reference.energies.clone()
-    settings = {"max_epochs": 2, "lr": 0.05, "batch_size": 4, "weight_energy": 1e-6}  # energies drift
-    plain = pretrain_then_finetune(start, teacher, dft, PRETRAIN, TrainingSettings(**settings), tmp_path / "plain")
+    start_reference = start(dft).reference.energies
+    settings = TrainingSettings(max_epochs=2, lr=0.05, batch_size=4, weight_energy=1e-6)  # energies drift
+    plain = trained(teacher, dft, tmp_path / "plain", settings)
     shifted, again = (
-        pretrain_then_finetune(
-            initial_potential(TinyPotential, dft[0].structures),
-            teacher,
-            dft,
-            PRETRAIN,
-            TrainingSettings(**settings, refit_reference=True),
-            tmp_path / "shifted",
-        )
+        trained(teacher, dft, tmp_path / "shifted", settings.changed(refit_reference=True))
         for _ in range(2)  # the second finds everything done
     )
     before, after = (energy_errors(arm.potential, dft[1]) for arm in (plain, shifted))
     assert np.abs(after).mean() < np.abs(before).mean()
-    # the fit by hand: residuals over composition, each structure weighed by 1/n
+    # the fit written out: residuals over composition, each structure weighed by 1/n
     numbers = np.array([[np.sum(a.numbers == z) for z in (8, 14)] for a in dft[0].structures]) / 4
     by_hand = np.linalg.lstsq(numbers, energy_errors(plain.potential, dft[0]) / 4, rcond=1e-8)[0]
     moved = shifted.potential.reference.energies - start_reference

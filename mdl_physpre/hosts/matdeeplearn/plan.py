@@ -26,8 +26,9 @@ from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.runs.stage import hash_of, write_json
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
-from mdl_physpre.training.arms import Arm, parse_arms
-from mdl_physpre.workflow.config.schema import SAM, Config
+from mdl_physpre.training.arms import Arm
+from mdl_physpre.training.parts import SAM
+from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.stages.teacher import pretraining_set_stage, teacher_stage
 
@@ -54,7 +55,7 @@ class Stage:
     plan: Plan
     name: str
     optim: dict[str, Any]
-    sam: SAM | None
+    sam: SAM.Settings | None
     pretraining: bool
     refit_reference: bool
 
@@ -117,10 +118,10 @@ class Plan:
             return [[self._stage("finetune", None, False)]]
         found: list[list[Stage]] = []
         shared: dict[bool, Stage] = {}
-        for arm in parse_arms(self.engine.physpre.arms):
+        for arm in self.engine.arms:
             own = []
-            if arm.pretrain:
-                sharp = arm.sam and self.engine.physpre.sam.pretraining
+            if arm.has("pretrain"):
+                sharp = arm.has("sam") and self.engine.physpre.sam.pretraining
                 shared.setdefault(sharp, self._stage(f"{arm.name}/pretrain", arm if sharp else None, True))
                 own.append(shared[sharp])
             found.append([*own, self._stage(f"{arm.name}/finetune", arm, False)])
@@ -130,7 +131,7 @@ class Plan:
         engine = self.engine
         settings = engine.pretraining_settings() if pretraining else engine.training_settings()
         optim = stage_optim(self.config["optim"], settings, pretraining)
-        sam = engine.physpre.sam if arm is not None and arm.sam else None
+        sam = engine.physpre.sam if arm is not None and arm.has("sam") else None
         return Stage(self, name, optim, sam, pretraining, settings.refit_reference and not pretraining)
 
     def pretraining_data(self, stage: Stage) -> list[dict[str, Any]]:
@@ -246,9 +247,8 @@ def prepare(config: dict[str, Any]) -> Plan:
         *checks.about_model(config["model"]),
     ]
     if mode == "train":
-        arms = parse_arms(engine.physpre.arms)
         stages = {"finetune": engine.training_settings(), "pretrain": engine.pretraining_settings()}
-        said += checks.about_training(stages, config["task"]["use_amp"], any(arm.sam for arm in arms))
+        said += checks.about_training(stages, config["task"]["use_amp"], any(arm.has("sam") for arm in engine.arms))
         if engine.physpre.n_networks > 1:
             said.append("physpre.n_networks has no effect in MatDeepLearn: each arm is trained once; change task.seed")
     for sentence in said:

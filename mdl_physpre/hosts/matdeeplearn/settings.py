@@ -13,7 +13,6 @@ from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
 from mdl_physpre.potentials.checkpoints.matdeeplearn_models import LATE
-from mdl_physpre.training.arms import parse_arms
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.workflow.config.file import numbers, parse_config, with_absolute_paths
 from mdl_physpre.workflow.config.schema import Config, Optim
@@ -32,6 +31,7 @@ DATASET = {"processed": True, "target_path": None, "prediction_level": "graph", 
 GRAPH = {"edge_calc_method": "ocp", "preprocess_edges": False, "preprocess_edge_features": False,
          "preprocess_node_features": True, "node_dim": 100, "edge_dim": 50, "self_loop": True,
          "node_representation": "onehot", "all_neighbors": True, "n_neighbors": 10_000}  # fmt: skip
+HOST_PARTS = ("sam", "pretrain")  # parts of arms that can be trained in MatDeepLearn
 UNBOUNDED = 1e30  # a norm of gradients that is never reached; MatDeepLearn cannot do without a number
 
 
@@ -57,8 +57,8 @@ def engine_config(config: Mapping[str, Any]) -> Config:
     task = dict(raw.get("task") or {})
     raw["task"] = {k: v for k, v in task.items() if v is not None}
     found = with_absolute_paths(parse_config(raw, "MatDeepLearn's configuration"), folder_of_configuration())
-    for arm in parse_arms(found.physpre.arms):
-        if arm.hybrid or arm.replay:
+    for arm in found.arms:
+        if any(part.name not in HOST_PARTS for part in arm.parts):
             raise ConfigError(
                 f"physpre.arms: {arm.name!r} cannot be trained in MatDeepLearn, whose models have no place for a "
                 "second potential and whose batches none for a second set; run it with physpre run, or leave it out"

@@ -18,7 +18,8 @@ from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.zbl import core_for
 from mdl_physpre.pretraining.perturbation import PerturbationSettings
-from mdl_physpre.training.arms import Arm, parse_arms
+from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms
+from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay
 from mdl_physpre.training.settings import TrainingSettings
 
 
@@ -214,30 +215,6 @@ class Optim(_OptimBase):
         )
 
 
-class Pretrain(Section):
-    """The pretraining stage. A key that is left at ``null`` has the value of ``optim``."""
-
-    max_epochs: int | None = Field(None, ge=1)
-    lr: float | None = Field(None, gt=0)
-    batch_size: int | None = Field(None, ge=1)
-    max_seconds: float | None = None
-    early_stopping_patience: int | None = None
-    online: bool = False
-    loss_function: str | None = None
-    force_tail: float | None = None
-    stress_tail: float | None = None
-    weight_energy: float | None = Field(None, ge=0)
-    weight_force: float | None = Field(None, ge=0)
-    weight_stress: float | None = Field(None, ge=0)
-
-    def settings(self, finetune: TrainingSettings) -> TrainingSettings:
-        """Settings of the pretraining stage, from those of the finetuning stage."""
-        own = {k: v for k, v in self.model_dump(exclude={"online"}).items() if v is not None}
-        if "loss_function" in own:
-            own["loss"] = own.pop("loss_function")
-        return finetune.changed(**own)
-
-
 _EAMBase: Any = section_of(EAMFitSettings, "_EAMBase")
 
 
@@ -313,28 +290,6 @@ class Dynamics(_DynamicsBase):
     min_atoms: int = Field(1, ge=1)
 
 
-class SAM(Section):
-    """Sharpness-aware minimisation, for arms with ``sam``; ``pretraining``: in the pretraining stage, too."""
-
-    rho: float = Field(5e-3, gt=0)
-    adaptive: bool = True
-    pretraining: bool = False
-
-
-class Hybrid(Section):
-    """E = E_network + E_EAM, for arms with ``hybrid``. ``train_eam``: its parameters are trained with the network's."""
-
-    train_eam: bool = True
-
-
-class Replay(Section):
-    """Structures of the pretraining set in finetuning, for arms with ``replay``: their share of the structures of a
-    step, and the weight of their loss beside that of the DFT labels."""
-
-    share: float = Field(0.25, gt=0, lt=1)
-    weight: float = Field(0.1, gt=0)
-
-
 class Report(Section):
     """What the report is written as; an empty list writes none."""
 
@@ -350,10 +305,10 @@ class Physpre(Section):
     eam: EAM = EAM()
     teacher: Teacher | None = None
     perturbation: Perturbation = Perturbation()
-    pretrain: Pretrain = Pretrain()
-    sam: SAM = SAM()
-    hybrid: Hybrid = Hybrid()
-    replay: Replay = Replay()
+    pretrain: Pretrain.Settings = Pretrain.Settings()
+    sam: SAM.Settings = SAM.Settings()
+    hybrid: Hybrid.Settings = Hybrid.Settings()
+    replay: Replay.Settings = Replay.Settings()
     n_networks: int = Field(1, ge=1)
     dynamics: Dynamics = Dynamics()
     report: Report = Report()
@@ -414,21 +369,22 @@ class Config(Section):
     dataset: Dataset
     physpre: Physpre = Physpre()
 
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms with their settings."""
+        return parse_arms(self.physpre.arms, dict(self.physpre))
+
     def training_settings(self, arm: Arm | None = None) -> TrainingSettings:
         """Settings of the finetuning stage, of an arm where one is given."""
         task = self.task
         where = {"device": task.device, "devices": task.devices, "compile": task.compiles_on(task.device)}
         settings = self.optim.settings(task.seed, **where)
-        return self._with_sam(settings) if arm is not None and arm.sam else settings
+        return settings if arm is None else arm.settings_of(FINETUNE, settings)
 
     def pretraining_settings(self, arm: Arm | None = None) -> TrainingSettings:
         """Settings of the pretraining stage, of an arm where one is given."""
-        settings = self.physpre.pretrain.settings(self.training_settings())
-        return self._with_sam(settings) if arm is not None and arm.sam and self.physpre.sam.pretraining else settings
-
-    def _with_sam(self, settings: TrainingSettings) -> TrainingSettings:
-        sam = self.physpre.sam
-        return settings.changed(sam_rho=sam.rho, sam_adaptive=sam.adaptive)
+        arm = arm or Arm("pretrain", (Pretrain(self.physpre.pretrain),))
+        return arm.settings_of("pretrain", self.training_settings())
 
     def perturbation_settings(self) -> PerturbationSettings:
         return PerturbationSettings(**self.physpre.perturbation.model_dump(exclude={"validation"}))

@@ -23,7 +23,6 @@ from mdl_physpre.runs.stage import Stage, hash_of_file, write_json, write_text
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import Labels, get_labels, set_labels
 from mdl_physpre.structures.write import write_structures
-from mdl_physpre.training.arms import parse_arms
 from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.config.schema import Teacher as TeacherSection
@@ -80,7 +79,7 @@ def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, An
             result = {"text": fit.text, "table": fit.table, "errors": fit.errors}
         result = stage.finish(result)
     logger.info("embedded-atom potential\n%s", result["text"])
-    hybrid = any(arm.hybrid for arm in parse_arms(config.physpre.arms))
+    hybrid = any(arm.uses_eam for arm in config.arms)
     # a hybrid that cannot be built is better known before the other arms are trained
     potential = fitted_eam(folder, config, device) if hybrid else load_potential(folder / EAM, device)
     tests = errors_of(folder / "1-eam-errors", potential, data, {"eam": stage.key, "data": data.key})

@@ -1,10 +1,10 @@
-"""The third stage of a run: one arm trained, from random weights to the checkpoint that is tested and simulated."""
+"""The third stage of a run: one network of an arm trained, from random weights to the checkpoint that is tested."""
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +15,53 @@ from mdl_physpre.potentials.backbones.registry import build_backbone
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet
-from mdl_physpre.runs.stage import Stage, decisive, hash_of, hash_of_file
-from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.runs.layout import EAM_FILE, NETWORKS, PRETRAINING_SET, Network
+from mdl_physpre.runs.stage import Stage, decisive, hash_of, hash_of_file, stage_result
+from mdl_physpre.runs.summary import TrainingStage
 from mdl_physpre.structures.read import read_structures
-from mdl_physpre.training.arms import parse_arm
-from mdl_physpre.training.two_stage import initial_potential, pretrain_then_finetune, train_baseline
+from mdl_physpre.training.arms import FINETUNE, Arm, Material, Online
+from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.training.train import TrainingResult
+from mdl_physpre.training.two_stage import initial_potential, train_arm
+from mdl_physpre.utils.record import Record
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
-from mdl_physpre.workflow.stages.saved_teacher import EAM, fitted_eam, load_teacher
+from mdl_physpre.workflow.stages.saved_teacher import fitted_eam, load_teacher
 
 logger = logging.getLogger(__name__)
+
+
+class TrainedNetwork(Record):
+    """What the stage gave.
+
+    checkpoint : of the trained potential, from the folder of the run on.
+    training : of each training of the arm by name, what came of it.
+    before : a hash of what the trainings before finetuning depend on; empty where there is none.
+    """
+
+    checkpoint: str
+    training: dict[str, TrainingStage]
+    before: str = ""
 
 
 def training_stage(
     folder: Path,
     config: Config,
     data: RunData,
-    arm: str,
+    network: Network,
     pretraining_key: str,
-    seed: int | None = None,
-    stage_folder: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[Potential, str]:
-    """3: one arm trained on DFT labels; with what its name says beside or before that (:mod:`training.arms`).
+    """3: one network of an arm trained, in its folder of the run.
 
-    Arms whose pretraining is the same share it: the first one does it, the others begin with a copy, and what it cost
-    is part of the budget of each.
+    Arms whose trainings before finetuning are the same share them: the first one does them, the others begin with a
+    copy, and what they cost is part of the budget of each.
 
     Parameters
     ----------
     folder : of the run; holds the stages that came before.
+    network : its arm, and the seed of its initial weights and of the order of structures.
     pretraining_key : key of the stage that made the pretraining set; empty where no arm needs one.
-    seed : of the initial weights and of the order of structures; ``task.seed`` where ``None``.
-    stage_folder : where this network is trained, inside ``folder``; ``3-train/ARM`` where ``None``.
     device : where it is trained, alone where ``task.devices`` is 1.
 
     Returns
@@ -56,109 +70,97 @@ def training_stage(
 
     Raises
     ------
-    ConfigError : a hybrid arm in a run whose ``physpre.eam.checkpoint`` is no embedded-atom potential.
+    ConfigError : an arm with the embedded-atom potential in a run whose ``physpre.eam.checkpoint`` is none.
     """
-    seed = config.task.seed if seed is None else seed
-    parts, physpre = parse_arm(arm), config.physpre
+    arm, model = network.arm, config.model
     where: dict[str, Any] = {"compile": config.task.compiles_on(str(device))}
     if config.task.devices == 1:
         where["device"] = str(device)
-    finetune, pretrain = (
-        s.changed(seed=seed, **where) for s in (config.training_settings(parts), config.pretraining_settings(parts))
-    )
+    settings = config.training_settings().changed(seed=network.seed, **where)
     cutoff = config.dataset.preprocess_params.cutoff_radius
-    network = {
+    start = {
         "data": data.key,
-        "model": config.model.name,
-        "hyperparameters": config.model.hyperparameters(),
+        "model": model.name,
+        "hyperparameters": model.hyperparameters(),
         "cutoff": cutoff,
         "elements": data.elements,
-        **({"hybrid": hash_of_file(folder / EAM)} if parts.hybrid else {}),
+        "eam": hash_of_file(folder / EAM_FILE) if arm.uses_eam else "",
+        "pretraining_set": pretraining_key if arm.uses_pretraining_set else "",
     }
-    pretraining = [decisive(pretrain), pretraining_key, physpre.pretrain.online] * parts.pretrain
-    stage = Stage(
-        stage_folder or folder / "3-train" / arm,
-        {
-            **network,
-            "finetune": decisive(finetune),
-            "pretrain": pretraining,
-            **({"train_eam": physpre.hybrid.train_eam} if parts.hybrid else {}),
-            **({"replay": physpre.replay.model_dump()} if parts.replay else {}),
-        },
-    )
-    result = stage.result()
-    if result is None:
-        logger.info("training, arm %s", arm)
+    before = _key_before_finetuning(arm, settings, start)
+    finetune = decisive(arm.settings_of(FINETUNE, settings))
+    stage = Stage(network.folder(folder), {**start, "before": before, "finetune": finetune, "parts": _settings(arm)})
+    if not stage.done:
+        logger.info("training, %s", network.name)
         stage.begin()
-        first_key = hash_of([network, pretraining, seed]) if parts.pretrain else None
+        material = run_material(folder, config, data, torch.device(device))
         potential = initial_potential(
-            lambda: build_backbone(
-                config.model.name, elements=data.elements, cutoff=cutoff, **config.model.hyperparameters()
-            ),
-            data.train,
-            seed=seed,
-            eam=fitted_eam(folder, config) if parts.hybrid else None,
-            train_eam=physpre.hybrid.train_eam,
+            lambda: build_backbone(model.name, elements=data.elements, cutoff=cutoff, **model.hyperparameters()),
+            arm,
+            material,
+            network.seed,
+        )
+        if before:
+            copy_trainings(folder / NETWORKS, stage.folder, arm.stages, before)
+        trained = train_arm(arm, potential, material, settings, stage.folder, cache_dir=config.physpre.cache_dir)
+        result = TrainedNetwork(
+            checkpoint=str(trained.checkpoint.relative_to(folder)),
+            training={name: _told(found) for name, found in trained.stages.items()},
+            before=before,
+        )
+        stage.finish(result.plain())
+    found = TrainedNetwork.model_validate(stage_result(stage.folder))
+    return load_potential(folder / found.checkpoint, device), stage.key
+
+
+def _told(result: TrainingResult) -> TrainingStage:
+    return TrainingStage(**{name: getattr(result, name) for name in TrainingStage.model_fields})
+
+
+def _settings(arm: Arm, before_finetuning: bool = False) -> dict[str, Any]:
+    parts = [part for part in arm.parts if part.acts_before_finetuning or not before_finetuning]
+    return {part.name: part.settings.model_dump(mode="json") for part in parts}
+
+
+def _key_before_finetuning(arm: Arm, settings: TrainingSettings, start: dict[str, Any]) -> str:
+    """A hash of what the trainings before finetuning depend on; empty where there is none."""
+    stages = {stage: decisive(arm.settings_of(stage, settings)) for stage in arm.stages}
+    return hash_of([start, stages, _settings(arm, before_finetuning=True)]) if stages else ""
+
+
+def run_material(folder: Path, config: Config, data: RunData, device: torch.device) -> Material:
+    """What the parts of an arm can use of the run in a folder; a teacher works on a device."""
+
+    @cache
+    def pretraining_set() -> tuple[list[Atoms], list[Atoms]]:
+        made = folder / PRETRAINING_SET
+        return read_structures(made / "train.extxyz"), read_structures(made / "val.extxyz")
+
+    def online(cutoff: float) -> Online:
+        teacher, named = load_teacher(folder, config, device), config.physpre.teacher
+        workers = None if named is None else named.processes
+        return OnlinePretrainingSet(
+            data.train, config.perturbation_settings(), teacher, config.task.seed, cutoff, workers=workers
         )
 
-        def graphs(structures: list[Atoms]) -> GraphDataset:
-            return GraphDataset(structures, potential.cutoff, cache_dir=physpre.cache_dir)
-
-        train, val = graphs(data.train), graphs(data.val)
-        if not parts.pretrain:
-            trained = train_baseline(potential, train, val, finetune, stage.folder)
-        else:
-            online = None
-            if physpre.pretrain.online:
-                teacher = load_teacher(folder, config, torch.device(device))
-                online = OnlinePretrainingSet(
-                    data.train,
-                    config.perturbation_settings(),
-                    teacher,
-                    config.task.seed,
-                    potential.cutoff,
-                    workers=None if physpre.teacher is None else physpre.teacher.processes,
-                )
-            first = [graphs(read_structures(folder / "2-pretraining-set" / f"{n}.extxyz")) for n in ("train", "val")]
-            copy_pretraining(folder / "3-train", stage.folder, first_key)
-            trained = pretrain_then_finetune(
-                potential,
-                (first[0], first[1]),
-                (train, val),
-                pretrain,
-                finetune,
-                stage.folder,
-                online=online,
-                replay=(physpre.replay.share, physpre.replay.weight) if parts.replay else None,
-            )
-        losses = {
-            name: {"best_loss": s.best_loss, "best_epoch": s.best_epoch, "stopped_by": s.stopped_by}
-            for name, s in trained.stages.items()
-        }
-        result = stage.finish(
-            {
-                "checkpoint": str(trained.checkpoint.relative_to(folder)),
-                "stages": losses,
-                "budget": trained.budget(),
-                "pretraining": first_key,
-            }
-        )
-    return load_potential(folder / result["checkpoint"], device), stage.key
+    return Material(data.train, data.val, lambda: fitted_eam(folder, config), pretraining_set, online)
 
 
-def copy_pretraining(folder: Path, target: Path, key: str | None) -> None:
-    """Copy the pretraining of an arm that is done, of the same key, into the folder of another that has none yet."""
-    if (target / "pretrain").exists():
+def copy_trainings(networks: Path, target: Path, stages: tuple[str, ...], key: str) -> None:
+    """Copy the trainings before finetuning that another network has finished, for the same key, where there are none.
+
+    networks : folder of all networks. target : of this one. stages : names of these trainings.
+    """
+    if any((target / stage).exists() for stage in stages):
         return
-    for done in sorted(folder.rglob("done.json")):
-        try:
-            result = json.loads(done.read_text())["result"]
-        except FileNotFoundError:  # another process begins that stage anew
-            continue
-        if result.get("pretraining") == key and (done.parent / "pretrain" / "last.ckpt").exists():
-            logger.info("%s: pretraining is that of %s", target.name, done.parent.name)
-            part = target / ".pretrain.part"
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(done.parent / "pretrain", part)
-            part.rename(target / "pretrain")
+    for done in sorted(networks.glob("*/done.json")):
+        other = done.parent  # without a result where another process begins it anew
+        if stage_result(other).get("before") == key and all((other / s / "last.ckpt").exists() for s in stages):
+            logger.info("%s: pretraining is that of %s", target.name, other.name)
+            for stage in stages:
+                part = target / f".{stage}.part"
+                shutil.rmtree(part, ignore_errors=True)
+                shutil.copytree(other / stage, part)
+            for stage in stages:
+                (target / f".{stage}.part").rename(target / stage)
             return
