@@ -120,7 +120,7 @@ def _parse_comment(line: str) -> dict[str, Any]:
         value = numbers_in(value) if isinstance(value, str) else value
         try:
             info[name] = as_stress_matrix(value)
-        except (TypeError, ValueError, DataError):
+        except DataError:
             raise ValueError(f"{name} is {str(value)[:60]!r}, expected 6 or 9 numbers") from None
     return info
 
