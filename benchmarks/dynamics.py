@@ -49,10 +49,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.nn import CGConv
 
+from mdl_physpre.dynamics import DynamicsSettings, simulate
 from mdl_physpre.dynamics.engine import forces as forces_module
 from mdl_physpre.dynamics.engine.cpu_lists import SkinLists
 from mdl_physpre.dynamics.running.parallel import simulate_parallel
-from mdl_physpre.dynamics.running.simulate import DynamicsSettings, simulate
 from mdl_physpre.dynamics.verdicts.observers import Observers
 from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
@@ -211,7 +211,7 @@ def lammps_rate(potential: EAMInteraction, structures: list[Atoms], steps: int, 
                 read_data {data}
                 pair_style eam/fs
                 pair_coeff * * {table} {" ".join(symbols)}
-                neighbor {DynamicsSettings.skin} bin
+                neighbor {DynamicsSettings().skin} bin
                 neigh_modify every 1 delay 0 check yes
                 velocity all create {temperature} 1 mom yes
                 fix integrate all nve
@@ -275,7 +275,7 @@ def our_rate(potential: Potential, structures: list[Atoms], steps: int, **change
 
     before, parts_before, _ = run(0)
     after, parts_after, verdicts = run(steps)
-    done = sum(v["steps_run"] * v["n_atoms"] for v in verdicts)
+    done = sum(v.steps_run * v.n_atoms for v in verdicts)
     whole = after - before
     parts = {name: parts_after[name] - parts_before.get(name, 0.0) for name in parts_after}
     parts["integration and the rest"] = whole - sum(parts.values())
@@ -291,7 +291,7 @@ def parallel_rate(potential: Potential, structures: list[Atoms], steps: int, pro
         )
         start = time.perf_counter()
         verdicts = simulate_parallel(potential, structures, settings, progress=False, processes=processes, threads=1)
-        return time.perf_counter() - start, sum(v["steps_run"] * v["n_atoms"] for v in verdicts)
+        return time.perf_counter() - start, sum(v.steps_run * v.n_atoms for v in verdicts)
 
     before, _ = run(1)
     after, done = run(steps + 1)
@@ -307,8 +307,8 @@ def main() -> None:
     parser.add_argument("--ase-steps", type=int, default=10)
     parser.add_argument("--torchsim-steps", type=int, default=10)
     parser.add_argument("--temperature", type=float, default=1000.0)
-    parser.add_argument("--max-edges", type=int, default=DynamicsSettings.max_edges)
-    parser.add_argument("--skin", type=float, default=DynamicsSettings.skin)
+    parser.add_argument("--max-edges", type=int, default=DynamicsSettings().max_edges)
+    parser.add_argument("--skin", type=float, default=DynamicsSettings().skin)
     parser.add_argument("--potentials", default="cgcnn,eam")
     parser.add_argument("--out", type=Path)
     clock_help = "cpu: process time, for one thread on a busy machine"

@@ -48,13 +48,12 @@ from mdl_physpre.potentials.base import (
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.loss import label_errors, total_loss
 from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.utils.memory import PeakMemory
 from mdl_physpre.workflow import benchmark
 from mdl_physpre.workflow.throughput import (
-    peak_memory,
     running,
     seconds_of,
     silica_like,
-    start_memory,
     synchronise,
     timed_steps,
     training_step,
@@ -166,14 +165,14 @@ def profiled(call: Callable[[], object], device: torch.device) -> Row:
 
 
 def timed_training(b: Bench, step: Callable[[AtomGraph], None], n: int, cutoff: float) -> Row:
-    graph, before = b.batch(n, cutoff), start_memory(b.device)
+    graph, memory = b.batch(n, cutoff), PeakMemory(trim=True)
     began = time.monotonic()
     step(graph)
     synchronise(b.device)
     first = time.monotonic() - began
     seconds = seconds_of(lambda: step(graph), b.device, b.seconds)
-    memory = (peak_memory(b.device) - before) / 1e9
-    row = {"structures_per_s": n / seconds, "ms": 1e3 * seconds, "memory_gb": memory, "first_step_s": first}
+    memory_gb = memory.on(b.device) / 1e9
+    row = {"structures_per_s": n / seconds, "ms": 1e3 * seconds, "memory_gb": memory_gb, "first_step_s": first}
     return row | profiled(lambda: step(graph), b.device)
 
 

@@ -14,7 +14,7 @@ from .pretraining.pretraining_set import make_pretraining_set as make_pretrainin
 from .structures.graph import build_graph as build_graph
 from .structures.read import read_structures as read_structures
 from .structures.write import write_structures as write_structures
-from .training.two_stage import train_potential as train_potential
+from .training.train import train_potential as train_potential
 from .workflow.run import run as run
 
 __version__: str

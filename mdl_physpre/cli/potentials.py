@@ -149,8 +149,10 @@ def md(
         from mdl_physpre.runs.stage import write_json
 
         errors, figure = (out / name for name in RDF_ERRORS[:2])
-        names = ("structures", "errors", "structure_errors", "reference_verdicts")
-        write_json(errors, {name: compared[name] for name in names if name in compared})
+        content = {name: compared[name] for name in ("structures", "errors", "structure_errors")}
+        if "reference_verdicts" in compared:
+            content["reference_verdicts"] = [verdict.plain() for verdict in compared["reference_verdicts"]]
+        write_json(errors, content)
         draw_rdfs({Path(model).name: compared["rdf"]}, figure, reference=compared["reference_rdf"])
         print(f"figure: {figure}")
 

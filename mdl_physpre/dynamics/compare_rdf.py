@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def compare_with_reference(
     """
     settings = settings or DynamicsSettings()
     if not settings.rdf_interval:
-        settings = replace(settings, rdf_interval=RDF_INTERVAL)
+        settings = settings.changed(rdf_interval=RDF_INTERVAL)
     if not isinstance(reference, Potential) and (is_scheme(str(reference)) or Path(reference).suffix in CHECKPOINTS):
         reference = put_on(open_potential(reference, modules=modules), device_of_parameters(potential))
     stored = None
@@ -119,6 +118,6 @@ def format_rdf_errors(compared: Mapping[str, Any]) -> str:
         mae, distance = ("–" if error[key] is None else f"{error[key]:.3f}" for key in ("mae", "wasserstein"))
         lines.append(f"  {pair}: mean absolute error {mae}, Wasserstein-1 distance {distance} Å")
     if "reference_verdicts" in compared:
-        found = summarise(compared["reference_verdicts"])["failed"]
-        lines.append(f"Broken with the reference itself: {found['count']} of {found['n']}")
+        found = summarise(compared["reference_verdicts"]).failed
+        lines.append(f"Broken with the reference itself: {found.count} of {found.n}")
     return "\n".join(lines)

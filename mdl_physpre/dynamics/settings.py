@@ -4,144 +4,107 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from pydantic import field_validator, model_validator
+from typing_extensions import Self
 
 from mdl_physpre.errors import ConfigError, nearest
+from mdl_physpre.utils.settings import Settings, setting
 
 ENSEMBLES = ("nvt", "nvt_bussi", "nvt_nose_hoover", "npt", "nve")
-DISTANCES = ("continuous", "minimum_image")
 PER_STRUCTURE = ("temperature", "pressure", "timestep", "steps")
 
 
-@dataclass(frozen=True)
-class DynamicsSettings:
-    """Settings of :func:`mdl_physpre.dynamics.running.simulate.simulate`.
+class DynamicsSettings(Settings):
+    """Settings of molecular dynamics: the run, when a structure has failed, what else is measured, and the work."""
 
-    Run
-    ---
-    ensemble : ``nvt`` (Langevin), ``nvt_bussi`` (stochastic velocity rescaling), ``nvt_nose_hoover`` (chain of three),
-        ``npt`` (Berendsen) or ``nve`` (velocity Verlet).
-    temperature : K; of the thermostat, and of the Maxwell–Boltzmann velocities at the start in every ensemble.
-    pressure : bar; ``npt`` only.
-    timestep : fs.
-    steps : time steps of every structure.
-    friction : 1/fs; ``nvt`` only.
-    taut : fs; time constant of the thermostat of ``npt``, ``nvt_bussi`` and ``nvt_nose_hoover``.
-    taup : fs; time constant of the barostat.
-    compressibility : 1/bar; of the barostat.
-    fixcm : ``nvt``: noise that leaves the centre of mass alone; ``npt``: its motion is taken out. As ASE's default.
-    seed : random numbers of structure k come from (seed, k) alone.
+    SECTION: ClassVar[str] = "dynamics"
 
-    Failure
-    -------
-    overlap_ratio : overlap where the smallest distance is at most this times the smallest distance at the start.
-    stop_on_overlap : whether an overlap ends that structure's run.
-    lindemann_local, lindemann_global : bounds of the largest q_i and of the mean q_i.
-    distance : ``continuous`` or ``minimum_image``, see :mod:`mdl_physpre.analysis.lindemann`.
-    lindemann_interval : steps between two samples of the Lindemann averages.
-    lindemann_check_interval : steps between two looks at the running index; the resolution of its first failing step.
-    lindemann_min_steps : shortest run that the Lindemann index is judged on.
-    lindemann_max_atoms : structures with more atoms get no Lindemann index (it needs every pair of atoms).
-    max_temperature : K; ``None`` means 10 times ``temperature``, at least 10,000 K. The bound is multiplied by
-        1 + 3 sqrt(2/(3 N)) for N atoms, because the temperature of few atoms fluctuates.
-    max_displacement : Å; an atom farther from its start, beyond the mean displacement of its structure, has escaped.
-    max_neighbours : more neighbours of one atom than this mean that the structure has collapsed.
-    min_volume_ratio, max_volume_ratio : bounds of the volume over the volume at the start.
+    ensemble: str = setting(
+        "nvt",
+        "nvt (Langevin), nvt_bussi (stochastic velocity rescaling), nvt_nose_hoover (chain of three), npt (Berendsen) "
+        "or nve (velocity Verlet).",
+    )
+    temperature: float = setting(
+        300.0, "Of the thermostat, and of the Maxwell–Boltzmann velocities at the start in every ensemble.", "K", ge=0
+    )
+    timestep: float = setting(1.0, "Time step.", "fs", gt=0)
+    steps: int = setting(5000, "Time steps of every structure.", ge=0)
+    friction: float = setting(0.01, "Of the Langevin thermostat (nvt).", "1/fs", ge=0)
+    fixcm: bool = setting(
+        True, "nvt: noise that leaves the centre of mass alone; npt: its motion is taken out. As ASE's default."
+    )
+    seed: int = setting(0, "Random numbers of structure k come from (seed, k) alone.", ge=0)
+    overlap_ratio: float = setting(
+        0.5, "Overlap: the smallest distance is at most this times the smallest distance at the start.", gt=0
+    )
+    stop_on_overlap: bool = setting(True, "An overlap ends the run of its structure.")
+    lindemann_local: float = setting(0.25, "Bound of the largest Lindemann index of an atom.", gt=0)
+    lindemann_global: float = setting(0.2, "Bound of the mean Lindemann index.", gt=0)
+    distance: Literal["continuous", "minimum_image"] = setting(
+        "continuous", "Distances of the Lindemann index: continuous in time, or of nearest images in each frame."
+    )
+    lindemann_interval: int = setting(5, "Steps between two samples of the Lindemann averages.", ge=1)
+    lindemann_check_interval: int = setting(
+        50, "Steps between two looks at the running index: the resolution of its first failing step.", ge=1
+    )
+    lindemann_min_steps: int = setting(100, "Shortest run that the Lindemann index is judged on.", ge=0)
+    lindemann_max_atoms: int = setting(
+        2000, "Structures with more atoms get no Lindemann index, which needs every pair of atoms."
+    )
+    max_temperature: float | None = setting(
+        None,
+        "Hotter structures have failed; null: 10 times the temperature, at least 10,000. It is multiplied by "
+        "1 + 3 sqrt(2/(3 N)) for N atoms, because the temperature of few atoms fluctuates.",
+        "K",
+        gt=0,
+    )
+    max_displacement: float = setting(
+        200.0,
+        "An atom farther from its start, beyond the mean displacement of its structure, has escaped.",
+        "Å",
+        gt=0,
+    )
+    max_neighbours: int = setting(10_000, "With more neighbours of one atom, a structure has collapsed.", ge=1)
+    skin: float = setting(1.0, "Neighbour lists reach this much beyond the cutoff.", "Å", gt=0)
+    max_edges: int = setting(
+        50_000,
+        "Edges in one evaluation of the potential on the CPU, which bounds its memory; a larger structure is evaluated "
+        "alone. On a GPU its free memory decides.",
+        ge=1,
+    )
+    compile: bool = setting(False, "Compile the potential; physpre run takes this from task.compile.")
+    checkpoint_steps: int = setting(250, "The state is stored after so many steps,", ge=1)
+    checkpoint_seconds: float = setting(30.0, "or after so many seconds, whichever comes first.", "s")
+    trajectory_interval: int = setting(0, "Steps between stored frames; 0 stores none.", ge=0)
+    pressure: float = setting(1.01325, "Of the barostat (npt).", "bar")
+    taut: float = setting(100.0, "Time constant of the thermostat (npt, nvt_bussi, nvt_nose_hoover).", "fs", gt=0)
+    taup: float = setting(1000.0, "Time constant of the barostat (npt).", "fs", gt=0)
+    compressibility: float = setting(4.57e-5, "Of the barostat (npt).", "1/bar", gt=0)
+    min_volume_ratio: float = setting(0.1, "Lowest volume over the volume at the start.", gt=0, lt=1)
+    max_volume_ratio: float = setting(10.0, "Highest volume over the volume at the start.", gt=1)
+    pressure_interval: int = setting(
+        25, "Steps between two samples of the pressure, where the potential has a stress; 0: none. npt: always 1.", ge=0
+    )
+    rdf_interval: int = setting(0, "Steps between two samples of the radial distribution functions; 0: none.", ge=0)
+    rdf_start: int = setting(0, "First step of which they are sampled.", ge=0)
+    rdf_r_max: float = setting(6.0, "Their largest distance.", "Å", gt=0)
+    rdf_bins: int = setting(120, "Their bins.", ge=1)
+    rdf_smoothing: float = setting(0.0, "Width of the Gaussian that they are smoothed with.", "Å", ge=0)
 
-    Observation
-    -----------
-    pressure_interval : steps between two samples of the pressure where the potential has a stress; 0 takes none.
-        ``npt`` has it at every step.
-    rdf_interval, rdf_start : steps between two samples of the radial distribution functions (0 takes none), and the
-        first step that is sampled.
-    rdf_r_max, rdf_bins, rdf_smoothing : Å, number, Å; see :mod:`mdl_physpre.analysis.radial_distribution`.
+    @field_validator("ensemble")
+    @classmethod
+    def _ensemble_is_there(cls, name: str) -> str:
+        if name not in ENSEMBLES:
+            raise ValueError(nearest(name, ENSEMBLES))
+        return name
 
-    Work
-    ----
-    skin : Å; neighbour lists reach this much beyond the cutoff.
-    max_edges : edges in one evaluation of the potential on the CPU, which bounds its memory; a larger structure is
-        evaluated alone. On a GPU its free memory decides.
-    compile : run the potential as :class:`~mdl_physpre.potentials.compiled.CompiledPotential`. In a run of
-        ``physpre run``, ``task.compile`` says it.
-    checkpoint_steps, checkpoint_seconds : the state is stored at whichever comes first.
-    trajectory_interval : steps between stored frames; 0 stores none.
-    """
-
-    ensemble: str = "nvt"
-    temperature: float = 300.0
-    timestep: float = 1.0
-    steps: int = 5000
-    friction: float = 0.01
-    fixcm: bool = True
-    seed: int = 0
-    overlap_ratio: float = 0.5
-    stop_on_overlap: bool = True
-    lindemann_local: float = 0.25
-    lindemann_global: float = 0.2
-    distance: str = "continuous"
-    lindemann_interval: int = 5
-    lindemann_check_interval: int = 50
-    lindemann_min_steps: int = 100
-    lindemann_max_atoms: int = 2000
-    max_temperature: float | None = None
-    max_displacement: float = 200.0
-    max_neighbours: int = 10_000
-    skin: float = 1.0
-    max_edges: int = 50_000
-    compile: bool = False
-    checkpoint_steps: int = 250
-    checkpoint_seconds: float = 30.0
-    trajectory_interval: int = 0
-    pressure: float = 1.01325
-    taut: float = 100.0
-    taup: float = 1000.0
-    compressibility: float = 4.57e-5
-    min_volume_ratio: float = 0.1
-    max_volume_ratio: float = 10.0
-    pressure_interval: int = 25
-    rdf_interval: int = 0
-    rdf_start: int = 0
-    rdf_r_max: float = 6.0
-    rdf_bins: int = 120
-    rdf_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            # 300 and 300.0 are the same settings
-            if isinstance(field.default, float) and type(getattr(self, field.name)) is int:
-                object.__setattr__(self, field.name, float(getattr(self, field.name)))
-        for name, known in (("ensemble", ENSEMBLES), ("distance", DISTANCES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"dynamics.{name} is {value!r}; {nearest(value, known)}")
-        positive = (
-            "timestep", "skin", "overlap_ratio", "lindemann_local", "lindemann_global", "max_displacement", "taut",
-            "taup", "compressibility", "min_volume_ratio", "max_volume_ratio", "rdf_r_max",
-        )  # fmt: skip
-        whole = (
-            "lindemann_interval", "lindemann_check_interval", "max_neighbours", "max_edges", "checkpoint_steps",
-            "rdf_bins",
-        )  # fmt: skip
-        not_negative = (
-            "temperature", "friction", "steps", "seed", "trajectory_interval", "lindemann_min_steps",
-            "pressure_interval", "rdf_interval", "rdf_start", "rdf_smoothing",
-        )  # fmt: skip
-        limits = ((positive, 0.0, "above 0"), (whole, 1, "at least 1"), (not_negative, 0, "0 or more"))
-        for names, least, words in limits:
-            for name in names:
-                value = getattr(self, name)
-                if not math.isfinite(value) or value < least or (names is positive and value <= 0):
-                    raise ConfigError(f"dynamics.{name} is {value}; it must be {words}")
-        if not math.isfinite(self.pressure):
-            raise ConfigError(f"dynamics.pressure is {self.pressure}; it must be a number, in bar")
-        if self.max_temperature is not None and not self.max_temperature > 0:
-            raise ConfigError(f"dynamics.max_temperature is {self.max_temperature}; it must be above 0, or null")
-        if not self.min_volume_ratio < 1 < self.max_volume_ratio:
-            found = f"{self.min_volume_ratio:g} and {self.max_volume_ratio:g}"
-            raise ConfigError(f"dynamics.min_volume_ratio and max_volume_ratio are {found}; 1 must lie between them")
+    @model_validator(mode="after")
+    def _enough_for_the_ensemble(self) -> Self:
         if self.ensemble == "nvt_nose_hoover" and not self.temperature > 0:
-            raise ConfigError("dynamics.temperature is 0; the Nosé–Hoover thermostat needs a temperature above 0")
+            raise ValueError("temperature is 0; the Nosé–Hoover thermostat needs a temperature above 0")
+        return self
 
     def temperature_bound(self, n_atoms: int) -> float:
         """Temperature, K, above which a structure of ``n_atoms`` atoms counts as broken."""
@@ -170,8 +133,7 @@ def settings_of_each(
             raise ConfigError(f"per_structure gives {len(values)} values of {name} for {n} structures; give one each")
         for k, value in enumerate(values):
             try:
-                own: dict[str, Any] = {name: int(value) if name == "steps" else float(value)}
-                each[k] = replace(each[k], **own)
-            except (ConfigError, TypeError, ValueError) as error:
+                each[k] = each[k].changed(**{name: value})
+            except ConfigError as error:
                 raise ConfigError(f"per_structure[{name!r}][{k}] is {value!r}: {error}") from None
     return each

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ NO_PROTOCOL = (
     "pressure_interval",
     "rdf_interval", "rdf_start", "rdf_r_max", "rdf_bins", "rdf_smoothing",
 )  # fmt: skip
-PROTOCOL = tuple(field.name for field in fields(DynamicsSettings) if field.name not in NO_PROTOCOL)
+PROTOCOL = tuple(name for name in DynamicsSettings.model_fields if name not in NO_PROTOCOL)
 """Settings of what was simulated and how it was judged: where they differ, counts are not of the same thing."""
 
 SAME_START = 1e-5  # relative; more than what a structure changes by when it is written to a file and read again

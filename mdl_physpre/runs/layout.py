@@ -11,12 +11,13 @@ report/  report.html  summary.json
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mdl_physpre.errors import DataError
-from mdl_physpre.training.arms import Arm
+from mdl_physpre.training.arms import Arm, parse_arms
 
 CONFIG, ENVIRONMENT, DATA, SUMMARY = "config.yml", "environment.json", "data.json", "summary.json"
 LOG, REPORT, REPORT_FILES = "log.txt", "report.html", "report"
@@ -44,9 +45,47 @@ class Network:
         return run / NETWORKS / self.name
 
 
-def networks_of(arms: Sequence[Arm], n_networks: int, seed: int) -> list[Network]:
-    """All networks of a run, the first of each arm first, so that the arms can be compared early."""
-    return [Network(arm, k, seed + k - 1) for k in range(1, n_networks + 1) for arm in arms]
+@dataclass(frozen=True)
+class Plan:
+    """Which stages a run has.
+
+    networks : the first of each arm first, so that the arms can be compared early.
+    eam : whether the embedded-atom potential is needed, as the teacher or as a part of hybrids.
+    teacher : whether another teacher is. pretraining_set, dynamics : whether these are.
+    """
+
+    arms: tuple[Arm, ...]
+    networks: tuple[Network, ...]
+    eam: bool
+    teacher: bool
+    pretraining_set: bool
+    dynamics: bool
+
+    @property
+    def hybrids(self) -> bool:
+        """Whether the embedded-atom potential is a part of a network."""
+        return any(arm.uses_eam for arm in self.arms)
+
+
+def plan_of(config: Mapping[str, Any]) -> Plan:
+    """What a run has to do, from the content of its ``config.yml``.
+
+    Raises
+    ------
+    ConfigError : an arm that has no meaning.
+    KeyError, TypeError : a key that every configuration has is missing.
+    """
+    physpre, seed = config["physpre"], int(config["task"]["seed"])
+    arms, n = parse_arms(physpre["arms"], physpre), int(physpre.get("n_networks") or 1)
+    labels, other = any(arm.uses_pretraining_set for arm in arms), physpre.get("teacher") is not None
+    return Plan(
+        arms=tuple(arms),
+        networks=tuple(Network(arm, k, seed + k - 1) for k in range(1, n + 1) for arm in arms),
+        eam=any(arm.uses_eam for arm in arms) or (labels and not other),
+        teacher=labels and other,
+        pretraining_set=labels,
+        dynamics=bool((physpre.get("dynamics") or {}).get("n_structures", 0)),
+    )
 
 
 def refuse_earlier_layout(folder: Path) -> None:

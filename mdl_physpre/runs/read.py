@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,9 @@ from mdl_physpre.dynamics.running.storage import FORMAT
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs import layout
-from mdl_physpre.runs.layout import Network, networks_of, refuse_earlier_layout
+from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout
 from mdl_physpre.runs.stage import BEGUN, DONE, read_json
-from mdl_physpre.runs.summary import (
-    NetworkResult,
-    Summary,
-    arm_results,
-    eam_result,
-    network_result,
-    pretraining_set_result,
-    teacher_result,
-)
-from mdl_physpre.training.arms import eam_is_needed, parse_arms
+from mdl_physpre.runs.summary import ArmResult, NetworkResult, Summary, summary_of_stages
 
 DATA_FILE, EAM, TEACHER, SET, TRAIN, DYNAMICS = "data.json", "1-eam", "1-teacher", "2-pretraining-set", "", ""
 
@@ -81,7 +71,7 @@ class Run:
     Attributes
     ----------
     config : ``config.yml``. environment : ``environment.json``.
-    planned : all networks that the run shall have, the first of each arm first.
+    plan : the stages and networks that the run shall have.
     summary : of an unfinished run the parts that are there. Every arm has an entry.
     finished : whether every stage is done.
     missing : sentences on what is not there.
@@ -94,7 +84,7 @@ class Run:
     folder: Path
     config: dict[str, Any]
     environment: dict[str, Any]
-    planned: list[Network]
+    plan: Plan
     summary: Summary
     finished: bool
     missing: list[str] = field(default_factory=list)
@@ -111,17 +101,12 @@ class Run:
     @property
     def arms(self) -> list[str]:
         """Names of the arms, in the order of the configuration."""
-        return [network.arm.name for network in self.planned if network.number == 1]
+        return [arm.name for arm in self.plan.arms]
 
     @property
     def n_networks(self) -> int:
         """How many networks each arm shall have."""
-        return int(self.config["physpre"].get("n_networks") or 1)
-
-    @property
-    def wants_dynamics(self) -> bool:
-        """Whether networks are simulated."""
-        return bool(self.config["physpre"].get("dynamics", {}).get("n_structures", 0))
+        return len(self.plan.networks) // len(self.plan.arms)
 
     def networks(self, arm: str) -> tuple[NetworkResult, ...]:
         """The networks of an arm that are trained and tested."""
@@ -130,7 +115,7 @@ class Run:
     def simulated(self) -> dict[str, Simulation]:
         """All simulations by the names of their networks, those of the first networks first."""
         found = {name: one for own in self.simulations.values() for name, one in own.items()}
-        return {network.name: found[network.name] for network in self.planned if network.name in found}
+        return {network.name: found[network.name] for network in self.plan.networks if network.name in found}
 
 
 @dataclass(frozen=True)
@@ -159,19 +144,19 @@ def read_run(folder: str | Path, summary: Summary | None = None) -> Run:
     refuse_earlier_layout(folder)
     try:
         config = yaml.safe_load((folder / layout.CONFIG).read_text())
-        arms = parse_arms(config["physpre"]["arms"])
-        networks = networks_of(arms, int(config["physpre"].get("n_networks") or 1), int(config["task"]["seed"]))
+        plan = plan_of(config)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ConfigError) as error:
         what = error.strerror if isinstance(error, OSError) else f"config.yml: {error}"
         raise DataError(f"{folder}: holds no run ({what}); give a folder that physpre run has made") from None
     stored = read_summary(folder) if summary is None else None
-    found = summary or stored or summary_of_stages(folder, networks, [arm.name for arm in arms])
-    run = Run(folder, config, read_json(folder / layout.ENVIRONMENT), networks, found, stored is not None)
+    found = summary or stored or summary_of_stages(folder, plan)
+    found = found.model_copy(update={"arms": {a.name: found.arms.get(a.name, ArmResult()) for a in plan.arms}})
+    run = Run(folder, config, read_json(folder / layout.ENVIRONMENT), plan, found, stored is not None)
     run.stages = _stages(folder)
     if found.pretraining_set is not None:
         run.pretraining_set = read_json(folder / layout.PRETRAINING_SET / "report.json")
     for arm in run.arms:
-        own = [network for network in networks if network.arm.name == arm]
+        own = [network for network in plan.networks if network.arm.name == arm]
         if summary is not None:  # what lies there of later networks may be of other settings
             own = own[: len(run.networks(arm))]
         run.simulations[arm] = {n.name: one for n in own if (one := _simulation(folder, n))}
@@ -198,18 +183,6 @@ def read_summary(folder: Path) -> Summary | None:
             f"{path}: cannot be read as the summary of a run ({str(error).splitlines()[0]}); "
             "delete it, and the same physpre run writes it again"
         ) from None
-
-
-def summary_of_stages(folder: Path, networks: Sequence[Network], arms: Sequence[str]) -> Summary:
-    """As much of a summary as the finished stages in a folder give."""
-    results = [found for network in networks if (found := network_result(folder, network))]
-    return Summary(
-        data=read_json(folder / layout.DATA).get("sets", {}),
-        eam=eam_result(folder),
-        teacher=teacher_result(folder),
-        pretraining_set=pretraining_set_result(folder),
-        arms=arm_results(arms, results),
-    )
 
 
 def _stages(folder: Path) -> dict[str, StageFiles]:
@@ -242,10 +215,9 @@ def _logs(folder: Path) -> dict[tuple[str, str], list[dict[str, float]]]:
 def _missing(run: Run) -> list[str]:
     """What a complete run would have."""
     found = []
-    arms = [network.arm for network in run.planned if network.number == 1]
-    if eam_is_needed(arms, run.config["physpre"].get("teacher")) and run.summary.eam is None:
+    if run.plan.eam and run.summary.eam is None:
         found.append("the embedded-atom potential is not fitted")
-    if any(arm.uses_pretraining_set for arm in arms) and run.summary.pretraining_set is None:
+    if run.plan.pretraining_set and run.summary.pretraining_set is None:
         found.append("the pretraining set is not made")
     for arm in run.arms:
         results, wanted = run.networks(arm), run.n_networks
@@ -256,7 +228,7 @@ def _missing(run: Run) -> list[str]:
         if len(results) < wanted:
             found.append(f"{arm}: not trained and tested to the end{of(len(results))}")
         simulated = sum(result.dynamics is not None for result in results)
-        if run.wants_dynamics and simulated < wanted:
+        if run.plan.dynamics and simulated < wanted:
             found.append(f"{arm}: molecular dynamics is not finished{of(simulated)}")
         elif len(run.simulations[arm]) < simulated:
             found.append(f"{arm}: verdicts.json is missing, or of another version of mdl-physpre; simulate again")

@@ -6,31 +6,27 @@ import hashlib
 import json
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from mdl_physpre.utils.files import replacing
+from mdl_physpre.utils.files import write_text
+from mdl_physpre.utils.memory import PeakMemory
 from mdl_physpre.utils.record import without_nan
 
 logger = logging.getLogger(__name__)
 BEGUN, DONE = "stage.json", "done.json"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises DataError as :func:`~mdl_physpre.utils.files.replacing`."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; numbers that are not finite become ``null``, as JSON has none."""
+    """Write JSON whole or not at all; numbers that are not finite become ``null``, as JSON has none.
+
+    Raises DataError as :func:`~mdl_physpre.utils.files.replacing`.
+    """
     plain = without_nan(json.loads(json.dumps(content, default=_plain)))
     write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
@@ -117,35 +113,13 @@ class Stage:
         (self.folder / DONE).unlink(missing_ok=True)
         write_json(self.folder / BEGUN, {"key": self.key})
         self._start, self._processor = time.monotonic(), time.process_time()
-        reset_peak_memory()
+        self._peak = PeakMemory()
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write ``done.json``, last of all, with the seconds and the memory it took since it was last started."""
         result = {**result, "seconds": round(time.monotonic() - self._start, 2)}
-        cost = {"processor_seconds": round(time.process_time() - self._processor, 2), **peak_memory()}
+        peaks = {"peak_memory_mb": self._peak.of_process(), "peak_gpu_memory_mb": self._peak.of_gpus()}
+        cost = {"processor_seconds": round(time.process_time() - self._processor, 2)}
+        cost |= {name: round(peak / 1e6, 1) for name, peak in peaks.items() if peak is not None}
         write_json(self.folder / DONE, {"key": self.key, "result": result, "cost": cost})
         return stage_result(self.folder)  # as a later start will find it
-
-
-def reset_peak_memory() -> None:
-    """Count the largest memory of this process from here on, where the system can (Linux; GPU by PyTorch)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        for k in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(k)
-
-
-def peak_memory() -> dict[str, float]:
-    """Largest memory of this process since :func:`reset_peak_memory`, 10⁶ bytes; empty where it is not known."""
-    found = {}
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
-        found["peak_memory_mb"] = round(int(kilobytes) * 1024 / 1e6, 1)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        largest = max(torch.cuda.max_memory_allocated(k) for k in range(torch.cuda.device_count()))
-        found["peak_gpu_memory_mb"] = round(largest / 1e6, 1)
-    return found

@@ -20,8 +20,8 @@ from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.analysis.force_alignment import ForceAlignment, pooled_alignment
 from mdl_physpre.dynamics.verdicts.statistics import clustered_interval
 from mdl_physpre.dynamics.verdicts.verdict import Count, Counts
-from mdl_physpre.runs.layout import DYNAMICS, EAM, ERRORS, PRETRAINING_SET, SUMMARY, TEACHER, Network
-from mdl_physpre.runs.stage import stage_result, write_json
+from mdl_physpre.runs.layout import DATA, DYNAMICS, EAM, ERRORS, PRETRAINING_SET, SUMMARY, TEACHER, Network, Plan
+from mdl_physpre.runs.stage import read_json, stage_result, write_json
 from mdl_physpre.utils.record import Record
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -185,38 +185,37 @@ class Summary(Record):
     arms: dict[str, ArmResult] = {}
     pairs: tuple[dict[str, Any], ...] = ()
 
+    def with_networks(self, *results: NetworkResult) -> Summary:
+        """The same with the results of more networks."""
+        arms = dict(self.arms)
+        for result in results:
+            arms[result.arm] = ArmResult(networks=(*arms.get(result.arm, ArmResult()).networks, result))
+        return self.model_copy(update={"arms": arms})
+
     def write(self, folder: Path) -> None:
         """Write ``summary.json`` of the run in a folder."""
         write_json(folder / SUMMARY, self.plain())
 
 
-def arm_results(arms: Sequence[str], networks: Sequence[NetworkResult]) -> dict[str, ArmResult]:
-    """The results of networks by the names of their arms; every arm has an entry."""
-    return {arm: ArmResult(networks=tuple(n for n in networks if n.arm == arm)) for arm in arms}
+def eam_result(folder: Path) -> FittedEAM:
+    """What the fit of the embedded-atom potential, which is done, found."""
+    return FittedEAM(**{**stage_result(folder / EAM), "errors": _tested(folder / EAM)})
 
 
-def eam_result(folder: Path) -> FittedEAM | None:
-    """What the fit of the embedded-atom potential found; ``None`` until that is done."""
-    fit = stage_result(folder / EAM)
-    return FittedEAM(**{**fit, "errors": _tested(folder / EAM)}) if fit else None
+def teacher_result(folder: Path) -> TeacherResult:
+    """What is known of another teacher, whose zero of energy is fitted."""
+    return TeacherResult(**{**stage_result(folder / TEACHER), "errors": _tested(folder / TEACHER)})
 
 
-def teacher_result(folder: Path) -> TeacherResult | None:
-    """What is known of another teacher; ``None`` until its zero of energy is fitted."""
-    zero = stage_result(folder / TEACHER)
-    return TeacherResult(**{**zero, "errors": _tested(folder / TEACHER)}) if zero else None
+def pretraining_set_result(folder: Path) -> PretrainingSetResult:
+    """What the pretraining set, which is made, holds."""
+    return PretrainingSetResult(**stage_result(folder / PRETRAINING_SET))
 
 
-def pretraining_set_result(folder: Path) -> PretrainingSetResult | None:
-    """What the pretraining set holds; ``None`` until it is made."""
-    made = stage_result(folder / PRETRAINING_SET)
-    return PretrainingSetResult(**made) if made else None
-
-
-def network_result(folder: Path, network: Network) -> NetworkResult | None:
+def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult | None:
     """What became of a network of the run in a folder; ``None`` until it is trained and tested."""
     place = network.folder(folder)
-    trained, tested, simulated = (stage_result(p) for p in (place, place / ERRORS, place / DYNAMICS))
+    trained, tested = stage_result(place), stage_result(place / ERRORS)
     if not trained or not tested:
         return None
     return NetworkResult(
@@ -225,13 +224,27 @@ def network_result(folder: Path, network: Network) -> NetworkResult | None:
         seed=network.seed,
         checkpoint=trained["checkpoint"],
         training=trained["training"],
-        dynamics=simulated or None,
+        dynamics=(stage_result(place / DYNAMICS) or None) if plan.dynamics else None,
         **{key: found for key, found in tested.items() if key != "seconds"},
     )
 
 
+def summary_of_stages(folder: Path, plan: Plan) -> Summary:
+    """As much of a summary as the finished stages in a folder give."""
+    done = {name for name in (EAM, TEACHER, PRETRAINING_SET) if stage_result(folder / name)}
+    begun = Summary(
+        data=read_json(folder / DATA).get("sets", {}),
+        eam=eam_result(folder) if plan.eam and EAM in done else None,
+        teacher=teacher_result(folder) if plan.teacher and TEACHER in done else None,
+        pretraining_set=pretraining_set_result(folder) if plan.pretraining_set and PRETRAINING_SET in done else None,
+    )
+    results = (network_result(folder, network, plan) for network in plan.networks)
+    return begun.with_networks(*(result for result in results if result is not None))
+
+
 def _tested(folder: Path) -> dict[str, Any]:
-    return (stage_result(folder / ERRORS) or {}).get("errors", {})
+    found: dict[str, Any] = stage_result(folder / ERRORS).get("errors", {})
+    return found
 
 
 def spent_with_total(stages: Mapping[str, Spent]) -> dict[str, Spent]:

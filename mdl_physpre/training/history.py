@@ -53,43 +53,31 @@ class EpochLog:
     An epoch costs as much to keep after a thousand others as at the start: a row is added to the file, and the text of
     the others is not made again.
 
-    Parameters
-    ----------
-    path : the CSV file; ``None`` writes none.
-    text : rows of an earlier part of the training, as ``text()`` gave them; the file is then written anew.
+    text : rows of an earlier part of the training, as ``text()`` gave them.
     """
 
-    def __init__(self, path: Path | None, text: str = "") -> None:
-        self.path = path
+    def __init__(self, text: str = "") -> None:
         self._lines = text.splitlines()
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in self._lines]
-        self._columns: list[str] = []
-        if self.rows:
-            self._write()
+        self._columns: list[str] = []  # of the file, once this log has written it
 
     def text(self) -> str:
         """All rows."""
         return "\n".join(self._lines)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Take the row of one epoch; ``write`` adds it to the file."""
+        """Take the row of one epoch."""
         self.rows.append(row)
         self._lines.append(json.dumps(row))
 
-    def write(self) -> None:
-        """Bring the file up to the newest row, in one piece where it brings a new column."""
-        row = self.rows[-1]
-        if any(key not in self._columns for key in row):
-            self._write()
-        elif self.path is not None:
-            with open(self.path, "a", newline="") as file:
-                csv.DictWriter(file, self._columns, restval="").writerow(row)
-
-    def _write(self) -> None:
-        self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        if self.path is None:
+    def write(self, path: Path) -> None:
+        """Bring the file up to the newest row; in one piece at first, and where that row brings a new column."""
+        if all(key in self._columns for key in self.rows[-1]):
+            with open(path, "a", newline="") as file:
+                csv.DictWriter(file, self._columns, restval="").writerow(self.rows[-1])
             return
-        with replacing(self.path) as part, open(part, "w", newline="") as file:
+        self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with replacing(path) as part, open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)

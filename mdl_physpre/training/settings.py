@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import field_validator, model_validator
 from typing_extensions import Self
@@ -96,19 +95,3 @@ class TrainingSettings(Settings):
                 "give at least one of them a positive value"
             )
         return self
-
-
-#: settings that may differ between a checkpoint and the training that goes on from it
-MAY_CHANGE = (
-    "max_epochs", "max_seconds", "early_stopping_patience", "loggers", "device", "devices", "compile",
-    "recompute_edges",
-)  # fmt: skip
-
-
-def changed_settings(stored: Mapping[str, Any], settings: TrainingSettings) -> list[str]:
-    """``key: was → is`` for each setting that decides the result and is not what a checkpoint was made with."""
-    return [
-        f"{key}: {stored[key]!r} → {now!r}"
-        for key, now in settings.model_dump().items()
-        if key not in MAY_CHANGE and key in stored and stored[key] != now
-    ]

@@ -1,39 +1,38 @@
-"""Training of a potential: checks, Lightning's Trainer without its extras, and taking up where it stopped."""
+"""Training of a potential: checks, the training itself, and what came of it."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib.util
 import logging
 import math
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 
-from mdl_physpre.errors import CheckpointError, ConfigError, TrainingError
-from mdl_physpre.potentials.base import AtomicPotential, Potential
+from mdl_physpre.errors import TrainingError
+from mdl_physpre.potentials.base import AtomicPotential
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.arms import Online
 from mdl_physpre.training.checks import check_precision, check_training, training_device
 from mdl_physpre.training.data import fingerprint
 from mdl_physpre.training.energy_zero import refit_reference
-from mdl_physpre.training.history import EpochLog, training_record
-from mdl_physpre.training.module import STATE, STATE_VERSION, PotentialTraining
+from mdl_physpre.training.history import training_record
+from mdl_physpre.training.lightning_fit import fit, make_loggers
+from mdl_physpre.training.module import PotentialTraining
 from mdl_physpre.training.ranks import training_ranks
 from mdl_physpre.training.replay import Replay
-from mdl_physpre.training.settings import TrainingSettings, changed_settings
+from mdl_physpre.training.resume import is_finished, stored_state
+from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.utils.devices import device_of_parameters
 
 logger = logging.getLogger(__name__)
+
+
+SUMMED = ("steps", "structures", "gradients", "skipped_steps")
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,6 @@ class TrainingResult:
     seconds: float
     gradients: int
     skipped_steps: int
-
-    def budget(self) -> dict[str, float]:
-        """What was spent, as plain numbers for a report."""
-        return {key: getattr(self, key) for key in ("epochs", "steps", "gradients", "structures", "seconds")}
 
 
 def train_potential(
@@ -113,17 +108,19 @@ def train_potential(
     check_training(potential, train, val, settings, replay)
     device = training_device(settings)
     check_precision(settings.precision, device)
-    loggers = _loggers(settings, out)
+    loggers = make_loggers(settings, out)
 
     identity = f"{fingerprint(train)}-{fingerprint(val)}" + (f"-{replay.identity()}" if replay is not None else "")
+    make = partial(PotentialTraining, potential, train, val, settings, out, online, identity, replay)
     last = out / "last.ckpt"
-    state = _stored_state(last, identity, settings) if resume and last.exists() else None
+    state = stored_state(last, identity, settings) if resume and last.exists() else None
     if state is not None:
-        history = EpochLog(None, state["history"]).rows
-        if _is_finished(state, history, settings):
-            EpochLog(out / "log.csv", state["history"])
-            stopped_by = state["stopped_by"]
-            return _finish(potential, device, out, history, state["best"], stopped_by, settings, train, val)
+        earlier = make()
+        earlier.restore(state)
+        if is_finished(state, earlier.epoch, settings):
+            earlier.log_file.write(out / "log.csv")
+            return _finished(earlier, device)
+        logger.info("%s: going on after epoch %d", last, earlier.epoch)
     # the first rank draws the sets of the epochs, and the others get them from it
     others = (
         potential if settings.devices == 1 else copy.deepcopy(potential).cpu(),
@@ -133,23 +130,13 @@ def train_potential(
         ranks.wait()  # all have seen what is there
         if ranks.first:
             out.mkdir(parents=True, exist_ok=True)
-            if state is None:
-                for name in ("last.ckpt", "last.ckpt.part", "best.pt", "log.csv"):
-                    (out / name).unlink(missing_ok=True)
-            else:
-                logger.info("%s: going on after epoch %d", last, len(history))
+            for name in ("last.ckpt", "last.ckpt.part", "best.pt", "log.csv") if state is None else ():
+                (out / name).unlink(missing_ok=True)
         if ranks.size > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.local)
-        module = _trained(
-            PotentialTraining(potential, train, val, settings, out, online, _saver(out), identity, replay, ranks),
-            device,
-            loggers if ranks.first else [],
-            last if state is not None else None,
-        )
-        stopped_by = module.stopped_by or "max_epochs"
-        result = _finish(
-            potential, device, out, module.history, module.best, stopped_by, settings, train, val, ranks.first
-        )
+        module = make(ranks)
+        fit(module, device, loggers if ranks.first else [], last if state is not None else None)
+        result = _finished(module, device)
         ranks.wait()
     return result
 
@@ -158,151 +145,30 @@ def _drawn_by_the_first(epoch: int) -> GraphDataset:
     raise TrainingError(f"the training set of epoch {epoch} is drawn by the first of the processes alone")
 
 
-def _saver(out: Path) -> Callable[[Potential, dict[str, Any]], Any]:
-    return lambda trained, record: save_potential(out / "best.pt", trained, training=record)
-
-
-def _trained(
-    module: PotentialTraining, device: torch.device, loggers: list[Any], checkpoint: Path | None
-) -> PotentialTraining:
-    """The module after training on a device, from a checkpoint on where there is one; the potential is moved back."""
-    potential = module.potential
-    home = device_of_parameters(potential)
-    potential.train()
-    with _quiet(), torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
-        trainer = pl.Trainer(
-            max_epochs=module.settings.max_epochs,
-            logger=loggers or False,
-            default_root_dir=module.out,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            inference_mode=False,  # forces are derivatives
-            reload_dataloaders_every_n_epochs=1,
-            use_distributed_sampler=False,
-            **module.ranks.trainer_options(device),
-        )
-        _fit(trainer, module, checkpoint)
-    potential.to(home)
-    return module
-
-
-def _loggers(settings: TrainingSettings, out: Path) -> list[Any]:
-    made: list[Any] = []
-    for name in settings.loggers:
-        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else ("wandb",)
-        if not any(importlib.util.find_spec(package) for package in packages):
-            raise ConfigError(f"loggers names {name!r}, which is not installed: pip install {packages[0]}")
-        if name == "tensorboard":
-            from lightning.pytorch.loggers import TensorBoardLogger
-
-            made.append(TensorBoardLogger(out, name="tensorboard", version=""))
-        else:
-            from lightning.pytorch.loggers import WandbLogger
-
-            made.append(WandbLogger(project="mdl-physpre", name=out.name, save_dir=out))
-    return made
-
-
-def _stored_state(path: Path, identity: str, settings: TrainingSettings) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)[STATE]
-        version = state["version"]
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}); remove it, or start anew with resume=False"
-        ) from error
-    if version != STATE_VERSION:
-        raise CheckpointError(
-            f"{path} has version {version}, this program writes {STATE_VERSION}; start anew with resume=False"
-        )
-    changes = changed_settings(state["settings"], settings)
-    if state["identity"] != identity:
-        changes.append("the training or validation set")
-    if changes:
-        raise CheckpointError(
-            f"{path} belongs to another training; changed since: {'; '.join(changes)}; "
-            "choose another folder, or start anew with resume=False"
-        )
-    return state
-
-
-def _is_finished(state: dict[str, Any], history: list[dict[str, Any]], settings: TrainingSettings) -> bool:
-    if state["stopped_by"] == "max_seconds":
-        return settings.max_seconds is not None and settings.max_seconds <= state["settings"]["max_seconds"]
-    if state["stopped_by"] == "early stopping":
-        return settings.early_stopping_patience == state["settings"]["early_stopping_patience"]
-    return len(history) >= settings.max_epochs
-
-
-def _fit(trainer: pl.Trainer, module: PotentialTraining, checkpoint: Path | None) -> None:
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if in_main else None
-    try:
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as error:
-        if type(error) is not SystemExit:  # a termination signal, which Lightning raises as a class of its own
-            raise
-        # Lightning turns Ctrl-C into an exit and switches the signal off; the caller shall see it as it was
-        raise KeyboardInterrupt from None
-    finally:
-        module.close_bar()
-        if in_main and handler is not None:
-            signal.signal(signal.SIGINT, handler)
-
-
-def _finish(
-    potential: Potential,
-    device: torch.device,
-    out: Path,
-    history: list[dict[str, Any]],
-    best: dict[str, Any],
-    stopped_by: str,
-    settings: TrainingSettings,
-    train: GraphDataset,
-    val: GraphDataset,
-    write: bool = True,
-) -> TrainingResult:
+def _finished(module: PotentialTraining, device: torch.device) -> TrainingResult:
+    """The result of a training that is over; its potential gets the best weights."""
+    potential, history, best = module.potential, module.history, module.best
+    checkpoint = module.out / "best.pt"
     if best["weights"] is None:
-        raise TrainingError(f"{out}: the validation loss was not a number in any of {len(history)} epochs")
+        raise TrainingError(f"{module.out}: the validation loss was not a number in any of {len(history)} epochs")
     potential.load_state_dict(best["weights"])
     potential.eval()
     home = device_of_parameters(potential)
-    refitted = settings.refit_reference and refit_reference(potential.to(device), train, val)
+    refitted = module.settings.refit_reference and refit_reference(
+        potential.to(device), module.train_set, module.validation_set
+    )
     potential.to(home)
-    if write and (refitted or not (out / "best.pt").exists()):
-        record = training_record(best, settings) | {"reference_refitted": bool(refitted)}
-        save_potential(out / "best.pt", potential, training=record)
+    if module.ranks.first and (refitted or not checkpoint.exists()):
+        record = training_record(best, module.settings) | {"reference_refitted": bool(refitted)}
+        save_potential(checkpoint, potential, training=record)
+    sums = {key: sum(row.get(key, row["steps"]) for row in history) for key in SUMMED}
     return TrainingResult(
-        best_checkpoint=out / "best.pt",
+        best_checkpoint=checkpoint,
         history=history,
         best_loss=best["loss"],
         best_epoch=best["epoch"],
-        stopped_by=stopped_by,
+        stopped_by=module.stopped_by or "max_epochs",
         epochs=len(history),
-        steps=sum(row["steps"] for row in history),
-        structures=sum(row["structures"] for row in history),
         seconds=math.fsum(row["seconds"] for row in history),
-        gradients=sum(row.get("gradients", row["steps"]) for row in history),
-        skipped_steps=sum(row["skipped_steps"] for row in history),
+        **sums,
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's tips and hints, on which a user cannot act, off the screen."""
-    names = ("lightning.pytorch", "lightning.fabric", "lightning", "pytorch_lightning")
-    before = {name: logging.getLogger(name).level for name in names}
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", module="torch.optim.lr_scheduler")
-            yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)

@@ -36,11 +36,15 @@ class _Checked(ModelMetaclass):
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:
-            raise ConfigError(explained(error, cls)) from None  # type: ignore[arg-type]
+            section = getattr(cls, "SECTION", "")
+            raise ConfigError(explained(error, cls, section)) from None  # type: ignore[arg-type]
 
 
 class Settings(BaseModel, metaclass=_Checked):
-    """Settings of one subject. An unknown or wrong value raises ConfigError, with the key and what is expected."""
+    """Settings of one subject. An unknown or wrong value raises ConfigError, with the key and what is expected.
+
+    A class attribute ``SECTION`` stands before the key in such errors: ``dynamics.temperature``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -62,7 +66,8 @@ def _line(problem: ErrorDetails, model: type[BaseModel], section: str) -> str:
         return f"{key}: unknown key; {nearest(location[-1], _known_keys(location[:-1], model))}"
     if problem["type"] == "missing":
         return f"{key}: missing; it has no default"
-    return f"{key}: found {problem.get('input')!r}; {problem['msg'].removeprefix('Value error, ')}"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: found {problem.get('input')!r}; {said}" if location else f"{key}: {said}"
 
 
 def _known_keys(location: list[str], model: Any) -> list[str]:

@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.runs.stage import hash_of, hash_of_file
+from mdl_physpre.runs.summary import SetCounts
 from mdl_physpre.structures.check import require_labels
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.splits import format_label_counts, label_counts, split_structures
@@ -43,13 +44,21 @@ class RunData:
         """All test sets by name, ``test`` first."""
         return {"test": self.test, **self.extra_tests}
 
-    def summary(self) -> dict[str, Any]:
+    @property
+    def sets(self) -> dict[str, list[Atoms]]:
+        """All sets by name."""
+        return {"train": self.train, "val": self.val, **self.test_sets}
+
+    def counts(self) -> dict[str, SetCounts]:
         """Structures, atoms and labels of each set."""
-        sets = {"train": self.train, "val": self.val, **self.test_sets}
         return {
-            name: {"structures": len(s), "atoms": sum(len(a) for a in s), "labels": label_counts(s)}
-            for name, s in sets.items()
+            name: SetCounts(structures=len(s), atoms=sum(len(a) for a in s), labels=label_counts(s))
+            for name, s in self.sets.items()
         }
+
+    def hashes(self) -> dict[str, str]:
+        """What tells these data from others: ``data.json`` has it."""
+        return {"key": self.key, "extra_key": self.extra_key}
 
 
 def load_data(config: Config) -> RunData:
@@ -94,8 +103,7 @@ def load_data(config: Config) -> RunData:
                 f"{name}: holds {', '.join(strange)}, which no training or validation structure does; "
                 "train on structures with the element, or leave these out of the test set"
             )
-    sets = {"train": data.train, "val": data.val, **data.test_sets}
-    logger.info("labels\n%s", format_label_counts({name: label_counts(s) for name, s in sets.items()}))
+    logger.info("labels\n%s", format_label_counts({name: label_counts(s) for name, s in data.sets.items()}))
     return data
 
 

@@ -19,16 +19,18 @@ import yaml
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.runs.read import DATA_FILE, read_json
-from mdl_physpre.runs.stage import hash_of, write_json, write_text
+from mdl_physpre.runs import layout
+from mdl_physpre.runs.layout import refuse_earlier_layout
+from mdl_physpre.runs.stage import hash_of, read_json, write_json
 from mdl_physpre.training.checks import check_precision, training_device
 from mdl_physpre.utils.devices import device_in_turn
+from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.workflow.config.schema import Config
-from mdl_physpre.workflow.data import RunData
+from mdl_physpre.workflow.data import RunData, load_data
 
 logger = logging.getLogger(__name__)
-REPORT_FILES = ("summary.json", "report.html", "report.pdf", "report/*.svg", "report/*.png", "report/*.csv")
+REPORT_PATTERNS = (layout.SUMMARY, "report.html", "report.pdf", "report/*.svg", "report/*.png", "report/*.csv")
 
 
 @contextmanager
@@ -38,11 +40,12 @@ def working_in(out: str | Path | None, config: Config) -> Iterator[Path]:
     Raises
     ------
     ConfigError : the folder holds something else.
+    DataError : it holds a run of an earlier version.
     PhyspreError : another process works there, or it cannot be written.
     """
     folder = Path(out) if out is not None else Path("runs") / (config.task.identifier or "run")
     refuse_foreign_folder(folder, config)
-    with run_lock(folder), log_to(folder / "log.txt"), threads(config.task.threads):
+    with run_lock(folder), log_to(folder / layout.LOG), threads(config.task.threads):
         yield folder
 
 
@@ -50,10 +53,11 @@ def refuse_foreign_folder(folder: Path, config: Config) -> None:
     """Raise ConfigError where ``folder`` holds something else than this run; a run is known by its identifier."""
     if folder.is_file():
         raise ConfigError(f"{folder}: is a file; give a folder as --out")
-    if not folder.exists() or all(p.name == "log.txt" or p.name.startswith(".") for p in folder.iterdir()):
+    if not folder.exists() or all(p.name == layout.LOG or p.name.startswith(".") for p in folder.iterdir()):
         return
+    refuse_earlier_layout(folder)
     try:
-        was = yaml.safe_load((folder / "config.yml").read_text())["task"]["identifier"]
+        was = yaml.safe_load((folder / layout.CONFIG).read_text())["task"]["identifier"]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         raise ConfigError(f"{folder}: holds files that are not of a run; give an empty folder as --out") from None
     if was != config.task.identifier:
@@ -86,19 +90,27 @@ def check_devices(config: Config) -> torch.device:
     return device
 
 
+def data_of_run(folder: Path, config: Config) -> RunData:
+    """The data of a run, after a look at the devices; and a record of both, of the configuration and the machine."""
+    device = check_devices(config)
+    data = load_data(config)
+    record_setup(folder, config, data, device)
+    return data
+
+
 def record_setup(folder: Path, config: Config, data: RunData, device: torch.device) -> None:
     """``config.yml``, resolved, ``environment.json`` and ``data.json``; a report of another set-up is taken away."""
     dumped = json.loads(config.model_dump_json())
     text = yaml.safe_dump(dumped, sort_keys=False)
-    written = folder / "config.yml"
-    known = {"key": data.key, "extra_key": data.extra_key, "sets": data.summary()}
-    other_data = read_json(folder / DATA_FILE) not in ({}, json.loads(json.dumps(known)))
+    written = folder / layout.CONFIG
+    known = {**data.hashes(), "sets": {name: counts.plain() for name, counts in data.counts().items()}}
+    other_data = read_json(folder / layout.DATA) not in ({}, known)
     if written.exists() and (written.read_text() != text or other_data):
-        for pattern in REPORT_FILES:
+        for pattern in REPORT_PATTERNS:
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
     write_text(written, text)
-    write_json(folder / DATA_FILE, known)
+    write_json(folder / layout.DATA, known)
     packages: dict[str, str | None] = {}
     for name in ("torch", "torch-geometric", "ase", "pymatgen", "numpy", "lightning"):
         try:
@@ -106,7 +118,7 @@ def record_setup(folder: Path, config: Config, data: RunData, device: torch.devi
         except PackageNotFoundError:
             packages[name] = None
     write_json(
-        folder / "environment.json",
+        folder / layout.ENVIRONMENT,
         {
             "mdl_physpre": __version__,
             "python": platform.python_version(),

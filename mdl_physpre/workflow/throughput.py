@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from mdl_physpre.structures.labels import set_labels
 from mdl_physpre.training.loss import label_errors, total_loss
 from mdl_physpre.training.optimizer import make_optimizer
 from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.utils.memory import PeakMemory
 
 REPEATS = 3  # timed calls, at least
 WORTH = 1.05  # more structures at once are tried as long as the rate rises by this factor
@@ -174,7 +173,7 @@ def timed_steps(run: BatchRun, device: torch.device, seconds: float) -> tuple[fl
         steps += 1
     synchronise(device)
     if not run.active:
-        why = next((f["text"] for v in run.verdicts.values() for f in v["failures"]), "")
+        why = next((f.text for v in run.verdicts.values() for f in v.failures), "")
         raise PhyspreError(f"no structure is left after {run.step} steps of dynamics: {why}")
     spent = time.perf_counter() - start
     return moved / spent, spent / steps
@@ -185,7 +184,7 @@ def _best(measure: Callable[[int, float], float], device: torch.device, seconds:
     end, best = time.perf_counter() + seconds, Rate(0.0, 0, math.nan)
     for k, n in enumerate(sizes):
         start = time.perf_counter()
-        before = start_memory(device)
+        memory = PeakMemory(trim=True)
         try:
             found = measure(n, min(seconds / 8, max(0.0, end - start) / 4))
         except (MemoryError, torch.OutOfMemoryError):
@@ -194,32 +193,9 @@ def _best(measure: Callable[[int, float], float], device: torch.device, seconds:
             break
         rose = found > WORTH * best.per_second
         if found > best.per_second:
-            best = Rate(found, n, peak_memory(device) - before)
+            best = Rate(found, n, memory.on(device))
         took = time.perf_counter() - start
         # twice the time for more structures: the first call is not timed, and graphs are built
         if not rose or k + 1 < len(sizes) and time.perf_counter() + took * sizes[k + 1] / n > end:
             break
     return best
-
-
-def start_memory(device: torch.device) -> float:
-    """Count the peak anew from here; what is in use now, bytes, on the CPU, and 0 on a GPU."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        return 0.0
-    with suppress(OSError, AttributeError):  # Linux: give back what was freed, and let the peak be what is used now
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    return peak_memory(device)
-
-
-def peak_memory(device: torch.device) -> float:
-    """Bytes at the peak since :func:`start_memory`; NaN where the system does not tell."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return math.nan
-    return next((1024.0 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), math.nan)

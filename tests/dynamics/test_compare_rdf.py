@@ -76,7 +76,7 @@ def test_a_reference_that_the_run_would_replace(eam, structures, tmp_path):
 
 
 def test_late_frames_only(eam, structures, tmp_path):
-    late = DynamicsSettings(**{**vars(SETTINGS), "rdf_start": 30})
+    late = SETTINGS.changed(rdf_start=30)
     simulate(eam, structures[:1], late, tmp_path / "own", progress=False)
     found = compare_with_reference(eam, structures[:1], tmp_path / "own" / "trajectories", late, progress=False)
     assert found["rdf"]["frames"] == found["reference_rdf"]["frames"] == 4  # 30, 40, 50, 60

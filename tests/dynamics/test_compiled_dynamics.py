@@ -29,8 +29,8 @@ def test_steps_are_those_without_compilation(monkeypatch):
     plain, traced = run(DynamicsSettings(**settings)), run(DynamicsSettings(**settings, compile=True))
     assert made == [potential]
     one, other = plain[0], traced[0]
-    assert other["status"] == one["status"] and other["failures"] == one["failures"] == []
-    numbers = {k: v for k, v in one["metrics"].items() if isinstance(v, float) and np.isfinite(v)}
+    assert other.status == one.status and other.failures == one.failures == ()
+    numbers = {k: v for k, v in one.metrics.items() if isinstance(v, float) and np.isfinite(v)}
     assert len(numbers) > 3
     for key, value in numbers.items():
-        assert other["metrics"][key] == pytest.approx(value, rel=1e-7, abs=1e-7), key
+        assert other.metrics[key] == pytest.approx(value, rel=1e-7, abs=1e-7), key

@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from torch import Tensor
 
+from mdl_physpre.dynamics import Verdict
 from mdl_physpre.dynamics.engine.cpu_lists import SkinLists
 from mdl_physpre.dynamics.engine.device_lists import DeviceLists
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
@@ -94,7 +95,7 @@ CASES: dict[str, tuple[str, bool, dict]] = {
 }  # fmt: skip
 
 
-def run(case: str, out: Path | None, **changes) -> list[dict]:
+def run(case: str, out: Path | None, **changes) -> list[Verdict]:
     trouble, gold, settings = CASES[case]
     own = {"per_structure": {"steps": [60, 60, 60, 33, 60]}} if settings.get("steps") is None else {}
     settings = {"steps": 60, "rdf_interval": 9, "trajectory_interval": 5, "pressure_interval": 4} | settings | changes
@@ -112,9 +113,9 @@ def read_every(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verdicts_and_files_are_those_of_steps_judged_at_once(case: str, tmp_path: Path, monkeypatch) -> None:
     at_once = run(case, tmp_path / "at once")
     if case != "none":
-        failed = [v for v in at_once if v["status"] == "failed"]
+        failed = [v for v in at_once if v.status == "failed"]
         assert failed, "the test must see something break"
-        assert any(v["first_failing_step"] % 7 for v in failed), "and not at the end of a window"
+        assert any(v.first_failing_step % 7 for v in failed), "and not at the end of a window"
     for steps in (7, 50):
         read_every(steps, monkeypatch)
         out = tmp_path / str(steps)
@@ -125,15 +126,15 @@ def test_verdicts_and_files_are_those_of_steps_judged_at_once(case: str, tmp_pat
             assert (out / name).read_bytes() == (tmp_path / "at once" / name).read_bytes(), name
 
 
-def same(found: list[dict], expected: list[dict], tolerance: float) -> None:
+def same(found: list[Verdict], expected: list[Verdict], tolerance: float) -> None:
     for a, b in zip(found, expected, strict=True):
         for name in ("status", "reasons", "first_failing_step", "checks", "steps_run", "stopped", "notes"):
-            assert a[name] == b[name], (name, a[name], b[name])
-        assert [(f["reason"], f["step"]) for f in a["failures"]] == [(f["reason"], f["step"]) for f in b["failures"]]
-        for name, value in b["metrics"].items():
+            assert getattr(a, name) == getattr(b, name), name
+        assert [(f.reason, f.step) for f in a.failures] == [(f.reason, f.step) for f in b.failures]
+        for name, value in b.metrics.items():
             if isinstance(value, float):
                 value = pytest.approx(value, rel=tolerance, abs=tolerance)
-            assert a["metrics"][name] == value, name
+            assert a.metrics[name] == value, name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -215,7 +216,7 @@ def test_restart_within_windows(lists: type, tmp_path: Path, monkeypatch) -> Non
         assert simulate(Smooth(), some(), settings, out, progress=False) == whole
         for path in (tmp_path / "whole" / "trajectories").iterdir():
             assert (out / "trajectories" / path.name).read_bytes() == path.read_bytes()
-        assert np.isfinite(whole[0]["metrics"]["min_distance"])
+        assert np.isfinite(whole[0].metrics["min_distance"])
 
 
 def test_radial_distribution_functions_counted_on_a_device() -> None:

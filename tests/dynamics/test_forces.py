@@ -4,6 +4,7 @@ import pytest
 import torch
 from ase.build import bulk
 
+from mdl_physpre.dynamics import Verdict
 from mdl_physpre.dynamics.engine import forces
 from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.dynamics.settings import DynamicsSettings
@@ -46,7 +47,7 @@ def watched(refused: int | None = None) -> Watched:
     return potential
 
 
-def run(potential, structures, max_edges: int) -> list[dict]:
+def run(potential, structures, max_edges: int) -> list[Verdict]:
     settings = DynamicsSettings(steps=20, timestep=1.0, max_edges=max_edges, lindemann_min_steps=10)
     return simulate(potential, structures, settings, progress=False)
 
@@ -61,16 +62,16 @@ def test_chunks_on_several_threads_give_what_one_thread_gives(two_threads):
     single = run(alone, silicon(), max_edges=1000)
     assert alone.seen == {(True, 1)}
     for a, b in zip(several, single, strict=True):
-        assert a["status"] == b["status"] and a["steps_run"] == b["steps_run"] == 20
-        assert a["metrics"]["min_distance"] == pytest.approx(b["metrics"]["min_distance"], rel=1e-9)
+        assert a.status == b.status and a.steps_run == b.steps_run == 20
+        assert a.metrics["min_distance"] == pytest.approx(b.metrics["min_distance"], rel=1e-9)
 
 
 def test_an_error_in_one_thread_loses_one_structure(two_threads):
     structures = silicon()
     structures[3].numbers[0] = 32
     found = run(watched(refused=32), structures, max_edges=1000)
-    assert [v["reasons"] for k, v in enumerate(found) if k != 3] == [[]] * 6
-    assert found[3]["reasons"] == ["potential_error"] and "not this one" in found[3]["failures"][0]["text"]
+    assert [v.reasons for k, v in enumerate(found) if k != 3] == [()] * 6
+    assert found[3].reasons == ("potential_error",) and "not this one" in found[3].failures[0].text
 
 
 def test_threads_share_the_edges_that_fit_into_memory(two_threads):

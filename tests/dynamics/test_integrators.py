@@ -160,7 +160,7 @@ def test_a_drift_shows() -> None:
             run = run_of(potential, [structures()[0]], settings)
             while run.active:
                 run.advance()
-            metrics = run.verdicts[0]["metrics"]
+            metrics = run.verdicts[0].metrics
             change = metrics["conserved_energy_end"] - metrics["conserved_energy_start"]
             drifts[type(potential).__name__, ensemble] = abs(change)
     for ensemble in ("nve", "nvt"):
@@ -220,7 +220,7 @@ def test_one_atom_and_no_temperature(ensemble: str) -> None:
         run = run_of(Morse(), atoms, DynamicsSettings(ensemble=ensemble, temperature=temperature, steps=20))
         while run.active:
             run.advance()
-        assert [v["status"] for v in run.verdicts.values()] == ["stable", "stable"]
+        assert [v.status for v in run.verdicts.values()] == ["stable", "stable"]
 
 
 def test_noise_streams_are_the_generators_own_numbers() -> None:

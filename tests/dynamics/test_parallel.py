@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mdl_physpre.dynamics import Verdict
 from mdl_physpre.dynamics.running import parallel
 from mdl_physpre.dynamics.running.parallel import divide, simulate_parallel
 from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs
@@ -32,13 +33,12 @@ def test_work_is_divided_evenly() -> None:
     assert len([p for p in divide([0.0] * 4, 2) if p]) == 2
 
 
-def close(found: list[dict], want: list[dict]) -> None:
+def close(found: list[Verdict], want: list[Verdict]) -> None:
     for one, other in zip(found, want, strict=True):
-        assert {k: v for k, v in one.items() if k not in ("metrics", "failures")} == {
-            k: v for k, v in other.items() if k not in ("metrics", "failures")
-        }
-        for name, value in other["metrics"].items():
-            assert one["metrics"][name] == (value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), name
+        measured = {"metrics", "failures"}
+        assert one.model_dump(exclude=measured) == other.model_dump(exclude=measured)
+        for name, value in other.metrics.items():
+            assert one.metrics[name] == (value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), name
 
 
 def in_this_process(potential, tasks):
@@ -75,7 +75,7 @@ def test_several_processes_give_what_one_gives_and_outlive_the_death_of_one(
     assert not (out / "parts").exists()
     single = simulate(potential, structures, settings, tmp_path / "one", False, **options)
     close(verdicts, single)
-    assert [v["steps_run"] for v in verdicts] == own["steps"]
+    assert [v.steps_run for v in verdicts] == own["steps"]
     for k in options["indices"]:
         frames = [(folder / "trajectories" / f"{k:05d}.extxyz").read_text() for folder in (out, tmp_path / "one")]
         assert frames[0].count("Lattice") == frames[1].count("Lattice") > 2
@@ -99,7 +99,7 @@ def test_a_run_of_one_process_goes_on_in_one(tmp_path: Path, monkeypatch: pytest
     resumed = Killed(10**9)
     verdicts = simulate_parallel(resumed, structures, settings, tmp_path, False, processes=2, devices=["cpu", "cpu"])
     assert 10**9 - resumed.at < 20, "it must not have begun again"
-    assert [v["steps_run"] for v in verdicts] == [30] * 3
+    assert [v.steps_run for v in verdicts] == [30] * 3
     assert not (tmp_path / "state.npz").exists()
 
 

@@ -49,7 +49,7 @@ def test_killed_at_any_step_every_ensemble_goes_on_to_the_same_bytes(tmp_path: P
     )  # fmt: skip
     structures, own = crystals(3), {"steps": [30, 17, 25], "temperature": [900, 1200, 600]}
     whole = simulate(Morse(), structures, settings, tmp_path / "whole", per_structure=own)
-    assert [v["steps_run"] for v in whole] == own["steps"]
+    assert [v.steps_run for v in whole] == own["steps"]
     evaluations = 60 if ensemble == "npt" else 30
     for at in range(1, evaluations, 7 if ensemble == "npt" else 4):
         cut = tmp_path / f"cut{at}"
@@ -90,10 +90,10 @@ def test_structures_that_broke_before_the_kill_keep_their_verdicts(tmp_path: Pat
     structures[2].numbers[:] = 79
     settings = with_(checkpoint_steps=10)
     whole = simulate(AttractiveGold(), structures, settings, tmp_path / "whole")
-    assert whole[2]["reasons"] == ["overlap"]
+    assert whole[2].reasons == ("overlap",)
     with pytest.raises(KeyboardInterrupt):
         simulate(AttractiveGold(100), structures, settings, tmp_path / "cut")
-    assert whole[2]["first_failing_step"] < 90
+    assert whole[2].first_failing_step < 90
     assert simulate(AttractiveGold(), structures, settings, tmp_path / "cut") == whole
 
 
@@ -133,7 +133,7 @@ def test_a_killed_process_continues(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from ase.build import bulk\n"
         "from tests.helpers.pair_potentials import Morse\n"
-        "from mdl_physpre.dynamics.running.simulate import DynamicsSettings, simulate\n"
+        "from mdl_physpre.dynamics import DynamicsSettings, simulate\n"
         "atoms = [bulk('Cu', 'fcc', a=3.5).repeat((2, 2, k)) for k in (1, 2, 3)]\n"
         "settings = DynamicsSettings(temperature=600, steps=200, checkpoint_steps=20)\n"
         "simulate(Morse(), atoms, settings, Path(sys.argv[1]))\n"

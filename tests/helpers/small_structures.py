@@ -37,4 +37,4 @@ SHORT = DynamicsSettings(temperature=300, timestep=2.0, steps=120, seed=3, skin=
 
 
 def with_(settings: DynamicsSettings = SHORT, **changes) -> DynamicsSettings:
-    return DynamicsSettings(**{**settings.__dict__, **changes})
+    return settings.changed(**changes)

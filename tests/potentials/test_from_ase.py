@@ -145,7 +145,7 @@ def test_dynamics_follow_ase_step_by_step(tmp_path):
     start.rattle(0.05, seed=3)
     settings = DynamicsSettings(ensemble="nve", temperature=0.0, timestep=5.0, steps=40, trajectory_interval=40)
     verdicts = simulate(CalculatorPotential(argon), [start], settings, out=tmp_path, progress=False)
-    assert verdicts[0]["status"] == "stable"
+    assert verdicts[0].status == "stable"
     reference = start.copy()
     reference.calc = argon()
     VelocityVerlet(reference, 5.0 * units.fs).run(40)
@@ -176,9 +176,9 @@ def test_a_calculator_that_raises_loses_its_structure_alone():
     three = Atoms("Ar3", np.diag([3.5, 3.8, 4.1]))
     settings = DynamicsSettings(ensemble="nve", temperature=10.0, steps=30)
     verdicts = simulate(CalculatorPotential(falls_apart), [pair, three], settings, progress=False)
-    assert verdicts[0]["failures"][0]["reason"] == "potential_error"
-    assert "no convergence" in verdicts[0]["failures"][0]["text"]
-    assert verdicts[1]["status"] == "stable"
+    assert verdicts[0].failures[0].reason == "potential_error"
+    assert "no convergence" in verdicts[0].failures[0].text
+    assert verdicts[1].status == "stable"
 
 
 def test_a_calculator_that_raised_is_reset():

@@ -187,7 +187,7 @@ def test_there_and_back_again(potential, structures):
 def test_it_runs_dynamics(argon_structures):
     settings = DynamicsSettings(ensemble="nve", temperature=5.0, steps=10)
     verdicts = simulate(TorchSimPotential(argon), argon_structures[:3], settings, progress=False)
-    assert [v["status"] for v in verdicts] == ["stable"] * 3
+    assert [v.status for v in verdicts] == ["stable"] * 3
 
 
 def key_of(potential):

@@ -1,7 +1,6 @@
 """Simulations side by side."""
 
 import json
-from dataclasses import asdict, replace
 from math import comb
 
 import pytest
@@ -104,18 +103,18 @@ OBSERVED = {"pressure_interval": 7, "rdf_interval": 7, "rdf_start": 7, "rdf_r_ma
 def test_settings_that_change_verdicts_are_named(tmp_path):
     assert set(PROTOCOL) == set(OTHER)
     usual = DynamicsSettings()
-    stored(tmp_path / "usual", {1}, **asdict(usual))
+    stored(tmp_path / "usual", {1}, **usual.model_dump())
     for key, value in OTHER.items():
-        stored(tmp_path / key, {1}, **asdict(replace(usual, **{key: value})))
+        stored(tmp_path / key, {1}, **usual.changed(**{key: value}).model_dump())
         found = compare([tmp_path / "usual", tmp_path / key])
         assert found["differing_settings"] == {key: [getattr(usual, key), value]}
         assert f"They differ in {key}: " in format_comparison(found) and str(value) in format_comparison(found)
-    stored(tmp_path / "work", {1}, **asdict(replace(usual, **WORK, **OBSERVED, rdf_smoothing=0.1)))
+    stored(tmp_path / "work", {1}, **usual.changed(**WORK, **OBSERVED, rdf_smoothing=0.1).model_dump())
     assert not compare([tmp_path / "usual", tmp_path / "work"])["differing_settings"]
 
 
 def test_temperatures_of_single_structures_are_told(tmp_path):
-    shared = asdict(DynamicsSettings(temperature=300.0))
+    shared = DynamicsSettings(temperature=300.0).model_dump()
     for name, temperatures in (("one", (300.0, 300.0)), ("two", (300.0, 2000.0))):
         (tmp_path / name).mkdir()
         verdicts = [verdict(k, False, conditions={"temperature": t}) for k, t in enumerate(temperatures)]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mdl_physpre.errors import PhyspreError
+from mdl_physpre.runs.stage import Stage, write_json
 from mdl_physpre.utils.processes import run_lock
-from mdl_physpre.runs.stage import Stage, write_json, write_text
 
 
 def test_a_stage_is_done_for_its_key_only(tmp_path):
@@ -47,7 +47,7 @@ def test_nothing_half_written(tmp_path):
 
 def test_a_full_disk_is_a_clear_error():
     with pytest.raises(PhyspreError, match="cannot be written"):
-        write_text(Path("/proc/nothing/here"), "x")
+        write_json(Path("/proc/nothing/here"), "x")
 
 
 def test_a_second_process_is_kept_out(tmp_path):

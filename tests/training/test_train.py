@@ -21,8 +21,9 @@ from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.compiled import CompiledPotential
 from mdl_physpre.structures.graph import GraphDataset
-from mdl_physpre.training import module as training_module
-from mdl_physpre.training import train as training
+from mdl_physpre.training import epoch_progress, gradient
+from mdl_physpre.training.checks import check_precision
+from mdl_physpre.training.ranks import Ranks
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
 from tests.helpers.processes import environment
@@ -176,7 +177,7 @@ def test_time_budget(tmp_path):
     result = train_potential(potential(), train, val, TrainingSettings(max_seconds=1e-6, **QUICK), tmp_path)
     assert result.epochs == 1
     assert result.stopped_by == "max_seconds"
-    assert result.budget()["seconds"] == pytest.approx(result.history[0]["seconds"])
+    assert result.seconds == pytest.approx(result.history[0]["seconds"])
 
 
 class Interrupted(TinyPotential):
@@ -345,7 +346,7 @@ class NotFinite(TinyPotential):
 
 def test_steps_with_an_infinite_gradient_are_skipped_and_counted(tmp_path, monkeypatch):
     train, val = data()
-    monkeypatch.setattr("mdl_physpre.training.train.save_potential", lambda path, *a, **k: path.touch())
+    monkeypatch.setattr("mdl_physpre.training.module.save_potential", lambda path, *a, **k: path.touch())
     model = NotFinite()
     result = train_potential(model, train, val, TrainingSettings(max_epochs=4, **QUICK), tmp_path)
     assert result.skipped_steps == 4
@@ -390,7 +391,7 @@ def test_data_that_do_not_fit_the_potential(tmp_path):
 
 def test_compiled_it_trains_alike(tmp_path, monkeypatch):
     """Resumed without: where and how a training runs may change. What the compiler makes of it is tested elsewhere."""
-    monkeypatch.setattr(training_module, "CompiledPotential", partial(CompiledPotential, backend="aot_eager"))
+    monkeypatch.setattr(gradient, "CompiledPotential", partial(CompiledPotential, backend="aot_eager"))
     train, val = data()
     plain, other = potential(), potential()
     first = train_potential(plain, train, val, TrainingSettings(max_epochs=3, **QUICK), tmp_path / "plain")
@@ -415,9 +416,9 @@ def test_a_precision_that_does_nothing_on_the_cpu_is_refused(tmp_path, precision
 def test_a_precision_that_a_gpu_lacks_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(ConfigError, match="needs compute capability 8.0, and cuda:0 has 7.5"):
-        training.check_precision("bf16", torch.device("cuda:0"))
+        check_precision("bf16", torch.device("cuda:0"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    training.check_precision("tf32", torch.device("cuda:0"))
+    check_precision("tf32", torch.device("cuda:0"))
 
 
 def test_tf32_is_for_gradients_alone(tmp_path):
@@ -432,11 +433,11 @@ def test_tf32_is_for_gradients_alone(tmp_path):
     train, val = data()
     model = Watching()
     model.layers[0].weight.register_hook(lambda g: seen.append(("backward", torch.get_float32_matmul_precision())))
-    made = training_module.PotentialTraining(model, train, val, TrainingSettings(precision="tf32"), tmp_path)
-    made._gradients = 0
-    made._gradient(train.batch(), [], 0)
+    settings = TrainingSettings(precision="tf32")
+    made = gradient.LossGradient(model, settings, settings, Ranks())
+    made(train.batch(), [])
     model.eval()
-    made._evaluate(train.batch(), made.settings, create_graph=False)
+    made.validation_errors(train.batch())
     assert set(seen) == {("training", "high"), ("backward", "high"), ("validation", "highest")}
     assert torch.get_float32_matmul_precision() == "highest"
 
@@ -446,8 +447,9 @@ def test_mixed_precision_covers_training_and_spares_validation(tmp_path):
     train, val = data()
     model = potential()
     graph = train.batch()
-    made = training_module.PotentialTraining(model, train, val, TrainingSettings(precision="bf16"), tmp_path)
-    full, half = (made._evaluate(graph, made.settings, create_graph=create_graph) for create_graph in (False, True))
+    settings = TrainingSettings(precision="bf16")
+    made = gradient.LossGradient(model, settings, settings, Ranks())
+    full, half = (made.evaluate(graph, settings, create_graph=create_graph) for create_graph in (False, True))
     assert torch.equal(full.energies, evaluate(model, graph).energies)
     assert half.energies.dtype == torch.float64
     assert half.forces.dtype == torch.float32
@@ -475,7 +477,7 @@ def potential_without_draw():
 
 def test_progress_is_told_in_lines(tmp_path, caplog, monkeypatch):
     train, val = data()
-    monkeypatch.setattr(training_module, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(epoch_progress, "LINE_EVERY", 0.0)
     with caplog.at_level(logging.INFO, logger="mdl_physpre"):
         train_potential(potential(), train, val, TrainingSettings(max_epochs=2, **QUICK), tmp_path)
     lines = [record.getMessage() for record in caplog.records if "epoch" in record.getMessage()]
@@ -491,7 +493,7 @@ def test_bar_on_a_terminal_counts_the_epochs_and_is_closed(tmp_path, monkeypatch
             told.append(item)
             yield item
 
-    monkeypatch.setattr(training_module, "progress", bar)
+    monkeypatch.setattr(epoch_progress, "progress", bar)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     train_potential(potential(), train, val, TrainingSettings(max_epochs=2, **QUICK), tmp_path)
     assert told == [0, 1, 2]

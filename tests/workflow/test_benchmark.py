@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 
 import pytest
@@ -13,6 +12,7 @@ from typer.testing import CliRunner
 from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import AtomicPotential
+from mdl_physpre.utils.memory import PeakMemory
 from mdl_physpre.workflow import benchmark as module
 from mdl_physpre.workflow import throughput
 
@@ -96,13 +96,12 @@ def test_no_larger_size_is_begun_without_time_for_it():
 
 
 def test_memory_at_the_peak():
-    before = throughput.start_memory(CPU)
-    if math.isnan(before):
+    memory = PeakMemory(trim=True)
+    if memory.of_process() is None:
         pytest.skip("this system does not tell the memory of a process")
     torch.ones(50_000_000).add_(1)
-    first = throughput.peak_memory(CPU) - before
-    again = throughput.start_memory(CPU)
-    assert first == pytest.approx(200e6, rel=0.2) and throughput.peak_memory(CPU) - again < 50e6
+    assert memory.on(CPU) == pytest.approx(200e6, rel=0.2)
+    assert PeakMemory(trim=True).on(CPU) < 50e6
 
 
 def test_what_fails_is_told_and_the_rest_goes_on():

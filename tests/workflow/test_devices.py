@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -20,6 +19,8 @@ from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import EAMInteraction
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
+from mdl_physpre.runs.layout import plan_of
+from mdl_physpre.runs.read import read_summary
 from mdl_physpre.utils import devices
 from mdl_physpre.utils.devices import available_device, device_in_turn, put_on
 from mdl_physpre.workflow.config.file import parse_config
@@ -154,16 +155,18 @@ def test_every_stage_of_a_network_has_its_device(files, tmp_path, monkeypatch):
         potential = load_potential(files / "eam.pt").to("meta")
         return potential, "key"
 
+    def stage(what):
+        return lambda *a, **_: seen.append((what, a[-2].E0.device.type))
+
     monkeypatch.setattr(network_stages, "device_of", lambda config, number: torch.device("cuda", number))
     monkeypatch.setattr(network_stages, "training_stage", training_stage)
-    for name in ("errors_stage", "force_angles_stage"):
-        monkeypatch.setattr(network_stages, name, lambda *a: seen.append(("test", a[-2].E0.device.type)) or {})
-    monkeypatch.setattr(
-        network_stages, "dynamics_stage", lambda *a: seen.append(("simulate", a[-2].E0.device.type)) and None
-    )
+    monkeypatch.setattr(network_stages, "errors_stage", stage("test"))
+    monkeypatch.setattr(network_stages, "dynamics_stage", stage("simulate"))
+    monkeypatch.setattr(network_stages, "network_result", lambda *_: "found")
     config = parse_config({**LEAST, "physpre": {"n_networks": 2, "arms": ["pretrain"]}})
-    for network in network_stages.networks_of(config):
-        network_stages.network_stages(tmp_path, config, None, network, "")
+    plan = plan_of(config.model_dump())
+    for network in plan.networks:
+        assert network_stages.network_stages(tmp_path, config, None, plan, network) == "found"
     assert [s for s in seen if s[0] == "train"] == [("train", "cuda:0"), ("train", "cuda:1")]
     assert {s for s in seen if s[0] != "train"} == {("test", "meta"), ("simulate", "meta")}
 
@@ -217,10 +220,10 @@ def test_a_run_on_ranks_that_slurm_started_is_the_run_of_one_process(files, tmp_
     assert [code for _, code in ended] == [0, 0], ended
     assert "training, arm pretrain" in ended[0][0] and "training" not in ended[1][0]
     alone = run(files / "small.yml", out=tmp_path / "one")
-    both = json.loads((tmp_path / "two" / "summary.json").read_text())
+    both = read_summary(tmp_path / "two")
     for quantity in ("energy_mae", "forces_mae", "stress_mae"):
-        expected = alone["pretrain"]["errors"]["test"][quantity]
-        assert both["pretrain"]["errors"]["test"][quantity] == pytest.approx(expected, rel=1e-4)
+        expected = getattr(alone.arms["pretrain"].errors["test"], quantity)
+        assert getattr(both.arms["pretrain"].errors["test"], quantity) == pytest.approx(expected, rel=1e-4)
     # the same run goes on in one process: nothing is left to do
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "two").rglob("done.json")}
     run(files / "small.yml", out=tmp_path / "two")

@@ -48,9 +48,9 @@ def test_the_demo_data_are_small_labelled_and_kept_apart():
 def test_the_demo_runs_in_miniature_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     summary = run(DEMO / "demo.yml", TINY)
-    assert set(summary["baseline"]["errors"]) == {"test", "strained", "compressed"}
-    assert [n["seed"] for n in summary["pretrain"]["networks"]] == [1, 2, 3, 4]
-    assert len(summary["pretrain"]["dynamics"]["failed"]["each"]) == 4
+    assert set(summary.arms["baseline"].errors) == {"test", "strained", "compressed"}
+    assert [n.seed for n in summary.arms["pretrain"].networks] == [1, 2, 3, 4]
+    assert len(summary.arms["pretrain"].dynamics.counts.failed.each) == 4
     assert (tmp_path / "runs" / "demo" / "report.html").exists()
 
 
@@ -61,4 +61,4 @@ def test_the_configurations_run_on_real_data(name, tmp_path):
     path = ROOT / "configs" / f"{name}.yml"
     assert load_config(path).physpre.arms == ["baseline", "pretrain"]
     summary = run(path, [*TINY, "dataset.fraction=0.01"], out=tmp_path / "run")
-    assert summary["pretrain"]["errors"]["test"]["stress_mae"] is None or name.startswith("phosphorus")
+    assert summary.arms["pretrain"].errors["test"].stress_mae is None or name.startswith("phosphorus")

@@ -62,6 +62,10 @@ def without_figures(monkeypatch):
     monkeypatch.setattr("mdl_physpre.report.output.sections._drawn", lambda *_: None)
 
 
+def fail(error):
+    raise error
+
+
 def called(*arguments):
     result = CliRunner().invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 0, (arguments, result.output, result.exception)
@@ -72,7 +76,7 @@ def test_a_run_leaves_page_figures_tables_and_cards(finished):
     folder, summary = finished
     for figure in ("energy-curves.png", "survival.png", "parity-test.svg", "force-angles-test.png"):
         assert (folder / "report" / figure).stat().st_size > 5000
-    card = (folder / summary["pretrain"]["checkpoint"]).with_name("model_card.md").read_text()
+    card = (folder / summary.arms["pretrain"].networks[0].checkpoint).with_name("model_card.md").read_text()
     assert "| elements | O, Mg |" in card and "16 structures" in card
 
 
@@ -81,13 +85,15 @@ def test_a_report_does_not_outlive_its_configuration(finished, config, monkeypat
     shown = {"summary.json", "report.html", "survival.png", "structures.csv"}
     assert shown <= {p.name for p in folder.glob("*")} | {p.name for p in folder.glob("report/*")}
     with monkeypatch.context() as patched:
-        patched.setattr("mdl_physpre.workflow.run.load_data", lambda _: (_ for _ in ()).throw(DataError("unreadable")))
+        patched.setattr(
+            "mdl_physpre.workflow.setup.load_data", lambda _: (_ for _ in ()).throw(DataError("unreadable"))
+        )
         with pytest.raises(DataError):  # nothing is known yet of what the change means: all stays
             run(config, ["physpre.dynamics.temperature=320"], out=folder)
         assert shown <= {p.name for p in folder.rglob("*")}
     with monkeypatch.context() as patched:
         stop = "mdl_physpre.workflow.stages.network.dynamics_stage"
-        patched.setattr(stop, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(stop, lambda *_: fail(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run(config, ["physpre.dynamics.temperature=320"], out=folder)
         assert not shown & {p.name for p in folder.rglob("*")}
@@ -109,15 +115,15 @@ def test_the_report_links_the_files_that_exist(finished, config, tmp_path):
 
 def test_a_report_while_the_run_goes_on(config, tmp_path, monkeypatch, without_figures):
     """It shows the arms that are done, says what is missing, and the same from its folder alone."""
-    import mdl_physpre.workflow.run as module
+    import mdl_physpre.workflow.stages.network as module
 
     monkeypatch.setattr("mdl_physpre.workflow.reports.REFRESH", 0.0)
     original = module.network_stages
 
-    def stop_at_the_second(folder, config, data, network, key):
-        if network.arm == "pretrain":
+    def stop_at_the_second(*arguments):
+        if arguments[-1].arm.name == "pretrain":
             raise KeyboardInterrupt
-        return original(folder, config, data, network, key)
+        return original(*arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "network_stages", stop_at_the_second)
@@ -131,7 +137,7 @@ def test_a_report_while_the_run_goes_on(config, tmp_path, monkeypatch, without_f
         assert "pretrain: molecular dynamics is not finished" in page and "baseline: molecular" not in page
         assert "Table 1. Structures that failed" in page and '<th scope="row" class="word">baseline (NVT)' in page
     told = called("status", tmp_path)
-    assert re.search(r"3-train/baseline +done", told) and re.search(r"3-train/pretrain +waiting", told)
+    assert re.search(r"3-networks/baseline +done", told) and re.search(r"3-networks/pretrain +waiting", told)
     assert "not running, 4 of 6 stages done" in told
     run(config, out=tmp_path)
     assert "This run is not finished." not in (tmp_path / "report.html").read_text()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials import EAMInteraction
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
+from mdl_physpre.runs.read import read_run, read_summary
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.workflow.run import run
@@ -73,24 +75,25 @@ def without_times(content):
 
 def test_a_run_has_both_arms_side_by_side(finished):
     folder, summary = finished
-    stored = json.loads((folder / "summary.json").read_text())
-    for arm in ("baseline", "pretrain"):
-        assert stored[arm]["errors"]["test"]["forces_mae"] > 0
-        assert stored[arm]["errors"]["test"]["counts"]["forces"] == 4
-        assert stored[arm]["dynamics"]["n"] == 3
-    assert stored["pretrain"]["errors"] != stored["baseline"]["errors"]
-    assert stored["data"]["train"]["structures"] == 16
-    assert stored["pretraining_set"]["structures"] == 32
-    budget = {a: stored[a]["training"]["budget"]["finetune"]["steps"] for a in ("baseline", "pretrain")}
-    assert budget["baseline"] == budget["pretrain"] == 24
-    done = json.loads((folder / "3-train" / "pretrain" / "done.json").read_text())
+    stored = read_summary(folder)
+    assert stored == summary
+    baseline, pretrain = (stored.arms[name] for name in ("baseline", "pretrain"))
+    for arm in (baseline, pretrain):
+        assert arm.errors["test"].forces_mae > 0
+        assert arm.errors["test"].counts["forces"] == 4
+        assert arm.dynamics.counts.n == 3
+    assert pretrain.errors != baseline.errors
+    assert stored.data["train"].structures == 16
+    assert stored.pretraining_set.structures == 32
+    assert baseline.training["finetune"].steps == pretrain.training["finetune"].steps == 24
+    done = json.loads((folder / "3-networks" / "pretrain" / "done.json").read_text())
     assert done["cost"]["processor_seconds"] > 0 and done["cost"]["peak_memory_mb"] > 50
 
 
 def test_a_finished_run_does_nothing_again(finished, config):
     folder, summary = finished
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}
-    assert without_times(run(config, out=folder)) == without_times(json.loads(json.dumps(summary)))
+    assert run(config, out=folder).arms == summary.arms
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")} == before
 
 
@@ -100,7 +103,7 @@ def test_only_what_changed_is_done_again(finished, config):
     run(config, ["physpre.dynamics.temperature=310"], out=folder)
     after = {p.parent.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("done.json")}
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"4-dynamics/baseline", "4-dynamics/pretrain"}
+    assert changed == {"3-networks/baseline/dynamics", "3-networks/pretrain/dynamics"}
     run(config, out=folder)
 
 
@@ -118,12 +121,11 @@ def test_the_pretrained_arm_alone_and_online(finished, config, tmp_path):
     _, both = finished
     changes = ["physpre.arms=[pretrain]", "physpre.dynamics.n_structures=0"]
     alone = run(config, changes, out=tmp_path / "alone")
-    assert alone["pretrain"]["errors"] == both["pretrain"]["errors"]
+    assert alone.arms["pretrain"].errors == both.arms["pretrain"].errors
     online = run(config, [*changes, "physpre.pretrain.online=true"], out=tmp_path / "online")
-    spent, offline = online["pretrain"]["training"]["budget"], alone["pretrain"]["training"]["budget"]
-    assert spent["pretrain"]["structures"] == offline["pretrain"]["structures"]
-    before = "errors_before_finetuning"
-    assert online["pretrain"][before]["test"]["forces_mae"] != alone["pretrain"][before]["test"]["forces_mae"]
+    first, second = (found.arms["pretrain"] for found in (online, alone))
+    assert first.training["pretrain"].structures == second.training["pretrain"].structures
+    assert first.errors_before_finetuning["test"].forces_mae != second.errors_before_finetuning["test"].forces_mae
 
 
 def test_a_given_teacher_takes_the_zero_of_energy_of_the_data(finished, config, tmp_path):
@@ -135,7 +137,7 @@ def test_a_given_teacher_takes_the_zero_of_energy_of_the_data(finished, config, 
     save_potential(tmp_path / "elsewhere.pt", eam)
     changes = [f"physpre.eam.checkpoint={tmp_path / 'elsewhere.pt'}", "physpre.dynamics.n_structures=0"]
     done = run(config, [*changes, "physpre.arms=[pretrain]"], out=tmp_path / "run")
-    assert done["eam"]["errors"]["test"]["energy_mae"] < 5.0
+    assert done.eam.errors["test"].energy_mae < 5.0
     used = load_potential(tmp_path / "run" / "1-eam" / "eam.pt")
     assert abs(float((used.E0.detach() - before).sum())) < 5.0  # one Mg for each O: only their sum is known
     with pytest.raises(ConfigError, match="gone.pt: no such file"):
@@ -148,7 +150,7 @@ def test_a_checkpoint_that_is_no_eam_beside_a_hybrid_is_said_before_anything_is_
     changes = ["physpre.arms=[baseline,hybrid]", f"physpre.eam={{checkpoint: {tmp_path / 'cgcnn.pt'}}}"]
     with pytest.raises(ConfigError, match=r"physpre.eam.checkpoint: .*cgcnn.pt holds a CGCNN"):
         run(config, changes, out=tmp_path / "run")
-    assert not (tmp_path / "run" / "3-train").exists()
+    assert not (tmp_path / "run" / "3-networks").exists()
     # as the teacher of an arm that is no hybrid it is welcome, and a hybrid that comes later is still found out
     few = ["optim.max_epochs=1", "physpre.pretrain.max_epochs=1", "physpre.dynamics.n_structures=0"]
     run(config, [changes[1], *few, "physpre.arms=[pretrain]"], out=tmp_path / "run")
@@ -174,11 +176,11 @@ def forces_alone(data, config):
 def test_forces_alone(forces_alone, config, tmp_path):
     summary = run(config, [*forces_alone, "physpre.arms=[baseline, pretrain, hybrid]"], out=tmp_path / "run")
     for arm in ("baseline", "pretrain", "hybrid"):
-        errors = summary[arm]["errors"]["test"]
-        assert errors["forces_mae"] > 0 and errors["energy_mae"] is None
-        assert summary[arm]["dynamics"]["n"] == 1
+        errors = summary.arms[arm].errors["test"]
+        assert errors.forces_mae > 0 and errors.energy_mae is None
+        assert summary.arms[arm].dynamics.counts.n == 1
     assert "carries an energy: the energy reference is zero" in (tmp_path / "run" / "log.txt").read_text()
-    assert not load_potential(tmp_path / "run" / summary["pretrain"]["checkpoint"]).reference.as_dict()
+    assert not load_potential(tmp_path / "run" / summary.arms["pretrain"].networks[0].checkpoint).reference.as_dict()
     assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -187,17 +189,17 @@ def test_forces_alone_beside_a_calculator(forces_alone, config, tmp_path):
     calculator = "{calculator: ase.calculators.lj.LennardJones, arguments: {sigma: 1.5, rc: 5.0}, processes: 1}"
     changes = ["physpre.arms=[pretrain]", f"physpre.teacher={calculator}"]
     summary = run(config, [*forces_alone, *changes], out=tmp_path / "run")
-    assert summary["teacher"]["zero_of_energy"] == {"energies": {}, "structures": 0, "before": None, "after": None}
-    assert summary["pretrain"]["errors"]["test"]["forces_mae"] > 0
+    assert summary.teacher.zero_of_energy == {"energies": {}, "structures": 0, "before": None, "after": None}
+    assert summary.arms["pretrain"].errors["test"].forces_mae > 0
     assert "the teacher keeps its own zero of energy" in (tmp_path / "run" / "log.txt").read_text()
 
 
 STOPS = (
     "1-eam/stage.json",
     "2-pretraining-set/stage.json",
-    "3-train/baseline/finetune/last.ckpt",
-    "3-train/pretrain/pretrain/last.ckpt",
-    "4-dynamics/pretrain/stage.json",
+    "3-networks/baseline/finetune/last.ckpt",
+    "3-networks/pretrain/pretrain/last.ckpt",
+    "3-networks/pretrain/dynamics/stage.json",
 )
 
 
@@ -219,6 +221,33 @@ def test_killed_and_started_again_gives_the_same(stop, finished, config, tmp_pat
     run(config, out=target)
     stored = [json.loads((f / "summary.json").read_text()) for f in (folder, target)]
     assert without_times(stored[1]) == without_times(stored[0])
+
+
+def test_a_stopped_run_has_the_figures_of_the_finished_one(finished, tmp_path):
+    """Without its summary, a run is read from its stages: to the same figures."""
+    folder, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    stopped = read_run(tmp_path / "run")
+    assert not stopped.finished and not stopped.missing
+    assert stopped.summary.model_copy(update={"pairs": read_summary(folder).pairs}) == read_summary(folder)
+    (tmp_path / "run" / "3-networks" / "pretrain" / "errors" / "done.json").unlink()
+    earlier = read_run(tmp_path / "run")
+    assert earlier.summary.arms["baseline"] == stopped.summary.arms["baseline"]
+    assert not earlier.networks("pretrain") and earlier.missing[0] == "pretrain: not trained and tested to the end"
+
+
+@pytest.mark.parametrize("command", [["run", "CONFIG", "--out", "FOLDER"], ["report", "FOLDER"], ["status", "FOLDER"]])
+def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(command, finished, config, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder, tmp_path / "old")
+    (tmp_path / "old" / "3-networks").rename(tmp_path / "old" / "3-train")
+    arguments = [{"CONFIG": str(config), "FOLDER": str(tmp_path / "old")}.get(word, word) for word in command]
+    wrong = CliRunner().invoke(app, arguments)
+    assert isinstance(wrong.exception, DataError)
+    assert re.search(
+        r"old: holds a run of an earlier version .*3-train.*run its config.yml again", str(wrong.exception)
+    )
 
 
 def test_a_folder_of_another_run_is_left_alone(finished, config, tmp_path):
@@ -250,7 +279,7 @@ def test_an_empty_split_is_an_error(config, tmp_path):
 def test_commands_end_to_end(finished, data, tmp_path):
     """convert, inspect, perturb, label, evaluate, md, each as a user calls it."""
     folder, _ = finished
-    model = str(folder / "3-train" / "pretrain" / "finetune" / "best.pt")
+    model = str(folder / "3-networks" / "pretrain" / "finetune" / "best.pt")
     calls = [
         (["convert", str(data), str(tmp_path / "a.json")], "24"),
         (["inspect", str(data)], "Mg"),
@@ -275,7 +304,7 @@ def test_control_c_ends_with_a_word(config, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    training = tmp_path / "run" / "3-train" / "baseline" / "finetune" / "last.ckpt"
+    training = tmp_path / "run" / "3-networks" / "baseline" / "finetune" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not training.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

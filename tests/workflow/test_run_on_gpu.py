@@ -37,9 +37,9 @@ def test_a_run_on_the_device(name, tmp_path, monkeypatch):
     assert counts.kernels > 5_000  # labels, training, tests and dynamics were there, not here
     assert (tmp_path / "gpu" / "report.html").exists()
     arms = ("hybrid", "replay") if name == "torchmd_et" else ("baseline", "pretrain")
-    assert all(there[arm]["dynamics"]["n"] == 2 for arm in arms)
+    assert all(there.arms[arm].dynamics.counts.n == 2 for arm in arms)
     if name == "cgcnn":
         on_cpu = run(DEMO, [*TINY, *NETWORKS[name], "task.device=cpu"], out=tmp_path / "cpu")
         for arm in ("baseline", "pretrain"):
-            found, expected = (s[arm]["errors"]["test"]["forces_mae"] for s in (there, on_cpu))
+            found, expected = (s.arms[arm].errors["test"].forces_mae for s in (there, on_cpu))
             assert found == pytest.approx(expected, rel=1e-3)

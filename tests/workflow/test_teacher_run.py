@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from ase.build import bulk
 from mdl_physpre import label, load_potential, save_potential, write_structures
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import EAMInteraction
+from mdl_physpre.runs.read import read_summary
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.workflow.config.file import load_config
@@ -66,19 +65,19 @@ def finished(config):
 
 def test_a_calculator_with_a_core_labels_and_no_eam_is_fitted(finished):
     folder, summary = finished
-    assert not (folder / "1-eam").exists() and "eam" not in summary
-    teacher = summary["teacher"]
-    assert teacher["name"] == "ase.calculators.emt.EMT + ZBL"
+    assert not (folder / "1-eam").exists() and summary.eam is None
+    teacher = summary.teacher
+    assert teacher.name == "ase.calculators.emt.EMT + ZBL"
     # the core reaches no neighbour of the structures near equilibrium by much: the shift is that of the labels
-    assert teacher["zero_of_energy"]["energies"] == pytest.approx({"Cu": -5.0, "Au": -2.0}, abs=0.1)
-    assert teacher["errors"]["test"]["energy_mae_mev_per_atom"] < 100
+    assert teacher.zero_of_energy["energies"] == pytest.approx({"Cu": -5.0, "Au": -2.0}, abs=0.1)
+    assert teacher.errors["test"].energy_mae_mev_per_atom < 100
     made = read_structures(folder / "2-pretraining-set" / "train.extxyz")
-    assert len(made) == summary["pretraining_set"]["structures"] == 8
-    by_hand = label(made, "calculator:ase.calculators.emt.EMT?asap_cutoff=true", progress=False)
-    for atoms, plain in zip(made, by_hand):
-        shift = sum(teacher["zero_of_energy"]["energies"][s] for s in atoms.symbols)
+    assert len(made) == summary.pretraining_set.structures == 8
+    bare = label(made, "calculator:ase.calculators.emt.EMT?asap_cutoff=true", progress=False)
+    for atoms, plain in zip(made, bare):
+        shift = sum(teacher.zero_of_energy["energies"][s] for s in atoms.symbols)
         assert get_labels(atoms).energy >= get_labels(plain).energy + shift - 1e-6  # the core only adds
-    assert summary["pretrain"]["errors"]["test"]["forces_mae"] > 0
+    assert summary.arms["pretrain"].errors["test"].forces_mae > 0
 
 
 def test_it_goes_on_and_says_so_in_the_report(finished, config):
@@ -89,14 +88,14 @@ def test_it_goes_on_and_says_so_in_the_report(finished, config):
     run(config, ["physpre.teacher.short_range_radii={Cu-Au: 1.0}"], out=folder)
     after = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}
     assert all(after[p] != before[p] for p in before)
-    assert json.loads((folder / "summary.json").read_text())["teacher"]["errors"]["test"]["n_structures"] == 3
+    assert read_summary(folder).teacher.errors["test"].n_structures == 3
 
 
 def test_a_hybrid_arm_beside_another_teacher_has_its_eam_fitted(config, tmp_path):
     summary = run(config, ["physpre.arms=[hybrid, pretrain]", "physpre.pretrain.online=true"], out=tmp_path / "run")
     assert (tmp_path / "run" / "1-eam" / "eam.pt").exists() and (tmp_path / "run" / "1-teacher" / "done.json").exists()
-    assert summary["hybrid"]["errors"]["test"]["forces_mae"] > 0
-    assert {"eam", "teacher"} <= set(summary)
+    assert summary.arms["hybrid"].errors["test"].forces_mae > 0
+    assert summary.eam is not None and summary.teacher is not None
 
 
 def test_a_checkpoint_of_another_format_labels(config, data, tmp_path):
@@ -108,7 +107,7 @@ def test_a_checkpoint_of_another_format_labels(config, data, tmp_path):
     convert_checkpoint(tmp_path / "eam.pt", data.with_name("host.pt"), "matdeeplearn")
     other = "physpre.teacher={potential: host.pt, short_range: zbl}"
     summary = run(config, [other], out=tmp_path / "run")
-    assert summary["teacher"]["zero_of_energy"]["after"] < summary["teacher"]["zero_of_energy"]["before"]
+    assert summary.teacher.zero_of_energy["after"] < summary.teacher.zero_of_energy["before"]
     assert load_config(config, [other]).physpre.teacher.potential == str(data.with_name("host.pt"))
 
 

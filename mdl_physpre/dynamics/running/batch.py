@@ -26,6 +26,7 @@ from mdl_physpre.dynamics.running.windows import Unread, Window, steps_between_r
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import verdicts_of
 from mdl_physpre.dynamics.verdicts.observers import Observers
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions
 from mdl_physpre.potentials.compiled import CompiledPotential
 
@@ -64,7 +65,7 @@ class BatchRun:
         self.folder, self.key = folder, key
         self.dtype, self.device = floating(potential)
         self.structures, self.ids, self.places = list(structures), list(ids), list(places)
-        self.verdicts: dict[int, dict] = {}
+        self.verdicts: dict[int, Verdict] = {}
         self.files = TrajectoryFiles(folder / TRAJECTORIES) if folder and settings.trajectory_interval else None
         self.failing = TrajectoryFiles(folder / FAILING) if folder else None
         self.rdfs = RDFSampler(settings, structures) if settings.rdf_interval else None
@@ -231,8 +232,8 @@ class BatchRun:
         for k, verdict in zip(structures, found, strict=True):
             self.verdicts[self.active[k]] = verdict
             if broken:
-                first = verdict["failures"][0]
-                logger.debug("structure %s breaks at step %d: %s", verdict["structure_id"], self.step, first["text"])
+                first = verdict.failures[0]
+                logger.debug("structure %s breaks at step %d: %s", verdict.structure_id, self.step, first.text)
 
     def let_go(self, leaving: Any) -> Tensor:
         """Go on without these structures; returns the numbers of the others."""
@@ -281,16 +282,16 @@ class BatchRun:
                     self.failing.add(place, first)
             self.failing.add(place, frame)
 
-    def settle_failing_frames(self, structures: Sequence[int], verdicts: Sequence[dict], broken: Broken) -> None:
+    def settle_failing_frames(self, structures: Sequence[int], verdicts: Sequence[Verdict], broken: Broken) -> None:
         """Frames of structures that leave: kept of those that failed, dropped of those that did not in the end."""
         assert self.failing is not None
         known = self.failing.known()
         late = []
         for k, verdict in zip(structures, verdicts, strict=True):
             place = self.places[self.active[k]]
-            if verdict["status"] == "failed" and (k in broken or place not in known):
+            if verdict.failed and (k in broken or place not in known):
                 late.append(k)
-            elif verdict["status"] != "failed" and place in known:
+            elif not verdict.failed and place in known:
                 self.failing.drop(place)
         self.keep_failing(late, broken)
 

@@ -46,6 +46,7 @@ from mdl_physpre.dynamics.running.storage import (
     write_verdicts,
 )
 from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings, settings_of_each
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.utils.processes import end_with_parent, run_lock
@@ -76,7 +77,7 @@ def simulate_parallel(
     threads: int | None = None,
     per_structure: Mapping[str, Sequence[Any]] | None = None,
     indices: Sequence[int] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Verdict]:
     """:func:`mdl_physpre.dynamics.running.simulate.simulate` in several processes.
 
     In a script it must be called under ``if __name__ == "__main__":``, because the processes import the script.
@@ -144,10 +145,9 @@ def simulate_parallel(
                 "threads": threads or max(1, cores() // len(parts)), "raise_at_start": False,
             }  # fmt: skip
             tasks.append(task)
-        verdicts = [{}] * len(structures)
-        for part, found in zip(parts, _run(potential, tasks), strict=True):
-            for k, verdict in zip(part, found, strict=True):
-                verdicts[k] = verdict
+        results = _run(potential, tasks)
+        by_place = {k: v for part, own in zip(parts, results, strict=True) for k, v in zip(part, own, strict=True)}
+        verdicts = [by_place[k] for k in range(len(structures))]
         if _none_began(verdicts):
             clear(folder)
         elif out is not None:
@@ -170,14 +170,14 @@ def _begun_with(folder: Path, key: str) -> int | None:
     return None
 
 
-def _none_began(verdicts: list[dict]) -> bool:
+def _none_began(verdicts: list[Verdict]) -> bool:
     """Whether the potential raised for every structure at the start: then it is the potential's fault."""
-    return bool(verdicts) and all(v["reasons"][:1] == ["potential_error"] and not v["steps_run"] for v in verdicts)
+    return bool(verdicts) and all(v.reasons[:1] == ("potential_error",) and not v.steps_run for v in verdicts)
 
 
-def _checked(verdicts: list[dict]) -> list[dict]:
+def _checked(verdicts: list[Verdict]) -> list[Verdict]:
     if _none_began(verdicts):
-        raise PhyspreError(f"for every structure {verdicts[0]['failures'][0]['text']}")
+        raise PhyspreError(f"for every structure {verdicts[0].failures[0].text}")
     return verdicts
 
 
@@ -193,7 +193,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(potential: Potential, tasks: list[dict[str, Any]]) -> list[list[dict]]:
+def _run(potential: Potential, tasks: list[dict[str, Any]]) -> list[list[Verdict]]:
     """The verdicts of all tasks, each in a process of its own."""
     try:
         sent = [pickle.dumps((potential, task)) for task in tasks]

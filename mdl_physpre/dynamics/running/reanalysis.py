@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from mdl_physpre.dynamics.running.storage import TRAJECTORIES, VERDICTS, Traject
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import unusable, verdicts_of
 from mdl_physpre.dynamics.verdicts.observers import Observers
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 def judge_trajectory(
     frames: str | Path | Iterable[Atoms], settings: DynamicsSettings | None = None, index: int = 0
-) -> dict:
+) -> Verdict:
     """The verdict on a stored trajectory of one structure, whose first frame is the start.
 
     Parameters
@@ -49,7 +49,7 @@ def judge_trajectory(
 
     Returns
     -------
-    dict : as :func:`mdl_physpre.dynamics.running.simulate.simulate` gives for each structure.
+    Verdict : as :func:`mdl_physpre.dynamics.simulate` gives for each structure.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def judge_trajectory(
     return verdicts_of(observers, [0], step, broken, complete=False)[0]
 
 
-def judge_run(out: str | Path) -> list[dict]:
+def judge_run(out: str | Path) -> list[Verdict]:
     """The verdicts on all trajectories in the folder of a finished run, with the settings in its ``verdicts.json``.
 
     Raises
@@ -93,21 +93,21 @@ def judge_run(out: str | Path) -> list[dict]:
     path = Path(out) / VERDICTS
     try:
         stored = json.loads(path.read_text())
-        known = {field.name for field in fields(DynamicsSettings)}
+        known = DynamicsSettings.model_fields
         settings = DynamicsSettings(**{k: v for k, v in stored["settings"].items() if k in known})
-        per_structure, verdicts = stored["per_structure"], stored["verdicts"]
+        per_structure, verdicts = stored["per_structure"], [Verdict.model_validate(v) for v in stored["verdicts"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not the result of a finished run: {error}") from None
     files, judged = TrajectoryFiles(Path(out) / TRAJECTORIES), []
     for k, verdict in enumerate(verdicts):
-        trajectory = files.path(verdict["index"])
-        if not trajectory.exists() and not verdict["steps_run"]:
+        trajectory = files.path(verdict.index)
+        if not trajectory.exists() and not verdict.steps_run:
             judged.append(verdict)  # no step could be taken, and there is no frame
             continue
         if not trajectory.exists():
             raise DataError(f"{trajectory} does not exist; a run stores trajectories where trajectory_interval is set")
-        own = replace(settings, **{name: values[k] for name, values in per_structure.items()})
-        judged.append(judge_trajectory(trajectory, own, verdict["index"]))
+        own = settings.changed(**{name: values[k] for name, values in per_structure.items()})
+        judged.append(judge_trajectory(trajectory, own, verdict.index))
     return judged
 
 

@@ -27,6 +27,7 @@ from mdl_physpre.dynamics.running.storage import clear, read_state, write_state
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import unusable
 from mdl_physpre.dynamics.verdicts.observers import Observers
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.neighbours import complete_cell, expected_neighbours
@@ -186,7 +187,7 @@ def store(run: BatchRun) -> None:
         "noise": None if run.noise is None else run.noise.state(),
         "trajectory_sizes": sizes,
         "failing_sizes": {} if run.failing is None else run.failing.flush(),
-        "verdicts": {str(k): verdict for k, verdict in run.verdicts.items()},
+        "verdicts": {str(k): verdict.plain() for k, verdict in run.verdicts.items()},
     }
     write_state(run.folder, run.key, stored, plain)
 
@@ -199,7 +200,7 @@ def _resume(run: BatchRun, arrays: dict[str, np.ndarray], plain: dict[str, Any])
         return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
     run.step = plain["step"]
-    run.verdicts = {int(k): verdict for k, verdict in plain["verdicts"].items()}
+    run.verdicts = {int(k): Verdict.model_validate(verdict) for k, verdict in plain["verdicts"].items()}
     _set_up(run, plain["active"], [structure_generator(0, 0) for _ in plain["active"]])
     if run.noise is not None:
         run.noise.restore(plain["noise"])

@@ -24,13 +24,12 @@ from mdl_physpre.dynamics.running.rdf_sampling import write_rdfs
 from mdl_physpre.dynamics.running.run_state import begin_or_resume, store
 from mdl_physpre.dynamics.running.storage import LOCK_WAIT, STATE, read_verdicts, run_key, write_speed, write_verdicts
 from mdl_physpre.dynamics.settings import DynamicsSettings, settings_of_each
-from mdl_physpre.dynamics.verdicts.verdict import summarise
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.utils.progress import progress as show_progress
 
-__all__ = ["DynamicsSettings", "simulate", "summarise"]
 logger = logging.getLogger(__name__)
 
 
@@ -44,7 +43,7 @@ def simulate(
     per_structure: Mapping[str, Sequence[Any]] | None = None,
     indices: Sequence[int] | None = None,
     raise_at_start: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[Verdict]:
     """Simulate all structures at once and judge each.
 
     Parameters
@@ -65,7 +64,7 @@ def simulate(
 
     Returns
     -------
-    A verdict (dict) for each structure, in order; see :func:`mdl_physpre.dynamics.verdicts.verdict.make_verdict`.
+    A :class:`~mdl_physpre.dynamics.Verdict` for each structure, in order.
 
     Raises
     ------
@@ -101,7 +100,7 @@ def simulate(
     return verdicts
 
 
-def run_to_the_end(run: BatchRun, progress: bool) -> list[dict[str, Any]]:
+def run_to_the_end(run: BatchRun, progress: bool) -> list[Verdict]:
     """Take all steps that are left, storing the state now and then; returns the verdicts of all structures."""
     s, first = run.settings, run.step
     steps: Any = range(first, max((t.steps for t in run.each), default=0))

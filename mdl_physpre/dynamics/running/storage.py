@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ from ase import Atoms
 from ase.io.extxyz import write_extxyz
 
 from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings
-from mdl_physpre.dynamics.verdicts.verdict import summarise, survival_curve
+from mdl_physpre.dynamics.verdicts.verdict import Verdict, summarise, survival_curve
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.graph import content_hash
@@ -60,7 +59,7 @@ def run_key(
         digest.update(atoms.get_masses().tobytes())
     for shared in dict.fromkeys(each):
         work = ("compile", "checkpoint_steps", "checkpoint_seconds")
-        physics = {k: v for k, v in dataclasses.asdict(shared).items() if k not in work}
+        physics = {k: v for k, v in shared.model_dump().items() if k not in work}
         digest.update(repr(sorted(physics.items())).encode())
     numbered = {shared: number for number, shared in enumerate(dict.fromkeys(each))}
     which = [numbered[s] for s in each]
@@ -100,19 +99,19 @@ def clear(out: Path) -> None:
 
 
 def write_verdicts(
-    out: Path, key: str, settings: DynamicsSettings, each: Sequence[DynamicsSettings], verdicts: list[dict]
+    out: Path, key: str, settings: DynamicsSettings, each: Sequence[DynamicsSettings], verdicts: list[Verdict]
 ) -> None:
     """``verdicts.json``: settings with all thresholds, values of single structures, summary and verdicts."""
     own = {name: [getattr(s, name) for s in each] for name in PER_STRUCTURE}
-    shared = dataclasses.asdict(settings)
+    shared = settings.model_dump()
     content = {
         "format": FORMAT,
         "key": key,
         "settings": shared,
         "per_structure": {name: values for name, values in own.items() if set(values) != {shared[name]}},
-        "summary": summarise(verdicts),
-        "survival": survival_curve(verdicts),
-        "verdicts": verdicts,
+        "summary": summarise(verdicts).plain(),
+        "survival": survival_curve(verdicts).plain(),
+        "verdicts": [verdict.plain() for verdict in verdicts],
     }
     write_atomically(out / VERDICTS, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
@@ -130,14 +129,14 @@ def write_speed(out: Path, steps: int, atom_steps: int, seconds: float, rebuilds
     write_atomically(out / SPEED, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def read_verdicts(out: Path, key: str) -> list[dict] | None:
+def read_verdicts(out: Path, key: str) -> list[Verdict] | None:
     """Stored verdicts of the same run, or ``None``."""
     path = out / VERDICTS
     try:
         stored = json.loads(path.read_text())
         if stored["key"] == key:
             logger.info("%s: this run has been done; its results are read", path)
-            return stored["verdicts"]
+            return [Verdict.model_validate(verdict) for verdict in stored["verdicts"]]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):

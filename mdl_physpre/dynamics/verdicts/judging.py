@@ -23,7 +23,7 @@ from torch import Tensor
 from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.observers import Observers
-from mdl_physpre.dynamics.verdicts.verdict import make_verdict
+from mdl_physpre.dynamics.verdicts.verdict import Verdict, make_verdict
 
 METRICS = (
     "start_min_distance", "min_distance", "min_distance_step", "overlap_threshold", "lindemann_max_local",
@@ -39,7 +39,7 @@ bar, volumes in Å³, and ``energy_drift`` of the conserved energy in eV per ato
 
 def verdicts_of(
     observers: Observers, structures: Sequence[int], steps_run: int, broken: Broken, complete: bool = True
-) -> list[dict]:
+) -> list[Verdict]:
     """Final verdicts of these structures, which end after ``steps_run`` steps.
 
     Where not ``complete`` (a trajectory whose last steps were not stored), the run is taken to be as long as it was.
@@ -71,7 +71,7 @@ def verdicts_of(
     return verdicts
 
 
-def unusable(settings: DynamicsSettings, atoms: Atoms, name: str, index: int, reason: str, text: str) -> dict:
+def unusable(settings: DynamicsSettings, atoms: Atoms, name: str, index: int, reason: str, text: str) -> Verdict:
     """The verdict of a structure with which no step can be taken."""
     missing = {check: "the run did not begin" for check in ("overlap", "lindemann_local", "lindemann_global")}
     return _verdict(settings, atoms, name, index, {reason: (0, text)}, missing, 0, settings.steps, {})
@@ -87,8 +87,8 @@ def _verdict(
     steps_run: int,
     steps_asked: int,
     metrics: dict[str, Any],
-) -> dict:
-    conditions: dict[str, float] = {"temperature": settings.temperature, "timestep": settings.timestep}
+) -> Verdict:
+    conditions: dict[str, int | float] = {"temperature": settings.temperature, "timestep": settings.timestep}
     conditions["steps"] = settings.steps
     if settings.ensemble == "npt":
         conditions["pressure"] = settings.pressure

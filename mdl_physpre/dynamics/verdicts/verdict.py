@@ -54,7 +54,7 @@ class Verdict(Record):
     steps_run: int
     time_run_fs: float
     stopped: bool
-    conditions: dict[str, float] = {}
+    conditions: dict[str, int | float] = {}
     metrics: dict[str, Any] = {}
 
     @property
@@ -135,7 +135,7 @@ def make_verdict(
     steps_run: int,
     steps_asked: int,
     timestep: float,
-    conditions: dict[str, float],
+    conditions: dict[str, int | float],
     metrics: dict[str, Any],
 ) -> Verdict:
     """The verdict of one structure.
@@ -203,7 +203,24 @@ def summarise(verdicts: Sequence[Verdict]) -> Counts:
     )
 
 
-def survival_curve(verdicts: Sequence[Verdict], reasons: Sequence[str] | None = None) -> dict[str, Any]:
+class Survival(Record):
+    """A survival curve over the times at which something failed, 0 first.
+
+    n : structures. time_fs, survival : t_k and S(t_k). low, high : the band. at_risk, failed : n_k and d_k.
+    end_fs : the longest time run.
+    """
+
+    n: int
+    time_fs: tuple[float, ...] = ()
+    survival: tuple[float, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    at_risk: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
+    end_fs: float
+
+
+def survival_curve(verdicts: Sequence[Verdict], reasons: Sequence[str] | None = None) -> Survival:
     """The fraction of structures that have not failed by a time (E. L. Kaplan and P. Meier, 1958).
 
         S(t) = Π_{t_k <= t} (1 − d_k / n_k),
@@ -217,28 +234,24 @@ def survival_curve(verdicts: Sequence[Verdict], reasons: Sequence[str] | None = 
     Parameters
     ----------
     reasons : failures that count; all where ``None``. Structures to which none of them applies are left out.
-
-    Returns
-    -------
-    ``n`` structures; and lists over the times at which something failed, 0 first: ``time_fs``, ``survival``, ``low``
-    and ``high`` (the band), ``at_risk`` (n_k), ``failed`` (d_k); and ``end_fs``, the longest time run.
     """
-    wanted = set(REASONS if reasons is None else reasons)
     ends: list[tuple[float, bool]] = []  # time, whether it failed
     for v in verdicts:
+        wanted = v.checks if reasons is None else [reason for reason in reasons if reason in v.checks]
         times = [f.time_fs for f in v.failures if f.reason in wanted]
         if times:
             ends.append((min(times), True))
         elif any(v.checks[reason] != "n/a" for reason in wanted):
             ends.append((v.time_run_fs, False))
     n, survival = len(ends), 1.0
-    curve: dict[str, Any] = {name: [] for name in ("time_fs", "survival", "low", "high", "at_risk", "failed")}
+    points = []
     for time in [0.0, *sorted({t for t, failed in ends if failed and t > 0})] if n else []:
         at_risk = sum(t >= time for t, _ in ends)
         failed = sum(t == time and broke for t, broke in ends)
         survival *= 1 - failed / at_risk
         known = n - sum(t < time and not broke for t, broke in ends)
         low, high = wilson_interval(survival * known, known) or (0.0, 1.0)
-        for name, value in zip(curve, (time, survival, low, high, at_risk, failed), strict=True):
-            curve[name].append(value)
-    return {"n": n, **curve, "end_fs": max((t for t, _ in ends), default=0.0)}
+        points.append((time, survival, low, high, at_risk, failed))
+    names = ("time_fs", "survival", "low", "high", "at_risk", "failed")
+    curve = dict(zip(names, zip(*points, strict=True), strict=False))  # nothing without points
+    return Survival.model_validate({"n": n, **curve, "end_fs": max((t for t, _ in ends), default=0.0)})

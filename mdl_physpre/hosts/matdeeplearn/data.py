@@ -16,9 +16,9 @@ from ase.data import chemical_symbols
 from mdl_physpre.errors import DataError
 from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.potentials.energy_reference import fit_energy_reference
-from mdl_physpre.runs.stage import write_text
 from mdl_physpre.structures.formats.matdeeplearn_json import item_from_atoms
 from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.utils.files import write_text
 
 FILES = {"train": "train.json", "val": "val.json", "test": "test.json", "predict": "predict.json"}
 

@@ -23,6 +23,7 @@ from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config, sta
 from mdl_physpre.potentials.checkpoints.matdeeplearn import read_config
 from mdl_physpre.potentials.energy_reference import fit_energy_reference
 from mdl_physpre.pretraining.labelling import label
+from mdl_physpre.runs.layout import PRETRAINING_SET
 from mdl_physpre.runs.stage import hash_of, write_json
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
@@ -30,7 +31,10 @@ from mdl_physpre.training.arms import Arm
 from mdl_physpre.training.parts import SAM
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data
-from mdl_physpre.workflow.stages.teacher import pretraining_set_stage, teacher_stage
+from mdl_physpre.workflow.setup import device_of
+from mdl_physpre.workflow.stages.eam import eam_stage
+from mdl_physpre.workflow.stages.pretraining_set import pretraining_set_stage
+from mdl_physpre.workflow.stages.teacher import load_teacher, teacher_stage
 
 logger = logging.getLogger(__name__)
 
@@ -137,15 +141,15 @@ class Plan:
     def pretraining_data(self, stage: Stage) -> list[dict[str, Any]]:
         """The perturbed structures with the teacher's labels; made, and the teacher fitted, where that is not done."""
         assert self.data is not None
-        summary: dict[str, Any] = {"data": self.data.summary()}
-        teacher = teacher_stage(self.folder, self.engine, self.data, summary)
-        pretraining_set_stage(self.folder, self.engine, self.data, teacher, summary)
+        (eam_stage if self.engine.physpre.teacher is None else teacher_stage)(self.folder, self.engine, self.data)
+        pretraining_set_stage(self.folder, self.engine, self.data)
         wanted = labels_of(stage.optim["loss"])
-        made = self.folder / "2-pretraining-set"
+        made = self.folder / PRETRAINING_SET
         parts = {name: read_structures(made / f"{name}.extxyz") for name in ("train", "val")}
         if not self.engine.physpre.pretrain.online:
             return [self._write("data-pretraining", parts, wanted)]
         perturbation = self.engine.perturbation_settings()
+        teacher = load_teacher(self.folder, self.engine, device_of(self.engine))
         parents = label(self.data.train, teacher, progress=False)
         copies = [copy.deepcopy(atoms) for atoms in parents for _ in range(perturbation.n_aug)]
         for index, atoms in enumerate(copies):

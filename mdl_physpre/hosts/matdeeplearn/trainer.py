@@ -16,8 +16,8 @@ from mdl_physpre.hosts.matdeeplearn.data import loading_of_datasets
 from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.hosts.matdeeplearn.plan import Plan, Stage, prepare
 from mdl_physpre.potentials.checkpoints.matdeeplearn import load_checkpoint
-from mdl_physpre.runs.stage import write_text
 from mdl_physpre.training.sam import climb, go_back
+from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.processes import run_lock
 
 logger = logging.getLogger(__name__)

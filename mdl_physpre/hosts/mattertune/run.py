@@ -34,11 +34,12 @@ from mdl_physpre.potentials.energy_reference import fit_energy_reference
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
-from mdl_physpre.runs.stage import Stage, hash_of_file, write_json, write_text
+from mdl_physpre.runs.stage import Stage, hash_of_file, write_json
 from mdl_physpre.structures.graph import GraphDataset, content_hash
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.write import write_structures
 from mdl_physpre.training.energy_zero import energy_errors, refit_reference
+from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.processes import run_lock
 
 logger = logging.getLogger(__name__)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import ConfigError, PhyspreError, nearest
@@ -89,11 +88,11 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Confi
     values = {k: ({} if v is None and k in Config.model_fields else v) for k, v in raw.items()}
     try:
         config = Config.model_validate(numbers(_without_bare_keys(values)))
-    except ValidationError as error:
-        raise _explain(error, source) from None
-    try:  # the settings classes check ranges
+        # the settings classes check ranges
         config.training_settings(), config.pretraining_settings()
         config.perturbation_settings(), config.dynamics_settings()
+    except ValidationError as error:
+        raise _explain(error, source) from None
     except PhyspreError as error:
         raise ConfigError(f"{source}: {error}") from None
     return config
@@ -109,14 +108,7 @@ def dynamics_settings(named: Mapping[str, Any], overrides: Sequence[str] = ()) -
     raw = dict(named)
     for text in overrides:
         _override(raw, text)
-    known = [field.name for field in fields(DynamicsSettings)]
-    for key in raw:
-        if key not in known:
-            raise ConfigError(f"{key}: unknown setting of molecular dynamics; {nearest(key, known)}")
-    try:
-        return TypeAdapter(DynamicsSettings).validate_python(numbers(raw))
-    except ValidationError as error:
-        raise _explain(error, "settings of molecular dynamics") from None
+    return DynamicsSettings(**numbers(raw))
 
 
 def read_raw(

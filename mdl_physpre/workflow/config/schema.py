@@ -6,21 +6,33 @@ Keys that only MatDeepLearn acts on are accepted, so that one file serves both.
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.zbl import core_for
 from mdl_physpre.pretraining.perturbation import PerturbationSettings
-from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms
+from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms, parts_by_name
 from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay
 from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.utils.settings import Settings, explained
 
 
 def _names(text: str) -> frozenset[str]:
@@ -41,18 +53,10 @@ class Section(BaseModel):
         return values
 
 
-def section_of(settings: type, name: str, leave_out: Sequence[str] = (), **changed: Any) -> type[Section]:
-    """A section with the fields and defaults of a settings class, some left out, some changed: (type, default)."""
-    fields: dict[str, Any] = {}
-    if issubclass(settings, BaseModel):
-        fields = {k: (f.annotation, f) for k, f in settings.model_fields.items() if k not in leave_out}
-        return create_model(name, __base__=Section, **fields | changed)
-    hints = typing.get_type_hints(settings)
-    for field in dataclasses.fields(settings):
-        if field.name not in leave_out:
-            fields[field.name] = (hints[field.name], field.default)
-    fields.update(changed)
-    return create_model(name, __base__=Section, **fields)
+def section_of(settings: type[Settings], name: str, leave_out: Sequence[str] = (), **changed: Any) -> type[Section]:
+    """A section with the fields of a settings class, some left out, some changed: (type, default)."""
+    fields = {key: (field.annotation, field) for key, field in settings.model_fields.items() if key not in leave_out}
+    return create_model(name, __base__=Section, **{**fields, **changed})
 
 
 class Split(Section):
@@ -313,6 +317,33 @@ class Physpre(Section):
     dynamics: Dynamics = Dynamics()
     report: Report = Report()
     cache_dir: str | None = None
+    _other_parts: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Settings of the parts of arms by their names."""
+        return {**dict(self), **self._other_parts}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_other_parts(cls, values: Any, validate: ModelWrapValidatorHandler[Physpre]) -> Physpre:
+        """Take the sections of parts of arms that are not of this package."""
+        if not isinstance(values, Mapping) or not (keys := values.keys() - cls.model_fields.keys() - cls.HOST_KEYS):
+            return validate(values)
+        parts = parts_by_name([arm for arm in values.get("arms") or () if isinstance(arm, str)])
+        sections = {}
+        for key in keys & parts.keys():
+            try:
+                sections[key] = parts[key].Settings.model_validate(values[key])
+            except ValidationError as error:
+                raise ConfigError(explained(error, parts[key].Settings, f"physpre.{key}")) from None
+        found = validate({k: v for k, v in values.items() if k not in sections})
+        found._other_parts = sections
+        return found
+
+    @model_serializer(mode="wrap")
+    def _each_in_its_section(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return {**dump(self), **{name: part.model_dump(mode=info.mode) for name, part in self._other_parts.items()}}
 
     @field_validator("arms")
     @classmethod
@@ -372,7 +403,7 @@ class Config(Section):
     @property
     def arms(self) -> list[Arm]:
         """The arms with their settings."""
-        return parse_arms(self.physpre.arms, dict(self.physpre))
+        return parse_arms(self.physpre.arms, self.physpre.parts)
 
     def training_settings(self, arm: Arm | None = None) -> TrainingSettings:
         """Settings of the finetuning stage, of an arm where one is given."""

@@ -1,126 +1,81 @@
-"""The first two stages of a run: the teacher, fitted or named, and the pretraining set that it labels."""
+"""The first stage of a run with another teacher than the embedded-atom potential: its zero of energy and errors."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from ase import Atoms
+from ase.data import atomic_numbers
 
-from mdl_physpre.analysis.errors import label_errors
-from mdl_physpre.eam_fit.fit import fit_eam
+from mdl_physpre.analysis.errors import Errors, label_errors
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
-from mdl_physpre.potentials.checkpoints.own import save_potential
-from mdl_physpre.potentials.open import open_potential
+from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.potentials.sum import SumPotential
-from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, failure_text, label, without_labels
-from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
+from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, failure_text, without_labels
+from mdl_physpre.pretraining.teacher import make_teacher
 from mdl_physpre.pretraining.teacher_energy_zero import fit_teacher_zero
-from mdl_physpre.runs.stage import Stage, hash_of_file, write_json, write_text
-from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.runs.layout import EAM_FILE, ERRORS, TEACHER
+from mdl_physpre.runs.stage import Stage, hash_of_file, stage_result
+from mdl_physpre.runs.summary import TeacherResult, teacher_result
 from mdl_physpre.structures.labels import Labels, get_labels, set_labels
-from mdl_physpre.structures.write import write_structures
-from mdl_physpre.training.energy_zero import refit_reference
-from mdl_physpre.workflow.config.schema import Config
-from mdl_physpre.workflow.config.schema import Teacher as TeacherSection
+from mdl_physpre.workflow.config.schema import Config, Teacher
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import device_of
-from mdl_physpre.workflow.stages.network import errors_of
-from mdl_physpre.workflow.stages.saved_teacher import EAM, TEACHER, finished, fitted_eam, named_teacher, set_zero
 
 logger = logging.getLogger(__name__)
 
 
-def fit_stage(folder: Path, config: Config, data: RunData, summary: dict[str, Any]) -> Potential:
-    """1: the embedded-atom potential, fitted to the training structures alone, or loaded.
-
-    Raises ConfigError where an arm is a hybrid and the checkpoint is no embedded-atom potential.
-    """
-    settings, device = config.physpre.eam, device_of(config)
-    source = hash_of_file(Path(settings.checkpoint)) if settings.checkpoint else ""
-    weights = config.optim.loss.loss_args.model_dump()
-    stage = Stage(
-        folder / EAM.parent,
-        {
-            "data": data.key,
-            "eam": settings.model_dump(),
-            "source": source,
-            "seed": config.task.seed,
-            "weights": weights,
-        },
-    )
-    result = stage.result()
-    if result is None:
-        stage.begin()
-        if settings.checkpoint:
-            potential: Potential = open_potential(settings.checkpoint, map_location=device)
-            # fitted to other data, it may have another zero of energy, which the network would have to unlearn
-            refit_reference(potential, *(GraphDataset(s, potential.cutoff) for s in (data.train, data.val)))
-            save_potential(folder / EAM, potential)
-            result = {"text": f"loaded from {settings.checkpoint}", "table": [], "errors": {}}
-        else:
-            if device.type != "cpu":
-                logger.info("the embedded-atom potential is fitted on the CPU: small sums, seconds to a minute")
-            stresses = summary["data"]["train"]["labels"]["stress"] > 0
-            fit = fit_eam(
-                data.train,
-                data.val,
-                settings.settings(),
-                elements=data.elements,
-                seed=config.task.seed,
-                loss_weights=(weights["weight_energy"], weights["weight_force"], weights["weight_stress"] * stresses),
-            )
-            save_potential(folder / EAM, fit.potential)
-            write_json(stage.folder / "history.json", fit.history)
-            write_text(stage.folder / "fit.txt", fit.text + "\n")
-            result = {"text": fit.text, "table": fit.table, "errors": fit.errors}
-        result = stage.finish(result)
-    logger.info("embedded-atom potential\n%s", result["text"])
-    hybrid = any(arm.uses_eam for arm in config.arms)
-    # a hybrid that cannot be built is better known before the other arms are trained
-    potential = fitted_eam(folder, config, device) if hybrid else load_potential(folder / EAM, device)
-    tests = errors_of(folder / "1-eam-errors", potential, data, {"eam": stage.key, "data": data.key})
-    summary["eam"] = {
-        "table": result["table"],
-        "fit_errors": result["errors"],
-        "errors": tests,
-        "seconds": result["seconds"],
-    }
-    return potential
-
-
-def teacher_stage(folder: Path, config: Config, data: RunData, summary: dict[str, Any]) -> Potential:
-    """1: who labels the pretraining set: ``physpre.teacher`` with its zero of energy fitted, or the EAM."""
+def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
+    """1: ``physpre.teacher``, its zero of energy fitted to the data."""
     settings = config.physpre.teacher
-    if settings is None:
-        return fit_stage(folder, config, data, summary)
+    assert settings is not None
     teacher = named_teacher(settings, device_of(config))
-    stage = Stage(
-        folder / TEACHER,
-        {"data": data.key, "teacher": settings.model_dump(exclude={"processes"}), "source": _source(teacher, settings)},
-    )
-    result = stage.result()
-    if result is None:
+    depends = {"teacher": settings.model_dump(exclude={"processes"}), "source": _source(teacher, settings)}
+    stage = Stage(folder / TEACHER, {"data": data.key, **depends})
+    if stage.done:
+        set_zero(teacher, stage_result(stage.folder)["zero_of_energy"])
+    else:
         stage.begin()
         logger.info("zero of energy of the teacher %s", settings.name)
-        result = stage.finish(_fitted_zero(teacher, [*data.train, *data.val], settings.processes))
-    else:
-        set_zero(teacher, result)
-    tested = Stage(folder / f"{TEACHER}-errors", {"teacher": stage.key, "extra_tests": data.extra_key})
-    errors = tested.result()
-    if errors is None:
-        tested.begin()
-        errors = tested.finish({n: _errors(teacher, s, settings.processes) for n, s in data.test_sets.items()})
-    summary["teacher"] = {
-        "name": settings.name,
-        "zero_of_energy": {k: v for k, v in result.items() if k != "seconds"},
-        "errors": {name: errors[name] for name in data.test_sets},
-        "seconds": result["seconds"],
-    }
+        zero = _fitted_zero(teacher, [*data.train, *data.val], settings.processes)
+        stage.finish({"name": settings.name, "zero_of_energy": zero})
+    tests = Stage(stage.folder / ERRORS, {"teacher": stage.key, "extra_tests": data.extra_key})
+    if not tests.done:
+        tests.begin()
+        tests.finish({"errors": {n: _errors(teacher, s, settings.processes) for n, s in data.test_sets.items()}})
+    return teacher_result(folder)
+
+
+def load_teacher(folder: Path, config: Config, device: str | torch.device) -> Potential:
+    """What labels the pretraining set of a run in ``folder`` whose first stage is done, on a device."""
+    if config.physpre.teacher is None:
+        return load_potential(folder / EAM_FILE, device)
+    teacher = named_teacher(config.physpre.teacher, device)
+    set_zero(teacher, stage_result(folder / TEACHER)["zero_of_energy"])
     return teacher
+
+
+def named_teacher(settings: Teacher, device: str | torch.device) -> SumPotential:
+    """The teacher that ``physpre.teacher`` names, with its own zero of energy; a network on a device."""
+    return make_teacher(
+        settings.source,
+        settings.arguments,
+        short_range=settings.short_range,
+        short_range_radii=settings.short_range_radii,
+        device=torch.device(device),
+    )
+
+
+def set_zero(teacher: SumPotential, fitted: Mapping[str, Any]) -> None:
+    """Shift a teacher's zero of energy as :func:`~mdl_physpre.pretraining.fit_teacher_zero` found."""
+    energies = {atomic_numbers[symbol]: energy for symbol, energy in fitted["energies"].items()}
+    teacher.shift_reference(EnergyReference(energies).energies)
 
 
 def _fitted_zero(teacher: SumPotential, structures: list[Atoms], workers: int | None) -> dict[str, Any]:
@@ -131,15 +86,15 @@ def _fitted_zero(teacher: SumPotential, structures: list[Atoms], workers: int | 
     return {"energies": {}, "structures": 0, "before": None, "after": None}
 
 
-def _source(teacher: SumPotential, settings: TeacherSection) -> str:
+def _source(teacher: SumPotential, settings: Teacher) -> str:
     """What the labels depend on beside the settings: the content of files."""
     identity = getattr(teacher.base, "identity", None)  # of calculators and TorchSim models
     if identity is not None:
-        return identity
+        return str(identity)
     return hash_of_file(Path(settings.source)) if Path(settings.source).is_file() else ""
 
 
-def _errors(teacher: Potential, structures: list[Atoms], workers: int | None) -> dict[str, Any]:
+def _errors(teacher: Potential, structures: list[Atoms], workers: int | None) -> Errors:
     """Errors of a teacher on labelled structures, calculated in worker processes."""
     found = compute_labels(structures, teacher, workers=workers)
     failures = {k: result.reason for k, result in enumerate(found) if isinstance(result, LabelFailure)}
@@ -153,46 +108,3 @@ def _errors(teacher: Potential, structures: list[Atoms], workers: int | None) ->
             predicted.append(set_labels(without_labels(atoms), result.energy, result.forces, result.stress))
             known.append(atoms)
     return label_errors(predicted, known)
-
-
-def pretraining_set_stage(
-    folder: Path, config: Config, data: RunData, teacher: Potential, summary: dict[str, Any]
-) -> str:
-    """2: training and validation structures perturbed and labelled by the teacher. Test structures never are."""
-    other = config.physpre.teacher
-    source = {"eam": hash_of_file(folder / EAM)} if other is None else {"teacher": finished(folder)["key"]}
-    stage = Stage(
-        folder / "2-pretraining-set",
-        {
-            **source,
-            "data": data.key,
-            "seed": config.task.seed,
-            "settings": config.physpre.perturbation.model_dump(),
-        },
-    )
-    result = stage.result()
-    if result is None:
-        stage.begin()
-        settings, seed = config.perturbation_settings(), config.task.seed
-        workers = None if other is None else other.processes
-        made = make_pretraining_set(data.train, settings, teacher, seed, workers=workers)
-        write_structures(stage.folder / "train.extxyz", made.structures)
-        reports = {"training": made.report}
-        if config.physpre.perturbation.validation:
-            made_val = make_pretraining_set(data.val, settings, teacher, seed, workers=workers)
-            val, reports["validation"] = made_val.structures, made_val.report
-        else:
-            val = label(data.val, teacher, workers=workers)
-        write_structures(stage.folder / "val.extxyz", val)
-        texts = [f"{name} set\n{format_report(found)}\n" for name, found in reports.items()]
-        write_text(stage.folder / "report.txt", "\n".join(texts))
-        write_json(stage.folder / "report.json", reports)
-        result = stage.finish(
-            {
-                "structures": len(made.structures),
-                "validation": len(val),
-                "rejected": {name: found["rejected"] for name, found in reports.items()},
-            }
-        )
-    summary["pretraining_set"] = result
-    return stage.key

@@ -26,7 +26,8 @@ from mdl_physpre.training.two_stage import initial_potential, train_arm
 from mdl_physpre.utils.record import Record
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
-from mdl_physpre.workflow.stages.saved_teacher import fitted_eam, load_teacher
+from mdl_physpre.workflow.stages.eam import fitted_eam
+from mdl_physpre.workflow.stages.teacher import load_teacher
 
 logger = logging.getLogger(__name__)
 

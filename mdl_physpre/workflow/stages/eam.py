@@ -1,0 +1,127 @@
+"""The first stage of a run: the embedded-atom potential, fitted to the training structures alone, or loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+
+from mdl_physpre.eam_fit.fit import fit_eam
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.open import open_potential
+from mdl_physpre.runs.layout import EAM, EAM_FILE, ERRORS
+from mdl_physpre.runs.stage import Stage, hash_of_file, write_json
+from mdl_physpre.runs.summary import FittedEAM, eam_result
+from mdl_physpre.structures.graph import GraphDataset
+from mdl_physpre.training.energy_zero import refit_reference
+from mdl_physpre.utils.files import write_text
+from mdl_physpre.workflow.config.schema import EAM as EAMSection
+from mdl_physpre.workflow.config.schema import Config
+from mdl_physpre.workflow.data import RunData
+from mdl_physpre.workflow.setup import device_of
+from mdl_physpre.workflow.stages.errors import errors_on_tests
+
+logger = logging.getLogger(__name__)
+
+
+def eam_stage(folder: Path, config: Config, data: RunData, *, for_hybrids: bool = False) -> FittedEAM:
+    """1: the embedded-atom potential of a run, and its errors on the test structures.
+
+    Raises ConfigError where hybrids are to be made of it and ``physpre.eam.checkpoint`` is no embedded-atom potential.
+    """
+    device, weights = device_of(config), config.optim.loss.loss_args
+    stress = weights.weight_stress if data.counts()["train"].labels["stress"] else 0.0
+    fit = fit_stage(
+        folder,
+        config.physpre.eam,
+        data.train,
+        data.val,
+        data_key=data.key,
+        seed=config.task.seed,
+        loss_weights=(weights.weight_energy, weights.weight_force, stress),
+        device=device,
+    )
+    # a hybrid that cannot be built is better known before the other arms are trained
+    potential = fitted_eam(folder, config, device) if for_hybrids else load_potential(folder / EAM_FILE, device)
+    tests = Stage(fit.folder / ERRORS, {"eam": fit.key, "extra_tests": data.extra_key})
+    if not tests.done:
+        tests.begin()
+        tests.finish({"errors": errors_on_tests(potential, data)})
+    return eam_result(folder)
+
+
+def fit_stage(
+    folder: Path,
+    settings: EAMSection,
+    train: Sequence[Atoms],
+    val: Sequence[Atoms],
+    *,
+    data_key: str,
+    seed: int = 0,
+    loss_weights: Sequence[float] = (0.01, 50.0, 50.0),
+    device: str | torch.device = "cpu",
+) -> Stage:
+    """The embedded-atom potential in ``1-eam/eam.pt`` of a folder, fitted or loaded as the settings say.
+
+    Parameters
+    ----------
+    train, val : labelled structures; the training structures where there are none for validation.
+    data_key : a hash of the structures.
+    seed : of the fit.
+    loss_weights : of energy (1/eV), forces (Å/eV) and stress (Å³/eV).
+    device : where a loaded potential has its zero of energy fitted.
+    """
+    source = hash_of_file(Path(settings.checkpoint)) if settings.checkpoint else ""
+    depends = {"data": data_key, "eam": settings.model_dump(), "source": source, "seed": seed}
+    stage = Stage(folder / EAM, {**depends, "weights": list(loss_weights)})
+    if stage.done:
+        logger.info("embedded-atom potential\n%s", (stage.folder / "fit.txt").read_text().rstrip())
+        return stage
+    stage.begin()
+    potential: Potential
+    found: dict[str, Any]
+    if settings.checkpoint:
+        potential = open_potential(settings.checkpoint, map_location=device)
+        # fitted to other data, it may have another zero of energy, which the network would have to unlearn
+        refit_reference(potential, *(GraphDataset(part, potential.cutoff) for part in (train, val or train)))
+        text, found = f"loaded from {settings.checkpoint}", {}
+    else:
+        fit = fit_eam(
+            train,
+            val,
+            settings.settings(),
+            elements=sorted({int(z) for atoms in (*train, *val) for z in atoms.numbers}),
+            seed=seed,
+            loss_weights=loss_weights,
+        )
+        potential, text = fit.potential, fit.text
+        found = {"table": fit.table, "fit_errors": {name: e for name, e in fit.errors.items() if e is not None}}
+        write_json(stage.folder / "history.json", fit.history)
+    save_potential(folder / EAM_FILE, potential)
+    write_text(stage.folder / "fit.txt", text + "\n")
+    logger.info("embedded-atom potential\n%s", text)
+    stage.finish(found)
+    return stage
+
+
+def fitted_eam(folder: Path, config: Config, device: str | torch.device = "cpu") -> EAMInteraction:
+    """The embedded-atom potential of a run, which hybrid arms add to the network.
+
+    Raises ConfigError where ``physpre.eam.checkpoint`` named something else.
+    """
+    potential = load_potential(folder / EAM_FILE, device)
+    if not isinstance(potential, EAMInteraction):
+        raise ConfigError(
+            f"physpre.eam.checkpoint: {config.physpre.eam.checkpoint} holds a {type(potential).__name__}, and arms "
+            "with hybrid add an embedded-atom potential (EAMInteraction) to the network; name a file of one, or leave "
+            "these arms out of physpre.arms"
+        )
+    return potential
