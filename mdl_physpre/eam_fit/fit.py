@@ -110,15 +110,19 @@ def fit_eam(
     warnings = fit_warnings(potential, table, sets, weights)
     for warning in warnings:
         logger.warning("%s", warning)
+    how = _how(settings, sets["train"], best, seconds)
+    text = describe(potential, table, errors, how=how, warnings=warnings)
+    return EAMFit(potential, best.history, errors, table, text, seconds)
+
+
+def _how(settings: EAMFitSettings, train: GraphDataset, best: BestState, seconds: float) -> str:
     chosen = min(best.history, key=lambda row: row["val_loss"] + row.get("wall", 0.0))
-    counts = ", ".join(f"{name} on {sets['train'].label_count(name)}" for name in LABELS)
-    how = (
+    counts = ", ".join(f"{name} on {train.label_count(name)}" for name in LABELS)
+    return (
         f"Fitted by the {settings.route} route to {len(train)} structures ({counts}) in {seconds:.0f} s; best state "
         f"after {chosen['epoch']} of {best.history[-1]['epoch']} passes over the data, validation loss "
         f"{chosen['val_loss']:.4f}."
     )
-    text = describe(potential, table, errors, how=how, warnings=warnings)
-    return EAMFit(potential, best.history, errors, table, text, seconds)
 
 
 def _fitted(

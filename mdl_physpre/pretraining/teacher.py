@@ -33,7 +33,7 @@ def make_teacher(
     short_range_radii: Mapping[str, float] | None = None,
     device: str | torch.device = "cpu",
 ) -> SumPotential:
-    """A teacher by name, with a core if wanted, and energies of the elements that can be fitted.
+    """A teacher by name, with short-range repulsion if wanted, and energies of the elements that can be fitted.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def make_teacher(
 
     Raises
     ------
-    ConfigError : nothing of that name, arguments that it does not take, an unknown core, a device that is not there.
+    ConfigError : nothing of that name, arguments that it does not take, an unknown short_range, a device that is not there.
     CheckpointError : a file that no format recognises.
     """
     if Path(name).is_file() or is_scheme(name):
@@ -59,7 +59,7 @@ def make_teacher(
         base = found if isinstance(found, Potential) else CalculatorPotential(found, identity, source_of(target, name))
     # among the parts: that of a hybrid belongs to its embedded-atom potential
     if short_range and any(isinstance(part, ZBL) for part in base.modules()):
-        raise ConfigError(f"teacher {name}: has a short-range core already; leave short_range out")
+        raise ConfigError(f"teacher {name}: has a short-range repulsion already; leave short_range out")
     return put_on(SumPotential(base=base, core=core_for(short_range, short_range_radii, base.elements)), device)
 
 

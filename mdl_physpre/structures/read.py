@@ -59,18 +59,8 @@ def read_structures(
     DataError : whatever is wrong with the file or a structure; file and index or key are named.
     ConfigError : an unknown option or label, or a value that an option does not take.
     """
-    known = {"format", "elements", "check"}.union(*(one.options for one in formats())) if options else set()
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"read_structures: unknown option {name!r}; {nearest(name, known)}")
     source, wanted = str(path), _symbols(elements)
-    chosen = format_to_read(Path(path).expanduser(), format)
-    if chosen is None:
-        structures = _read_by_ase(Path(path).expanduser())
-    else:
-        given = {"elements": wanted, **options}
-        read: Any = chosen.read
-        structures = read(Path(path).expanduser(), **{k: v for k, v in given.items() if k in chosen.options})
+    structures = _read(Path(path).expanduser(), format, {"elements": wanted, **options})
     assign_labels(structures, keys, source)
     _assign_ids(structures, source)
     indices: Sequence[int] = range(len(structures))
@@ -84,6 +74,19 @@ def read_structures(
         check_structures(list(progress(structures, description="checking")), source, indices=indices)
     logger.info("%s: %d structures, %d atoms", source, len(structures), sum(len(a) for a in structures))
     return structures
+
+
+def _read(path: Path, format: str | None, options: dict[str, Any]) -> list[Atoms]:
+    if len(options) > 1:  # beside the elements
+        known = {"format", "elements", "check"}.union(*(one.options for one in formats()))
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"read_structures: unknown option {name!r}; {nearest(name, known)}")
+    chosen = format_to_read(path, format)
+    if chosen is None:
+        return _read_by_ase(path)
+    read: Any = chosen.read
+    return list(read(path, **{name: value for name, value in options.items() if name in chosen.options}))
 
 
 def _symbols(elements: Iterable[str] | None) -> frozenset[str] | None:

@@ -88,7 +88,7 @@ def test_a_checkpoint_plus_core(tmp_path):
     energies = [p.atomic_energies(graph).detach() for p in (teacher, with_core)]
     torch.testing.assert_close(*energies, rtol=1e-10, atol=1e-10)
     file = save_potential(tmp_path / "core.pt", with_core)
-    with pytest.raises(ConfigError, match="has a short-range core already"):
+    with pytest.raises(ConfigError, match="has a short-range repulsion already"):
         make_teacher(str(file), short_range="zbl")
 
 
@@ -100,7 +100,7 @@ def test_the_core_of_a_hybrid_is_found(tmp_path):
         if core is None:
             assert make_teacher(str(file), short_range="zbl").parts["core"] is not None
         else:
-            with pytest.raises(ConfigError, match="has a short-range core already"):
+            with pytest.raises(ConfigError, match="has a short-range repulsion already"):
                 make_teacher(str(file), short_range="zbl")
 
 
