@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mdl_physpre.analysis.errors import WEIGHTS, Errors, prediction_errors
-from mdl_physpre.eam_fit.objective import BLOCK_EDGES, LABELS, FitObjective
+from mdl_physpre.eam_fit.objective import BLOCK_EDGES, FitObjective
 from mdl_physpre.eam_fit.report import carries_labels, describe, fit_warnings, pair_table
 from mdl_physpre.eam_fit.routes import BestState, fit_fast, fit_reference, parameters_of, set_parameters
 from mdl_physpre.eam_fit.settings import EAMFitSettings
@@ -25,6 +25,7 @@ from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.eam.potential import EAMInteraction, element_numbers
 from mdl_physpre.potentials.energy_reference import composition_matrix
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
+from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.progress import progress as show_progress
 
 logger = logging.getLogger(__name__)

@@ -164,7 +164,8 @@ class Scaling:
             "E0": p["E0"] - self.e0,
         }
         x = (torch.cat([free[name].reshape(-1) for name in NAMES]) / self.units).numpy()
-        return np.clip(x, self.bounds[:, 0], self.bounds[:, 1])
+        clipped: np.ndarray = np.clip(x, self.bounds[:, 0], self.bounds[:, 1])
+        return clipped
 
     def parameters(self, x: Tensor) -> dict[str, Tensor]:
         """The parameters of free variables, differentiable."""

@@ -160,7 +160,7 @@ def estimated_edges(structures: Sequence[Atoms], cutoff: float) -> list[int]:
 
 def without_labels(atoms: Atoms) -> Atoms:
     """A copy without calculator, and without labels in ``info`` and ``arrays``, which readers would prefer to it."""
-    bare = atoms.copy()
+    bare: Atoms = atoms.copy()
     for store in (bare.info, bare.arrays):
         for key in [key for key in store if is_label(key)]:
             del store[key]

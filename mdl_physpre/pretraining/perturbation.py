@@ -15,7 +15,7 @@ from ase.data import covalent_radii
 from numpy.typing import NDArray
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
+from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings as PerturbationSettings
 from mdl_physpre.pretraining.perturbation_settings import strengths as strengths
 from mdl_physpre.structures.neighbours import neighbour_list
 

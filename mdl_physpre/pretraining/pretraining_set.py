@@ -19,9 +19,11 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.pretraining.labelling import LabelFailure, Teacher, compute_labels, resolve_teacher, without_labels
-from mdl_physpre.pretraining.perturbation import PerturbationSettings, PerturbedParent, structure_key
+from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, without_labels
+from mdl_physpre.pretraining.perturbation import PerturbedParent, structure_key
+from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.pretraining.set_report import format_report, label_quantiles, largest_force, smallest_distances
+from mdl_physpre.pretraining.teacher import Teacher, resolve_teacher
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import Labels, set_labels
 from mdl_physpre.utils.progress import progress as show_progress

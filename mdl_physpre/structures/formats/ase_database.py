@@ -85,7 +85,7 @@ class ASEJSON(ASEDatabase):
 
 
 def _from_row(row: Any) -> Atoms:
-    atoms = row.toatoms()
+    atoms: Atoms = row.toatoms()
     data = dict(row.data)
     arrays = data.pop("arrays", {})
     info = data.pop("info", {})

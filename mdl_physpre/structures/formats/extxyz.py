@@ -110,9 +110,9 @@ def _count_frames(text: str, path: Path) -> int:
 def _parse_comment(line: str) -> dict[str, Any]:
     """ASE's parser, which takes stress and virial as nine numbers only; other forms are taken in here."""
     try:
-        return key_val_str_to_dict(line)
+        return dict(key_val_str_to_dict(line))
     except ValueError:
-        info = key_val_str_to_dict(TENSORS.sub(r"__\1", line))
+        info = dict(key_val_str_to_dict(TENSORS.sub(r"__\1", line)))
     for name in ("stress", "virial"):
         if f"__{name}" not in info:
             continue
@@ -127,7 +127,7 @@ def _parse_comment(line: str) -> dict[str, Any]:
 
 def _writable(atoms: Atoms) -> Atoms:
     """A copy whose ``info`` comes back from the file as it is, with labels in one place only."""
-    copy = atoms.copy()
+    copy: Atoms = atoms.copy()
     results: dict[str, Any] = {}
     calculator = atoms.calc
     if isinstance(calculator, SinglePointCalculator) or (

@@ -44,6 +44,6 @@ class LoadAtoms(Format):
 
 
 def _copy(atoms: Any) -> Atoms:
-    copy = atoms.copy()  # the data set may keep its own for a second call
+    copy: Atoms = atoms.copy()  # the data set may keep its own for a second call
     copy.calc = atoms.calc
     return copy
