@@ -1,4 +1,4 @@
-# Each target sets itself up in a virtual environment, from nothing but Python 3.11 and pip.
+# Each target sets itself up in a virtual environment, from nothing but Python (3.10 to 3.13) and pip.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -17,7 +17,7 @@ demo: install
 
 # The machine's cores are shared by test processes, so each gets one thread.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rs --durations=10
 
 # Inside the real hosts: MATDEEPLEARN_HOME and MATTERTUNE_HOME name their checkouts, HOST_PYTHON an environment with what
 # they need (docs/matdeeplearn.md, docs/mattertune.md). What is not there is skipped, and why is said.
@@ -26,8 +26,8 @@ test-hosts: install
 	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests/hosts -rs
 
 lint: install
-	$(BIN)/ruff check mdl_physpre tests benchmarks scripts
-	$(BIN)/ruff format --check mdl_physpre tests benchmarks scripts
+	$(BIN)/ruff check mdl_physpre tests benchmarks scripts setup.py
+	$(BIN)/ruff format --check mdl_physpre tests benchmarks scripts setup.py
 	$(BIN)/mypy
 
 .PHONY: install demo test test-hosts lint

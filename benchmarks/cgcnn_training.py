@@ -16,22 +16,16 @@ the parameters are compared as well.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import multiprocessing
 import os
-import platform
-import resource
 import statistics
 import sys
-import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from ase import Atoms
-from ase.io import iread
+from common import PeakMemory, data_structures, environment, training_loss, write_json
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.nn import CGConv
@@ -79,28 +73,11 @@ class PlainCGCNN(nn.Module):
 
 def structures(arguments: argparse.Namespace) -> list[Atoms]:
     """The first structures whose number of atoms lies within a quarter of the wanted one."""
-    chosen: list[Atoms] = []
-    with gzip.open(Path(os.environ["PHYSPRE_DATA"]) / FILES[arguments.data], "rt") as file:
-        for atoms in iread(file, index=":", format="extxyz"):
-            if 4 * abs(len(atoms) - arguments.atoms) <= arguments.atoms:
-                chosen.append(Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
-            if len(chosen) == arguments.structures:
-                return chosen
-    sys.exit(f"only {len(chosen)} structures of about {arguments.atoms} atoms in {FILES[arguments.data]}")
-
-
-def peak_memory(stop: threading.Event, seen: list[int]) -> None:
-    """Largest resident memory, in pages, sampled every 2 ms."""
-    while not stop.is_set():
-        seen[0] = max(seen[0], resident_bytes())
-        time.sleep(0.002)
-
-
-def resident_bytes() -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:  # no /proc on this system
-        return 0
+    found = data_structures(FILES[arguments.data])
+    chosen = [a for a in found if 4 * abs(len(a) - arguments.atoms) <= arguments.atoms][: arguments.structures]
+    if len(chosen) < arguments.structures:
+        sys.exit(f"only {len(chosen)} structures of about {arguments.atoms} atoms in {FILES[arguments.data]}")
+    return chosen
 
 
 def worker(side: str, arguments: argparse.Namespace, frames: list[Atoms], pipe: Any) -> None:
@@ -119,22 +96,18 @@ def worker(side: str, arguments: argparse.Namespace, frames: list[Atoms], pipe: 
             found = evaluate(potential, graph, create_graph=True)
             energies, forces, stress = found.energies, found.forces, found.stress
         module.zero_grad()
-        loss = 0.01 * energies.abs().mean() + 50 * (forces - 0.01).abs().mean() + 50 * (stress - 0.01).abs().mean()
+        loss = training_loss(energies, forces, stress)
         loss.backward()
         return loss.item()
 
-    before = resident_bytes()
+    memory = PeakMemory()
     while (message := pipe.recv()) == "round":
-        stop, seen = threading.Event(), [0]
-        watch = threading.Thread(target=peak_memory, args=(stop, seen))
-        watch.start()
-        start, processor_start = time.perf_counter(), time.process_time()
-        losses = [step(graph) for graph in graphs]
-        seconds, processor = time.perf_counter() - start, time.process_time() - processor_start
-        stop.set()
-        watch.join()
+        with memory:
+            start, processor_start = time.perf_counter(), time.process_time()
+            losses = [step(graph) for graph in graphs]
+            seconds, processor = time.perf_counter() - start, time.process_time() - processor_start
         gradient = torch.cat([p.grad.flatten() for name, p in sorted(module.named_parameters())])
-        pipe.send([seconds, seen[0] - before, losses, gradient.numpy(), processor])
+        pipe.send([seconds, memory.added, losses, gradient.numpy(), processor])
     assert message == "stop"
 
 
@@ -147,10 +120,8 @@ def main() -> None:
     parser.add_argument("--cutoff", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3, help="timed passes; the fastest counts")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--out", help="JSON file")
     arguments = parser.parse_args()
-    if "PHYSPRE_DATA" not in os.environ:
-        sys.exit("PHYSPRE_DATA must name the folder with the structures")
 
     sides = ["plain", "here", "here, envelope"]
     frames = structures(arguments)
@@ -172,9 +143,8 @@ def main() -> None:
 
     result: dict[str, Any] = {
         "benchmark": "cgcnn_training",
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": arguments.threads,
-                    "torch": torch.__version__},
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()},
+        "machine": environment(),
+        "settings": vars(arguments),
         "atoms_per_structure": sizes[0] / arguments.structures,
         "neighbours_per_atom": sizes[1] / sizes[0],
         "sides": {},
@@ -205,8 +175,7 @@ def main() -> None:
     print(f"\n{result['speedup']:.1f} times as fast by wall time, {result['speedup_processor_time']:.1f} by processor "
           f"time; relative difference of losses {result['loss_difference']:.1e}, "
           f"of gradients {result['gradient_difference']:.1e}")  # fmt: skip
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out, result)
 
 
 if __name__ == "__main__":

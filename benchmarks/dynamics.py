@@ -24,10 +24,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import json
-import os
-import platform
-import sys
 import tempfile
 import time
 import warnings
@@ -45,6 +41,7 @@ from ase.io import write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.spacegroup import crystal
+from common import environment, write_json
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.nn import CGConv
@@ -310,7 +307,7 @@ def main() -> None:
     parser.add_argument("--max-edges", type=int, default=DynamicsSettings().max_edges)
     parser.add_argument("--skin", type=float, default=DynamicsSettings().skin)
     parser.add_argument("--potentials", default="cgcnn,eam")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out")
     clock_help = "cpu: process time, for one thread on a busy machine"
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=clock_help)
     args = parser.parse_args()
@@ -355,11 +352,7 @@ def main() -> None:
         print(f"{row['potential']:10}{row['edges_per_atom']:12.0f}" + "".join(f"{cell:>18}" for cell in cells))
     for row in rows:
         print(f"{row['potential']}: " + ", ".join(f"{name} {share:.1%}" for name, share in row["parts"].items()))
-    if args.out:
-        machine = {"python": sys.version.split()[0], "torch": torch.__version__, "machine": platform.processor()}
-        machine |= {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
-        settings = {key: value for key, value in vars(args).items() if key != "out"}
-        args.out.write_text(json.dumps({"machine": machine, "settings": settings, "rows": rows}, indent=1) + "\n")
+    write_json(args.out, {"machine": environment(), "settings": vars(args), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -15,33 +15,21 @@ Loss is 0.01·energy + 50·forces + 50·stress, mean absolute errors, over the l
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from common import environment, print_table, write_json
+from common import environment, labelled_structures, print_table, write_json
 
 from mdl_physpre.analysis.errors import prediction_errors
 from mdl_physpre.eam_fit.fit import fit_eam
 from mdl_physpre.eam_fit.settings import EAMFitSettings
-from mdl_physpre.structures.read import read_structures
 
 WEIGHTS = (0.01, 50.0, 50.0)
 BATCH_SIZES = {"li-mn-o": 32, "silica": 4, "phosphorus": 16}  # those of the paper's EAM fits
 CUTOFF = 8.0
 Split = tuple[list[Atoms], list[Atoms], list[Atoms]]
-
-
-def labelled_structures(name: str) -> list[Atoms]:
-    """Structures, with their labels, of a file in the folder that ``PHYSPRE_DATA`` names."""
-    path = Path(os.environ.get("PHYSPRE_DATA", "")) / name
-    if "PHYSPRE_DATA" not in os.environ or not path.exists():
-        sys.exit(f"set PHYSPRE_DATA to the folder that holds {name}")
-    return read_structures(path)
 
 
 def load(name: str, seed: int) -> Split:

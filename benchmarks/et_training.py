@@ -6,8 +6,8 @@ that peak memory can be told apart, and one at a time:
     here                 mdl_physpre's TorchMDET through evaluate(…, create_graph=True), sums over edges in C
     here, no compiler    the same on tensor operations
     torchmd-net          TorchMD-NET's network on complete edges, if ``torchmdnet`` is installed
-    matdeeplearn         MatDeepLearn's torchmd_etEarly, if the environment variable MATDEEPLEARN_PATH names a checkout;
-                         it finds its edges itself, which takes less than one per cent of its time
+    matdeeplearn         MatDeepLearn's torchmd_etEarly, where it is installed or MATDEEPLEARN_HOME names a
+                         checkout; it finds its edges itself, in less than one per cent of its time
 
 The loss and its gradient in the parameters are compared as well; MatDeepLearn's network has no cutoff of vectors, so
 its gradient is not quite that of the others. Wall time needs a quiet machine; processor time, given beside it, is less
@@ -22,17 +22,16 @@ import argparse
 import importlib.util
 import multiprocessing
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from ase import Atoms
-from common import data_structures, environment, print_table, write_json
+from common import PeakMemory, data_structures, environment, print_table, training_loss, write_json
 from torch import Tensor, nn
 
+from mdl_physpre.hosts.locate import HOSTS, put_on_path, root_of
 from mdl_physpre.potentials.backbones.torchmd_et import operators
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
 from mdl_physpre.potentials.base import edge_vectors, evaluate
@@ -91,7 +90,7 @@ def torchmd_net(potential: TorchMDET) -> tuple[nn.Module, Callable[[AtomGraph], 
 
 
 def matdeeplearn(potential: TorchMDET) -> tuple[nn.Module, Callable[[AtomGraph], Found]]:
-    sys.path.insert(0, os.environ["MATDEEPLEARN_PATH"])
+    put_on_path(HOSTS["matdeeplearn"])
     from matdeeplearn.models.torchmd_etEarly import TorchMD_ET_Early
     from torch_geometric.data import Batch, Data
 
@@ -124,11 +123,6 @@ def ours(potential: TorchMDET) -> tuple[nn.Module, Callable[[AtomGraph], Found]]
     return potential, step
 
 
-def resident_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def worker(side: str, arguments: argparse.Namespace, frames: list[Atoms], pipe: Any) -> None:
     torch.set_num_threads(arguments.threads)
     if side == "here, no compiler":
@@ -139,18 +133,18 @@ def worker(side: str, arguments: argparse.Namespace, frames: list[Atoms], pipe: 
     module.train()
     graph = build_graph(frames, arguments.cutoff, dtype=torch.float32)
     pipe.send([len(graph.z), graph.edge_index.shape[1]])
-    before = resident_bytes()
+    memory = PeakMemory()
     while pipe.recv() == "step":
-        start, processor_start = time.perf_counter(), time.process_time()
-        energies, forces, stress = step(graph)
-        loss = 0.01 * energies.abs().mean() + 50 * (forces - 0.01).abs().mean() + 50 * (stress - 0.01).abs().mean()
-        module.zero_grad()
-        loss.backward()
-        seconds, processor = time.perf_counter() - start, time.process_time() - processor_start
+        with memory:
+            start, processor_start = time.perf_counter(), time.process_time()
+            loss = training_loss(*step(graph))
+            module.zero_grad()
+            loss.backward()
+            seconds, processor = time.perf_counter() - start, time.process_time() - processor_start
         gradient = {
             name.removeprefix("network."): p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None
         }
-        pipe.send([seconds, processor, resident_bytes() - before, loss.item(), gradient])
+        pipe.send([seconds, processor, memory.added, loss.item(), gradient])
 
 
 def main() -> None:
@@ -170,7 +164,7 @@ def main() -> None:
     frames = sorted(data_structures(FILES[arguments.data]), key=lambda a: abs(len(a) - arguments.atoms))
     sides = ["here", "here, no compiler"]
     sides += ["torchmd-net"] if importlib.util.find_spec("torchmdnet") else []
-    sides += ["matdeeplearn"] if os.environ.get("MATDEEPLEARN_PATH") else []
+    sides += ["matdeeplearn"] if root_of(HOSTS["matdeeplearn"]) else []
     sides = [side for side in sides if not arguments.sides or side in arguments.sides]
     context = multiprocessing.get_context("spawn")
     found: dict[str, list] = {}

@@ -181,7 +181,7 @@ def training(b: Bench) -> Iterator[Row]:
         for name, cutoff in b.cases:
             potential = b.potential(name, cutoff)
             step = training_step(used(potential, mode), potential)
-            for n in (1, 2) if b.small else (1, 4, 16, 64):
+            for n in (2,) if b.small else (1, 4, 16, 64):
                 row: Row = {"network": name, "cutoff": cutoff, "mode": mode, "batch": n}
                 if b.late():
                     yield row | {"error": "no time left"}
@@ -205,8 +205,8 @@ def dynamics(b: Bench) -> Iterator[Row]:
     for mode in b.modes():
         for name, cutoff in b.cases:
             potential = used(b.potential(name, cutoff), mode)
-            sizes = (1, 2) if b.small else (1, 8, 32, 128)
-            for ensemble, n in [*(("nvt", n) for n in sizes), ("npt", sizes[-2])]:
+            sizes = (2,) if b.small else (1, 8, 32, 128)
+            for ensemble, n in [*(("nvt", n) for n in sizes), ("npt", min(32, sizes[-1]))]:
                 row: Row = {"network": name, "cutoff": cutoff, "mode": mode, "ensemble": ensemble, "structures": n}
                 if b.late():
                     yield row | {"error": "no time left"}

@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +26,7 @@ import numpy as np
 import torch
 import yaml
 from ase import Atoms
-from common import data_structures, environment, print_table, write_json
+from common import PeakMemory, data_structures, environment, print_table, write_json
 from torch import Tensor, nn
 
 from mdl_physpre import evaluate, label
@@ -120,39 +118,24 @@ def matdeeplearn(structures: list[Atoms], checkpoint: Path, arguments: argparse.
     return network, losses
 
 
-def resident_bytes() -> int:
-    """Memory that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 def worker(side: str, arguments: argparse.Namespace, structures: list[Atoms], checkpoint: Path, pipe: Any) -> None:
     torch.set_num_threads(arguments.threads)
     build: Callable[..., tuple[nn.Module, Any]] = engine if side == "engine" else matdeeplearn
     network, losses = build(structures, checkpoint, arguments)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    before = resident_bytes()
+    memory = PeakMemory()
     pipe.send("ready")
     while pipe.recv() == "round":
-        stop, seen = threading.Event(), [0]
-
-        def watch(stop: threading.Event = stop, seen: list[int] = seen) -> None:
-            while not stop.is_set():
-                seen[0] = max(seen[0], resident_bytes())
-                time.sleep(0.002)
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        start, processor, found = time.perf_counter(), time.process_time(), []
-        for loss in losses():
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-            optimizer.step()
-            found.append(loss.item())
-        seconds, processor = time.perf_counter() - start, time.process_time() - processor
-        stop.set()
-        thread.join()
-        pipe.send([seconds, processor, seen[0] - before, found])
+        with memory:
+            start, processor, found = time.perf_counter(), time.process_time(), []
+            for loss in losses():
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+                optimizer.step()
+                found.append(loss.item())
+            seconds, processor = time.perf_counter() - start, time.process_time() - processor
+        pipe.send([seconds, processor, memory.added, found])
 
 
 def main() -> None:

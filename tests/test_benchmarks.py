@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 
+import gpu as script
 import pytest
 
-from tests.helpers.gpu_twin import DEVICE, counting
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def script():
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", FOLDER / "gpu.py")
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    patch.undo()
+from tests.helpers.gpu_stand_in import DEVICE, counting
 
 
 def rows_without_errors(content: dict, section: str) -> list[dict]:
@@ -33,12 +18,12 @@ def rows_without_errors(content: dict, section: str) -> list[dict]:
     return rows
 
 
-def test_it_keeps_to_twenty_minutes_in_parts_of_nine(script):
+def test_it_keeps_to_twenty_minutes_in_parts_of_nine():
     assert set(script.MINUTES) == set(script.SECTIONS)
     assert sum(script.MINUTES.values()) <= 20 and max(script.MINUTES.values()) < 9
 
 
-def test_all_sections_on_the_cpu(script, tmp_path, capsys):
+def test_all_sections_on_the_cpu(tmp_path, capsys):
     out = tmp_path / "gpu.json"
     script.main(["--device", "cpu", "--small", "--out", str(out)])
     content, printed = json.loads(out.read_text()), capsys.readouterr().out
@@ -58,7 +43,7 @@ def test_all_sections_on_the_cpu(script, tmp_path, capsys):
         assert f"\n{name}, " in printed
 
 
-def test_on_a_device_that_is_not_the_cpu(script):
+def test_on_a_device_that_is_not_the_cpu():
     with counting() as counts:
         content = script.main(["--device", str(DEVICE), "--small"])
     assert counts.clashes == {} and counts.kernels > 10_000
@@ -69,7 +54,7 @@ def test_on_a_device_that_is_not_the_cpu(script):
         assert rows_without_errors(content, name)
 
 
-def test_plain_differentiation_is_of_the_same_network(script):
+def test_plain_differentiation_is_of_the_same_network():
     bench = script.Bench("cpu", small=True)
     for name, cutoff in bench.cases:
         potential, graph = bench.potential(name, cutoff), bench.batch(2, cutoff)
@@ -79,7 +64,7 @@ def test_plain_differentiation_is_of_the_same_network(script):
         assert script.difference(found.stress, expected.stress) < 1e-4
 
 
-def test_a_section_that_fails_is_told_and_the_others_go_on(script, tmp_path, monkeypatch):
+def test_a_section_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
     def fails(bench):
         yield {"first": 1}
         raise RuntimeError("no such kernel")

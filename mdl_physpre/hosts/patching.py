@@ -1,4 +1,4 @@
-"""Patches for the hosts: new files and inserted lines, put into an installed checkout and taken out again.
+"""Patches for the hosts: new files and inserted lines, put into an installed checkout and taken out again by git.
 
 A patch is a git diff without context (``git diff -U0 --full-index``): it holds no line of the host. What it fits is
 known by content: git's hashes of each file before and after stand in its ``index`` lines. A file with another hash is
@@ -10,99 +10,34 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mdl_physpre.errors import DataError
 
 FOLDER = Path(__file__).parent / "patches"
-_HUNK = re.compile(r"@@ -(\d+),0 \+(\d+)(?:,(\d+))? @@")
-_INDEX = re.compile(r"index ([0-9a-f]{40})\.\.([0-9a-f]{40})")
 NONE = "0" * 40
 """Git's hash of a file that does not exist."""
-
-
-@dataclass(frozen=True)
-class FilePatch:
-    """What a patch does to one file: git's hashes before and after, and lines inserted after a line (0: at the top)."""
-
-    path: str
-    before: str
-    after: str
-    insertions: tuple[tuple[int, str], ...]
-
-    def apply(self, content: bytes) -> bytes:
-        """The content with the lines put in."""
-        lines = content.splitlines(keepends=True)
-        for line, text in reversed(self.insertions):
-            lines[line:line] = text.encode().splitlines(keepends=True)
-        return b"".join(lines)
-
-    def revert(self, content: bytes) -> bytes:
-        """The content with the lines taken out."""
-        lines = content.splitlines(keepends=True)
-        for line, text in self.insertions:  # those before it are out already, so the line number holds again
-            del lines[line : line + len(text.encode().splitlines())]
-        return b"".join(lines)
+_HEADER = re.compile(r"diff --git a/(\S+) b/\1$")
+_INDEX = re.compile(r"index ([0-9a-f]{40})\.\.([0-9a-f]{40})")
+_INSERTION = re.compile(r"@@ -\d+,0 \+|\+|--- |new file mode ")
+"""How the other lines of a patch begin that only inserts."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch by its name, with what it does to each file."""
+    """A patch file, with git's hashes of each file before and after it."""
 
-    name: str
-    files: tuple[FilePatch, ...]
+    path: Path
+    before: Mapping[str, str]
+    after: Mapping[str, str]
 
-    def states(self, root: Path) -> dict[str, str]:
-        """Of each file below ``root``: ``applied``, ``open`` (the patch fits) or ``unknown``."""
-        found = {}
-        for file in self.files:
-            now = git_hash(root / file.path)
-            found[file.path] = "applied" if now == file.after else "open" if now == file.before else "unknown"
-        return found
-
-
-def git_hash(path: Path) -> str:
-    """Git's hash of a file's content, or forty zeros where there is no such file."""
-    return _hash(path.read_bytes()) if path.is_file() else NONE
-
-
-def read_patch(path: Path) -> Patch:
-    """Read a patch file.
-
-    Raises
-    ------
-    DataError : a line that does anything but insert lines or make a file, or a file without its full hashes.
-    """
-    files: list[FilePatch] = []
-    for section in re.split(r"^diff --git ", path.read_text(), flags=re.MULTILINE)[1:]:
-        header, *lines = section.splitlines(keepends=True)
-        target = header.rstrip("\n").split(" b/")[-1]
-        hashes, insertions, text = None, [], ""
-        for line in lines:
-            hunk, index = _HUNK.match(line), _INDEX.match(line)
-            if hunk:
-                insertions.append((int(hunk[1]), ""))
-            elif index:
-                hashes = index[1], index[2]
-            elif line.startswith("+") and insertions:
-                text = insertions[-1][1] + line[1:]
-                insertions[-1] = (insertions[-1][0], text)
-            elif not line.startswith(("---", "+++", "new file mode ")):
-                raise DataError(f"{path}: found {line.strip()!r}; a patch for a host only inserts lines and adds files")
-        if hashes is None or not insertions:
-            raise DataError(f"{path}: {target} has no full hashes or no lines; make it with git diff -U0 --full-index")
-        files.append(FilePatch(target, *hashes, tuple(insertions)))
-    if not files:
-        raise DataError(f"{path}: holds no patch")
-    return Patch(path.stem, tuple(files))
-
-
-def patches_for(host: str) -> list[Patch]:
-    """All patches for a host, one for each content of its files that is known."""
-    return [read_patch(path) for path in sorted((FOLDER / host).glob("*.patch"))]
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return self.path.stem
 
 
 @dataclass(frozen=True)
@@ -114,21 +49,52 @@ class Patched:
     strange: tuple[str, ...] = ()
 
 
-def inspect(root: Path, patches: list[Patch]) -> Patched:
-    """Which patch fits the files below ``root``, and whether it is in.
+def git_hash(path: Path) -> str:
+    """Git's hash of a file's content, or forty zeros where there is no such file."""
+    if not path.is_file():
+        return NONE
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
-    Parameters
-    ----------
-    root : folder that holds the host's package.
-    patches : those for the host.
+
+def read_patch(path: Path) -> Patch:
+    """Read a patch file.
+
+    Raises
+    ------
+    DataError : a line that does anything but insert lines or make a file, or a file without its full hashes.
     """
+    before, after, name = {}, {}, ""
+    for line in path.read_text().splitlines():
+        header, index = _HEADER.match(line), _INDEX.match(line)
+        if header:
+            name = header[1]
+            before[name] = after[name] = ""
+        elif index and name:
+            before[name], after[name] = index[1], index[2]
+        elif not (name and _INSERTION.match(line)):
+            raise DataError(f"{path}: found {line.strip()!r}; a patch for a host only inserts lines and adds files")
+    bare = [name for name, known in after.items() if not known]
+    if bare:
+        raise DataError(f"{path}: {bare[0]} has no full hashes; make it with git diff -U0 --full-index")
+    if not after:
+        raise DataError(f"{path}: holds no patch")
+    return Patch(path, before, after)
+
+
+def patches_for(host: str) -> list[Patch]:
+    """All patches for a host, one for each content of its files that is known."""
+    return [read_patch(path) for path in sorted((FOLDER / host).glob("*.patch"))]
+
+
+def inspect(root: Path, patches: list[Patch]) -> Patched:
+    """Which of the patches fits the files below ``root`` (the folder of the host's package), and whether it is in."""
     unknown: list[tuple[str, ...]] = []
     for patch in patches:
-        states = patch.states(root)
-        strange = tuple(path for path, state in states.items() if state == "unknown")
+        now = {file: git_hash(root / file) for file in patch.after}
+        strange = tuple(file for file in now if now[file] not in (patch.before[file], patch.after[file]))
         if not strange:
-            kinds = set(states.values())
-            state = "partly" if len(kinds) > 1 else "patched" if kinds == {"applied"} else "unpatched"
+            state = "patched" if now == patch.after else "unpatched" if now == patch.before else "partly"
             return Patched(state, patch)
         unknown.append(strange)
     return Patched("unknown", None, min(unknown, key=len, default=()))
@@ -151,38 +117,46 @@ def change(host: str, root: Path, patches: list[Patch], *, revert: bool = False,
 
     Raises
     ------
-    DataError : files that no patch knows, or that cannot be written. Nothing has been changed then.
+    DataError : files that no patch knows, or that cannot be written; git is missing. Nothing has been changed then.
     """
     found = inspect(root, patches)
-    if found.patch is None:
+    patch = found.patch
+    if patch is None:
         raise DataError(_refusal(host, root, patches, found))
     wanted = "unpatched" if revert else "patched"
     if found.state == wanted:
-        return f"{host} in {root} is {wanted} already ({found.patch.name}); nothing to do"
-    contents: dict[Path, bytes | None] = {}
-    for file in found.patch.files:
-        path = root / file.path
-        now = git_hash(path)
-        if now == (file.before if revert else file.after):
-            continue
-        if revert and file.before == NONE:
-            contents[path] = None
-            continue
-        old = b"" if now == NONE else path.read_bytes()
-        contents[path] = new = file.revert(old) if revert else file.apply(old)
-        if _hash(new) != (file.before if revert else file.after):
-            raise DataError(f"{found.patch.name}.patch does not give the {file.path} that it states; nothing was done")
-    names = ", ".join(str(path.relative_to(root)) for path in contents)
+        return f"{host} in {root} is {wanted} already ({patch.name}); nothing to do"
+    goal = patch.before if revert else patch.after
+    files = [file for file in goal if git_hash(root / file) != goal[file]]
+    _apply(patch, root, files, revert, check)
+    names = ", ".join(files)
     if check:
-        return f"{host} in {root} is {found.state}; {found.patch.name} {'comes out of' if revert else 'fits'} {names}"
-    try:
-        _replace_all(contents)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or root}: {error.strerror or error}; nothing was changed. Make the folder writable, or "
-            "install the host from a checkout of your own"
-        ) from error
+        return f"{host} in {root} is {found.state}; {patch.name} {'comes out of' if revert else 'fits'} {names}"
     return f"{host} in {root} is {wanted} now: {names}"
+
+
+def _apply(patch: Patch, root: Path, files: list[str], revert: bool, check: bool) -> None:
+    """Let git apply a patch to some of its files; where it fails on the way, they get their old content back."""
+    options = ["--unidiff-zero", "--whitespace=nowarn", *(f"--include={file}" for file in files)]
+    options += [*(["--reverse"] if revert else []), *(["--check"] if check else [])]
+    command = ["git", "-c", "core.autocrlf=false", "-C", str(root), "apply", *options, str(patch.path)]
+    old = {path: path.read_bytes() if path.is_file() else None for path in (root / file for file in files)}
+    # in a folder of another repository git would take the paths as of there
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.resolve().parent)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    except FileNotFoundError:
+        raise DataError("git is not installed, and it applies the patches; install it. Nothing was changed") from None
+    if done.returncode:
+        for path, content in old.items():
+            if content is not None:
+                path.write_bytes(content)
+            elif path.is_file():
+                path.unlink()
+        reason = " ".join(done.stderr.split())
+        raise DataError(
+            f"{reason}; nothing was changed. Make the folder writable, or install the host from a checkout of your own"
+        )
 
 
 def _refusal(host: str, root: Path, patches: list[Patch], found: Patched) -> str:
@@ -193,46 +167,3 @@ def _refusal(host: str, root: Path, patches: list[Patch], found: Patched) -> str
         f"Nothing was changed. Take a known version ({', '.join(p.name for p in patches)}), or undo your own "
         "changes to these files"
     )
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _replace_all(contents: Mapping[Path, bytes | None]) -> None:
-    """Write (or, for None, delete) all files; where one fails, those before it get their old content back."""
-    with _written_beside(contents) as parts:
-        old = {path: path.read_bytes() if path.exists() else None for path in contents}
-        done: list[Path] = []
-        try:
-            for path, content in contents.items():
-                if content is None:
-                    path.unlink()
-                else:
-                    os.replace(parts[path], path)
-                done.append(path)
-        except OSError:
-            for path in done:
-                before = old[path]
-                if before is None:
-                    path.unlink(missing_ok=True)
-                else:
-                    path.write_bytes(before)
-            raise
-
-
-@contextmanager
-def _written_beside(contents: Mapping[Path, bytes | None]) -> Iterator[dict[Path, Path]]:
-    """Temporary files with the new contents, beside the old ones and with their permissions; removed in the end."""
-    parts: dict[Path, Path] = {}
-    try:
-        for path, content in contents.items():
-            if content is not None:
-                parts[path] = path.with_name(f".{path.name}.{os.getpid()}.part")
-                parts[path].write_bytes(content)
-                if path.exists():
-                    os.chmod(parts[path], path.stat().st_mode)
-        yield parts
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from mdl_physpre.dynamics.running.storage import FORMAT
-from mdl_physpre.dynamics.verdicts.verdict import Verdict
+from mdl_physpre.dynamics.running.storage import FORMAT, VERDICTS
+from mdl_physpre.dynamics.verdicts.verdict import Survival, Verdict, survival_curve
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout
@@ -32,14 +33,17 @@ class Simulation:
     """Molecular dynamics with one network, as its ``verdicts.json`` has it.
 
     settings : as :class:`~mdl_physpre.dynamics.DynamicsSettings` has them.
-    survival : of all structures (:func:`~mdl_physpre.dynamics.verdicts.verdict.survival_curve`).
     """
 
     name: str
     folder: Path
     settings: dict[str, Any]
     verdicts: tuple[Verdict, ...]
-    survival: dict[str, Any]
+
+    @cached_property
+    def survival(self) -> Survival:
+        """Of all structures."""
+        return survival_curve(self.verdicts)
 
 
 def read_simulation(path: Path, name: str) -> Simulation:
@@ -47,7 +51,7 @@ def read_simulation(path: Path, name: str) -> Simulation:
     try:
         stored = json.loads(path.read_text())
         verdicts = tuple(Verdict.model_validate(v) for v in stored["verdicts"])
-        return Simulation(name, path.parent, stored["settings"], verdicts, stored.get("survival") or {})
+        return Simulation(name, path.parent, stored["settings"], verdicts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as verdicts ({error}); simulate again") from None
 
@@ -57,11 +61,11 @@ def simulation_files(folder: Path) -> list[Path]:
 
     Raises DataError where the run is of an earlier version.
     """
-    own = folder / layout.VERDICTS
+    own = folder / VERDICTS
     if own.is_file():
         return [own]
     refuse_earlier_layout(folder)
-    return sorted(folder.glob(f"{layout.NETWORKS}/*/{layout.DYNAMICS}/{layout.VERDICTS}"))
+    return sorted(folder.glob(f"{layout.NETWORKS}/*/{layout.DYNAMICS}/{VERDICTS}"))
 
 
 @dataclass
@@ -198,7 +202,7 @@ def _stages(folder: Path) -> dict[str, StageFiles]:
 
 def _simulation(folder: Path, network: Network) -> Simulation | None:
     """The simulation of a network; ``None`` where there is none, or one of an older format."""
-    path = network.folder(folder) / layout.DYNAMICS / layout.VERDICTS
+    path = network.folder(folder) / layout.DYNAMICS / VERDICTS
     return read_simulation(path, network.name) if read_json(path).get("format") == FORMAT else None
 
 

@@ -1,8 +1,7 @@
 """What a run found, as types: ``summary.json`` is a :class:`Summary`, written and read here.
 
-What a stage found stands in its ``done.json``. Results of networks are put together from these files by
-:func:`network_result`, and those of an arm from the results of its networks by :class:`ArmResult`; so a run that goes
-on, one that was stopped and one that is finished have the same figures.
+What a stage found stands in its ``done.json``. Results of networks are put together from these files, and those of an
+arm from its networks, here alone: a run that goes on, was stopped or is finished has the same figures.
 """
 
 from __future__ import annotations
@@ -199,12 +198,12 @@ class Summary(Record):
 
 def eam_result(folder: Path) -> FittedEAM:
     """What the fit of the embedded-atom potential, which is done, found."""
-    return FittedEAM(**{**stage_result(folder / EAM), "errors": _tested(folder / EAM)})
+    return FittedEAM(**_with_errors(folder / EAM))
 
 
 def teacher_result(folder: Path) -> TeacherResult:
     """What is known of another teacher, whose zero of energy is fitted."""
-    return TeacherResult(**{**stage_result(folder / TEACHER), "errors": _tested(folder / TEACHER)})
+    return TeacherResult(**_with_errors(folder / TEACHER))
 
 
 def pretraining_set_result(folder: Path) -> PretrainingSetResult:
@@ -238,13 +237,11 @@ def summary_of_stages(folder: Path, plan: Plan) -> Summary:
         teacher=teacher_result(folder) if plan.teacher and TEACHER in done else None,
         pretraining_set=pretraining_set_result(folder) if plan.pretraining_set and PRETRAINING_SET in done else None,
     )
-    results = (network_result(folder, network, plan) for network in plan.networks)
-    return begun.with_networks(*(result for result in results if result is not None))
+    return begun.with_networks(*(found for n in plan.networks if (found := network_result(folder, n, plan))))
 
 
-def _tested(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = stage_result(folder / ERRORS).get("errors", {})
-    return found
+def _with_errors(folder: Path) -> dict[str, Any]:
+    return {**stage_result(folder), **stage_result(folder / ERRORS), "seconds": stage_result(folder)["seconds"]}
 
 
 def spent_with_total(stages: Mapping[str, Spent]) -> dict[str, Spent]:
@@ -260,9 +257,8 @@ def pooled_dynamics(each: Sequence[Dynamics]) -> Dynamics:
     :func:`~mdl_physpre.dynamics.verdicts.statistics.clustered_interval`.
     """
     counts = [one.counts for one in each]
-    steps = [step for one in each for step in one.failing_steps]
-    failed = [step for step in steps if step is not None]
-    middle = median(failed) if failed else None
+    steps = tuple(step for one in each for step in one.failing_steps)
+    middle = median(failed) if (failed := [step for step in steps if step is not None]) else None
     pooled = Counts(
         n=sum(c.n for c in counts),
         failed=_together([c.failed for c in counts]),
@@ -273,8 +269,9 @@ def pooled_dynamics(each: Sequence[Dynamics]) -> Dynamics:
         median_failing_time_fs=None if middle is None else middle * each[0].settings["timestep"],
         networks=len(each),
     )
-    seconds = sum(one.seconds for one in each)
-    return Dynamics(counts=pooled, failing_steps=tuple(steps), settings=each[0].settings, seconds=seconds)
+    return Dynamics(
+        counts=pooled, failing_steps=steps, settings=each[0].settings, seconds=sum(one.seconds for one in each)
+    )
 
 
 def _together(counts: Sequence[Count]) -> Count:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import platform
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.backbones.registry import backbone_class
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import AtomicPotential
+from mdl_physpre.potentials.compiled import CompiledPotential
+from mdl_physpre.report.tables.text import text_table
 from mdl_physpre.utils.devices import available_device
 from mdl_physpre.utils.progress import progress
 from mdl_physpre.workflow.throughput import dynamics_rate, silica_like, training_rate
@@ -64,23 +65,8 @@ def benchmark(
     ------
     ConfigError : a device that is not there, a backbone that is not known, a time or cutoff that is not above 0.
     """
-    chosen = list(BACKBONES) if backbones is None else list(backbones)
-    for name in chosen:
-        if name not in BACKBONES:
-            raise ConfigError(f"there is no benchmark of {name!r}; {nearest(name, BACKBONES)}")
-    distances = CUTOFFS if cutoffs is None else tuple(float(c) for c in cutoffs)
-    for what, value in (("seconds", seconds), *(("a cutoff", c) for c in distances)):
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{what} is {value}; it must be a number above 0")
     found = {str(d): d for d in ([available_device(d) for d in devices] if devices is not None else each_device())}
-    cases = [
-        (device, name, cutoff, mode)
-        for mode in ("eager", "compiled")  # compiling takes long, so it comes last
-        for device in found.values()
-        for name in chosen
-        for cutoff in (distances if name != "m3gnet" else (min(distances),))
-        if mode == "eager" or compiles_on(device)
-    ]
+    cases = _cases(list(found.values()), seconds, backbones, cutoffs)
     start, rows = time.monotonic(), []
     shown = progress(cases, len(cases), "benchmark") if show_progress else cases
     for k, (device, name, cutoff, mode) in enumerate(shown):
@@ -101,6 +87,28 @@ def benchmark(
         "seconds": time.monotonic() - start,
         "rows": rows,
     }
+
+
+def _cases(
+    devices: Sequence[torch.device], seconds: float, backbones: Sequence[str] | None, cutoffs: Sequence[float] | None
+) -> list[tuple[torch.device, str, float, str]]:
+    """Device, backbone, cutoff and mode of each row. Raises ConfigError as :func:`benchmark`."""
+    chosen = list(BACKBONES) if backbones is None else list(backbones)
+    for name in chosen:
+        if name not in BACKBONES:
+            raise ConfigError(f"there is no benchmark of {name!r}; {nearest(name, BACKBONES)}")
+    distances = CUTOFFS if cutoffs is None else tuple(float(c) for c in cutoffs)
+    for what, value in (("seconds", seconds), *(("a cutoff", c) for c in distances)):
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{what} is {value}; it must be a number above 0")
+    return [
+        (device, name, cutoff, mode)
+        for mode in ("eager", "compiled")  # compiling takes long, so it comes last
+        for device in devices
+        for name in chosen
+        for cutoff in (distances if name != "m3gnet" else (min(distances),))
+        if mode == "eager" or compiles_on(device)
+    ]
 
 
 def measure_case(
@@ -128,15 +136,14 @@ def measure_case(
 
 
 def compiles_on(device: torch.device) -> bool:
-    """Whether potentials are compiled on this device."""
-    return device.type == "cuda" and importlib.util.find_spec("mdl_physpre.potentials.compiled") is not None
+    """Whether potentials are compiled on this device, where it is left to the device."""
+    return device.type == "cuda"
 
 
-def compiled(potential: Potential) -> Potential:
+def compiled(potential: AtomicPotential) -> AtomicPotential:
     """The potential with its evaluation compiled; what was compiled before is forgotten, as its number is limited."""
     torch.compiler.reset()
-    module = importlib.import_module("mdl_physpre.potentials.compiled")
-    return cast(Potential, module.CompiledPotential(potential))
+    return CompiledPotential(potential)
 
 
 def each_device() -> list[torch.device]:
@@ -159,17 +166,14 @@ def device_name(device: torch.device) -> str:
 
 def format_benchmark(result: dict[str, Any]) -> str:
     """The table of :func:`benchmark`, and what it was measured on."""
-    lines = [list(COLUMNS.values())]
-    lines += [[_cell(row.get(key)) for key in COLUMNS] for row in result["rows"]]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(COLUMNS))]
-    lines.insert(1, ["-" * width for width in widths])
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    for k, row in enumerate(result["rows"]):
+    rows = [list(COLUMNS.values()), *([_cell(row.get(key)) for key in COLUMNS] for row in result["rows"])]
+    lines = text_table(rows, words=4).splitlines()
+    for k, row in enumerate(result["rows"], start=2):
         if "error" in row:
-            text[k + 2] = "  ".join(cell.ljust(w) for cell, w in zip(lines[k + 2][:4], widths)) + "  " + row["error"]
+            lines[k] = f"{lines[k].rstrip()}  {row['error']}"
     machines = "; ".join(f"{name}: {what}" for name, what in result["devices"].items())
-    text.append(f"\n{result['structure']}, float32, torch {result['torch']}, {result['seconds']:.0f} s. {machines}")
-    return "\n".join(text)
+    machine = f"{result['structure']}, float32, torch {result['torch']}, {result['seconds']:.0f} s. {machines}"
+    return "\n".join([*lines, "", machine])
 
 
 def _cell(value: Any) -> str:

@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from mdl_physpre.dynamics.verdicts.statistics import clustered_interval, permutation_p_value, summarise_networks
-from mdl_physpre.dynamics.verdicts.verdict import Verdict, make_verdict, wilson_interval
-
-
-def verdict(index: int, step: int | None) -> Verdict:
-    return make_verdict(
-        structure_id=str(index), index=index, formula="SiO2", n_atoms=3, not_applicable={}, timestep=1.0,
-        failures={} if step is None else {"overlap": (step, "too close")},
-        steps_run=100 if step is None else step, steps_asked=100, conditions={}, metrics={},
-    )  # fmt: skip
+from mdl_physpre.dynamics.verdicts.statistics import clustered_interval, permutation_p_value
+from mdl_physpre.dynamics.verdicts.verdict import wilson_interval
 
 
 def test_one_network_has_the_interval_of_its_structures():
@@ -42,15 +34,6 @@ def test_intervals_hold_the_true_fraction_as_often_as_they_say():
         wilson_held += low <= 0.3 <= high
     assert 0.90 < held / 600 <= 1.0
     assert wilson_held / 600 < 0.75  # what the structures alone would claim
-
-
-def test_pooled_counts():
-    groups = [[verdict(0, 10), verdict(1, None)], [verdict(0, None), verdict(1, None)]]
-    found = summarise_networks(groups)
-    assert found.networks == 2 and found.n == 4
-    assert found.failed.count == 1 and found.failed.each == (1, 0)
-    assert found.by_reason["overlap"].each == (1, 0)
-    assert found.failed.interval == pytest.approx(clustered_interval([1, 0], [2, 2]))
 
 
 @pytest.mark.parametrize("first, second", [([18, 0, 1], [0, 1, 11]), ([5, 6, 7, 9], [1, 2, 3, 3]), ([1, 1], [1, 1])])

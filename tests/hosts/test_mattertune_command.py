@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -192,9 +193,10 @@ def test_predict_by_the_command(data_file, tmp_path):
         assert labels.energy == pytest.approx(expected["energy"], rel=1e-6)
         assert np.allclose(labels.forces, expected["forces"], atol=1e-6)
         differences.append(abs(get_labels(atoms).energy - labels.energy) / len(atoms))
-    told = {line.split()[0]: float(line.split()[1]) for line in found.stdout.splitlines()}
-    assert told["energy"] == pytest.approx(1000 * np.mean(differences), rel=1e-3)
-    assert {"energy", "forces", "stress"} == set(told)
+    titles, values = (re.split(r"  +", line.strip()) for line in found.stdout.splitlines()[:2])
+    told = dict(zip(["name", *titles], values, strict=True))
+    assert float(told["E, meV/atom"]) == pytest.approx(1000 * np.mean(differences), rel=1e-3)
+    assert float(told["F, eV/Å"]) > 0 and float(told["S, eV/Å³"]) > 0
 
 
 @pytest.mark.parametrize("name", ["li_mn_o", "li_mn_o_pretrain"])

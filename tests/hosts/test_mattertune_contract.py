@@ -428,7 +428,7 @@ def test_patches_only_insert_lines_of_ours():
     patches = patches_for("mattertune")
     assert patches
     for patch in patches:
-        assert {file.path for file in patch.files} == {"mattertune/__init__.py", "mattertune/__main__.py"}
+        assert set(patch.after) == {"mattertune/__init__.py", "mattertune/__main__.py"}
     text = (ROOT / "mdl_physpre" / "hosts" / "patches" / "mattertune" / f"{patches[0].name}.patch").read_text()
     for line in text.splitlines():
         assert not line.startswith(" ")  # context, a line of the host
@@ -439,12 +439,15 @@ def test_patches_only_insert_lines_of_ours():
 def test_inserted_lines_load_entry_points(tmp_path):
     """The lines of the patch, in a file of their own, call what the group registers."""
     (patch,) = patches_for("mattertune")
-    lines = {file.path: file.insertions[0][1] for file in patch.files}
+    lines: dict[str, str] = {}
+    for section in patch.path.read_text().split("diff --git ")[1:]:
+        inserted = [line[1:] for line in section.splitlines() if line.startswith("+") and not line.startswith("+++")]
+        lines[section.split(" b/")[1].split()[0]] = "".join(f"{line}\n" for line in inserted)
     package = tmp_path / "mattertune"
     package.mkdir()
     (package / "__init__.py").write_text(lines["mattertune/__init__.py"])
     (package / "__main__.py").write_text(lines["mattertune/__main__.py"])
-    assert git_hash(package / "__main__.py") == next(f.after for f in patch.files if f.path.endswith("main__.py"))
+    assert git_hash(package / "__main__.py") == patch.after["mattertune/__main__.py"]
     (tmp_path / "guest.py").write_text("def hello():\n    print('hello')\ndef broken():\n    raise ValueError('no')\n")
     info = tmp_path / "guest-1.dist-info"
     info.mkdir()

@@ -76,19 +76,33 @@ def test_what_is_unknown_is_left_alone(checkout: Path) -> None:
 
 def test_nothing_is_half_applied(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patches = [read_patch(checkout.parent / "some.patch")]
-    replace, calls = os.replace, []
-
-    def second_fails(source: str, target: str) -> None:
-        calls.append(target)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device", str(target))
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", second_fails)
-    with pytest.raises(DataError, match="No space left on device; nothing was changed"):
+    blocked = checkout / "package" / "new.py"
+    blocked.mkdir()
+    (blocked / "mine").touch()
+    with pytest.raises(DataError, match="new.py.*nothing was changed"):
         change("Host", checkout, patches)
+    (blocked / "mine").unlink()
+    blocked.rmdir()
     assert inspect(checkout, patches).state == "unpatched"
+    monkeypatch.setenv("PATH", str(checkout))
+    with pytest.raises(DataError, match="git is not installed"):
+        change("Host", checkout, patches)
     assert [p.name for p in (checkout / "package").iterdir()] == ["code.py"]
+
+
+def test_a_host_inside_another_repository(checkout: Path) -> None:
+    """As in a virtual environment in the folder of a project under git, which ignores it."""
+    outer = checkout.parent
+    for path in [*(checkout / ".git").rglob("*")][::-1]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    (checkout / ".git").rmdir()
+    git("init", "-q", folder=outer)
+    (outer / ".gitignore").write_text("host\n")
+    patches = [read_patch(outer / "some.patch")]
+    assert "patched now" in change("Host", checkout, patches)
+    assert (checkout / "package" / "code.py").read_text() == NEW
+    change("Host", checkout, patches, revert=True)
+    assert inspect(checkout, patches).state == "unpatched"
 
 
 def test_a_patch_that_removes_or_quotes_lines_is_refused(checkout: Path) -> None:
@@ -107,9 +121,9 @@ def test_our_patches_hold_no_line_of_a_host(host: str) -> None:
     patches = patches_for(host)
     assert patches, f"no patch for {host} in {FOLDER}"
     for patch in patches:
-        for file in patch.files:
-            assert file.path.startswith(host)
-            assert file.before != file.after
+        for file, after in patch.after.items():
+            assert file.startswith(host)
+            assert patch.before[file] != after
     for path in (FOLDER / host).glob("*.patch"):
         for line in path.read_text().splitlines():
             assert line.startswith(("+", "diff --git ", "index ", "--- ", "new file mode ")) or (

@@ -33,9 +33,9 @@ from mdl_physpre.structures.graph import build_graph
 DATA = Path(__file__).parents[1] / "data" / "matdeeplearn"
 RECORDED = json.loads((DATA / "results.json").read_text())
 NETWORKS = {"cgcnn": CGCNN, "torchmd_et": TorchMDET}
-HOST = os.environ.get("MATDEEPLEARN_PATH")
+HOST = os.environ.get("MATDEEPLEARN_HOME")
 PHYSPRE_DATA = os.environ.get("PHYSPRE_DATA")
-needs_host = pytest.mark.skipif(not HOST, reason="MATDEEPLEARN_PATH does not name a checkout of MatDeepLearn")
+needs_host = pytest.mark.skipif(not HOST, reason="MATDEEPLEARN_HOME does not name a checkout of MatDeepLearn")
 
 
 def recorded_structure(name: str) -> Atoms:

@@ -9,7 +9,8 @@ import pytest
 
 import mdl_physpre
 from mdl_physpre.workflow.run import run
-from tests.helpers.gpu_twin import counting, make_it_the_gpu
+from tests.helpers.gpu_for_runs import make_it_the_gpu
+from tests.helpers.gpu_stand_in import counting
 
 DEMO = Path(mdl_physpre.__file__).parent / "demo" / "demo.yml"
 TINY = [

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
-from mdl_physpre.dynamics.verdicts.verdict import Count, Counts, Verdict, summarise, wilson_interval
+from mdl_physpre.dynamics.verdicts.verdict import wilson_interval
 
 
 def clustered_interval(counts: Sequence[int], sizes: Sequence[int]) -> tuple[float, float] | None:
@@ -42,30 +42,6 @@ def clustered_interval(counts: Sequence[int], sizes: Sequence[int]) -> tuple[flo
     effective = min(total, p * (1 - p) / variance) if variance > 0 else total
     effective *= float(t.ppf(0.975, total - 1) / t.ppf(0.975, groups - 1)) ** 2
     return wilson_interval(p * effective, effective)
-
-
-def summarise_networks(verdicts: Sequence[Sequence[Verdict]]) -> Counts:
-    """:func:`~mdl_physpre.dynamics.summarise` of the verdicts of several networks taken together.
-
-    Every count has the count of each network, and its interval is :func:`clustered_interval`.
-    """
-    pooled = summarise([v for own in verdicts for v in own])
-    each = [summarise(own) for own in verdicts]
-
-    def with_spread(found: Count, own: Sequence[Count]) -> Count:
-        counts = tuple(o.count for o in own)
-        interval = clustered_interval(counts, [o.n for o in own])
-        return Count(count=found.count, n=found.n, interval=interval, each=counts)
-
-    return pooled.model_copy(
-        update={
-            "failed": with_spread(pooled.failed, [s.failed for s in each]),
-            "overlap": with_spread(pooled.overlap, [s.overlap for s in each]),
-            "lindemann": with_spread(pooled.lindemann, [s.lindemann for s in each]),
-            "by_reason": {r: with_spread(c, [s.by_reason[r] for s in each]) for r, c in pooled.by_reason.items()},
-            "networks": len(verdicts),
-        }
-    )
 
 
 def permutation_p_value(first: Sequence[float], second: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from torch_geometric.data import Batch, Data
 
 from mdl_physpre.errors import CheckpointError
+from mdl_physpre.hosts.matdeeplearn.checks import images_needed
 from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.hosts.matdeeplearn.perturb import reference_table
 from mdl_physpre.potentials.checkpoints.matdeeplearn import load_checkpoint, read_config
@@ -102,7 +103,7 @@ class MatDeepLearnCalculator(Calculator):
         outputs = []
         for model in self.models:
             model.n_neighbors = max(len(wrapped), 1) * 10_000  # none is cut off
-            model.num_offsets = images_needed(cell, self.cutoff)
+            model.num_offsets = images_needed([wrapped], self.cutoff)
             model.graph_method = self.graph_method
             outputs.append(model(self._batch(wrapped, cell)))
         energy, forces = (
@@ -148,12 +149,6 @@ def padded(atoms: Atoms, cutoff: float) -> Atoms:
         completed[axis] = direction * (np.ptp(along) + 1.1 * cutoff)
     copy.set_cell(completed)
     return copy
-
-
-def images_needed(cell: np.ndarray, cutoff: float) -> int:
-    """Images along each axis within which a wrapped structure has all its neighbours: max ⌈r_c / height⌉."""
-    heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-    return int(np.ceil(cutoff / heights).max())
 
 
 def setup_models() -> None:

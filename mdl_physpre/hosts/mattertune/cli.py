@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mdl_physpre import __version__
-from mdl_physpre.errors import PhyspreError
+from mdl_physpre.cli.program import log_to_terminal, print_version, program, run_program
 from mdl_physpre.hosts.mattertune.names import require_installed
 
-app = typer.Typer(
-    help="Train MatterTune's models from a configuration file, with pretraining on an embedded-atom potential.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = program("Train MatterTune's models from a configuration file, with pretraining on an embedded-atom potential.")
 
 Config = Annotated[Path, typer.Argument(help="MatterTune configuration (YAML), with a section physpre or without.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Configuration keys to change.")]
@@ -57,7 +49,7 @@ def predict(
 ) -> None:
     """Predict energies, forces and stress; print the errors where the structures carry labels."""
     require_installed()
-    from mdl_physpre.hosts.mattertune.predict import errors
+    from mdl_physpre.analysis.errors import format_errors, label_errors
     from mdl_physpre.hosts.mattertune.predict import predict as predicted_by
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.structures.write import write_structures
@@ -66,41 +58,25 @@ def predict(
     found = predicted_by(checkpoint, structures, device=device, batch_size=batch_size)
     if target is not None:
         write_structures(target, found)
-    print(errors(structures, found) or f"{len(found)} structures, none with labels")
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"mdl-physpre {__version__}")
-        raise typer.Exit
+    errors = label_errors(found, structures)
+    labelled = any(errors.counts.values())
+    print(format_errors({source.name: errors}) if labelled else f"{len(found)} structures, none with labels")
 
 
 @app.callback()
 def common(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options before the command."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("mdl_physpre")
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    log_to_terminal(logging.WARNING if quiet else logging.INFO)
 
 
 def main() -> None:
-    """Entry point: errors that a user can act on are printed without a traceback."""
-    try:
-        app(prog_name="mattertune")
-    except PhyspreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+    """Entry point."""
+    run_program(app, "mattertune", "stopped; the same command goes on after the last stage that is done")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from ase import Atoms
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.mattertune.checkpoints import load_host_model
-from mdl_physpre.structures.labels import get_labels, set_labels
+from mdl_physpre.structures.labels import set_labels
 
 
 def predict(
@@ -53,20 +53,3 @@ def _labelled(atoms: Atoms, values: dict[str, Any], kinds: dict[str, str]) -> At
         elif kind is not None:
             copy.info[name] = array.tolist()
     return set_labels(copy, **labels)
-
-
-def errors(structures: Sequence[Atoms], predicted: Sequence[Atoms]) -> str:
-    """Mean absolute errors against the labels that the structures carry, one line each, with their numbers."""
-    differences: dict[str, list[Any]] = {"energy": [], "forces": [], "stress": []}
-    for atoms, guess in zip(structures, predicted):
-        known, found = get_labels(atoms), get_labels(guess)
-        for name, collected in differences.items():
-            a, b = getattr(known, name), getattr(found, name)
-            if a is not None and b is not None:
-                collected.append(np.abs(np.asarray(a) - b).ravel() / (len(atoms) if name == "energy" else 1))
-    units = {"energy": ("meV/atom", 1000.0), "forces": ("eV/Å", 1.0), "stress": ("eV/Å³", 1.0)}
-    return "\n".join(
-        f"{name:8} {units[name][1] * np.concatenate(values).mean():10.4g} {units[name][0]:9} ({len(values)} structures)"
-        for name, values in differences.items()
-        if values
-    )

@@ -26,21 +26,21 @@ from ase import Atoms
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.hosts.mattertune.config_file import load_mattertune_config, validated
 from mdl_physpre.hosts.mattertune.plugin import register
-from mdl_physpre.hosts.mattertune.settings import Physpre, fit_teacher
+from mdl_physpre.hosts.mattertune.settings import Physpre
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkpoint
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.energy_reference import fit_energy_reference
 from mdl_physpre.potentials.open import open_potential
-from mdl_physpre.pretraining.labelling import label
-from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
-from mdl_physpre.runs.stage import Stage, hash_of_file, write_json
+from mdl_physpre.runs.layout import PRETRAINING_SET
+from mdl_physpre.runs.stage import Stage, hash_of_file
 from mdl_physpre.structures.graph import GraphDataset, content_hash
 from mdl_physpre.structures.labels import get_labels, set_labels
-from mdl_physpre.structures.write import write_structures
-from mdl_physpre.training.energy_zero import energy_errors, refit_reference
+from mdl_physpre.training.energy_zero import energy_errors
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.processes import run_lock
+from mdl_physpre.workflow.stages.eam import fit_stage
+from mdl_physpre.workflow.stages.pretraining_set import make_set_stage
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,16 @@ def finetune(
         if physpre.energy_reference:
             raw = with_energy_reference(raw, config, train)
         if physpre.pretrain is not None:
-            eam = _eam_stage(folder, physpre, train, val, key)
-            _pretraining_set_stage(folder, physpre, train, val, key)
+            eam = fit_stage(folder, physpre.eam, train, val, data_key=key, seed=physpre.seed).folder / "eam.pt"
+            make_set_stage(
+                folder,
+                physpre.perturbation,
+                {"training": train, "validation": val},
+                lambda: load_potential(eam),
+                depends_on={"teacher": hash_of_file(eam), "data": key},
+                seed=physpre.seed,
+                shuffled=True,  # other backbones take them in the order of the file, in every epoch
+            )
             start = _pretrain_stage(folder, raw, physpre, bool(val))
             logger.info("pretrained with the labels of %s: %s", eam, start)
             if pretrain_only:
@@ -150,54 +158,9 @@ def _data_key(train: Sequence[Atoms], val: Sequence[Atoms]) -> str:
     return content_hash([*train, *val], len(train), json.dumps(labels))
 
 
-def _eam_stage(folder: Path, physpre: Physpre, train: list[Atoms], val: list[Atoms], key: str) -> Path:
-    settings = physpre.eam
-    source = hash_of_file(Path(settings.checkpoint)) if settings.checkpoint else ""
-    stage = Stage(folder / "1-eam", {"data": key, "eam": settings.model_dump(), "source": source, "seed": physpre.seed})
-    if stage.result() is None:
-        stage.begin()
-        if settings.checkpoint:
-            potential: Any = load_potential(settings.checkpoint)
-            # fitted to other data, it may have another zero of energy, which the network would have to unlearn
-            refit_reference(potential, *(GraphDataset(s, potential.cutoff) for s in (train, val or train)))
-            text = f"loaded from {settings.checkpoint}"
-        else:
-            fit = fit_teacher(train, val, settings.model_dump(), physpre.seed)
-            potential, text = fit.potential, fit.text
-        save_potential(stage.folder / "eam.pt", potential)
-        write_text(stage.folder / "fit.txt", text + "\n")
-        logger.info("embedded-atom potential\n%s", text)
-        stage.finish({})
-    return stage.folder / "eam.pt"
-
-
-def _pretraining_set_stage(folder: Path, physpre: Physpre, train: list[Atoms], val: list[Atoms], key: str) -> None:
-    eam_file = folder / "1-eam" / "eam.pt"
-    depends = {"data": key, "eam": hash_of_file(eam_file), "seed": physpre.seed}
-    stage = Stage(folder / "2-pretraining-set", {**depends, "settings": physpre.perturbation.model_dump()})
-    if stage.result() is not None:
-        return
-    stage.begin()
-    eam, settings, reports = load_potential(eam_file), physpre.perturbation_settings(), {}
-    for name, part in (("train", train), ("val", val)):
-        if not part:
-            continue
-        if name == "val" and not physpre.perturbation.validation:
-            structures = label(part, eam)
-        else:
-            made = make_pretraining_set(part, settings, eam, physpre.seed)
-            structures, reports[name] = made.structures, made.report
-        # other backbones take them in the order of the file, in every epoch
-        order = np.random.default_rng(physpre.seed).permutation(len(structures))
-        write_structures(stage.folder / f"{name}.extxyz", [structures[k] for k in order])
-    write_json(stage.folder / "report.json", reports)
-    write_text(stage.folder / "report.txt", "\n".join(format_report(found) for found in reports.values()) + "\n")
-    stage.finish({})
-
-
 def _pretrain_stage(folder: Path, raw: dict[str, Any], physpre: Physpre, validation: bool) -> Path:
     """The host's training on the pretraining set; recipes and freezing are for the finetuning."""
-    made, own = (folder / "2-pretraining-set").absolute(), physpre.pretrain
+    made, own = (folder / PRETRAINING_SET).absolute(), physpre.pretrain
     assert own is not None
     raw = copy.deepcopy(raw)
     raw.pop("recipes", None)

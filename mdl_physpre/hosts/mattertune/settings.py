@@ -6,61 +6,44 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ase import Atoms
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from mdl_physpre.eam_fit.fit import EAMFit, fit_eam
-from mdl_physpre.errors import ConfigError, nearest
-from mdl_physpre.pretraining.perturbation import PerturbationSettings
-from mdl_physpre.utils.settings import explained
-from mdl_physpre.workflow.config.schema import EAM, Perturbation, Section
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.utils.settings import Settings, explained, setting
+from mdl_physpre.workflow.config.schema import EAM, Perturbation
 
 
-class Pretrain(Section):
+class Pretrain(Settings):
     """The pretraining stage. A key that is left at ``null`` has the value of ``trainer``, ``model`` or ``data``."""
 
-    max_epochs: int | None = Field(None, ge=1)
-    lr: float | None = Field(None, gt=0)
-    batch_size: int | None = Field(None, ge=1)
+    max_epochs: int | None = setting(None, "Passes through the pretraining set.", ge=1)
+    lr: float | None = setting(None, "Learning rate at the start.", gt=0)
+    batch_size: int | None = setting(None, "Structures in a batch.", ge=1)
 
 
-class Physpre(Section):
-    """What comes before the finetuning.
+class Physpre(Settings):
+    """What comes before the finetuning."""
 
-    energy_reference : whether the energies of the elements are fitted to the training structures and put into
-        the network, for both stages; only for the backbone physpre-m3gnet, where no normalizer does it.
-    pretrain : null leaves out the embedded-atom potential and pretraining.
-    """
-
-    seed: int = Field(0, ge=0)
-    energy_reference: bool = True
-    eam: EAM = EAM()
-    perturbation: Perturbation = Perturbation()
-    pretrain: Pretrain | None = Pretrain()
-
-    def perturbation_settings(self) -> PerturbationSettings:
-        """Settings of the perturbation. Raises ConfigError."""
-        return PerturbationSettings(**self.perturbation.model_dump(exclude={"validation"}))
+    seed: int = setting(0, "Of the fit, the perturbation and the training.", ge=0)
+    energy_reference: bool = setting(
+        True,
+        "Whether the energies of the elements are fitted to the training structures and put into the network, for both "
+        "stages; only for the backbone physpre-m3gnet, where no normalizer does it.",
+    )
+    eam: EAM = setting(EAM(), "The embedded-atom potential.")
+    perturbation: Perturbation = setting(Perturbation(), "How structures are perturbed.")
+    pretrain: Pretrain | None = setting(
+        Pretrain(), "The pretraining; null leaves it out, and the embedded-atom potential with it."
+    )
 
 
 def parse_physpre(raw: Any, source: str) -> Physpre:
     """The section, checked. Raises ConfigError that names each wrong key, with the nearest known one."""
     try:
-        section = Physpre.model_validate(raw or {})
+        return Physpre.model_validate(raw or {})
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "\n  ".join(_told(problem) for problem in error.errors())) from None
-    section.perturbation_settings()
-    return section
-
-
-def _told(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(["physpre", *location])
-    if problem["type"] != "extra_forbidden":
-        return f"{key}: found {problem.get('input')!r}; {problem['msg'].removeprefix('Value error, ')}"
-    section: Any = Physpre()
-    for part in location[:-1]:
-        section = getattr(section, part)
-    return f"{key}: unknown key; {nearest(location[-1], type(section).model_fields)}"
+        raise ConfigError(f"{source}: {explained(error, Physpre, 'physpre')}") from None
 
 
 def fit_teacher(train: Sequence[Atoms], val: Sequence[Atoms], settings: Mapping[str, Any], seed: int) -> EAMFit:

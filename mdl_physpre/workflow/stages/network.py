@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from mdl_physpre.dynamics.running.simulate import simulate, summarise
+from mdl_physpre.dynamics.running.simulate import simulate
+from mdl_physpre.dynamics.verdicts.verdict import summarise
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.runs.layout import DYNAMICS, PRETRAINING_SET, Network, Plan
 from mdl_physpre.runs.stage import Stage, decisive, stage_key

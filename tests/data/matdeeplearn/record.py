@@ -1,6 +1,6 @@
 """Runs MatDeepLearn's own networks; writes what stands beside this file.
 
-    MATDEEPLEARN_PATH=…/MatDeepLearn_dev python tests/data/matdeeplearn/record.py
+    MATDEEPLEARN_HOME=…/MatDeepLearn_dev python tests/data/matdeeplearn/record.py
 
 writes, for a CGCNN and an equivariant transformer of small size with random weights, a checkpoint as the host's trainer
 writes it, its YAML, and in ``results.json`` the host's energies, forces and stress on three small cells.
@@ -9,8 +9,6 @@ writes it, its YAML, and in ``results.json`` the host's energies, forces and str
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,8 @@ import yaml
 from ase import Atoms
 from ase.build import bulk
 from ase.spacegroup import crystal
+
+from mdl_physpre.hosts.locate import HOSTS, put_on_path
 
 HERE = Path(__file__).parent
 CUTOFF = 4.0
@@ -53,8 +53,7 @@ def structures() -> dict[str, Atoms]:
 
 def host_model(keys: dict, graph: dict):
     """The host's network, as its calculator builds it."""
-    if os.environ["MATDEEPLEARN_PATH"] not in sys.path:
-        sys.path.insert(0, os.environ["MATDEEPLEARN_PATH"])
+    put_on_path(HOSTS["matdeeplearn"])
     if keys["name"] == "CGCNN":
         from matdeeplearn.models.cgcnn import CGCNN as cls
     else:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mdl_physpre import build_graph, evaluate
 from mdl_physpre.potentials import EAMInteraction
-from tests.helpers.gpu_twin import DEVICE, GPUTensor, counting, on_gpu
+from tests.helpers.gpu_stand_in import DEVICE, GPUTensor, counting
 
 WAITING = {
     "item": lambda x: x.sum().item(),
@@ -77,7 +77,7 @@ def test_clashes_are_noticed(name):
 
 def test_a_clash_is_named_with_its_line():
     graph = build_graph(bulk("MgO", "rocksalt", 4.2, cubic=True), 5.0)
-    mixed = on_gpu(graph)
+    mixed = graph.on(DEVICE)
     mixed.cell_offsets = graph.cell_offsets
     with counting() as counts:
         evaluate(EAMInteraction(elements=["Mg", "O"], cutoff=5.0, n_basis=2).to(DEVICE), mixed)
@@ -113,7 +113,7 @@ def test_a_potential_gives_the_values_of_the_cpu():
     atoms.rattle(0.1, seed=0)
     potential = EAMInteraction(elements=["Mg", "O"], cutoff=5.0, n_basis=2)
     graph = build_graph(atoms, 5.0)
-    here, there = evaluate(potential, graph), evaluate(copy.deepcopy(potential).to(DEVICE), on_gpu(graph))
+    here, there = evaluate(potential, graph), evaluate(copy.deepcopy(potential).to(DEVICE), graph.on(DEVICE))
     for name in ("energies", "forces", "stress"):
         assert getattr(there, name).device == DEVICE
         torch.testing.assert_close(getattr(there, name).cpu(), getattr(here, name), rtol=1e-10, atol=1e-10)
@@ -164,17 +164,17 @@ def test_functions_with_gradients_of_their_own():
     assert x.grad.tolist() == [2.0] * 4
 
 
-@torch.library.custom_op("tests.helpers.gpu_twin::sine", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("gpu_stand_in::sine", mutates_args=(), device_types="cpu")
 def sine(x: torch.Tensor) -> torch.Tensor:
     raise AssertionError("the code for the CPU")
 
 
 def test_operators_run_their_code_for_gpus():
     with pytest.raises(NotImplementedError, match="CUDA"):
-        torch.ops.gpu_twin.sine(numbers())
+        torch.ops.gpu_stand_in.sine(numbers())
     sine.register_kernel("cuda")(lambda x: x.sin())
     with counting() as counts:
-        found = torch.ops.gpu_twin.sine(numbers())
+        found = torch.ops.gpu_stand_in.sine(numbers())
     assert counts.names == {"sin": 1}
     torch.testing.assert_close(found.cpu(), numbers().cpu().sin())
 

@@ -5,7 +5,7 @@ machine without a GPU can test what a GPU would do, and count what it would cost
 
     potential.to(DEVICE)
     with counting() as counts:
-        evaluate(potential, on_gpu(graph))
+        evaluate(potential, graph.on(DEVICE))
     assert not counts.clashes and counts.kernels < 700
 
 How it works: PyTorch's key for third-party devices gets the name ``gpu``. A tensor of it (:class:`GPUTensor`) holds a
@@ -22,6 +22,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_leaves, tree_map
 
 import mdl_physpre
-from mdl_physpre.structures.graph import AtomGraph
 
 NAME = "gpu"
 PACKAGE = str(Path(mdl_physpre.__file__).parent) + "/"
@@ -53,9 +53,9 @@ NO_CPU_SCALARS = {
     "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "cat", "stack", "embedding", "mm", "bmm",
 }  # fmt: skip
 _active: list[Counts] = []
-_instead = False  # whether this device stands for every GPU that is asked for
 
 
+@dataclass(eq=False)
 class Counts:
     """What the device was asked to do. The counters' keys are (what, where): the lines of the package that asked.
 
@@ -66,16 +66,15 @@ class Counts:
     names : kernels by name.
     """
 
-    def __init__(self) -> None:
-        self.reset()
+    kernels: int = 0
+    names: Counter[str] = field(default_factory=Counter)
+    syncs: Counter[tuple[str, str]] = field(default_factory=Counter)
+    uploads: Counter[tuple[str, str]] = field(default_factory=Counter)
+    clashes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def reset(self) -> None:
         """Count from zero."""
-        self.kernels = 0
-        self.names: Counter[str] = Counter()
-        self.syncs: Counter[tuple[str, str]] = Counter()
-        self.uploads: Counter[tuple[str, str]] = Counter()
-        self.clashes: Counter[tuple[str, str]] = Counter()
+        self.__init__()  # type: ignore[misc]
 
     @property
     def waited(self) -> int:
@@ -92,41 +91,6 @@ def counting() -> Iterator[Counts]:
         yield counts
     finally:
         _active.remove(counts)
-
-
-def on_gpu(graph: AtomGraph) -> AtomGraph:
-    """A copy of a graph on the device. Modules and tensors have ``to(DEVICE)``."""
-    return graph.on(DEVICE)
-
-
-def make_it_the_gpu(monkeypatch: Any) -> None:
-    """For one test, ``auto`` and ``cuda`` name this device, and Lightning trains on it.
-
-    Lightning knows devices of its own; a device that it does not know takes a strategy and an accelerator by instance.
-    """
-    import lightning.pytorch as pl
-    from lightning.pytorch.accelerators import CPUAccelerator
-    from lightning.pytorch.strategies import SingleDeviceStrategy
-
-    from mdl_physpre.utils import devices
-
-    class Accelerator(CPUAccelerator):
-        def setup_device(self, device: torch.device) -> None:
-            assert device == DEVICE
-
-    def trainer(*args: Any, __new: Any = pl.Trainer, **options: Any) -> Any:
-        if options.get("accelerator") != "cpu":
-            options |= {"accelerator": Accelerator(), "strategy": SingleDeviceStrategy(DEVICE), "devices": 1}
-        return __new(*args, **options)
-
-    def available(device: Any = "auto", *, __true: Any = devices.available_device) -> torch.device:
-        return DEVICE if _instead and str(device) != "cpu" else __true(device)
-
-    monkeypatch.setattr(pl, "Trainer", trainer)
-    monkeypatch.setattr(sys.modules[__name__], "_instead", True)  # modules imported meanwhile keep the function
-    for name, module in list(sys.modules.items()):
-        if name.startswith("mdl_physpre") and hasattr(module, "available_device"):
-            monkeypatch.setattr(module, "available_device", available)
 
 
 class GPUTensor(Tensor):
@@ -214,13 +178,16 @@ def _note(name: str, op: Any, args: tuple, kwargs: dict, here: list[Tensor], hos
     kernel = not (view or name in NO_KERNEL or down or (copies and up))
     where = _where() if wait or up or clash else ""
     for counts in _active:
-        counts.kernels += kernel
-        counts.names[name] += kernel
-        counts.syncs[f"{name}: {wait}", where] += wait is not None
-        counts.uploads[name, where] += up
-        counts.clashes[f"{name} of {' and '.join(f'{t.device} {tuple(t.shape)}' for t in here + host)}", where] += clash
-        for found in (counts.names, counts.syncs, counts.uploads, counts.clashes):
-            found += Counter()  # drops what is zero
+        if kernel:
+            counts.kernels += 1
+            counts.names[name] += 1
+        if wait:
+            counts.syncs[f"{name}: {wait}", where] += 1
+        if up:
+            counts.uploads[name, where] += 1
+        if clash:
+            shapes = " and ".join(f"{t.device} {tuple(t.shape)}" for t in here + host)
+            counts.clashes[f"{name} of {shapes}", where] += 1
 
 
 def _execute(op: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,52 @@
+"""What the commands ``physpre`` and ``mattertune`` have in common: the log on the terminal, and how errors end them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from mdl_physpre import __version__
+from mdl_physpre.errors import PhyspreError
+
+
+def program(text: str) -> typer.Typer:
+    """A program with commands; ``text`` is the first line of its help."""
+    return typer.Typer(
+        help=text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+
+
+def log_to_terminal(level: int) -> None:
+    """Write the package's log to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("mdl_physpre")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(level)
+
+
+def print_version(wanted: bool) -> None:
+    """The option ``--version``."""
+    if wanted:
+        print(f"mdl-physpre {__version__}")
+        raise typer.Exit
+
+
+def run_program(app: Callable[..., Any], name: str, stopped: str) -> None:
+    """Run a program. Errors that a user can act on are printed without a traceback; ``stopped`` after Ctrl-C."""
+    try:
+        app(prog_name=name)
+    except SystemExit as end:
+        if end.code == 130:
+            print(stopped, file=sys.stderr)
+        raise
+    except PhyspreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
