@@ -132,7 +132,7 @@ def compute_labels(
 def _corrected(
     structures: Sequence[Atoms], found: Sequence[Labels | LabelFailure], correction: Potential
 ) -> list[Labels | LabelFailure]:
-    """Labels of calculators with those of a short-range repulsion and of energies of elements added, in this process."""
+    """Labels of calculators, with a short-range repulsion and energies of the elements added in this process."""
     added = compute_labels(structures, correction, dtype=torch.float64, workers=1, progress=False)
     results: list[Labels | LabelFailure] = []
     for one, other in zip(found, added):

@@ -47,7 +47,8 @@ def make_teacher(
 
     Raises
     ------
-    ConfigError : nothing of that name, arguments that it does not take, an unknown short_range, a device that is not there.
+    ConfigError : nothing of that name, arguments that it does not take, an unknown short_range, a device that is
+        not there.
     CheckpointError : a file that no format recognises.
     """
     if Path(name).is_file() or is_scheme(name):

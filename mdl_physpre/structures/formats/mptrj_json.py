@@ -87,7 +87,7 @@ def _symbols(structure: Any, where: str) -> set[str]:
 
 
 def _atoms(structure: dict[str, Any], where: str) -> Atoms:
-    from pymatgen.core import Structure
+    from pymatgen.core.structure import Structure
 
     try:
         crystal = Structure.from_dict(structure)
