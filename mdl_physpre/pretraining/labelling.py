@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,11 +83,8 @@ def label(
     structures = list(structures)
     options: dict[str, Any] = {"batch_edges": batch_edges, "dtype": dtype, "workers": workers, "progress": progress}
     found = compute_labels(structures, teacher, kwargs=kwargs, **options)
-    labelled = []
-    for atoms, result in zip(structures, without_failures(structures, found, on_error=on_error)):
-        if result is not None:
-            labelled.append(set_labels(without_labels(atoms), result.energy, result.forces, result.stress))
-    return labelled
+    labels = without_failures(structures, found, on_error=on_error)
+    return [labelled_copy(atoms, one) for atoms, one in zip(structures, labels) if one is not None]
 
 
 def compute_labels(
@@ -111,7 +108,7 @@ def compute_labels(
         return _corrected(structures, bare, resolved.without("base"))
     name = partial(_named, structures)
     if isinstance(resolved, Potential):
-        potential = copy.deepcopy(resolved).to(dtype).eval()
+        potential = deepcopy(resolved).to(dtype).eval()
         chunks = batch_by_edges(estimated_edges(structures, potential.cutoff), batch_edges)
         if sum(len(a) for a in structures) < PARALLEL_FROM:
             workers = 1
@@ -158,13 +155,13 @@ def estimated_edges(structures: Sequence[Atoms], cutoff: float) -> list[int]:
     return edges
 
 
-def without_labels(atoms: Atoms) -> Atoms:
-    """A copy without calculator, and without labels in ``info`` and ``arrays``, which readers would prefer to it."""
-    bare: Atoms = atoms.copy()
-    for store in (bare.info, bare.arrays):
+def labelled_copy(atoms: Atoms, labels: Labels) -> Atoms:
+    """A copy with these labels, and without older ones in ``info`` and ``arrays``, which readers would prefer."""
+    copy: Atoms = atoms.copy()
+    for store in (copy.info, copy.arrays):
         for key in [key for key in store if is_label(key)]:
             del store[key]
-    return bare
+    return set_labels(copy, labels.energy, labels.forces, labels.stress)
 
 
 def without_failures(

@@ -19,7 +19,7 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, without_labels
+from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, labelled_copy
 from mdl_physpre.pretraining.perturbation import PerturbedParent, structure_key
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.pretraining.set_report import format_report, label_quantiles, largest_force, smallest_distances
@@ -197,7 +197,7 @@ class _Draws:
             elif self._too_strong(found):
                 reason = "max_force in the unperturbed structure"
             else:
-                copy = set_labels(without_labels(atoms), found.energy, found.forces, found.stress)
+                copy = labelled_copy(atoms, found)
                 key = structure_key(atoms, k)
                 copy.info["parent"], copy.info["structure_id"] = key, f"{key}-original"
                 self.originals.append(copy)
