@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +21,17 @@ from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
-from mdl_physpre.runs.read import EAM, Run, read_json
+from mdl_physpre.report.figures.style import safe_name
+from mdl_physpre.runs import layout
+from mdl_physpre.runs.read import Run
+from mdl_physpre.runs.stage import read_json, stage_key, write_json
 from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 from mdl_physpre.utils.devices import available_device
+from mdl_physpre.utils.files import replacing
 
 logger = logging.getLogger(__name__)
-FOLDER = Path("report") / "data"
+FOLDER: Path = Path(layout.REPORT_FILES) / "data"
+BEFORE = ", before finetuning"
 PAIRS = 12  # pairs of elements that are drawn at most
 VERSION = 1
 
@@ -66,9 +70,9 @@ def measure(run: Run, structures: Structures | None = None) -> Measured:
         found.curves = _curves(run, checkpoints, sets)
     except (PhyspreError, OSError) as error:
         found.missing.append(f"energy curves: {error}")
-    for test_set in _test_sets(run):
+    for test_set in next((dict(arm.errors) for arm in run.summary.arms.values() if arm.errors), {}):
         for name, path in checkpoints.items():
-            if name.endswith("before finetuning"):
+            if name.endswith(BEFORE):
                 continue
             try:
                 own = _predictions(run, name, path, test_set, sets)
@@ -99,34 +103,22 @@ class _Lazy:
 def _checkpoints(run: Run) -> dict[str, Path]:
     """The first network of every arm, what it was before finetuning, and the teacher."""
     found: dict[str, Path] = {}
-    if "eam" in run.summary and (run.folder / EAM / "eam.pt").exists():
-        found["EAM"] = run.folder / EAM / "eam.pt"
-    for arm in run.arms:
-        networks = run.networks(arm)
-        checkpoint = networks[0].get("checkpoint") if networks else None
-        checkpoint = checkpoint or run.summary[arm].get("checkpoint")
-        if not checkpoint or not (run.folder / checkpoint).exists():
-            continue
-        path = run.folder / checkpoint
-        found[arm] = path
-        before = path.parent.parent / "pretrain" / "best.pt"
-        if path.parent.name != "pretrain" and before.exists():
-            found[f"{arm}, before finetuning"] = before
-    return found
-
-
-def _test_sets(run: Run) -> list[str]:
-    for arm in run.arms:
-        for network in run.networks(arm):
-            if network.get("errors"):
-                return list(network["errors"])
-    return []
+    if run.summary.eam:
+        found["EAM"] = run.folder / layout.EAM_FILE
+    for arm in run.plan.arms:
+        for network in run.networks(arm.name)[:1]:
+            path = run.folder / network.checkpoint
+            found[arm.name] = path
+            if arm.stages:
+                found[f"{arm.name}{BEFORE}"] = path.parent.parent / arm.stages[-1] / path.name
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def _data_of(run: Run, name: str) -> Any:
     """What names the data that a network was tested on: the key of the stage that did, or the configuration."""
-    stage = run.stages.get("1-eam-errors" if name == "EAM" else f"3-train/{name}-errors", {})
-    return stage.get("done", {}).get("key") or [run.config["dataset"], run.config.get("task", {}).get("seed")]
+    folder = layout.EAM if name == "EAM" else f"{layout.NETWORKS}/{name}"
+    key = stage_key(run.folder / folder / layout.ERRORS)
+    return key or [run.config["dataset"], run.config.get("task", {}).get("seed")]
 
 
 def _key(*parts: Any) -> str:
@@ -139,21 +131,9 @@ def _key(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _store(path: Path, write: Callable[[Any], None], mode: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, mode) as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _predictions(run: Run, name: str, checkpoint: Path, test_set: str, sets: _Lazy) -> dict[str, np.ndarray]:
     key = _key(checkpoint, _data_of(run, name), test_set)
-    safe = "".join(c if c.isalnum() or c in "-_+" else "_" for c in f"{name}-{test_set}")
-    path = run.folder / FOLDER / f"predictions-{safe}.npz"
+    path = run.folder / FOLDER / f"predictions-{safe_name(f'{name}-{test_set}')}.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["key"]) == key:
@@ -162,7 +142,8 @@ def _predictions(run: Run, name: str, checkpoint: Path, test_set: str, sets: _La
         pass
     found = predictions(load_potential(checkpoint, _device(run)), sets[test_set])
     arrays: dict[str, Any] = {"key": np.array(key), **found}
-    _store(path, lambda file: np.savez_compressed(file, **arrays), "wb")
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
     return found
 
 
@@ -192,15 +173,14 @@ def _curves(run: Run, checkpoints: Mapping[str, Path], sets: _Lazy) -> dict[str,
     found = {"key": key, **energy_curves(potentials, drawn), "closest": closest, "left_out": len(pairs) - len(drawn)}
     eam = potentials.get("EAM")
     found["elements"] = eam_elements(eam) if isinstance(eam, EAMInteraction) else []
-    _store(path, lambda file: json.dump(found, file), "w")
+    write_json(path, found)
     return found
 
 
 def _closest(run: Run, sets: _Lazy) -> dict[str, float]:
     """Smallest distance of each pair of elements in the training structures, Å."""
-    table = (run.summary.get("eam") or {}).get("table") or []
     closest = {}
-    for row in table:
+    for row in run.summary.eam.table if run.summary.eam else ():
         if row.get("closest_A"):
             a, b = (atomic_numbers[symbol] for symbol in row["pair"].split("-"))
             closest[pair_name((a, b))] = float(row["closest_A"])

@@ -6,26 +6,50 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mdl_physpre.report.tables.text import MISSING, text_table
-from mdl_physpre.runs.read import DYNAMICS, EAM, SET, TEACHER, TRAIN, Run, network_names, read_run
-from mdl_physpre.training.arms import FINETUNE, eam_is_needed, parse_arm, parse_arms
+from mdl_physpre.runs import layout
+from mdl_physpre.runs.layout import Network
+from mdl_physpre.runs.read import Run, StageFiles, read_run
+from mdl_physpre.training.arms import FINETUNE
+from mdl_physpre.utils.record import Record
 
 LATEST = 20  # epochs whose mean length stands for those to come
+NOTHING = StageFiles(begun=False, done=False, result={}, cost={})
 
 
-def run_status(folder: str | Path) -> dict[str, Any]:
+class StageStatus(Record):
+    """The state of one stage, by its folder.
+
+    progress : in words. seconds : spent; ``None``: not known. left : estimated seconds; ``None``: not known.
+    """
+
+    stage: str
+    state: Literal["done", "running", "stopped", "waiting"]
+    progress: str = ""
+    seconds: float | None = None
+    left: float | None = None
+
+
+class Status(Record):
+    """The state of a run.
+
+    running : whether a process works in the folder; ``None`` where the system cannot tell.
+    left : sum of the seconds left that are known. unknown : how many stages are not in it.
+    """
+
+    name: str
+    running: bool | None
+    stages: tuple[StageStatus, ...]
+    left: float | None
+    unknown: int
+
+
+def run_status(folder: str | Path) -> Status:
     """The state of every stage.
-
-    Returns
-    -------
-    ``name``; ``running`` (whether a process works in the folder; ``None`` where the system cannot tell); ``stages``,
-    each with ``stage``, ``state`` (``done``, ``running``, ``stopped`` or ``waiting``), ``progress`` in words,
-    ``seconds`` spent and ``left`` (estimated; ``None``: not known); ``left``, the sum of those known, and ``unknown``,
-    how many stages are not in it.
 
     Raises
     ------
@@ -33,26 +57,21 @@ def run_status(folder: str | Path) -> dict[str, Any]:
     """
     run = read_run(folder)
     running = _locked(run.folder / ".lock")
-    arms = parse_arms(run.arms)
-    teacher = run.config["physpre"].get("teacher")
-    stages = [_stage(run, EAM, running)] if eam_is_needed(arms, teacher) else []
-    stages += [_stage(run, TEACHER, running)] if teacher and any(arm.uses_pretraining_set for arm in arms) else []
-    stages += [_stage(run, SET, running)] if any(arm.uses_pretraining_set for arm in arms) else []
-    dynamics = bool(run.config["physpre"].get("dynamics", {}).get("n_structures", 0))
-    for k in range(run.n_networks):
-        for arm in run.arms:
-            name = network_names(arm, run.n_networks)[k]
-            stages.append(_training(run, arm, name, running))
-            stages += [_dynamics(run, name, running)] if dynamics else []
-    open_ = [one for one in stages if one["state"] != "done"]
-    known = [one["left"] for one in open_ if one["left"] is not None]
-    return {
-        "name": run.name,
-        "running": running,
-        "stages": stages,
-        "left": sum(known) if known or not open_ else None,
-        "unknown": len(open_) - len(known),
-    }
+    plan = run.plan
+    shared = ((layout.EAM, plan.eam), (layout.TEACHER, plan.teacher), (layout.PRETRAINING_SET, plan.pretraining_set))
+    stages = [_stage(run, name, running) for name, needed in shared if needed]
+    for network in plan.networks:
+        stages.append(_training(run, network, running))
+        stages += [_dynamics(run, network, running)] if plan.dynamics else []
+    unfinished = [one for one in stages if one.state != "done"]
+    known = [one.left for one in unfinished if one.left is not None]
+    return Status(
+        name=run.name,
+        running=running,
+        stages=tuple(stages),
+        left=sum(known) if known or not unfinished else None,
+        unknown=len(unfinished) - len(known),
+    )
 
 
 def _locked(path: Path) -> bool | None:
@@ -71,37 +90,36 @@ def _locked(path: Path) -> bool | None:
         return None
 
 
-def _stage(run: Run, name: str, running: bool | None) -> dict[str, Any]:
-    found = run.stages.get(name, {})
-    done, begun = bool(found.get("done")), bool(found.get("begun"))
-    state = "done" if done else "waiting" if not begun else "running" if running else "stopped"
-    seconds = (found.get("done", {}).get("result") or {}).get("seconds")
-    return {"stage": name, "state": state, "progress": "", "seconds": seconds, "left": 0.0 if done else None}
+def _stage(run: Run, name: str, running: bool | None) -> StageStatus:
+    found = run.stages.get(name, NOTHING)
+    if found.done:
+        return StageStatus(stage=name, state="done", seconds=found.result.get("seconds"), left=0.0)
+    return StageStatus(stage=name, state="waiting" if not found.begun else "running" if running else "stopped")
 
 
-def _training(run: Run, arm: str, name: str, running: bool | None) -> dict[str, Any]:
-    found = _stage(run, f"{TRAIN}/{name}", running)
-    budget = (run.stages.get(found["stage"], {}).get("done", {}).get("result") or {}).get("budget") or {}
-    if found["state"] == "done":
-        found["seconds"] = budget.get("total", {}).get("seconds", found["seconds"])
-        return found
+def _training(run: Run, network: Network, running: bool | None) -> StageStatus:
+    found = _stage(run, f"{layout.NETWORKS}/{network.name}", running)
+    if found.state == "done":
+        spent = run.stages[found.stage].spent
+        return found if spent is None else found.model_copy(update={"seconds": spent.seconds})
     parts: list[str] = []
-    left, spent = 0.0, 0.0
+    left, spent_so_far = 0.0, 0.0
     unknown = False
-    for part in (*parse_arm(arm).stages, FINETUNE):
+    for part in (*network.arm.stages, FINETUNE):
         epochs = _epochs(run, part)
-        rows = run.logs.get(arm, {}).get((name, part), [])
-        spent += sum(row.get("seconds", 0.0) for row in rows)
+        rows = run.logs[network.arm.name].get((network.name, part), [])
+        spent_so_far += sum(row.get("seconds", 0.0) for row in rows)
         pace = _pace(rows) or _pace_of_others(run, part)
-        if rows or (found["state"] != "waiting" and not parts):
+        if rows or (found.state != "waiting" and not parts):
             parts.append(f"{part}: epoch {len(rows)} of {epochs}")
         unknown |= pace is None
         left += (pace or 0.0) * max(epochs - len(rows), 0)
-    return {**found, "progress": ", ".join(parts), "seconds": spent or None, "left": None if unknown else left}
+    progress, remaining = ", ".join(parts), None if unknown else left
+    return found.model_copy(update={"progress": progress, "seconds": spent_so_far or None, "left": remaining})
 
 
 def _epochs(run: Run, part: str) -> int:
-    own = run.config["physpre"].get("pretrain", {}).get("max_epochs") if part == "pretrain" else None
+    own = (run.config["physpre"].get(part) or {}).get("max_epochs")
     return int(own or run.config["optim"]["max_epochs"])
 
 
@@ -116,50 +134,49 @@ def _pace_of_others(run: Run, part: str) -> float | None:
     return fmean(found) if found else None
 
 
-def _dynamics(run: Run, name: str, running: bool | None) -> dict[str, Any]:
-    found = _stage(run, f"{DYNAMICS}/{name}", running)
-    steps = run.config["physpre"]["dynamics"]["steps"]
-    if found["state"] == "done":
+def _dynamics(run: Run, network: Network, running: bool | None) -> StageStatus:
+    found = _stage(run, f"{layout.NETWORKS}/{network.name}/{layout.DYNAMICS}", running)
+    if found.state == "done":
         return found
-    others = [
-        stage["done"]["result"]["seconds"]
-        for other, stage in run.stages.items()
-        if other.startswith(f"{DYNAMICS}/") and (stage["done"].get("result") or {}).get("seconds")
-    ]
-    found["left"] = fmean(others) if others else None
-    state = _state(run.folder / DYNAMICS / name / "state.npz")
+    ends = f"/{layout.DYNAMICS}"
+    others = [s.result["seconds"] for name, s in run.stages.items() if name.endswith(ends) and s.result.get("seconds")]
+    left, progress = fmean(others) if others else None, ""
+    state = _state(run.folder / found.stage / "state.npz")
     if state:
-        found["progress"] = f"step {state['step']:,} of {steps:,}, {len(state['active'])} structures left"
+        steps = run.config["physpre"]["dynamics"]["steps"]
+        progress = f"step {state['step']:,} of {steps:,}, {len(state['active'])} structures left"
         pace = state.get("seconds_per_step")
-        found["left"] = found["left"] if pace is None else pace * (steps - state["step"])
-    return found
+        left = left if pace is None else pace * (steps - state["step"])
+    return found.model_copy(update={"progress": progress, "left": left})
 
 
 def _state(path: Path) -> Mapping[str, Any]:
+    """The state of a simulation in progress; empty where there is none."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return json.loads(str(stored["plain"]))
+            found: dict[str, Any] = json.loads(str(stored["plain"]))
+        return found
     except (OSError, ValueError, KeyError, EOFError):
         return {}
 
 
-def format_status(status: Mapping[str, Any]) -> str:
+def format_status(status: Status) -> str:
     """The state of a run as text."""
     rows = [["stage", "state", "progress", "time", "still"]]
-    for one in status["stages"]:
-        still = "" if one["state"] == "done" else MISSING if one["left"] is None else f"about {duration(one['left'])}"
-        spent = "" if one["seconds"] is None else duration(one["seconds"])
-        rows.append([one["stage"], one["state"], one["progress"], spent, still])
-    states = [one["state"] for one in status["stages"]]
+    for one in status.stages:
+        still = "" if one.state == "done" else MISSING if one.left is None else f"about {duration(one.left)}"
+        spent = "" if one.seconds is None else duration(one.seconds)
+        rows.append([one.stage, one.state, one.progress, spent, still])
+    done = [one.state for one in status.stages].count("done")
     lines = [text_table(rows, words=3)]
-    if all(state == "done" for state in states):
-        return "\n".join([f"{status['name']}: every stage is done", *lines])
-    head = {True: "running", False: "not running", None: "not finished"}[status["running"]]
-    lines.insert(0, f"{status['name']}: {head}, {states.count('done')} of {len(states)} stages done")
-    if status["left"] is not None:
-        at_least = f" and {status['unknown']} stages of which nothing is known yet" if status["unknown"] else ""
-        lines.append(f"still about {duration(status['left'])}{at_least}")
-    if status["running"] is False:
+    if done == len(status.stages):
+        return "\n".join([f"{status.name}: every stage is done", *lines])
+    head = {True: "running", False: "not running", None: "not finished"}[status.running]
+    lines.insert(0, f"{status.name}: {head}, {done} of {len(status.stages)} stages done")
+    if status.left is not None:
+        at_least = f" and {status.unknown} stages of which nothing is known yet" if status.unknown else ""
+        lines.append(f"still about {duration(status.left)}{at_least}")
+    if status.running is False:
         lines.append("the same physpre run goes on where it stopped")
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ CONFIG, ENVIRONMENT, DATA, SUMMARY = "config.yml", "environment.json", "data.jso
 LOG, REPORT, REPORT_FILES = "log.txt", "report.html", "report"
 EAM, TEACHER, PRETRAINING_SET, NETWORKS = "1-eam", "1-teacher", "2-pretraining-set", "3-networks"
 PRETRAIN, FINETUNE, ERRORS, DYNAMICS = "pretrain", "finetune", "errors", "dynamics"
-EAM_FILE = f"{EAM}/eam.pt"
+EAM_FILE, VERDICTS = f"{EAM}/eam.pt", "verdicts.json"
 EARLIER = ("3-train", "4-dynamics")  # stage folders of earlier versions
 
 

@@ -12,20 +12,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mdl_physpre.dynamics.running.storage import FORMAT, VERDICTS
+from mdl_physpre.dynamics.running.storage import FORMAT
 from mdl_physpre.dynamics.verdicts.verdict import Survival, Verdict, survival_curve
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout
 from mdl_physpre.runs.stage import BEGUN, DONE, read_json
-from mdl_physpre.runs.summary import ArmResult, NetworkResult, Summary, summary_of_stages
-
-DATA_FILE, EAM, TEACHER, SET, TRAIN, DYNAMICS = "data.json", "1-eam", "1-teacher", "2-pretraining-set", "", ""
-
-
-def network_names(arm: str, n: int) -> list[str]:
-    """Only until the report has changed over."""
-    return [arm if k == 1 else f"{arm}-{k}" for k in range(1, n + 1)]
+from mdl_physpre.runs.summary import ArmResult, NetworkResult, Spent, Summary, spent_with_total, summary_of_stages
 
 
 @dataclass(frozen=True)
@@ -61,11 +54,11 @@ def simulation_files(folder: Path) -> list[Path]:
 
     Raises DataError where the run is of an earlier version.
     """
-    own = folder / VERDICTS
+    own = folder / layout.VERDICTS
     if own.is_file():
         return [own]
     refuse_earlier_layout(folder)
-    return sorted(folder.glob(f"{layout.NETWORKS}/*/{layout.DYNAMICS}/{VERDICTS}"))
+    return sorted(folder.glob(f"{layout.NETWORKS}/*/{layout.DYNAMICS}/{layout.VERDICTS}"))
 
 
 @dataclass
@@ -130,6 +123,12 @@ class StageFiles:
     done: bool
     result: dict[str, Any]
     cost: dict[str, Any]
+
+    @property
+    def spent(self) -> Spent | None:
+        """What a training took with all its starts; ``None`` for another stage, and for one that is not done."""
+        stages = {name: Spent.model_validate(own) for name, own in self.result.get("training", {}).items()}
+        return spent_with_total(stages).get("total")
 
 
 def read_run(folder: str | Path, summary: Summary | None = None) -> Run:
@@ -202,7 +201,7 @@ def _stages(folder: Path) -> dict[str, StageFiles]:
 
 def _simulation(folder: Path, network: Network) -> Simulation | None:
     """The simulation of a network; ``None`` where there is none, or one of an older format."""
-    path = network.folder(folder) / layout.DYNAMICS / VERDICTS
+    path = network.folder(folder) / layout.DYNAMICS / layout.VERDICTS
     return read_simulation(path, network.name) if read_json(path).get("format") == FORMAT else None
 
 

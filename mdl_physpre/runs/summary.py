@@ -10,15 +10,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 from pydantic import computed_field
 
 from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.analysis.force_alignment import ForceAlignment, pooled_alignment
-from mdl_physpre.dynamics.verdicts.statistics import clustered_interval
-from mdl_physpre.dynamics.verdicts.verdict import Count, Counts
+from mdl_physpre.dynamics.verdicts.statistics import pooled_counts
+from mdl_physpre.dynamics.verdicts.verdict import Counts
 from mdl_physpre.runs.layout import DATA, DYNAMICS, EAM, ERRORS, PRETRAINING_SET, SUMMARY, TEACHER, Network, Plan
 from mdl_physpre.runs.stage import read_json, stage_result, write_json
 from mdl_physpre.utils.record import Record
@@ -163,11 +163,45 @@ class ArmResult(Record):
     def dynamics(self) -> Dynamics | None:
         """Of all structures with all networks; the intervals include the spread between networks."""
         each = [n.dynamics for n in self.networks if n.dynamics is not None]
-        return pooled_dynamics(each) if each else None
+        if not each:
+            return None
+        settings, steps = each[0].settings, tuple(step for one in each for step in one.failing_steps)
+        counts = pooled_counts([one.counts for one in each], steps, settings["timestep"])
+        return Dynamics(counts=counts, failing_steps=steps, settings=settings, seconds=sum(one.seconds for one in each))
 
     def spent(self) -> dict[str, Spent]:
         """What each stage took, and under ``total`` all of them together; means over networks."""
         return spent_with_total(self.training)
+
+
+class Pair(Record):
+    """Two simulations, or two arms, compared. p_value : of the exact test; ``None`` where nothing can be compared."""
+
+    first: str
+    second: str
+    p_value: float | None
+
+
+class StructurePair(Pair):
+    """The same structures simulated with two networks.
+
+    shared : structures of both. first_only, second_only, both : how many of them broke with which.
+    different : names that both have for different structures.
+    """
+
+    shared: int
+    first_only: int
+    second_only: int
+    both: int
+    different: tuple[str, ...] = ()
+
+
+class ReplicaPair(Pair):
+    """Two arms with several replicas each: how many structures broke with each replica, of ``n_each``."""
+
+    first_each: tuple[int, ...]
+    second_each: tuple[int, ...]
+    n_each: int
 
 
 class Summary(Record):
@@ -182,7 +216,7 @@ class Summary(Record):
     teacher: TeacherResult | None = None
     pretraining_set: PretrainingSetResult | None = None
     arms: dict[str, ArmResult] = {}
-    pairs: tuple[dict[str, Any], ...] = ()
+    pairs: tuple[StructurePair | ReplicaPair, ...] = ()
 
     def with_networks(self, *results: NetworkResult) -> Summary:
         """The same with the results of more networks."""
@@ -248,35 +282,6 @@ def spent_with_total(stages: Mapping[str, Spent]) -> dict[str, Spent]:
     """What each stage of a training took, and under ``total`` all of them together."""
     total = {key: sum(getattr(stage, key) for stage in stages.values()) for key in Spent.model_fields}
     return {**stages, "total": Spent(**total)} if stages else {}
-
-
-def pooled_dynamics(each: Sequence[Dynamics]) -> Dynamics:
-    """The same structures simulated with several networks, taken together.
-
-    Every count has the count of each network, and its interval is
-    :func:`~mdl_physpre.dynamics.verdicts.statistics.clustered_interval`.
-    """
-    counts = [one.counts for one in each]
-    steps = tuple(step for one in each for step in one.failing_steps)
-    middle = median(failed) if (failed := [step for step in steps if step is not None]) else None
-    pooled = Counts(
-        n=sum(c.n for c in counts),
-        failed=_together([c.failed for c in counts]),
-        overlap=_together([c.overlap for c in counts]),
-        lindemann=_together([c.lindemann for c in counts]),
-        by_reason={reason: _together([c.by_reason[reason] for c in counts]) for reason in counts[0].by_reason},
-        median_failing_step=middle,
-        median_failing_time_fs=None if middle is None else middle * each[0].settings["timestep"],
-        networks=len(each),
-    )
-    return Dynamics(
-        counts=pooled, failing_steps=steps, settings=each[0].settings, seconds=sum(one.seconds for one in each)
-    )
-
-
-def _together(counts: Sequence[Count]) -> Count:
-    found, sizes = [c.count for c in counts], [c.n for c in counts]
-    return Count(count=sum(found), n=sum(sizes), interval=clustered_interval(found, sizes), each=tuple(found))
 
 
 def _over(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.training.history import training_record
 from mdl_physpre.training.lightning_fit import fit, make_loggers
 from mdl_physpre.training.module import PotentialTraining
-from mdl_physpre.training.ranks import training_ranks
+from mdl_physpre.training.ranks import Ranks, training_ranks
 from mdl_physpre.training.replay import Replay
 from mdl_physpre.training.resume import is_finished, stored_state
 from mdl_physpre.training.settings import TrainingSettings
@@ -75,12 +76,9 @@ def train_potential(
 ) -> TrainingResult:
     """Train ``potential`` and leave it with the weights of the lowest validation loss.
 
-    Several devices train it together where ``settings.devices`` asks for them: this process then starts others, which
-    import the script that it runs, so that the script must do this under ``if __name__ == "__main__":``.
-
-    AdamW, gradient clipping, a learning rate that falls when the loss stops falling, and the loss of
-    :mod:`mdl_physpre.training.loss`. An interrupted training, killed without warning included, goes on from the end
-    of its last complete epoch and gives the same result as one that was never interrupted.
+    An interrupted training, killed without warning included, goes on from the end of its last complete epoch and gives
+    the same result as one that was never interrupted. With ``settings.devices`` above 1 this process starts others,
+    which import the script that it runs: the script must then train under ``if __name__ == "__main__":``.
 
     Parameters
     ----------
@@ -89,9 +87,8 @@ def train_potential(
     settings : see :class:`TrainingSettings`.
     out : folder for ``best.pt`` (see :func:`save_potential`), ``last.ckpt`` (Lightning) and ``log.csv``.
     resume : go on from ``last.ckpt`` where it exists; otherwise start anew and remove what is there.
-    online : called with the number of each epoch, from 0; gives the training set of that epoch in place of ``train``.
-        It must give the same set for the same epoch, or a training that is taken up again will differ. Of several
-        processes the first one calls it.
+    online : gives the training set of each epoch, from 0, in place of ``train``; the same set for the same epoch. Of
+        several processes the first one calls it.
     replay : structures of another stage that take part in every step, see :class:`Replay`.
 
     Raises
@@ -109,12 +106,11 @@ def train_potential(
     device = training_device(settings)
     check_precision(settings.precision, device)
     loggers = make_loggers(settings, out)
-
     identity = f"{fingerprint(train)}-{fingerprint(val)}" + (f"-{replay.identity()}" if replay is not None else "")
     make = partial(PotentialTraining, potential, train, val, settings, out, online, identity, replay)
-    last = out / "last.ckpt"
-    state = stored_state(last, identity, settings) if resume and last.exists() else None
-    if state is not None:
+    last = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None
+    if last is not None:
+        state = stored_state(last, identity, settings)
         earlier = make()
         earlier.restore(state)
         if is_finished(state, earlier.epoch, settings):
@@ -127,17 +123,28 @@ def train_potential(
         train, val, settings, out, resume, online and _drawn_by_the_first, replay,
     )  # fmt: skip
     with training_ranks(settings.devices, train_potential, others) as ranks:
-        ranks.wait()  # all have seen what is there
-        if ranks.first:
-            out.mkdir(parents=True, exist_ok=True)
-            for name in ("last.ckpt", "last.ckpt.part", "best.pt", "log.csv") if state is None else ():
-                (out / name).unlink(missing_ok=True)
-        if ranks.size > 1 and device.type == "cuda":
-            device = torch.device("cuda", ranks.local)
-        module = make(ranks)
-        fit(module, device, loggers if ranks.first else [], last if state is not None else None)
-        result = _finished(module, device)
-        ranks.wait()
+        return _trained(make, ranks, device, loggers, last)
+
+
+def _trained(
+    make: Callable[[Ranks], PotentialTraining],
+    ranks: Ranks,
+    device: torch.device,
+    loggers: list[Any],
+    last: Path | None,
+) -> TrainingResult:
+    """The result of a training in which this process is one of the ranks, from a checkpoint on where there is one."""
+    ranks.wait()  # all have seen what is there
+    if ranks.size > 1 and device.type == "cuda":
+        device = torch.device("cuda", ranks.local)
+    module = make(ranks)
+    if ranks.first:
+        module.out.mkdir(parents=True, exist_ok=True)
+        for name in () if last else ("last.ckpt", "last.ckpt.part", "best.pt", "log.csv"):
+            (module.out / name).unlink(missing_ok=True)
+    fit(module, device, loggers if ranks.first else [], last)
+    result = _finished(module, device)
+    ranks.wait()
     return result
 
 

@@ -61,8 +61,8 @@ def initial_potential(build: Callable[[], Backbone], arm: Arm, material: Materia
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = potential = build()
-    for part in arm.parts:
-        potential = part.build(potential, material)
+        for part in arm.parts:
+            potential = part.build(potential, material)
     if potential is not network:
         return potential
     potential.shift_reference(-potential.reference_energies())

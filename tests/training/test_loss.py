@@ -1,4 +1,4 @@
-"""The loss against numbers worked out by hand."""
+"""The loss against numbers worked out independently."""
 
 from __future__ import annotations
 

@@ -44,18 +44,18 @@ def test_shares_and_order_of_what_is_replayed():
 
 @pytest.mark.parametrize(("n", "share"), [(2, 0.25), (12, 2 / 3)])
 def test_the_step_is_that_of_the_weighted_sum(tmp_path, n, share):
-    """One step by hand: gradient of L_DFT + w L_teacher, each with weights and tail of its own; then plain AdamW."""
+    """One step written out: gradient of L_DFT + w L_teacher, each with its own weights and tail; then plain AdamW."""
     dft, teacher = graphs(6, 1, dtype=torch.float64), graphs(n, 2, teacher=5, dtype=torch.float64)
     first = TrainingSettings(weight_energy=0.5, weight_stress=0.0, force_tail=0.3)
     limit = int(dft.n_edges.sum())  # twelve replayed structures are cut in two
     settings = TrainingSettings(max_epochs=1, lr=1e-2, batch_size=6, clip_grad_norm=None, max_edges=limit)
     model = potential().double()
-    by_hand = potential().double()
+    written_out = potential().double()
     replay = Replay(teacher, first, share=share, weight=0.7)
     result = train_potential(model, dft, dft, settings, tmp_path, replay=replay)
 
     graph, other = dft.batch(), teacher.batch()
-    found, again = (evaluate(by_hand, g, create_graph=True) for g in (graph, other))
+    found, again = (evaluate(written_out, g, create_graph=True) for g in (graph, other))
     tail = 1 / (1 + other.forces.norm(dim=1, keepdim=True) / 0.3)
     loss = (
         0.01 * (found.energies - graph.energy).abs().mean()
@@ -64,16 +64,16 @@ def test_the_step_is_that_of_the_weighted_sum(tmp_path, n, share):
         + 0.7 * 0.5 * (again.energies - other.energy).abs().mean()
         + 0.7 * 50 * ((again.forces - other.forces).abs() * tail).mean()
     )
-    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-2, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(written_out.parameters(), lr=1e-2, weight_decay=0.01)
     loss.backward()
-    norm = float(torch.cat([p.grad.flatten() for p in by_hand.parameters()]).norm())
+    norm = float(torch.cat([p.grad.flatten() for p in written_out.parameters()]).norm())
     optimizer.step()
     assert result.history[0]["gradient_norm"] == pytest.approx(norm, rel=1e-9)
     assert result.structures == 6 + n
     assert result.history[0]["replay_forces_mae"] == pytest.approx(
         float((again.forces - other.forces).abs().mean().detach()), rel=1e-9
     )
-    for name, value in by_hand.state_dict().items():
+    for name, value in written_out.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-10, atol=1e-12)
 
 
@@ -104,7 +104,7 @@ def test_it_keeps_what_pretraining_taught(tmp_path):
         arm = parse_arm(words, sections)
         start = initial_potential(TinyPotential, arm, material, seed=1)
         result = train_arm(arm, start, material, finetune, tmp_path / name)
-        errors[name] = prediction_errors(result.potential, teacher[1])["forces_mae"]
+        errors[name] = prediction_errors(result.potential, teacher[1]).forces_mae
         steps = result.stages["finetune"]
         assert (steps.steps, steps.structures) == (30, 30 * (4 if name == "without" else 8))
     assert errors["with"] < 0.8 * errors["without"]
@@ -127,7 +127,7 @@ def test_interrupted_it_goes_on_as_if_it_had_not_been(tmp_path):
         train(6, "broken", Replay(teacher, SETTINGS, weight=0.5))
 
 
-def test_what_cannot_be_replayed_is_said(tmp_path):
+def test_what_cannot_be_replayed_is_an_error(tmp_path):
     dft = graphs(4, 1)
     for settings, message in (
         ({"share": 0.0}, "share is 0"),

@@ -137,12 +137,12 @@ def test_reference_is_refitted_at_the_very_end_only(tmp_path):
     assert np.abs(after).mean() < np.abs(before).mean()
     # the fit written out: residuals over composition, each structure weighed by 1/n
     numbers = np.array([[np.sum(a.numbers == z) for z in (8, 14)] for a in dft[0].structures]) / 4
-    by_hand = np.linalg.lstsq(numbers, energy_errors(plain.potential, dft[0]) / 4, rcond=1e-8)[0]
+    expected = np.linalg.lstsq(numbers, energy_errors(plain.potential, dft[0]) / 4, rcond=1e-8)[0]
     moved = shifted.potential.reference.energies - start_reference
-    np.testing.assert_allclose(moved[[8, 14]], by_hand, atol=1e-6)
+    np.testing.assert_allclose(moved[[8, 14]], expected, atol=1e-6)
     assert torch.equal(again.potential.reference.energies, shifted.potential.reference.energies)
     assert torch.equal(load_potential(shifted.checkpoint).reference.energies, shifted.potential.reference.energies)
     pretrained = load_potential(shifted.stages["pretrain"].best_checkpoint)
     assert torch.equal(pretrained.reference.energies, start_reference)
-    forces = [prediction_errors(arm.potential, dft[1])["forces_mae"] for arm in (plain, shifted)]
+    forces = [prediction_errors(arm.potential, dft[1]).forces_mae for arm in (plain, shifted)]
     assert forces[0] == forces[1]

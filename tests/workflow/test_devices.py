@@ -115,7 +115,7 @@ def test_a_calculator_stays_where_it_was_built():
         ({"task": {"devices": 0}}, "task.devices: found 0"),
         ({"task": {"devices": 2, "processes": 2}}, "processes is 2 and devices is 2"),
         ({"task": {"compile": "always"}}, "task.compile"),
-        ({"optim": {"precision": "fp16"}}, "precision is 'fp16'"),
+        ({"optim": {"precision": "fp16"}}, "optim.precision: found 'fp16'"),
         ({"optim": {"devices": 2}}, "optim.devices: unknown key"),
     ],
 )

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
+from statistics import median
 
-from mdl_physpre.dynamics.verdicts.verdict import wilson_interval
+from mdl_physpre.dynamics.verdicts.verdict import Count, Counts, wilson_interval
 
 
 def clustered_interval(counts: Sequence[int], sizes: Sequence[int]) -> tuple[float, float] | None:
@@ -42,6 +43,35 @@ def clustered_interval(counts: Sequence[int], sizes: Sequence[int]) -> tuple[flo
     effective = min(total, p * (1 - p) / variance) if variance > 0 else total
     effective *= float(t.ppf(0.975, total - 1) / t.ppf(0.975, groups - 1)) ** 2
     return wilson_interval(p * effective, effective)
+
+
+def pooled_counts(each: Sequence[Counts], failing_steps: Sequence[int | None], timestep: float) -> Counts:
+    """Counts of the same structures simulated with several networks, taken together.
+
+    Every count has the count of each network, and its interval is :func:`clustered_interval`.
+
+    Parameters
+    ----------
+    each : of every network.
+    failing_steps : the first failing step of every structure with every network; ``None``: none.
+    timestep : fs.
+    """
+
+    def together(counts: Sequence[Count]) -> Count:
+        found, sizes = [c.count for c in counts], [c.n for c in counts]
+        return Count(count=sum(found), n=sum(sizes), interval=clustered_interval(found, sizes), each=tuple(found))
+
+    middle = median(failed) if (failed := [step for step in failing_steps if step is not None]) else None
+    return Counts(
+        n=sum(one.n for one in each),
+        failed=together([one.failed for one in each]),
+        overlap=together([one.overlap for one in each]),
+        lindemann=together([one.lindemann for one in each]),
+        by_reason={reason: together([one.by_reason[reason] for one in each]) for reason in each[0].by_reason},
+        median_failing_step=middle,
+        median_failing_time_fs=None if middle is None else middle * timestep,
+        networks=len(each),
+    )
 
 
 def permutation_p_value(first: Sequence[float], second: Sequence[float]) -> float:

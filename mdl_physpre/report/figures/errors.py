@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mdl_physpre.report.figures.style import INK, MARKERS, SOFT, Figure, plain, save, styled, styles_of
+from mdl_physpre.analysis.force_alignment import ForceAlignment
+from mdl_physpre.report.figures.style import INK, MARKERS, SOFT, Figure, plain, safe_name, save, styled, styles_of
 
 MIDDLE = "#7a828a"
 QUANTITIES = (
@@ -23,7 +23,7 @@ def draw_parity(predictions: Mapping[str, Mapping[str, np.ndarray]], test_set: s
     names = list(predictions)
     shown = {name: [_points(predictions[name], q) for q, _, _ in QUANTITIES] for name in names}
     styles = styles_of(names)
-    safe = _safe(test_set)
+    safe = safe_name(test_set)
     missing = []
     with styled() as plt:
         figure, axes = plt.subplots(len(names), 3, figsize=(7.4, 2.35 * len(names) + 0.2), squeeze=False)
@@ -63,11 +63,6 @@ def draw_parity(predictions: Mapping[str, Mapping[str, np.ndarray]], test_set: s
     )  # fmt: skip
 
 
-def _safe(name: str) -> str:
-    """A name as part of a file's name."""
-    return "".join(c if c.isalnum() else "-" for c in name)
-
-
 def _points(found: Mapping[str, np.ndarray], quantity: str) -> tuple[np.ndarray, np.ndarray]:
     if quantity == "energy":
         true, ours = found["energy_label"] / found["n_atoms"], found["energy"] / found["n_atoms"]
@@ -86,21 +81,19 @@ def _limits(points: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, flo
     return low - margin, high + margin
 
 
-def draw_force_angles(angles: Mapping[str, Mapping[str, Any]], test_set: str, folder: Path) -> Figure:
-    """Distribution of the angle between the forces of the teacher and of each network (Figure B.1).
-
-    ``angles`` : arm → :func:`mdl_physpre.analysis.force_alignment.force_alignment`.
-    """
+def draw_force_angles(angles: Mapping[str, ForceAlignment], test_set: str, folder: Path) -> Figure:
+    """Distribution of the angle between the forces of the teacher and of each arm's networks (Figure B.1)."""
     styles = styles_of(angles)
+    name_of_file = f"force-angles-{safe_name(test_set)}"
     said, atoms = [], 0
     with styled() as plt:
         figure, axis = plt.subplots(figsize=(6.4, 3.2))
         for name, found in angles.items():
-            edges, counts = np.asarray(found["edges"], float), np.asarray(found["atoms"], float)
+            edges, counts = np.asarray(found.edges), np.asarray(found.atoms, float)
             density = counts / max(counts.sum(), 1) / np.diff(edges)
             atoms = max(atoms, int(counts.sum()))
-            known = found.get("mean") is not None
-            text = f"{name}: mean {found['mean']:.0f}°, {found['share_above_90']:.0%} beyond 90°" if known else name
+            known = found.mean is not None
+            text = f"{name}: mean {found.mean:.0f}°, {found.share_above_90:.0%} beyond 90°" if known else name
             axis.stairs(density, edges, label=plain(text), **{**styles[name], "linewidth": 1.6})
             said.append(text)
         angle = np.linspace(0, 180, 181)
@@ -110,10 +103,10 @@ def draw_force_angles(angles: Mapping[str, Mapping[str, Any]], test_set: str, fo
         axis.set_ylim(bottom=0)
         axis.set_xticks(range(0, 181, 30))
         axis.legend()
-        save(figure, folder / f"force-angles-{_safe(test_set)}")
+        save(figure, folder / name_of_file)
     return Figure(
         folder,
-        f"force-angles-{_safe(test_set)}",
+        name_of_file,
         f"Angles between forces, {test_set}",
         f"Histograms of the angle between the forces of two potentials. {'; '.join(said)}.",
         f"Angle between the force of the embedded-atom potential and that of the network on each of {atoms:,} atoms of "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mdl_physpre.report.figures.style import INK, SHADE, SOFT, Figure, plain, save, styled, styles_of
+from mdl_physpre.report.figures.style import INK, SHADE, SOFT, Figure, pair_panels, plain, save, styled, styles_of
 
 LINEAR = 1.0  # eV: linear within, logarithmic beyond
 PART_STYLES: dict[str, dict[str, Any]] = {
@@ -24,13 +24,13 @@ def draw_curves(measured: Mapping[str, Any], names: Sequence[str], folder: Path,
     styles = styles_of(names)
     r = np.asarray(measured["distances"])
     with styled() as plt:
-        figure, axes = _panels(plt, len(pairs))
+        figure, axes = pair_panels(plt, list(pairs))
         for axis, (pair, found) in zip(axes, pairs.items()):
             for one in names:
                 if one in found["curves"]:
                     axis.plot(r, np.asarray(found["curves"][one], float), label=plain(one), **styles[one])
-            _dress(axis, pair, found, measured, r, [c for n, c in found["curves"].items() if n in names])
-        _finish(figure, axes, len(pairs))
+            _dress(axis, pair, found, measured, [c for n, c in found["curves"].items() if n in names])
+        _legend(figure, axes)
         save(figure, folder / name)
     return Figure(
         folder, name, title,
@@ -46,15 +46,15 @@ def draw_eam_parts(measured: Mapping[str, Any], folder: Path) -> Figure:
     pairs = {p: c for p, c in measured["pairs"].items() if "EAM" in c["parts"]}
     r = np.asarray(measured["distances"])
     with styled() as plt:
-        figure, axes = _panels(plt, len(pairs))
+        figure, axes = pair_panels(plt, list(pairs))
         for axis, (pair, found) in zip(axes, pairs.items()):
             parts = found["parts"]["EAM"]
             for part, style in PART_STYLES.items():
                 values = np.zeros_like(r) if part == "atomic" else np.asarray(parts[part], float)
                 axis.plot(r, values, label=part, **{**style, "linewidth": 1.3})
             axis.plot(r, np.asarray(found["curves"]["EAM"], float), color=INK, label="total")
-            _dress(axis, pair, found, measured, r, [parts["pair"], parts["embedding"], found["curves"]["EAM"]])
-        _finish(figure, axes, len(pairs))
+            _dress(axis, pair, found, measured, [parts["pair"], parts["embedding"], found["curves"]["EAM"]])
+        _legend(figure, axes)
         save(figure, folder / "eam-parts")
     constants = "; ".join(f"{p}: {c['parts']['EAM']['atomic']:.2f} eV" for p, c in pairs.items())
     return Figure(
@@ -88,23 +88,10 @@ def _walls(measured: Mapping[str, Any], names: Sequence[str], pairs: Mapping[str
     return "Below the distances of the data: " + "; ".join(said[:24]) + "."
 
 
-def _panels(plt: Any, n: int) -> tuple[Any, list[Any]]:
-    columns = min(n, 3) or 1
-    rows = -(-n // columns) or 1
-    width = 4.6 if columns == 1 else 3.2 if columns == 2 else 2.75
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, 2.7 * rows + 0.3), squeeze=False)
-    return figure, list(axes.flat)
-
-
 def _dress(
-    axis: Any,
-    pair: str,
-    found: Mapping[str, Any],
-    measured: Mapping[str, Any],
-    r: np.ndarray,
-    drawn: Sequence[Sequence[float]],
+    axis: Any, pair: str, found: Mapping[str, Any], measured: Mapping[str, Any], drawn: Sequence[Sequence[float]]
 ) -> None:
-    end = float(r[-1])
+    end = measured["distances"][-1]
     closest = measured["closest"].get(pair)
     if closest:
         axis.axvspan(closest, end, color=SHADE, zorder=-2, linewidth=0)
@@ -116,15 +103,12 @@ def _dress(
     ticks = [t for t in (-1000, -100, -10, -1, 0, 1, 10, 100, 1000) if t > axis.get_ylim()[0]]
     axis.set_yticks(ticks, [f"{t:g}".replace("-", "−") for t in ticks])
     axis.minorticks_off()
-    axis.set_title(pair.replace("-", "–"))
     axis.set(xlabel="distance (Å)", xlim=(0.3, end), ylabel="energy (eV)")
 
 
-def _finish(figure: Any, axes: Sequence[Any], drawn: int) -> None:
-    for axis in axes[drawn:]:
-        axis.set_visible(False)
+def _legend(figure: Any, axes: Sequence[Any]) -> None:
     handles: dict[str, Any] = {}
-    for axis in axes[:drawn]:
+    for axis in axes:
         for handle, text in zip(*axis.get_legend_handles_labels()):
             handles.setdefault(text, handle)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 4))

@@ -10,7 +10,7 @@ import numpy as np
 
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.errors import DataError
-from mdl_physpre.report.figures.style import FAINT, SOFT, plain, save, styled, styles_of
+from mdl_physpre.report.figures.style import FAINT, SOFT, pair_panels, plain, save, styled, styles_of
 
 
 def draw_rdfs(
@@ -43,14 +43,10 @@ def draw_rdfs(
     if not pairs:
         reasons = {str(result["not_applicable"]) for result in every} or {"no results"}
         raise DataError(f"there is no radial distribution function to draw: {', '.join(sorted(reasons))}")
-    columns = min(len(pairs), 3)
-    rows = -(-len(pairs) // columns)
     styles = styles_of(drawn)
     with styled() as plt:
-        figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.0 * rows), squeeze=False)
-        for axis in axes.flat[len(pairs) :]:
-            axis.set_visible(False)
-        for axis, pair in zip(axes.flat, pairs):
+        figure, axes = pair_panels(plt, pairs, (3.6, 3.6, 3.6), 3.0, below=0.0)
+        for axis, pair in zip(axes, pairs):
             if reference is not None and pair in reference["g"]:
                 r, g = np.asarray(reference["r"]), np.asarray(reference["g"][pair])
                 axis.fill_between(r, g, color=FAINT, linewidth=0, label=plain(reference_name))
@@ -60,7 +56,7 @@ def draw_rdfs(
                     label = plain(name) + _error_text(errors.get(name, {}).get(pair))
                     axis.plot(result["r"], result["g"][pair], label=label, **{**styles[name], "linewidth": 1.4})
             axis.axhline(1.0, color=FAINT, linewidth=0.8, zorder=0)
-            axis.set(title=pair.replace("-", "–"), xlabel="distance r (Å)", ylabel="g(r)")
+            axis.set(xlabel="distance r (Å)", ylabel="g(r)")
             axis.set_xlim(0, float(np.asarray(every[0]["edges"])[-1]))
             # errors differ from panel to panel, so each has a legend, in room of its own above the curves
             lines = len(axis.get_legend_handles_labels()[1]) + bool(errors)

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.report.figures.style import FAINT, INK, SOFT, Figure, plain, save, styled, styles_of
+from mdl_physpre.runs.read import Simulation
 
 KINDS = ("overlap", "Lindemann", "other")
 KIND_STYLES = {
@@ -21,19 +23,19 @@ PANELS = 6  # simulations that are drawn side by side
 DRAWN = 400  # rows that are drawn one by one; more become one picture
 
 
-def kind_of(verdict: Mapping[str, Any]) -> str:
+def kind_of(verdict: Verdict) -> str:
     """What a structure failed by first: ``overlap``, ``Lindemann`` or ``other``; empty where it did not."""
-    if verdict["status"] != "failed":
+    if not verdict.failed:
         return ""
-    first = verdict["reasons"][0]
+    first = verdict.reasons[0]
     return "overlap" if first == "overlap" else "Lindemann" if first.startswith("lindemann") else "other"
 
 
-def draw_survival(simulations: Mapping[str, Mapping[str, Mapping[str, Any]]], folder: Path) -> Figure:
+def draw_survival(simulations: Mapping[str, Mapping[str, Simulation]], folder: Path) -> Figure:
     """Fraction of structures that have not failed against time, a line for each network.
 
-    ``simulations`` : arm → name of the network → what ``verdicts.json`` holds. The 95 % band over structures is drawn
-    where each arm has one network.
+    ``simulations`` : arm → name of the network → simulation. The 95 % band over structures is drawn where each arm has
+    one network.
     """
     styles = styles_of(simulations)
     single = all(len(own) == 1 for own in simulations.values())
@@ -41,16 +43,16 @@ def draw_survival(simulations: Mapping[str, Mapping[str, Mapping[str, Any]]], fo
         figure, axis = plt.subplots(figsize=(6.4, 3.5))
         said = []
         for arm, own in simulations.items():
-            curves = [found["survival"] for found in own.values() if found["survival"]["n"]]
+            curves = [found.survival for found in own.values() if found.survival.n]
             if not curves:
                 continue
-            counts = ", ".join(str(sum(curve["failed"])) for curve in curves)
+            counts = ", ".join(str(sum(curve.failed)) for curve in curves)
             for number, curve in enumerate(curves):
-                t = np.array([*curve["time_fs"], curve["end_fs"]]) / 1000
-                s, low, high = (np.array([*curve[k], curve[k][-1]]) for k in ("survival", "low", "high"))
+                t = np.array([*curve.time_fs, curve.end_fs]) / 1000
+                s, low, high = (np.array([*one, one[-1]]) for one in (curve.survival, curve.low, curve.high))
                 if single:
                     axis.fill_between(t, low, high, step="post", color=styles[arm]["color"], alpha=0.15, linewidth=0)
-                text = f"{plain(arm)}: {counts} of {curve['n']} failed"
+                text = f"{plain(arm)}: {counts} of {curve.n} failed"
                 axis.step(t, s, where="post", label=None if number else text, **styles[arm])
                 said.append(f"{arm} {s[-1]:.0%} at {t[-1]:.3g} ps")
         axis.set(xlabel="time (ps)", ylabel="fraction not failed", ylim=(0, 1.04), xlim=(0, None))
@@ -71,7 +73,7 @@ def draw_survival(simulations: Mapping[str, Mapping[str, Mapping[str, Any]]], fo
     )
 
 
-def draw_structures(simulations: Mapping[str, Mapping[str, Any]], folder: Path) -> Figure:
+def draw_structures(simulations: Mapping[str, Simulation], folder: Path) -> Figure:
     """A row for each structure and a panel for each simulation: how long it ran, and by what it failed first.
 
     Rows are the same structures in every panel, those first that failed first in the first panel. Of more than six
@@ -79,15 +81,15 @@ def draw_structures(simulations: Mapping[str, Mapping[str, Any]], folder: Path) 
     """
     left = len(simulations) - PANELS
     simulations = dict(list(simulations.items())[:PANELS])
-    order = _order(next(iter(simulations.values()))["verdicts"], [s["verdicts"] for s in simulations.values()])
+    by_key = [{(v.index, v.structure_id): v for v in found.verdicts} for found in simulations.values()]
+    order = _order(by_key)
     rows = len(order)
     with styled() as plt:
         height = float(np.clip(0.16 * rows + 1.1, 2.2, 8.5))
         panels = len(simulations)
         width = min(3.1 * panels + 1.2, 11.0)
         figure, axes = plt.subplots(1, panels, figsize=(width, height), sharey=True, sharex=True, squeeze=False)
-        for axis, (name, found) in zip(axes[0], simulations.items()):
-            verdicts = {(v["index"], v["structure_id"]): v for v in found["verdicts"]}
+        for axis, name, verdicts in zip(axes[0], simulations, by_key):
             own = [verdicts.get(key) for key in order]
             (_draw_rows if rows <= DRAWN else _draw_picture)(axis, own)
             counts = ", ".join(f"{k} {n}" for k in KINDS if (n := sum(kind_of(v) == k for v in own if v)))
@@ -95,7 +97,8 @@ def draw_structures(simulations: Mapping[str, Mapping[str, Any]], folder: Path) 
             axis.set(xlabel="time (ps)", ylim=(rows - 0.5, -0.5))
             axis.set_xlim(left=0)
         if rows <= NAMED:
-            names = [plain(f"{name} ({_formula(simulations, (index, name))})")[:34] for index, name in order]
+            known = [next(own[key] for own in by_key if key in own) for key in order]
+            names = [plain(f"{v.structure_id} ({v.formula})")[:34] for v in known]
             axes[0][0].set_yticks(range(rows), names, fontsize=6.5)
         else:
             axes[0][0].set_ylabel(f"{rows:,} structures")
@@ -116,47 +119,40 @@ def draw_structures(simulations: Mapping[str, Mapping[str, Any]], folder: Path) 
     )  # fmt: skip
 
 
-def _formula(simulations: Mapping[str, Mapping[str, Any]], key: tuple[int, str]) -> str:
-    for found in simulations.values():
-        for v in found["verdicts"]:
-            if (v["index"], v["structure_id"]) == key:
-                return str(v["formula"])
-    return ""
+def _order(by_key: Sequence[Mapping[tuple[int, str], Verdict]]) -> list[tuple[int, str]]:
+    """Keys of structures: those of the first simulation by the time at which they failed, then the others."""
+
+    def when(key: tuple[int, str]) -> tuple[float, int]:
+        time = by_key[0][key].time_fs
+        return np.inf if time is None else time, key[0]
+
+    return sorted(by_key[0], key=when) + sorted({key for own in by_key for key in own} - set(by_key[0]))
 
 
-def _order(
-    first: Sequence[Mapping[str, Any]], all_verdicts: Sequence[Sequence[Mapping[str, Any]]]
-) -> list[tuple[int, str]]:
-    ordered = sorted(first, key=lambda v: (np.inf if v["time_fs"] is None else v["time_fs"], v["index"]))
-    keys = [(v["index"], v["structure_id"]) for v in ordered]
-    others = {(v["index"], v["structure_id"]) for verdicts in all_verdicts for v in verdicts} - set(keys)
-    return keys + sorted(others)
-
-
-def _draw_rows(axis: Any, verdicts: Sequence[Mapping[str, Any] | None]) -> None:
+def _draw_rows(axis: Any, verdicts: Sequence[Verdict | None]) -> None:
     for row, v in enumerate(verdicts):
         if v is None:
             continue
         kind = kind_of(v)
-        if not kind:
-            axis.plot([0, v["time_run_fs"] / 1000], [row, row], color=FAINT, linewidth=2.5, solid_capstyle="butt")
+        if v.time_fs is None:
+            axis.plot([0, v.time_run_fs / 1000], [row, row], color=FAINT, linewidth=2.5, solid_capstyle="butt")
             continue
-        style, end = KIND_STYLES[kind], v["time_fs"] / 1000
+        style, end = KIND_STYLES[kind], v.time_fs / 1000
         axis.plot([0, end], [row, row], color=style["color"], linewidth=1.2, alpha=0.75)
         axis.plot([end], [row], color=style["color"], marker=style["marker"], markersize=4.5, linestyle="none")
 
 
-def _draw_picture(axis: Any, verdicts: Sequence[Mapping[str, Any] | None]) -> None:
+def _draw_picture(axis: Any, verdicts: Sequence[Verdict | None]) -> None:
     from matplotlib.colors import ListedColormap
 
-    end = max((v["time_run_fs"] for v in verdicts if v), default=0.0) or 1.0
+    end = max((v.time_run_fs for v in verdicts if v), default=0.0) or 1.0
     bins = 400
     picture = np.zeros((len(verdicts), bins), dtype=np.uint8)
     for row, v in enumerate(verdicts):
         if v is None:
             continue
         kind = kind_of(v)
-        stop = v["time_fs"] if kind else v["time_run_fs"]
+        stop = v.time_run_fs if v.time_fs is None else v.time_fs
         picture[row, : max(2, round(bins * stop / end))] = 1 + KINDS.index(kind) if kind else 4
     colours = ListedColormap(["#ffffff00", *(KIND_STYLES[k]["color"] for k in KINDS), FAINT])
     axis.imshow(

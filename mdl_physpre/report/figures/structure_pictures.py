@@ -14,7 +14,10 @@ from ase.data.colors import jmol_colors
 from ase.io import read
 
 from mdl_physpre.dynamics.running.storage import FAILING
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.report.figures.style import Figure, plain, save, styled
+from mdl_physpre.report.tables.text import worded
+from mdl_physpre.runs.read import Simulation
 from mdl_physpre.structures.neighbours import neighbour_list
 
 logger = logging.getLogger(__name__)
@@ -28,29 +31,29 @@ class Failed:
     """A structure that failed, of which frames were kept."""
 
     simulation: str
-    verdict: Mapping[str, Any]
+    verdict: Verdict
     frames: Sequence[Atoms]
     path: Path
 
 
-def failed_structures(simulations: Mapping[str, Mapping[str, Any]], each: int = EACH) -> tuple[list[Failed], list[str]]:
+def failed_structures(simulations: Mapping[str, Simulation], each: int = EACH) -> tuple[list[Failed], list[str]]:
     """Structures to look at, overlaps first, then those that failed soonest; and sentences on what was not kept."""
     found: list[Failed] = []
     missing: list[str] = []
     for name, stored in simulations.items():
-        failed = [v for v in stored["verdicts"] if v["status"] == "failed"]
-        failed.sort(key=lambda v: (v["reasons"][0] != "overlap", v["first_failing_step"], v["index"]))
+        failed = [v for v in stored.verdicts if v.failed]
+        failed.sort(key=lambda v: (v.reasons[0] != "overlap", v.failures[0].step, v.index))
         kept: list[Failed] = []
         for verdict in failed:
-            path = Path(stored["folder"]) / FAILING / f"{verdict['index']:05d}.extxyz"
-            if len(kept) == each or verdict["n_atoms"] > ATOMS or not path.exists():
+            path = stored.folder / FAILING / f"{verdict.index:05d}.extxyz"
+            if len(kept) == each or verdict.n_atoms > ATOMS or not path.exists():
                 continue
             try:
                 frames: Any = read(path, ":")
             except Exception as error:  # a file of the run that was damaged must not cost the whole report
                 logger.warning("%s cannot be read: %s", path, error)
                 continue
-            at = [f for f in frames if f.info.get("step") == verdict["first_failing_step"]] or frames[-1:]
+            at = [f for f in frames if f.info.get("step") == verdict.first_failing_step] or frames[-1:]
             kept.append(Failed(name, verdict, [frames[0], at[0]], path))
         if failed and not kept:
             missing.append(f"{name}: no frames of its {len(failed)} failed structures were kept")
@@ -82,19 +85,19 @@ def draw_failed(failed: Sequence[Failed], folder: Path) -> Figure:
         said = []
         for row, one in zip(axes, failed):
             pair = closest_pair(one.frames[-1])
-            for axis, frame, when in zip(row, one.frames, ("start", f"step {one.verdict['first_failing_step']:,}")):
+            for axis, frame, when in zip(row, one.frames, ("start", f"step {one.verdict.first_failing_step:,}")):
                 drawn, colours = _centred(frame, None if pair is None else pair[:2])
                 if len(drawn):
                     plot_atoms(drawn, axis, radii=0.45, rotation="12x,-18y,0z", colors=colours, show_unit_cell=2)
                     for patch in axis.patches:
                         patch.set_rasterized(True)  # thousands of circles would make a large file
                 axis.set_axis_off()
-                axis.set_title(f"{plain(one.simulation)}, {plain(one.verdict['structure_id'])}: {when}", fontsize=8)
+                axis.set_title(f"{plain(one.simulation)}, {plain(one.verdict.structure_id)}: {when}", fontsize=8)
             distance = "" if pair is None else f", closest pair {pair[2]:.2f} Å"
-            reason = one.verdict["failures"][0]["reason"].replace("_", " ")
-            text = f"{one.verdict['formula']}; failed by {reason}{distance}"
+            reason = worded(one.verdict.reasons[0])
+            text = f"{one.verdict.formula}; failed by {reason}{distance}"
             row[1].text(0.5, -0.02, plain(text), ha="center", va="top", transform=row[1].transAxes, fontsize=7.5)
-            said.append(f"{one.simulation}, {one.verdict['structure_id']}: {text}")
+            said.append(f"{one.simulation}, {one.verdict.structure_id}: {text}")
         save(figure, folder / "failed-structures")
     return Figure(
         folder, "failed-structures", "Structures that failed",

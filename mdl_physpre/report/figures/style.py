@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -96,6 +96,30 @@ def styled() -> Iterator[Any]:
 def plain(text: Any) -> str:
     """Text from data as matplotlib shall show it: dollar signs start no formula."""
     return str(text).replace("$", r"\$")
+
+
+def safe_name(name: str) -> str:
+    """A name as part of a file's name."""
+    return "".join(c if c.isalnum() else "-" for c in name)
+
+
+def pair_panels(
+    plt: Any, pairs: Sequence[str], widths: Sequence[float] = (4.6, 3.2, 2.75), height: float = 2.7, below: float = 0.3
+) -> tuple[Any, list[Any]]:
+    """A figure with a panel for each pair of elements, at most three in a row, and the panels with their titles.
+
+    ``widths`` : of a panel where one, two or three stand in a row, inches. ``height``, ``below`` : of a row, and of the
+    legend.
+    """
+    columns = min(len(pairs), 3) or 1
+    rows = -(-len(pairs) // columns) or 1
+    size = (widths[columns - 1] * columns, height * rows + below)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(pairs) :]:
+        axis.set_visible(False)
+    for axis, pair in zip(axes.flat, pairs):
+        axis.set_title(pair.replace("-", "–"))
+    return figure, list(axes.flat[: len(pairs)])
 
 
 def save(figure: Any, path: str | Path) -> list[Path]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mdl_physpre.report.figures.style import INK, Figure, plain, save, styled, styles_of
+from mdl_physpre.report.figures.style import INK, Figure, pair_panels, plain, save, styled, styles_of
+from mdl_physpre.training.arms import FINETUNE
 
 SETS = {"original": ("#56b4e9", None), "perturbed": ("#d55e00", "////")}
 LABELS = (
@@ -22,13 +23,10 @@ def draw_smallest_distances(distances: Mapping[str, Any], folder: Path) -> Figur
     """Distribution over structures of the smallest distance of each pair, original and perturbed (Figure 6b)."""
     edges = np.asarray(distances["edges"])
     pairs = dict(list(distances["pairs"].items())[:12])
-    columns = min(len(pairs), 3) or 1
-    rows = -(-len(pairs) // columns) or 1
     said = []
     with styled() as plt:
-        width = 4.6 if columns == 1 else 2.75
-        figure, axes = plt.subplots(rows, columns, figsize=(width * columns, 2.4 * rows + 0.3), squeeze=False)
-        for axis, (pair, found) in zip(axes.flat, pairs.items()):
+        figure, axes = pair_panels(plt, list(pairs), (4.6, 2.75, 2.75), 2.4)
+        for axis, (pair, found) in zip(axes, pairs.items()):
             used = np.zeros(len(edges) - 1, bool)
             for name, (colour, hatch) in SETS.items():
                 own = found.get(name)
@@ -43,10 +41,8 @@ def draw_smallest_distances(distances: Mapping[str, Any], folder: Path) -> Figur
             if used.any():
                 first, last = np.flatnonzero(used)[[0, -1]]
                 axis.set_xlim(max(edges[first] - 0.2, 0), edges[last + 1] + 0.2)
-            axis.set(title=pair.replace("-", "–"), xlabel="smallest distance (Å)", ylabel="fraction of structures")
-        for axis in axes.flat[len(pairs) :]:
-            axis.set_visible(False)
-        handles, texts = axes.flat[0].get_legend_handles_labels()
+            axis.set(xlabel="smallest distance (Å)", ylabel="fraction of structures")
+        handles, texts = axes[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside lower center", ncols=2)
         save(figure, folder / "smallest-distances")
     left = len(distances["pairs"]) - len(pairs)
@@ -93,7 +89,7 @@ def draw_label_spread(labels: Mapping[str, Mapping[str, Mapping[str, float]]], f
 def draw_training(logs: Mapping[str, Mapping[tuple[str, str], Sequence[Mapping[str, float]]]], folder: Path) -> Figure:
     """Losses and learning rate against the steps taken, a column for each stage of training."""
     stages = list(dict.fromkeys(stage for own in logs.values() for _, stage in own))
-    stages.sort(key=lambda stage: stage != "pretrain")
+    stages.sort(key=lambda stage: stage == FINETUNE)
     styles = styles_of(logs)
     said = []
     with styled() as plt:

@@ -41,7 +41,8 @@ class Section:
 def figure_item(figure: Figure) -> dict[str, Any]:
     """A figure with its picture inside."""
     text = figure.svg.read_text(encoding="utf-8")
-    width, height = (float(v) * 4 / 3 for v in re.findall(r'<svg\b[^>]*?width="([\d.]+)pt"', text) + _height(text))
+    sizes = (re.search(rf'<svg\b[^>]*?{side}="([\d.]+)pt"', text) for side in ("width", "height"))
+    width, height = (float(found.group(1)) * 4 / 3 if found else 0.0 for found in sizes)
     return {
         "kind": "figure",
         "figure": figure,
@@ -50,10 +51,6 @@ def figure_item(figure: Figure) -> dict[str, Any]:
         "height": round(height),
         "wide": width > WIDE,
     }
-
-
-def _height(text: str) -> list[str]:
-    return re.findall(r'<svg\b[^>]*?height="([\d.]+)pt"', text)
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -72,8 +69,8 @@ def downloads_item(failed: Sequence[Failed]) -> dict[str, Any] | None:
     for one in failed:
         if one.path.stat().st_size > DOWNLOAD_AT_MOST:
             continue
-        safe = re.sub(r"[^\w.+-]+", "_", f"{one.simulation}-{one.verdict['structure_id']}")[:80]
-        title = f"{one.simulation}, {one.verdict['structure_id']}"
+        safe = re.sub(r"[^\w.+-]+", "_", f"{one.simulation}-{one.verdict.structure_id}")[:80]
+        title = f"{one.simulation}, {one.verdict.structure_id}"
         content = data_uri(one.path.read_bytes(), "text/plain")
         links.append({"source": content, "file": f"{safe}.extxyz", "title": title})
     summary = "Start and failing frames as extended XYZ, which ASE opens (ase gui FILE):"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from mdl_physpre.report.figures.style import INK, Figure, plain, styled
 from mdl_physpre.report.tables.page import Table
+from mdl_physpre.report.tables.text import text_table
+from mdl_physpre.utils.files import replacing
 
 A4 = (8.27, 11.69)  # inches
 MARGIN = 0.08
@@ -19,35 +20,29 @@ LINES = 104
 
 def write_pdf(
     path: Path, name: str, facts: str, notes: Sequence[str], tables: Sequence[Table], figures: Sequence[Figure]
-) -> Path:
+) -> None:
     """Write the pages; figures as they are on the page, at 160 dots an inch."""
     from matplotlib.backends.backend_pdf import PdfPages
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     lines = [name, facts, "", *(line for note in notes for line in [*textwrap.wrap(note, COLUMNS), ""])]
     for table in tables:
         lines += [*_table_lines(table), ""]
-    try:
-        with styled() as plt, PdfPages(temporary, metadata={"Title": f"{name}: report"}) as pdf:
-            for start in range(0, len(lines), LINES):
-                _text_page(plt, pdf, lines[start : start + LINES])
-            for figure in figures:
-                _figure_page(plt, pdf, figure)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    title = {"Title": f"{name}: report"}
+    with styled() as plt, replacing(path) as temporary, PdfPages(temporary, metadata=title) as pdf:
+        for start in range(0, len(lines), LINES):
+            _text_page(plt, pdf, lines[start : start + LINES])
+        for figure in figures:
+            _figure_page(plt, pdf, figure)
 
 
 def _table_lines(table: Table) -> list[str]:
     """A table in a fixed font; where it is too wide, a line for each cell."""
-    rows = [list(table.head), *(list(row) for row in table.rows)]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(table.head))]
     lines = [table.caption]
-    if sum(widths) + 2 * len(widths) <= COLUMNS:
-        lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+    aligned = text_table([table.head, *table.rows], words=len(table.head)).splitlines()
+    if max(map(len, aligned)) <= COLUMNS:
+        lines += aligned
     else:
-        for row in rows[1:]:
+        for row in table.rows:
             lines.append("  " + row[0])
             for title, cell in zip(table.head[1:], row[1:]):
                 lines += textwrap.wrap(f"{title}: {cell}", COLUMNS, initial_indent="    ", subsequent_indent="      ")

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.analysis.radial_distribution import average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.running.rdf_sampling import RDFS
@@ -18,7 +18,7 @@ from mdl_physpre.report.figures.potentials import draw_curves, draw_eam_parts
 from mdl_physpre.report.figures.rdf import draw_rdfs
 from mdl_physpre.report.figures.stability import draw_structures, draw_survival
 from mdl_physpre.report.figures.structure_pictures import draw_failed, failed_structures
-from mdl_physpre.report.figures.style import Figure
+from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
 from mdl_physpre.report.measurements import FOLDER, Measured
 from mdl_physpre.report.output.page import Section, downloads_item, text_item
@@ -34,8 +34,10 @@ from mdl_physpre.report.tables.page import (
     stability_table,
     structures_table,
 )
-from mdl_physpre.report.tables.text import MISSING, protocol
-from mdl_physpre.runs.read import DYNAMICS, Run, read_json
+from mdl_physpre.report.tables.text import MISSING, protocol, shown
+from mdl_physpre.runs.read import Run
+from mdl_physpre.runs.stage import read_json
+from mdl_physpre.training.arms import BASELINE
 
 logger = logging.getLogger(__name__)
 REFERENCE = FOLDER / "reference_rdf.json"
@@ -130,11 +132,12 @@ def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
     for arm in run.arms:
         before = f"{arm}, before finetuning"
         if any(before in found["curves"] for found in curves.values()):
-            names = [n for n in dict.fromkeys(["EAM", "baseline", before, arm])]
-            names = [n for n in names if any(n in found["curves"] for found in curves.values())]
+            names = [
+                n for n in ("EAM", BASELINE, before, arm) if any(n in found["curves"] for found in curves.values())
+            ]
             title = f"Knowledge transfer: what {arm} was taught, and what finetuning left of it"
-            safe = "".join(c if c.isalnum() else "-" for c in arm)
-            _drawn(section, title, partial(draw_curves, measured.curves, names, beside, f"transfer-{safe}", title))
+            file = f"transfer-{safe_name(arm)}"
+            _drawn(section, title, partial(draw_curves, measured.curves, names, beside, file, title))
     return section
 
 
@@ -142,7 +145,7 @@ def _distributions(run: Run, beside: Path) -> Section:
     section = Section("rdf", "Radial distribution functions")
     found = {}
     for arm, networks in run.simulations.items():
-        stored = [read_json(run.folder / DYNAMICS / name / RDFS) for name in networks]
+        stored = [read_json(simulation.folder / RDFS) for simulation in networks.values()]
         structures = [one for own in stored for one in own.get("structures", [])]
         if any(one.get("g") for one in structures):
             found[arm] = average_rdfs(structures)
@@ -171,8 +174,7 @@ def _distributions(run: Run, beside: Path) -> Section:
     rows, values = [], []
     for arm, one in found.items():
         for pair, error in rdf_errors(one, reference["average"]).items():
-            shown = [MISSING if error[k] is None else f"{error[k]:.3f}" for k in ("mae", "wasserstein")]
-            rows.append([arm, pair, *shown])
+            rows.append([arm, pair, *(shown(error[k], "{:.3f}") for k in ("mae", "wasserstein"))])
             values.append([arm, pair, error["mae"], error["wasserstein"]])
     head = ["arm", "pair", "mean absolute error", "Wasserstein-1 distance, Å"]
     section.add(Table("rdf-errors", "Errors of the radial distribution functions", head, rows, values, head, words=2))
@@ -181,9 +183,9 @@ def _distributions(run: Run, beside: Path) -> Section:
 
 def _angles(run: Run, beside: Path) -> Section:
     section = Section("angles", "Force angles")
-    angles: dict[str, dict[str, Any]] = {}
-    for arm in run.arms:
-        for test_set, found in (run.summary[arm].get("force_angles") or {}).items():
+    angles: dict[str, dict[str, ForceAlignment]] = {}
+    for arm, result in run.summary.arms.items():
+        for test_set, found in result.force_angles.items():
             angles.setdefault(test_set, {})[arm] = found
     for test_set, by_arm in angles.items():
         _drawn(section, f"Angles between forces, {test_set}", partial(draw_force_angles, by_arm, test_set, beside))
@@ -212,7 +214,7 @@ def _training(run: Run, beside: Path) -> Section:
 def _making(run: Run, hashes: Mapping[str, str]) -> Section:
     section = Section("making", "How it was made")
     section.add(data_table(run, hashes))
-    if not run.summary.get("data"):
+    if not run.summary.data:
         section.missing.append("The run holds no counts of its data.")
     e = run.environment
     versions = {"mdl_physpre": e.get("mdl_physpre"), "python": e.get("python"), **(e.get("packages") or {})}

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mdl_physpre.analysis.radial_distribution import average_rdfs
 from mdl_physpre.analysis.rdf_errors import reference_rdf
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.report.figures.style import Figure
 from mdl_physpre.report.measurements import Structures, measure
-from mdl_physpre.report.output.model_card import write_cards
+from mdl_physpre.report.output.model_card import source_files, write_cards
 from mdl_physpre.report.output.page import page
 from mdl_physpre.report.output.sections import REFERENCE, all_sections
 from mdl_physpre.report.tables.page import Table
+from mdl_physpre.report.tables.text import some_dynamics
 from mdl_physpre.report.verdict import cautions, comparisons, verdict_table
+from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run, read_run
+from mdl_physpre.runs.stage import hash_of_file, write_json
+from mdl_physpre.runs.summary import Summary
+from mdl_physpre.utils.files import write_text
 
 FORMATS = ("html", "pdf", "png", "csv")
-DEFAULT = ("html", "png", "csv")
-BESIDE = "report"
+DEFAULT: Sequence[str] = ("html", "png", "csv")
 
 
 def write_report(
     folder: str | Path,
     *,
-    summary: Mapping[str, Any] | None = None,
+    summary: Summary | None = None,
     structures: Structures | None = None,
     formats: Sequence[str] = DEFAULT,
     reference: str | Path | None = None,
@@ -60,7 +60,7 @@ def write_report(
         if one not in FORMATS:
             raise ConfigError(f"format {one!r}: {nearest(one, FORMATS)}")
     run = read_run(folder, summary)
-    beside = run.folder / BESIDE
+    beside = run.folder / layout.REPORT_FILES
     measured = measure(run, structures)
     if reference is not None:
         _store_reference(run, reference)
@@ -69,9 +69,9 @@ def write_report(
     sections = all_sections(run, measured, beside, hashes)
     tables = [verdict, *(item["table"] for s in sections for item in s.items if "table" in item)]
     figures = [item["figure"] for s in sections for item in s.items if "figure" in item]
-    sentences = [text for c in comparisons(run, measured) for text in (c.stability, c.errors)]
-    if not sentences:
-        sentences = [f"{run.arms[0]} is the only arm of this run: there is nothing to compare it with."]
+    sentences = [text for c in comparisons(run, measured) for text in (c.stability, c.errors)] or [
+        f"{run.arms[0]} is the only arm of this run: there is nothing to compare it with."
+    ]
     written = []
     if "csv" in formats:
         for table in tables:
@@ -81,27 +81,19 @@ def write_report(
             name=run.name, facts=_facts(run), missing=run.missing, sentences=sentences, verdict=verdict,
             cautions=cautions(run), sections=sections, beside={"png", "csv"} <= set(formats),
         )  # fmt: skip
-        written.append(_replace(run.folder / "report.html", text.encode()))
+        written.append(run.folder / layout.REPORT)
+        write_text(written[-1], text)
     if "pdf" in formats:
         from mdl_physpre.report.output.pdf import write_pdf
 
         notes = [*sentences, *cautions(run)]
-        written.append(write_pdf(run.folder / "report.pdf", run.name, _facts(run), notes, tables, figures))
+        written.append((run.folder / layout.REPORT).with_suffix(".pdf"))
+        write_pdf(written[-1], run.name, _facts(run), notes, tables, figures)
     write_cards(run, hashes)
     _tidy(beside, figures if "png" in formats else [], tables if "csv" in formats else [])
     if {"png", "csv"} & set(formats):
         written.append(beside)
     return written
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def _tidy(beside: Path, figures: Sequence[Figure], tables: Sequence[Table]) -> None:
@@ -113,46 +105,27 @@ def _tidy(beside: Path, figures: Sequence[Figure], tables: Sequence[Table]) -> N
 
 
 def _facts(run: Run) -> str:
-    config, d = run.config, next((run.summary[a]["dynamics"] for a in run.arms if run.summary[a].get("dynamics")), None)
-    train = (run.summary.get("data") or {}).get("train")
-    parts = [f"{config['model']['name']}, arms {', '.join(run.arms)}"]
-    if train:
-        parts.append(f"{train['structures']:,} training structures")
-    if d:
-        s = d["settings"]
+    parts = [f"{run.config['model']['name']}, arms {', '.join(run.arms)}"]
+    if train := run.summary.data.get("train"):
+        parts.append(f"{train.structures:,} training structures")
+    if dynamics := some_dynamics(run.summary):
+        s = dynamics.settings
         length = s["steps"] * s["timestep"] / 1000
         parts.append(f"{s['ensemble'].upper()} at {s['temperature']:g} K for {length:g} ps")
-    source = config["dataset"]["src"]
-    parts.append(
-        "data " + ", ".join(Path(str(v)).name for v in (source.values() if isinstance(source, dict) else [source]))
-    )
+    parts.append("data " + ", ".join(Path(file).name for file in source_files(run.config)))
     return " · ".join(parts)
 
 
 def file_hashes(run: Run) -> dict[str, str]:
     """SHA-256 of the data files that are still where the configuration says, first 16 digits."""
-    dataset = run.config["dataset"]
-    source = dataset["src"]
-    files = [*(source.values() if isinstance(source, dict) else [source]), *(dataset.get("extra_tests") or {}).values()]
-    found = {}
-    for file in files:
-        path = Path(str(file))
-        if path.is_file():
-            digest = hashlib.sha256()
-            with open(path, "rb") as opened:
-                while block := opened.read(1 << 20):
-                    digest.update(block)
-            found[path.name] = digest.hexdigest()[:16]
-    return found
+    extra = run.config["dataset"].get("extra_tests") or {}
+    files = [Path(str(file)) for file in (*source_files(run.config), *extra.values())]
+    return {path.name: hash_of_file(path) for path in files if path.is_file()}
 
 
 def _store_reference(run: Run, reference: str | Path) -> None:
     settings = run.config["physpre"]["dynamics"]
     keys = ("rdf_r_max", "rdf_bins", "rdf_smoothing")
     found = reference_rdf(reference, *(settings[k] for k in keys), first_step=settings.get("rdf_start", 0))
-    average = average_rdfs(list(found.values()))
-    plain = json.loads(json.dumps(average, default=lambda v: v.tolist()))
-    path = run.folder / REFERENCE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"name": Path(reference).name, "structures": len(found), "average": plain}
-    _replace(path, json.dumps(content).encode())
+    content = {"name": Path(reference).name, "structures": len(found), "average": average_rdfs(list(found.values()))}
+    write_json(run.folder / REFERENCE, content)

@@ -7,25 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from mdl_physpre.report.figures.stability import kind_of
-from mdl_physpre.report.tables.text import MISSING, counted, shown
+from mdl_physpre.dynamics.verdicts.verdict import Count, Verdict
+from mdl_physpre.report.tables.text import ERRORS, MISSING, counted, error_sources, other_reasons, shown, worded
+from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
+from mdl_physpre.structures.labels import LABELS
+from mdl_physpre.training.arms import FINETUNE
+from mdl_physpre.utils.files import write_text
 
-CHECKS = ("-errors", "-errors-before-finetuning", "-force-angles")  # stages that only the CSV file of costs names
 SHOWN_STRUCTURES = 100  # rows of the page's table of structures; the CSV file has all
-
-ERRORS = (
-    ("energy, eV", "energy_mae", "{:.3f}"),
-    ("energy, meV/atom", "energy_mae_mev_per_atom", "{:.1f}"),
-    ("forces, eV/Å", "forces_mae", "{:.4f}"),
-    ("stress, eV/Å³", "stress_mae", "{:.5f}"),
-    ("stress, GPa", "stress_mae_gpa", "{:.3f}"),
-    ("total", "total", "{:.3f}"),
-)
-TEACHERS = {"EAM": "eam", "teacher": "teacher"}  # what the report calls them: where the summary holds them
 
 
 @dataclass(frozen=True)
@@ -55,43 +47,36 @@ class Table:
             writer.writerow(["" if v is None or v == MISSING else v for v in row])
         return text.getvalue()
 
-    def write(self, folder: Path) -> Path:
-        path = folder / f"{self.name}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.csv(), encoding="utf-8", newline="")
-        return path
+    def write(self, folder: Path) -> None:
+        write_text(folder / f"{self.name}.csv", self.csv())
 
 
-def each_of(part: Mapping[str, Any]) -> str:
-    """Counts of the networks one by one, where there are several."""
-    each = part.get("each") or []
-    return f"; {', '.join(map(str, each))}" if len(each) > 1 else ""
+def counted_each(part: Count) -> str:
+    """A count with its interval, and the counts of the replicas one by one, where there are several."""
+    return counted(part) + (f"; {', '.join(map(str, part.each))}" if len(part.each) > 1 else "")
 
 
 def stability_table(run: Run) -> Table | None:
     """Table 1: failures by criterion."""
-    found = [(arm, run.summary[arm]["dynamics"]) for arm in run.arms if run.summary[arm].get("dynamics")]
+    found = {arm: result.dynamics for arm, result in run.summary.arms.items() if result.dynamics}
     if not found:
         return None
     head = ["arm", "networks", "failed", "atom overlap", "Lindemann index", "other reasons", "median failing time, ps"]
-    rows, values = [], []
-    for arm, d in found:
-        others = {r: c["count"] for r, c in d["by_reason"].items() if not r.startswith(("overlap", "lindemann"))}
-        named = ", ".join(f"{r.replace('_', ' ')} {n}" for r, n in others.items() if n) or "none"
-        networks = d.get("networks", 1)
-        time = d.get("median_failing_time_fs")
-        time = None if time is None else time / 1000
-        cells = [counted(d[key]) + each_of(d[key]) for key in ("failed", "overlap", "lindemann")]
-        ensemble = f"{arm} ({d['settings']['ensemble'].upper()})"
-        rows.append([ensemble, str(networks), *cells, named, shown(time, "{:.3g}")])
-        for reason, part in (("failed", d["failed"]), ("lindemann", d["lindemann"]), *d["by_reason"].items()):
-            low, high = part["interval"] or (None, None)
-            each = " ".join(map(str, part.get("each", [])))
-            values.append([arm, d["settings"]["ensemble"], networks, reason, part["count"], part["n"], low, high, each])
-    networks = max(int(d.get("networks", 1)) for _, d in found)
+    rows: list[list[str]] = []
+    values: list[list[Any]] = []
+    for arm, d in found.items():
+        c, ensemble = d.counts, d.settings["ensemble"]
+        time = c.median_failing_time_fs
+        rows.append([
+            f"{arm} ({ensemble.upper()})", str(c.networks), *map(counted_each, (c.failed, c.overlap, c.lindemann)),
+            other_reasons(c, words=True), shown(None if time is None else time / 1000, "{:.3g}"),
+        ])  # fmt: skip
+        for reason, part in (("failed", c.failed), ("lindemann", c.lindemann), *c.by_reason.items()):
+            ends, each = part.interval or (None, None), " ".join(map(str, part.each))
+            values.append([arm, ensemble, c.networks, reason, part.count, part.n, *ends, each])
     notes = (
         "In brackets: 95 % interval over structures and networks; after the semicolon: the count of each network."
-        if networks > 1
+        if any(d.counts.networks > 1 for d in found.values())
         else "In brackets: Wilson 95 % interval over structures. One network stands behind each row: structures "
         "simulated with one network share its faults, and the interval does not hold the spread between trainings."
     )
@@ -102,57 +87,33 @@ def stability_table(run: Run) -> Table | None:
 
 def error_table(run: Run) -> Table | None:
     """Table 2: errors of every potential on every test set."""
-    rows, values, lacking = [], [], set()
-    several = False
-    for test_set, who, each in error_sources(run):
-        first = each[0]
-        cells: list[str] = []
-        numbers: list[float | None] = []
-        for _, key, form in ERRORS:
-            known = [e[key] for e in each if e.get(key) is not None]
-            mean = fmean(known) if known else None
-            numbers.append(mean)
-            spread = f" ({form.format(min(known))}–{form.format(max(known))})" if len(known) > 1 else ""
-            several |= bool(spread)
-            cells.append(shown(mean, form) + spread)
-        lacking |= {label for label in ("energy", "forces", "stress") if first.get(f"{label}_mae") is None}
-        rows.append([test_set, who, f"{first['n_structures']:,}", *cells])
-        values.append([test_set, who, len(each), first["n_structures"], *numbers])
-    if not rows:
+    sources = error_sources(run.summary)
+    if not sources:
         return None
-    weights: dict[str, float] = {}
-    for _, _, each in error_sources(run):
-        weights = weights or each[0].get("weights") or {}
+    rows: list[list[str]] = []
+    values: list[list[Any]] = []
+    for test_set, who, mean, each in sources:
+        cells = []
+        for _, key, form in ERRORS:
+            known = [own for e in each if (own := getattr(e, key)) is not None]
+            spread = f" ({form.format(min(known))}–{form.format(max(known))})" if len(known) > 1 else ""
+            cells.append(shown(getattr(mean, key), form) + spread)
+        rows.append([test_set, who, f"{mean.n_structures:,}", *cells])
+        values.append([test_set, who, len(each), mean.n_structures, *(getattr(mean, key) for _, key, _ in ERRORS)])
+    weights: dict[str, float] = next((one.mean.weights for one in sources if one.mean.weights), {})
     total = " + ".join(f"{w:g}·{label}" for label, w in weights.items())
     notes = f"Mean absolute errors. Total = {total}, in eV, eV/Å and eV/Å³, over the labels that exist."
-    if several:
+    if any(len(one.each) > 1 for one in sources):
         notes += " Means over networks, in brackets the lowest and the highest."
+    lacking = [k for k in LABELS if any(getattr(one.mean, f"{k}_mae") is None for one in sources)]
     if lacking:
-        notes += f" {MISSING}: no {' and no '.join(sorted(lacking))} labels, or none that the potential predicts."
-    head = ["test set", "potential", "structures", *(title for title, _, _ in ERRORS)]
-    value_head = ["test set", "potential", "networks", "structures", *(title for title, _, _ in ERRORS)]
+        notes += f" {MISSING}: no {' and no '.join(lacking)} labels, or none that the potential predicts."
+    titles = [title for title, _, _ in ERRORS]
+    head, value_head = (
+        ["test set", "potential", *own, *titles] for own in (["structures"], ["networks", "structures"])
+    )
     caption = "Table 2. Errors on test structures"
     return Table("table-2-errors", caption, head, rows, values, value_head, words=2, notes=notes)
-
-
-def error_sources(run: Run) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
-    """(test set, name, errors of each network) of every arm, before finetuning, and of the teacher."""
-    sets: dict[str, None] = {}
-    for arm in run.arms:
-        for network in run.networks(arm):
-            sets.update(dict.fromkeys(network.get("errors") or {}))
-    teachers = {who: (run.summary.get(key) or {}).get("errors") or {} for who, key in TEACHERS.items()}
-    for errors in teachers.values():
-        sets.update(dict.fromkeys(errors))
-    found = []
-    for name in sets:
-        for key, suffix in (("errors", ""), ("errors_before_finetuning", ", before finetuning")):
-            for arm in run.arms:
-                each = [n[key][name] for n in run.networks(arm) if name in (n.get(key) or {})]
-                if each:
-                    found.append((name, f"{arm}{suffix}", each))
-        found += [(name, who, [errors[name]]) for who, errors in teachers.items() if name in errors]
-    return found
 
 
 def structures_table(run: Run) -> Table | None:
@@ -160,24 +121,21 @@ def structures_table(run: Run) -> Table | None:
     simulated = run.simulated()
     if not simulated:
         return None
-    places: dict[tuple[Any, ...], dict[str, Any]] = {}
+    places: dict[tuple[int, str, str, int], dict[str, Verdict]] = {}
     for name, found in simulated.items():
-        for v in found["verdicts"]:
-            places.setdefault((v["index"], v["structure_id"], v["formula"], v["n_atoms"]), {})[name] = v
+        for v in found.verdicts:
+            places.setdefault((v.index, v.structure_id, v.formula, v.n_atoms), {})[name] = v
     rows: list[list[str]] = []
     values: list[list[Any]] = []
-    for (_, identity, formula, n_atoms), own in sorted(places.items()):
-        cells = []
-        for name in simulated:
-            v = own.get(name)
-            cells.append(MISSING if v is None else _verdict_words(v))
-            if v is not None:
-                values.append([
-                    identity, formula, n_atoms, name, v["status"], v["first_failing_step"], v["time_fs"],
-                    " ".join(v["reasons"]), v["metrics"].get("min_distance"), v["metrics"].get("lindemann_max_local"),
-                    v["metrics"].get("lindemann_global"), v["steps_run"],
-                ])  # fmt: skip
+    measured = ("min_distance", "lindemann_max_local", "lindemann_global")
+    for (_, identity, formula, n_atoms), own in sorted(places.items(), key=lambda item: item[0]):
+        for name, v in own.items():
+            values.append([
+                identity, formula, n_atoms, name, v.status, v.first_failing_step, v.time_fs, " ".join(v.reasons),
+                *(v.metrics.get(key) for key in measured), v.steps_run,
+            ])  # fmt: skip
         if len(rows) < SHOWN_STRUCTURES:
+            cells = [_verdict_words(own[name]) if name in own else MISSING for name in simulated]
             rows.append([identity, formula, str(n_atoms), *cells])
     head = ["structure", "formula", "atoms", *simulated]
     value_head = [
@@ -190,17 +148,16 @@ def structures_table(run: Run) -> Table | None:
     return Table("structures", "Every structure", head, rows, values, value_head, words=2, notes=notes)
 
 
-def _verdict_words(verdict: Mapping[str, Any]) -> str:
-    if not kind_of(verdict):
+def _verdict_words(verdict: Verdict) -> str:
+    if not verdict.failed:
         return "stable"
-    reasons = ", ".join(r.replace("_", " ") for r in verdict["reasons"])
-    return f"step {verdict['first_failing_step']:,}: {reasons}"
+    return f"step {verdict.first_failing_step:,}: {', '.join(map(worded, verdict.reasons))}"
 
 
 def eam_tables(run: Run, curves: Mapping[str, Any]) -> list[Table]:
     """Parameters of the embedded-atom potential, by pair and by element."""
     found = []
-    pairs = (run.summary.get("eam") or {}).get("table") or []
+    pairs = run.summary.eam.table if run.summary.eam else ()
     if pairs:
         titles = {
             "pair": "pair", "D_eV": "D, eV", "alpha_per_A": "α, 1/Å", "r_e_A": "r_e, Å",
@@ -238,7 +195,7 @@ def set_table(run: Run) -> Table | None:
         return None
     rows = []
     for name, r in run.pretraining_set.items():
-        rejected = ", ".join(f"{n:,} by {reason.replace('_', ' ')}" for reason, n in r["rejected"].items()) or "none"
+        rejected = ", ".join(f"{n:,} by {worded(reason)}" for reason, n in r["rejected"].items()) or "none"
         rows.append([
             name, f"{r['parents']:,}", f"{r['structures']:,} of {r['wanted']:,}", f"{r['drawn']:,}", rejected,
             f"{r['redrawn']:,}", f"{r['weakened']:,}", f"{r['given_up']:,}",
@@ -253,43 +210,39 @@ def set_table(run: Run) -> Table | None:
 
 def method_cost(run: Run) -> str:
     """What pretraining takes beyond plain training, in seconds (the paper's section 4.1); empty where there is none."""
-    parts = {"fit of the embedded-atom potential": (run.summary.get("eam") or {}).get("seconds")}
-    parts["pretraining set"] = (run.summary.get("pretraining_set") or {}).get("seconds")
-    for arm in run.arms:
-        budgets = [(n.get("training") or {}).get("budget") or {} for n in run.networks(arm)]
-        spent = [b["pretrain"]["seconds"] for b in budgets if "pretrain" in b]
-        if spent:
-            parts[f"pretraining of {arm}"] = fmean(spent)
-            known = {what: seconds for what, seconds in parts.items() if seconds is not None}
-            finetune = fmean(b["finetune"]["seconds"] for b in budgets if "finetune" in b)
-            said = ", ".join(f"{what} {seconds:,.0f} s" for what, seconds in known.items())
-            return (
-                f"Beyond plain training the method took {sum(known.values()):,.0f} s: {said}. Finetuning one network "
-                f"took {finetune:,.0f} s."
-            )
+    parts = {}
+    if run.summary.eam:
+        parts["fit of the embedded-atom potential"] = run.summary.eam.seconds
+    if run.summary.pretraining_set:
+        parts["pretraining set"] = run.summary.pretraining_set.seconds
+    for arm, result in run.summary.arms.items():
+        if layout.PRETRAIN not in result.training or FINETUNE not in result.training:
+            continue
+        parts[f"pretraining of {arm}"] = result.training[layout.PRETRAIN].seconds
+        said = ", ".join(f"{what} {seconds:,.0f} s" for what, seconds in parts.items())
+        return (
+            f"Beyond plain training the method took {sum(parts.values()):,.0f} s: {said}. Finetuning one network "
+            f"took {result.training[FINETUNE].seconds:,.0f} s."
+        )
     return ""
 
 
 def cost_table(run: Run) -> Table | None:
     """Time, processor time and memory of each stage."""
-    rows, values = [], []
+    rows: list[list[str]] = []
+    values: list[list[Any]] = []
     for name, stage in run.stages.items():
-        done = stage["done"]
-        seconds = (done.get("result") or {}).get("seconds")
+        seconds = stage.result.get("seconds")
         if seconds is None:
             continue
-        cost = done.get("cost") or {}
-        budget = ((done.get("result") or {}).get("budget") or {}).get("total") or {}
-        processor, memory, gpu = (cost.get(k) for k in ("processor_seconds", "peak_memory_mb", "peak_gpu_memory_mb"))
-        seconds = max(seconds, budget.get("seconds", 0.0))
-        spent = [budget.get(k) for k in ("epochs", "steps", "structures")]
-        values.append([name, seconds, processor, memory, gpu, *spent])
-        if name.endswith(CHECKS):
-            continue
-        rows.append([
-            name, f"{seconds:,.1f}", shown(processor, "{:,.1f}"), shown(memory, "{:,.0f}"), shown(gpu, "{:,.0f}"),
-            *(shown(n, "{:,.0f}") for n in spent),
-        ])  # fmt: skip
+        spent = stage.spent
+        used = [stage.cost.get(k) for k in ("processor_seconds", "peak_memory_mb", "peak_gpu_memory_mb")]
+        numbers = [getattr(spent, k, None) for k in ("epochs", "steps", "structures")]
+        seconds = max(seconds, spent.seconds if spent else 0.0)
+        values.append([name, seconds, *used, *numbers])
+        if not name.endswith(f"/{layout.ERRORS}"):
+            forms = ("{:,.1f}", "{:,.1f}", *["{:,.0f}"] * 5)
+            rows.append([name, *(shown(v, form) for v, form in zip(values[-1][1:], forms))])
     if not rows:
         return None
     head = ["stage", "seconds", "processor, s", "memory, MB", "GPU memory, MB", "epochs", "steps", "structures seen"]
@@ -303,13 +256,10 @@ def cost_table(run: Run) -> Table | None:
 
 def data_table(run: Run, hashes: Mapping[str, str]) -> Table | None:
     """Structures and labels of each set, and hashes of the files."""
-    data = run.summary.get("data") or {}
-    rows = []
-    for name, found in data.items():
-        labels = [f"{found['labels'][k]:,}" for k in ("energy", "forces", "stress")]
-        rows.append([name, f"{found['structures']:,}", f"{found['atoms']:,}", *labels])
-    if not rows:
-        return None
-    head = ["set", "structures", "atoms", "with energy", "with forces", "with stress"]
+    rows = [
+        [name, *(f"{n:,}" for n in (found.structures, found.atoms, *(found.labels.get(k, 0) for k in LABELS)))]
+        for name, found in run.summary.data.items()
+    ]
+    head = ["set", "structures", "atoms", *(f"with {label}" for label in LABELS)]
     notes = "; ".join(f"{path}: SHA-256 {value}" for path, value in hashes.items())
-    return Table("data", "Data", head, rows, notes=notes)
+    return Table("data", "Data", head, rows, notes=notes) if rows else None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mdl_physpre.analysis.errors import Errors
+from mdl_physpre.dynamics.verdicts.verdict import Count, Counts, Verdict
+from mdl_physpre.runs.summary import Dynamics, ReplicaPair, StructurePair, Summary
 
 MISSING = "–"
-
-ERROR_COLUMNS = (
+ERRORS = (
     ("energy, eV", "energy_mae", "{:.3f}"),
     ("energy, meV/atom", "energy_mae_mev_per_atom", "{:.1f}"),
     ("forces, eV/Å", "forces_mae", "{:.4f}"),
     ("stress, eV/Å³", "stress_mae", "{:.5f}"),
+    ("stress, GPa", "stress_mae_gpa", "{:.3f}"),
     ("total", "total", "{:.3f}"),
 )
 
@@ -25,6 +29,11 @@ def rounded(value: float, digits: int = 3) -> str:
     """A number to so many significant digits, zeros at the end kept: 0.360, 9.28, 1450."""
     text = f"{value:#.{digits}g}".rstrip(".")
     return f"{value:.0f}" if "e+" in text else text
+
+
+def worded(name: str) -> str:
+    """The name of a reason as words."""
+    return name.replace("_", " ")
 
 
 def text_table(rows: Sequence[Sequence[str]], words: int = 1) -> str:
@@ -44,149 +53,119 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, rule, *body])
 
 
-def error_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Mean absolute errors: one row for each test set and potential."""
-    rows = [["test set, potential", "structures", *(title for title, _, _ in ERROR_COLUMNS)]]
-    for name, who, errors in _errors(summary):
-        spread = summary[who].get("errors_deviation", {}).get(name, {}) if who in summary["arms"] else {}
-        rows.append(
-            [
-                f"{name}: {who}",
-                str(errors["n_structures"]),
-                *(
-                    shown(errors.get(key), form) + (f" ± {form.format(spread[key])}" if spread.get(key) else "")
-                    for _, key, form in ERROR_COLUMNS
-                ),
-            ]
-        )
-    return rows
+class Tested(NamedTuple):
+    """Errors of a potential on a test set: their mean over the replicas, and those of each."""
+
+    test_set: str
+    who: str
+    mean: Errors
+    each: Sequence[Errors]
 
 
-def _errors(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    arms = summary["arms"]
-    found = []
-    for name in summary[arms[0]]["errors"]:
-        for arm in arms:
-            found.append((name, arm, summary[arm]["errors"][name]))
-        for arm in arms:
-            if "errors_before_finetuning" in summary[arm]:
-                found.append((name, f"{arm}, before finetuning", summary[arm]["errors_before_finetuning"][name]))
-        if "eam" in summary:
-            found.append((name, "EAM", summary["eam"]["errors"][name]))
-        if "teacher" in summary:
-            found.append((name, "teacher", summary["teacher"]["errors"][name]))
+def error_sources(summary: Summary) -> list[Tested]:
+    """Errors on each test set of every arm, of what it was before finetuning, and of the teacher."""
+    arms, found = summary.arms, []
+    teachers = {who: one.errors for who, one in (("EAM", summary.eam), ("teacher", summary.teacher)) if one}
+    sets = dict.fromkeys(name for own in [*(arm.errors for arm in arms.values()), *teachers.values()] for name in own)
+    for name in sets:
+        for key, suffix in (("errors", ""), ("errors_before_finetuning", ", before finetuning")):
+            for arm, result in arms.items():
+                if name in getattr(result, key):
+                    each = [getattr(network, key)[name] for network in result.networks]
+                    found.append(Tested(name, f"{arm}{suffix}", getattr(result, key)[name], each))
+        found += [Tested(name, who, errors[name], [errors[name]]) for who, errors in teachers.items() if name in errors]
     return found
 
 
-def counted(part: Mapping[str, Any]) -> str:
-    """``3 of 20 (5–36 %)``: a count with its Wilson 95 % interval."""
-    if not part["n"]:
+def counted(part: Count) -> str:
+    """``3 of 20 (5–36 %)``: a count with its 95 % interval."""
+    if part.interval is None:
         return "n/a"
-    low, high = part["interval"]
-    return f"{part['count']} of {part['n']} ({100 * low:.0f}–{100 * high:.0f} %)"
+    low, high = part.interval
+    return f"{part.count} of {part.n} ({100 * low:.0f}–{100 * high:.0f} %)"
 
 
-def paired_sentence(pair: Mapping[str, Any]) -> str:
-    """One sentence on a pair of simulations, or on two arms with several networks each."""
-    if "first_each" in pair:
-        first, second = (", ".join(map(str, pair[key])) for key in ("first_each", "second_each"))
+def other_reasons(counts: Counts, words: bool = False) -> str:
+    """Counts of what is neither an overlap nor a Lindemann index, by the names of the reasons."""
+    others = {r: c.count for r, c in counts.by_reason.items() if c.count and not r.startswith(("overlap", "lindemann"))}
+    return ", ".join(f"{worded(r) if words else r} {n}" for r, n in others.items()) or "none"
+
+
+def paired_sentence(pair: StructurePair | ReplicaPair) -> str:
+    """One sentence on a pair of simulations, or on two arms with several replicas each."""
+    if isinstance(pair, ReplicaPair):
+        first, second = (", ".join(map(str, each)) for each in (pair.first_each, pair.second_each))
         return (
-            f"Broken of {pair['n_each']} with each network: {pair['first']} {first}; {pair['second']} {second} "
-            f"(exact permutation test over networks: p = {pair['p_value']:.2g})."
+            f"Broken of {pair.n_each} with each network: {pair.first} {first}; {pair.second} {second} "
+            f"(exact permutation test over networks: p = {pair.p_value:.2g})."
         )
-    if not pair["shared"]:
-        return f"{pair['first']} and {pair['second']} share no structure."
+    if not pair.shared:
+        return f"{pair.first} and {pair.second} share no structure."
     return (
-        f"Of {pair['shared']} structures simulated by both, {pair['first_only']} broke with {pair['first']} alone, "
-        f"{pair['second_only']} with {pair['second']} alone, {pair['both']} with both "
-        f"(exact McNemar test: p = {pair['p_value']:.2g})."
+        f"Of {pair.shared} structures simulated by both, {pair.first_only} broke with {pair.first} alone, "
+        f"{pair.second_only} with {pair.second} alone, {pair.both} with both "
+        f"(exact McNemar test: p = {pair.p_value:.2g})."
     )
 
 
-def dynamics_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Broken trajectories of each arm, by criterion."""
-    rows = [["arm", "broken", "atom overlap", "Lindemann", "other", "median failing step"]]
-    for arm in summary["arms"]:
-        found = summary[arm].get("dynamics")
-        if found is None:
-            continue
-        others = {
-            r: c["count"]
-            for r, c in found["by_reason"].items()
-            if c["count"] and not r.startswith(("overlap", "lindemann"))
-        }
-        rows.append(
-            [
-                arm,
-                counted(found["failed"]),
-                counted(found["overlap"]),
-                counted(found["lindemann"]),
-                ", ".join(f"{r} {c}" for r, c in others.items()) or "none",
-                shown(found["median_failing_step"], "{:.0f}"),
-            ]
-        )
-    return rows
+def some_dynamics(summary: Summary) -> Dynamics | None:
+    """The dynamics of the first arm that was simulated; the settings are those of all."""
+    return next((arm.dynamics for arm in summary.arms.values() if arm.dynamics), None)
 
 
-def budget_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """What each arm spent."""
-    rows = [["arm, stage", "epochs", "steps", "gradients", "structures seen", "seconds"]]
-    for arm in summary["arms"]:
-        for stage, spent in summary[arm]["training"]["budget"].items():
-            rows.append(
-                [
-                    f"{arm}, {stage}",
-                    f"{spent['epochs']:.0f}",
-                    f"{spent['steps']:.0f}",
-                    f"{spent.get('gradients', spent['steps']):.0f}",
-                    f"{spent['structures']:.0f}",
-                    f"{spent['seconds']:.0f}",
-                ]
-            )
-    return rows
-
-
-def protocol(summary: Mapping[str, Any]) -> str:
+def protocol(summary: Summary) -> str:
     """What was simulated, and what counts as broken."""
-    found = next((summary[arm]["dynamics"] for arm in summary["arms"] if summary[arm].get("dynamics")), None)
+    found = some_dynamics(summary)
     if found is None:
         return "No molecular dynamics was run."
-    s, networks = found["settings"], found.get("networks", 1)
+    s, networks = found.settings, found.counts.networks
     several = f" with each of {networks} networks for every arm" if networks > 1 else ""
     return (
-        f"{found['n'] // networks} test structures{several}, {s['ensemble'].upper()} at {s['temperature']:g} K, "
+        f"{found.counts.n // networks} test structures{several}, {s['ensemble'].upper()} at {s['temperature']:g} K, "
         f"{s['steps']} steps of {s['timestep']:g} fs. Broken, that is failed: the smallest distance falls to "
         f"{s['overlap_ratio']:g} of its start (atom overlap), or a Lindemann index passes {s['lindemann_local']:g} "
         f"(one atom) or {s['lindemann_global']:g} (mean)."
     )
 
 
-def format_summary(summary: Mapping[str, Any]) -> str:
-    """The tables of a run for the terminal."""
-    parts = ["Mean absolute errors on test structures", text_table(error_rows(summary)), ""]
-    rows = dynamics_rows(summary)
-    if len(rows) > 1:
-        parts += ["Molecular dynamics. " + protocol(summary), text_table(rows)]
-        parts += [*map(paired_sentence, summary.get("pairs", ())), ""]
-    parts += ["Training", text_table(budget_rows(summary))]
-    return "\n".join(parts)
+def counts_table(counts: Sequence[tuple[str, Counts]], first: str) -> str:
+    """Broken trajectories by criterion, a row for each name; ``first``: what the names are of."""
+    rows = [[first, "broken", "atom overlap", "Lindemann", "other", "median failing step"]]
+    for name, c in counts:
+        cells = [counted(c.failed), counted(c.overlap), counted(c.lindemann), other_reasons(c)]
+        rows.append([name, *cells, shown(c.median_failing_step, "{:.0f}")])
+    return text_table(rows)
 
 
-def format_verdicts(verdicts: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> str:
+def format_summary(summary: Summary) -> str:
+    """The tables of a run for the terminal; errors with their standard deviations between replicas."""
+    columns = [column for column in ERRORS if column[1] != "stress_mae_gpa"]
+    errors = [["test set, potential", "structures", *(title for title, _, _ in columns)]]
+    for name, who, mean, _ in error_sources(summary):
+        deviation = summary.arms[who].deviation.get(name) if who in summary.arms else None
+        cells = []
+        for _, key, form in columns:
+            spread = getattr(deviation, key, None)
+            cells.append(shown(getattr(mean, key), form) + (f" ± {form.format(spread)}" if spread else ""))
+        errors.append([f"{name}: {who}", str(mean.n_structures), *cells])
+    parts = ["Mean absolute errors on test structures", text_table(errors), ""]
+    counts = [(arm, result.dynamics.counts) for arm, result in summary.arms.items() if result.dynamics]
+    if counts:
+        parts += ["Molecular dynamics. " + protocol(summary), counts_table(counts, "arm")]
+        parts += [*map(paired_sentence, summary.pairs), ""]
+    spent = [["arm, stage", "epochs", "steps", "gradients", "structures seen", "seconds"]]
+    for arm, result in summary.arms.items():
+        for stage, s in result.spent().items():
+            numbers = (s.epochs, s.steps, s.gradients, s.structures, s.seconds)
+            spent.append([f"{arm}, {stage}", *(f"{n:.0f}" for n in numbers)])
+    return "\n".join([*parts, "Training", text_table(spent)])
+
+
+def format_verdicts(verdicts: Sequence[Verdict], found: Counts) -> str:
     """A row for each structure, and the counts."""
     rows = [["structure", "atoms", "verdict", "first failing step", "reasons"]]
     for v in verdicts:
-        rows.append(
-            [
-                f"{v['structure_id']} {v['formula']}",
-                str(v["n_atoms"]),
-                v["status"],
-                shown(v["first_failing_step"], "{:d}"),
-                ", ".join(v["reasons"]) or MISSING,
-            ]
-        )
-    counts = ", ".join(
-        f"{what} {counted(found[key])}"
-        for what, key in (("broken", "failed"), ("atom overlap", "overlap"), ("Lindemann", "lindemann"))
-    )
-    return text_table(rows) + "\n" + counts
+        step, reasons = shown(v.first_failing_step, "{:d}"), ", ".join(v.reasons) or MISSING
+        rows.append([f"{v.structure_id} {v.formula}", str(v.n_atoms), v.status, step, reasons])
+    counts = (("broken", found.failed), ("atom overlap", found.overlap), ("Lindemann", found.lindemann))
+    return text_table(rows) + "\n" + ", ".join(f"{what} {counted(count)}" for what, count in counts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,7 @@ def training_stage(
     ConfigError : an arm with the embedded-atom potential in a run whose ``physpre.eam.checkpoint`` is none.
     """
     arm, model = network.arm, config.model
-    where: dict[str, Any] = {"compile": config.task.compiles_on(str(device))}
-    if config.task.devices == 1:
-        where["device"] = str(device)
-    settings = config.training_settings().changed(seed=network.seed, **where)
+    settings = _settings_of_finetuning(config, network, str(device))
     cutoff = config.dataset.preprocess_params.cutoff_radius
     start = {
         "data": data.key,
@@ -95,12 +92,8 @@ def training_stage(
         logger.info("training, %s", network.name)
         stage.begin()
         material = run_material(folder, config, data, torch.device(device))
-        potential = initial_potential(
-            lambda: build_backbone(model.name, elements=data.elements, cutoff=cutoff, **model.hyperparameters()),
-            arm,
-            material,
-            network.seed,
-        )
+        build = partial(build_backbone, model.name, elements=data.elements, cutoff=cutoff, **model.hyperparameters())
+        potential = initial_potential(build, arm, material, network.seed)
         if before:
             copy_trainings(folder / NETWORKS, stage.folder, arm.stages, before)
         trained = train_arm(arm, potential, material, settings, stage.folder, cache_dir=config.physpre.cache_dir)
@@ -112,6 +105,13 @@ def training_stage(
         stage.finish(result.plain())
     found = TrainedNetwork.model_validate(stage_result(stage.folder))
     return load_potential(folder / found.checkpoint, device), stage.key
+
+
+def _settings_of_finetuning(config: Config, network: Network, device: str) -> TrainingSettings:
+    where: dict[str, Any] = {"compile": config.task.compiles_on(device)}
+    if config.task.devices == 1:
+        where["device"] = device
+    return config.training_settings().changed(seed=network.seed, **where)
 
 
 def _told(result: TrainingResult) -> TrainingStage:
