@@ -68,10 +68,10 @@ def fit(data: Split, label: str, route: str, init: str, epochs: int, batch_size:
         "wall s": found.seconds,
         "processor s": time.process_time() - processor,
         "epochs": found.history[-1]["epoch"],
-        "train loss": found.errors["train"]["total"],
-        "val loss": found.errors["val"]["total"],
-        "test loss": prediction_errors(found.potential, test)["total"],
-        "val forces eV/Å": found.errors["val"]["forces_mae"],
+        "train loss": found.errors["train"].total,
+        "val loss": found.errors["val"].total,
+        "test loss": prediction_errors(found.potential, test).total,
+        "val forces eV/Å": found.errors["val"].forces_mae,
         "walls that rise": f"{sum(row['rises'] for row in found.table)} of {len(found.table)}",
     }
 

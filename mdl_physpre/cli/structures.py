@@ -156,10 +156,10 @@ def label(
 
 def _check_target(target: Path) -> None:
     """Raise DataError where ``target`` cannot be written: better known before hours of labelling than after."""
-    from mdl_physpre.structures.read import format_of
+    from mdl_physpre.structures.formats.base import format_to_write
 
     path = target.expanduser()
-    format_of(path)
+    format_to_write(path)
     if path.is_dir():
         raise DataError(f"{target}: is a folder; give the name of a file")
     folder = next(parent for parent in path.absolute().parents if parent.exists())  # those below it will be made

@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mdl_physpre.analysis.errors import WEIGHTS, Errors, prediction_errors
-from mdl_physpre.eam_fit.objective import BLOCK_EDGES, LABELS, FitObjective
+from mdl_physpre.eam_fit.objective import BLOCK_EDGES, FitObjective
 from mdl_physpre.eam_fit.report import carries_labels, describe, fit_warnings, pair_table
 from mdl_physpre.eam_fit.routes import BestState, fit_fast, fit_reference, parameters_of, set_parameters
 from mdl_physpre.eam_fit.settings import EAMFitSettings
@@ -25,6 +25,7 @@ from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.eam.potential import EAMInteraction, element_numbers
 from mdl_physpre.potentials.energy_reference import composition_matrix
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
+from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.progress import progress as show_progress
 
 logger = logging.getLogger(__name__)
@@ -110,15 +111,19 @@ def fit_eam(
     warnings = fit_warnings(potential, table, sets, weights)
     for warning in warnings:
         logger.warning("%s", warning)
+    how = _how(settings, sets["train"], best, seconds)
+    text = describe(potential, table, errors, how=how, warnings=warnings)
+    return EAMFit(potential, best.history, errors, table, text, seconds)
+
+
+def _how(settings: EAMFitSettings, train: GraphDataset, best: BestState, seconds: float) -> str:
     chosen = min(best.history, key=lambda row: row["val_loss"] + row.get("wall", 0.0))
-    counts = ", ".join(f"{name} on {sets['train'].label_count(name)}" for name in LABELS)
-    how = (
+    counts = ", ".join(f"{name} on {train.label_count(name)}" for name in LABELS)
+    return (
         f"Fitted by the {settings.route} route to {len(train)} structures ({counts}) in {seconds:.0f} s; best state "
         f"after {chosen['epoch']} of {best.history[-1]['epoch']} passes over the data, validation loss "
         f"{chosen['val_loss']:.4f}."
     )
-    text = describe(potential, table, errors, how=how, warnings=warnings)
-    return EAMFit(potential, best.history, errors, table, text, seconds)
 
 
 def _fitted(

@@ -145,6 +145,7 @@ class FitObjective:
         adjoint: list[Tensor] | None,
         sums: dict[str, Tensor],
     ) -> float:
+        """The part of a block in the loss; what it adds to totals, left, and the sums of the gradient goes there."""
         i, j, u, n_atoms = block.i, block.j, block.u, len(block.element)
         phi, dphi, rho, drho = (t.index_select(0, block.bin) for t in tables)
         b, rho0, e0 = (by_element[n].index_select(0, block.element) for n in ("B", "rho0", "E0"))
@@ -166,21 +167,7 @@ class FitObjective:
         predicted = {"energy": energies, "forces": forces.T, "stress": virial / block.volume[:, None, None]}
 
         left.append(block.labels["energy"] - energies)
-        value, pull = 0.0, {}
-        for name in LABELS:
-            if not self.counts[name] or not self.weights[name]:
-                pull[name] = torch.zeros_like(predicted[name])
-                if not self.counts[name]:
-                    continue
-            difference = predicted[name] - block.labels[name]
-            known = ~block.labels[name].isnan()
-            difference = torch.where(known, difference, torch.zeros_like(difference))
-            totals[name] += float(difference.abs().sum(dtype=torch.float64))
-            s = smoothing.get(name, 0.0)
-            smooth = (difference**2 + s * s).sqrt() if s else difference.abs()
-            weight = self.weights[name] / self.counts[name]
-            value += weight * float(torch.where(known, smooth - s, torch.zeros_like(smooth)).sum(dtype=torch.float64))
-            pull[name] = weight * (difference / smooth if s else difference.sign())
+        value, pull = self._deviation(block, predicted, smoothing, totals)
         if adjoint is None:
             return value
 
@@ -204,6 +191,26 @@ class FitObjective:
         sums["rho0"].index_add_(0, block.element, -on_excess)
         sums["E0"].index_add_(0, block.element, on_atom_energy)
         return value
+
+    def _deviation(
+        self, block: Block, predicted: dict[str, Tensor], smoothing: dict[str, float], totals: dict[str, float]
+    ) -> tuple[float, dict[str, Tensor]]:
+        """The part of the loss, and its derivative by each prediction; sums of |prediction − label| go to totals."""
+        value, pull = 0.0, {}
+        for name in LABELS:
+            if not self.counts[name]:
+                pull[name] = torch.zeros_like(predicted[name])
+                continue
+            difference = predicted[name] - block.labels[name]
+            known = ~block.labels[name].isnan()
+            difference = torch.where(known, difference, torch.zeros_like(difference))
+            totals[name] += float(difference.abs().sum(dtype=torch.float64))
+            s = smoothing.get(name, 0.0)
+            smooth = (difference**2 + s * s).sqrt() if s else difference.abs()
+            weight = self.weights[name] / self.counts[name]
+            value += weight * float(torch.where(known, smooth - s, torch.zeros_like(smooth)).sum(dtype=torch.float64))
+            pull[name] = weight * (difference / smooth if s else difference.sign())
+        return value, pull
 
 
 def _bins_per_pair(cutoff: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from mdl_physpre.eam_fit.objective import FitObjective
+from mdl_physpre.eam_fit.objective import FitObjective, Loss
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.eam_fit.wall import WallPrior
 from mdl_physpre.errors import FitError
@@ -164,7 +164,8 @@ class Scaling:
             "E0": p["E0"] - self.e0,
         }
         x = (torch.cat([free[name].reshape(-1) for name in NAMES]) / self.units).numpy()
-        return np.clip(x, self.bounds[:, 0], self.bounds[:, 1])
+        clipped: np.ndarray = np.clip(x, self.bounds[:, 0], self.bounds[:, 1])
+        return clipped
 
     def parameters(self, x: Tensor) -> dict[str, Tensor]:
         """The parameters of free variables, differentiable."""
@@ -199,19 +200,48 @@ def fit_fast(
     """
     start = parameters_of(potential)
     scaling = Scaling(potential, start)
-    first = objective(start, gradient=False)
-    ticks = iter(passes)
-    done = 0
-    latest = first  # of the point that L-BFGS saw last, which is the one it accepts
+    steps = _Steps(objective, wall, scaling, best, iter(passes), objective(start, gradient=False))
+    x = scaling.vector(start)
+    steps.judge(x)
+    reached = steps.latest.value
+    while steps.done < epochs:
+        smoothing = {name: SMOOTHING * error for name, error in steps.latest.errors.items() if np.isfinite(error)}
+        left = epochs - steps.done
+        options = {"maxfun": max(left // 2, min(left, 30)), "maxiter": left, "maxcor": 30, "ftol": 1e-6}
+        x = minimize(
+            steps, x, (smoothing,), "L-BFGS-B", jac=True, bounds=scaling.bounds, callback=steps.judge, options=options
+        ).x
+        parameters = scaling.parameters(torch.tensor(x))
+        shift = energy_shift(objective.composition, objective(parameters, gradient=False).energies_left)
+        parameters["E0"] = parameters["E0"] + shift
+        x = scaling.vector(parameters)
+        steps.latest = objective(parameters, gradient=False)
+        if steps.latest.value > 0.999 * reached:
+            break
+        reached = steps.latest.value
+    for _ in steps.ticks:
+        pass
 
-    def loss_and_gradient(x: np.ndarray, smoothing: dict[str, float]) -> tuple[float, np.ndarray]:
-        nonlocal done, latest
-        done += 1
-        next(ticks, None)
+
+@dataclass
+class _Steps:
+    """Loss and gradient of the fast route, counted. ``latest`` is of the last point seen, the one L-BFGS accepts."""
+
+    objective: FitObjective
+    wall: WallPrior
+    scaling: Scaling
+    best: BestState
+    ticks: Iterator[int]
+    latest: Loss
+    done: int = 0
+
+    def __call__(self, x: np.ndarray, smoothing: dict[str, float]) -> tuple[float, np.ndarray]:
+        self.done += 1
+        next(self.ticks, None)
         free = torch.tensor(x, requires_grad=True)
-        parameters = scaling.parameters(free)
-        loss = objective(parameters, smoothing)
-        penalty = wall(parameters)
+        parameters = self.scaling.parameters(free)
+        loss = self.objective(parameters, smoothing)
+        penalty = self.wall(parameters)
         value = loss.value + float(penalty.detach())
         outputs = [*parameters.values(), penalty]
         gradients = [*(loss.gradient[name] for name in parameters), torch.ones_like(penalty)]  # type: ignore[index]
@@ -219,35 +249,16 @@ def fit_fast(
         slope = free.grad.numpy()  # type: ignore[union-attr]
         if not (np.isfinite(value) and np.isfinite(slope).all()):
             return FAR_OFF, np.zeros_like(slope)  # too long a step: the line search comes back
-        latest = loss
+        self.latest = loss
         return value, slope
 
-    def judge(x: np.ndarray) -> None:
-        parameters = {name: p.detach() for name, p in scaling.parameters(torch.tensor(x)).items()}
-        parameters["E0"] = parameters["E0"] + energy_shift(objective.composition, latest.energies_left)
-        train_loss = sum(w * latest.errors[n] for n, w in objective.weights.items() if objective.counts[n])
-        best.add(done, train_loss, parameters, wall=float(wall(parameters)))
-
-    x = scaling.vector(start)
-    judge(x)
-    reached = first.value
-    while done < epochs:
-        smoothing = {name: SMOOTHING * error for name, error in latest.errors.items() if np.isfinite(error)}
-        left = epochs - done
-        x = minimize(
-            loss_and_gradient, x, args=(smoothing,), jac=True, method="L-BFGS-B", bounds=scaling.bounds, callback=judge,
-            options={"maxfun": max(left // 2, min(left, 30)), "maxiter": left, "maxcor": 30, "ftol": 1e-6},
-        ).x  # fmt: skip
-        parameters = scaling.parameters(torch.tensor(x))
-        shift = energy_shift(objective.composition, objective(parameters, gradient=False).energies_left)
-        parameters["E0"] = parameters["E0"] + shift
-        x = scaling.vector(parameters)
-        latest = objective(parameters, gradient=False)
-        if latest.value > 0.999 * reached:
-            break
-        reached = latest.value
-    for _ in ticks:
-        pass
+    def judge(self, x: np.ndarray) -> None:
+        """Keep the parameters at ``x`` where they are the best so far."""
+        parameters = {name: p.detach() for name, p in self.scaling.parameters(torch.tensor(x)).items()}
+        parameters["E0"] = parameters["E0"] + energy_shift(self.objective.composition, self.latest.energies_left)
+        counted = {name: w for name, w in self.objective.weights.items() if self.objective.counts[name]}
+        train_loss = sum(w * self.latest.errors[name] for name, w in counted.items())
+        self.best.add(self.done, train_loss, parameters, wall=float(self.wall(parameters)))
 
 
 def energy_shift(composition: Tensor, left: Tensor) -> Tensor:

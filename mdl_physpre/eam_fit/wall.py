@@ -27,7 +27,7 @@ class WallPrior:
     * V is held within a factor of four of the screened nuclear repulsion at three distances from r_w/4 to r_w/2:
       penalty mean max(0, \|asinh V − asinh V_nuc\| − ln 4)².
 
-    Both are zero for a sensible wall, and then change nothing. A short-range core is part of V.
+    Both are zero for a sensible wall, and then change nothing. A short-range repulsion is part of V.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class WallPrior:
     def _curves(
         self, r: Tensor, pairs: PairParameters, parameters: dict[str, Tensor], surroundings: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """V and dV/dr without the core, (2 surroundings, n_pairs, n_distances)."""
+        """V and dV/dr without the short-range repulsion, (2 surroundings, n_pairs, n_distances)."""
         pair = torch.arange(len(r)).repeat_interleave(r.shape[1])
         phi, dphi, rho, drho = (x.reshape(r.shape) for x in radial_functions(r.reshape(-1), pair, pairs, self.cutoff))
         value, slope = phi[None], dphi[None]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,31 +81,10 @@ def label(
     if on_error not in ("raise", "skip"):
         raise ConfigError(f"on_error: found {on_error!r}, expected 'raise' or 'skip'")
     structures = list(structures)
-    found = compute_labels(
-        structures,
-        teacher,
-        kwargs=kwargs,
-        batch_edges=batch_edges,
-        dtype=dtype,
-        workers=workers,
-        progress=progress,
-    )
-    failures = {k: result.reason for k, result in enumerate(found) if isinstance(result, LabelFailure)}
-    if failures:
-        text = failure_text(structures, failures)
-        if len(failures) == len(structures):
-            raise DataError(f"{text}. Look at the elements, the arguments and the installation of the teacher")
-        if on_error == "raise":
-            raise DataError(
-                f"{text}. Take these structures out of the data, or label the others alone: physpre label "
-                "--skip-failed, from Python label(…, on_error='skip')"
-            )
-        logger.warning("%s; they are left out", text)
-    labelled = []
-    for atoms, result in zip(structures, found):
-        if isinstance(result, Labels):
-            labelled.append(set_labels(without_labels(atoms), result.energy, result.forces, result.stress))
-    return labelled
+    options: dict[str, Any] = {"batch_edges": batch_edges, "dtype": dtype, "workers": workers, "progress": progress}
+    found = compute_labels(structures, teacher, kwargs=kwargs, **options)
+    labels = without_failures(structures, found, on_error=on_error)
+    return [labelled_copy(atoms, one) for atoms, one in zip(structures, labels) if one is not None]
 
 
 def compute_labels(
@@ -129,7 +108,7 @@ def compute_labels(
         return _corrected(structures, bare, resolved.without("base"))
     name = partial(_named, structures)
     if isinstance(resolved, Potential):
-        potential = copy.deepcopy(resolved).to(dtype).eval()
+        potential = deepcopy(resolved).to(dtype).eval()
         chunks = batch_by_edges(estimated_edges(structures, potential.cutoff), batch_edges)
         if sum(len(a) for a in structures) < PARALLEL_FROM:
             workers = 1
@@ -144,16 +123,13 @@ def compute_labels(
         results = run_chunks(partial(_label_by_calculator, structures, resolved), chunks, workers, start_method(), name)
     if progress:
         results = show_progress(results, total=len(chunks), description="labels")
-    found: list[Labels | LabelFailure] = []
-    for part in results:
-        found.extend(part)
-    return found
+    return [one for part in results for one in part]
 
 
 def _corrected(
     structures: Sequence[Atoms], found: Sequence[Labels | LabelFailure], correction: Potential
 ) -> list[Labels | LabelFailure]:
-    """Labels of calculators with those of a core and of energies of elements added, in this process."""
+    """Labels of calculators, with a short-range repulsion and energies of the elements added in this process."""
     added = compute_labels(structures, correction, dtype=torch.float64, workers=1, progress=False)
     results: list[Labels | LabelFailure] = []
     for one, other in zip(found, added):
@@ -179,13 +155,34 @@ def estimated_edges(structures: Sequence[Atoms], cutoff: float) -> list[int]:
     return edges
 
 
-def without_labels(atoms: Atoms) -> Atoms:
-    """A copy without calculator, and without labels in ``info`` and ``arrays``, which readers would prefer to it."""
-    bare = atoms.copy()
-    for store in (bare.info, bare.arrays):
+def labelled_copy(atoms: Atoms, labels: Labels) -> Atoms:
+    """A copy with these labels, and without older ones in ``info`` and ``arrays``, which readers would prefer."""
+    copy: Atoms = atoms.copy()
+    for store in (copy.info, copy.arrays):
         for key in [key for key in store if is_label(key)]:
             del store[key]
-    return bare
+    return set_labels(copy, labels.energy, labels.forces, labels.stress)
+
+
+def without_failures(
+    structures: Sequence[Atoms], found: Sequence[Labels | LabelFailure], subject: str = "", on_error: str = "skip"
+) -> list[Labels | None]:
+    """The labels, None where there are none, which a warning names, after the subject.
+
+    Raises DataError instead for ``on_error="raise"``, and where no structure could be labelled.
+    """
+    failures = {k: result.reason for k, result in enumerate(found) if isinstance(result, LabelFailure)}
+    if failures:
+        text = (f"{subject}: " if subject else "") + failure_text(structures, failures)
+        if len(failures) == len(structures):
+            raise DataError(f"{text}. Look at the elements, the arguments and the installation of the teacher")
+        if on_error == "raise":
+            raise DataError(
+                f"{text}. Take these structures out of the data, or label the others alone: physpre label "
+                "--skip-failed, from Python label(…, on_error='skip')"
+            )
+        logger.warning("%s; they are left out", text)
+    return [None if isinstance(result, LabelFailure) else result for result in found]
 
 
 def failure_text(structures: Sequence[Atoms], failures: Mapping[int, str]) -> str:
@@ -214,11 +211,6 @@ def _batch_graphs(
         return chunk, f"{type(error).__name__}: {error}"
 
 
-def _label_batch(structures: Sequence[Atoms], potential: Potential, chunk: list[int]) -> list[Labels | LabelFailure]:
-    graphs = _batch_graphs(structures, potential.cutoff, _dtype(potential), chunk)
-    return _evaluate_batch(structures, potential, graphs)
-
-
 def _evaluate_batch(
     structures: Sequence[Atoms], potential: Potential, batch: tuple[list[int], GraphDataset | str]
 ) -> list[Labels | LabelFailure]:
@@ -228,11 +220,10 @@ def _evaluate_batch(
         try:
             graph = graphs.batch().on(device_of_parameters(potential))
             found = evaluate(potential, graph)
-            assert found.forces is not None
-            assert found.stress is not None
-            energies = found.energies.detach().double().cpu().numpy()
-            forces = found.forces.detach().double().cpu().numpy()
-            stress = found.stress.detach().double().cpu().numpy()
+            assert found.forces is not None and found.stress is not None
+            energies, forces, stress = (
+                x.detach().double().cpu().numpy() for x in (found.energies, found.forces, found.stress)
+            )
             ends = np.cumsum(graphs.n_atoms)
             return [
                 _checked(structures[k], energies[b], forces[end - len(structures[k]) : end], stress[b])
@@ -243,7 +234,8 @@ def _evaluate_batch(
     if len(chunk) == 1:
         return [LabelFailure(str(reason))]
     # One structure spoils its batch: take them one at a time, to say which it is and to label the others.
-    return [result for k in chunk for result in _label_batch(structures, potential, [k])]
+    alone = (_batch_graphs(structures, potential.cutoff, _dtype(potential), [k]) for k in chunk)
+    return [result for one in alone for result in _evaluate_batch(structures, potential, one)]
 
 
 def _checked(atoms: Atoms, energy: Any, forces: Any, stress: Any) -> Labels | LabelFailure:
@@ -286,10 +278,8 @@ def _calculator(factory: CalculatorFactory) -> Any:
 def _label_by_calculator(
     structures: Sequence[Atoms], factory: CalculatorFactory, chunk: list[int]
 ) -> list[Labels | LabelFailure]:
-    return [_label_one(structures[k], factory) for k in chunk]
-
-
-def _label_one(structure: Atoms, factory: CalculatorFactory) -> Labels | LabelFailure:
+    (number,) = chunk
+    structure = structures[number]
     calculator = _calculator(factory)  # a calculator that cannot be built is an error, not a failed structure
     atoms = structure.copy()
     atoms.calc = calculator
@@ -298,7 +288,7 @@ def _label_one(structure: Atoms, factory: CalculatorFactory) -> Labels | LabelFa
         stress = None
         if "stress" in calculator.implemented_properties and atoms.pbc.all() and atoms.cell.rank == 3:
             stress = calculator.get_stress(atoms)  # atoms.get_stress asserts a shape without a word
-        return _checked(structure, energy, forces, stress)
+        return [_checked(structure, energy, forces, stress)]
     except CALCULATOR_ERRORS as error:
         getattr(calculator, "reset", lambda: None)()  # it must not take what it had half done for done
-        return LabelFailure(f"{type(error).__name__}: {error}")
+        return [LabelFailure(f"{type(error).__name__}: {error}")]

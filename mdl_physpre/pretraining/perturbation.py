@@ -15,7 +15,7 @@ from ase.data import covalent_radii
 from numpy.typing import NDArray
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
+from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings as PerturbationSettings
 from mdl_physpre.pretraining.perturbation_settings import strengths as strengths
 from mdl_physpre.structures.neighbours import neighbour_list
 
@@ -169,13 +169,9 @@ def perturb(
     Parameters
     ----------
     atoms : structure; any cell and periodicity. One atom alone is displaced but has no pair.
-    n_pairs : close pairs, by minimum image.
-    pull : largest pull, Å.
-    n_sites : sites displaced at random.
-    perturb : largest random displacement, Å.
-    pull_share : c. The gap of a pair closes by 2 c s: by s with 0.5 (published results), 2 s with 1.0 (as printed).
-    rng : random numbers; or
-    seed : what to seed them with. Give one of the two.
+    pull, perturb : largest pull and largest random displacement, Å.
+    n_pairs, n_sites, pull_share : as in :class:`PerturbationSettings`; c is pull_share.
+    rng, seed : random numbers, or what to seed them with. Give one of the two.
 
     Returns
     -------

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.pretraining.labelling import LabelFailure, Teacher, compute_labels, resolve_teacher, without_labels
-from mdl_physpre.pretraining.perturbation import PerturbationSettings, PerturbedParent, structure_key
+from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, labelled_copy
+from mdl_physpre.pretraining.perturbation import PerturbedParent, structure_key
+from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.pretraining.set_report import format_report, label_quantiles, largest_force, smallest_distances
+from mdl_physpre.pretraining.teacher import Teacher, resolve_teacher
 from mdl_physpre.structures.graph import GraphDataset
-from mdl_physpre.structures.labels import set_labels
+from mdl_physpre.structures.labels import Labels, set_labels
 from mdl_physpre.utils.progress import progress as show_progress
 
 logger = logging.getLogger(__name__)
@@ -40,16 +43,6 @@ class PretrainingSet:
 
     structures: list[Atoms]
     report: dict[str, Any]
-
-
-@dataclass
-class _Tally:
-    """What happened to the draws."""
-
-    rejected: Counter[str] = field(default_factory=Counter)
-    redrawn: int = 0
-    halvings: Counter[int] = field(default_factory=Counter)
-    given_up: list[dict[str, Any]] = field(default_factory=list)
 
 
 def make_pretraining_set(
@@ -94,50 +87,22 @@ def make_pretraining_set(
         raise DataError("pretraining set: no structures to perturb")
     if seed < 0 or epoch < 0:
         raise ConfigError(f"pretraining set: seed {seed} and epoch {epoch} must not be negative")
+    draws = _Draws(structures, settings, seed, epoch, progress)
     if teacher is not None:
-        teacher = resolve_teacher(teacher, kwargs)
-    tally = _Tally()
-    pending = {(k, r): 0 for k in range(len(structures)) for r in range(settings.n_aug)}
-    done: dict[tuple[int, int], Atoms] = {}
-    originals: list[Atoms] = []
-    if teacher is not None:
-        originals = _label_parents(structures, settings, teacher, dtype, workers, progress, pending, tally)
-    while pending:
-        drawn = _draw(structures, settings, seed, epoch, pending, tally, progress)
-        if teacher is None:
-            failed: dict[tuple[int, int], str] = {}
-        else:
-            failed = _label_draws(drawn, settings, teacher, dtype, workers, progress)
-        for slot, atoms in drawn.items():
-            attempt = atoms.info["attempt"]
-            if slot not in failed:
-                done[slot] = atoms
-                del pending[slot]
-                tally.redrawn += attempt > 0
-                tally.halvings[settings.weakenings(attempt)] += 1
-                continue
-            tally.rejected[failed[slot]] += 1
-            if attempt + 1 < settings.max_attempts:
-                pending[slot] = attempt + 1
-            else:
-                del pending[slot]
-                _give_up(structures, slot, failed[slot], tally)
-    if not done:
-        raise DataError(f"pretraining set: not one draw passes the filters; {_reasons(tally)}")
-    made = [done[slot] for slot in sorted(done)]
-    report = _report(structures, made, originals, settings, seed, epoch, tally, distances)
+        resolved = resolve_teacher(teacher, kwargs)
+        draws.labels = partial(compute_labels, teacher=resolved, dtype=dtype, workers=workers, progress=progress)
+    draws.make()
+    made = draws.made()
+    if not made:
+        raise DataError(f"pretraining set: not one draw passes the filters; {draws.reasons()}")
+    report = draws.report(made, distances)
     logger.info("%s", format_report(report))
-    if tally.given_up:
-        names = sorted({str(entry["parent"]) for entry in tally.given_up})
-        logger.warning(
-            "%d draws of %d structures were given up (%s): %s%s",
-            len(tally.given_up),
-            len(names),
-            _reasons(tally),
-            ", ".join(names[:10]),
-            " ..." if len(names) > 10 else "",
-        )
-    return PretrainingSet(made + (originals if settings.originals else []), report)
+    if draws.given_up:
+        names = sorted({str(entry["parent"]) for entry in draws.given_up})
+        told = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+        text = "%d draws of %d structures were given up (%s): %s"
+        logger.warning(text, len(draws.given_up), len(names), draws.reasons(), told)
+    return PretrainingSet(made + (draws.originals if settings.originals else []), report)
 
 
 class OnlinePretrainingSet:
@@ -177,138 +142,151 @@ class OnlinePretrainingSet:
         return GraphDataset(self.epoch(epoch).structures, self.cutoff, dtype=self.dtype)
 
 
-def _draw(
-    structures: list[Atoms],
-    settings: PerturbationSettings,
-    seed: int,
-    epoch: int,
-    pending: dict[tuple[int, int], int],
-    tally: _Tally,
-    progress: bool,
-) -> dict[tuple[int, int], Atoms]:
-    """The next draw of every pending slot (structure, round) that passes ``min_distance``."""
-    rounds: dict[int, list[int]] = {}
-    for k, r in pending:
-        rounds.setdefault(k, []).append(r)
-    drawn = {}
-    parents = show_progress(rounds.items(), len(rounds), "perturbed structures") if progress else rounds.items()
-    for k, numbers in parents:
-        parent = PerturbedParent(structures[k], k, settings)
-        for r in numbers:
-            atoms, attempt = parent.draw(r, pending[k, r], seed, epoch)
-            if attempt > pending[k, r]:
-                tally.rejected["min_distance"] += attempt - pending[k, r]
-            if atoms is None:
-                _give_up(structures, (k, r), "min_distance", tally)
-                del pending[k, r]
+Slot = tuple[int, int]  # number of the structure, and round
+
+
+class _Draws:
+    """The draws of a set and what became of them.
+
+    Attributes
+    ----------
+    labels : of structures by the teacher, or why there are none; None where there is no teacher.
+    pending : the attempt that each slot without a structure has next.
+    """
+
+    def __init__(
+        self, structures: list[Atoms], settings: PerturbationSettings, seed: int, epoch: int, progress: bool
+    ) -> None:
+        self.structures, self.settings, self.seed, self.epoch = structures, settings, seed, epoch
+        self.progress = progress
+        self.labels: Callable[[list[Atoms]], list[Labels | LabelFailure]] | None = None
+        self.pending: dict[Slot, int] = {(k, r): 0 for k in range(len(structures)) for r in range(settings.n_aug)}
+        self.done: dict[Slot, Atoms] = {}
+        self.originals: list[Atoms] = []
+        self.rejected: Counter[str] = Counter()
+        self.given_up: list[dict[str, Any]] = []
+
+    def make(self) -> None:
+        """Draw, filter and draw again, until every slot has a structure or is given up."""
+        self._label_parents()
+        while self.pending:
+            drawn = self._draw()
+            failed = self._label(drawn)
+            for slot, atoms in drawn.items():
+                attempt = atoms.info["attempt"]
+                if slot not in failed:
+                    self.done[slot] = atoms
+                    del self.pending[slot]
+                    continue
+                self.rejected[failed[slot]] += 1
+                self.pending[slot] = attempt + 1
+                if attempt + 1 == self.settings.max_attempts:
+                    self._give_up(slot, failed[slot])
+
+    def made(self) -> list[Atoms]:
+        """The structures, parent by parent, round by round."""
+        return [self.done[slot] for slot in sorted(self.done)]
+
+    def _label_parents(self) -> None:
+        """The unperturbed structures. One beyond the bound as it stands has no draws: none could pass."""
+        if self.labels is None:
+            return
+        for k, (atoms, found) in enumerate(zip(self.structures, self.labels(self.structures))):
+            if isinstance(found, LabelFailure):
+                reason = f"no label of the unperturbed structure: {found.reason}"
+            elif self._too_strong(found):
+                reason = "max_force in the unperturbed structure"
             else:
-                drawn[k, r] = atoms
-    return drawn
+                copy = labelled_copy(atoms, found)
+                key = structure_key(atoms, k)
+                copy.info["parent"], copy.info["structure_id"] = key, f"{key}-original"
+                self.originals.append(copy)
+                continue
+            for r in range(self.settings.n_aug):
+                self._give_up((k, r), reason)
 
+    def _draw(self) -> dict[Slot, Atoms]:
+        """The next draw of every pending slot that passes ``min_distance``."""
+        rounds: dict[int, list[int]] = {}
+        for k, r in self.pending:
+            rounds.setdefault(k, []).append(r)
+        drawn = {}
+        items = rounds.items()
+        for k, numbers in show_progress(items, len(rounds), "perturbed structures") if self.progress else items:
+            parent = PerturbedParent(self.structures[k], k, self.settings)
+            for r in numbers:
+                first = self.pending[k, r]
+                atoms, attempt = parent.draw(r, first, self.seed, self.epoch)
+                if attempt > first:
+                    self.rejected["min_distance"] += attempt - first
+                if atoms is None:
+                    self._give_up((k, r), "min_distance")
+                else:
+                    drawn[k, r] = atoms
+        return drawn
 
-def _label_draws(
-    drawn: dict[tuple[int, int], Atoms],
-    settings: PerturbationSettings,
-    teacher: Teacher,
-    dtype: torch.dtype,
-    workers: int | None,
-    progress: bool,
-) -> dict[tuple[int, int], str]:
-    """Put labels on the draws; why not, for those that are rejected."""
-    slots = list(drawn)
-    found = compute_labels([drawn[s] for s in slots], teacher, dtype=dtype, workers=workers, progress=progress)
-    failed = {}
-    for slot, result in zip(slots, found):
-        if isinstance(result, LabelFailure):
-            logger.debug("no labels for %s: %s", drawn[slot].info["structure_id"], result.reason)
-            failed[slot] = "no_label"
-        elif settings.max_force is not None and largest_force(result) > settings.max_force:
-            failed[slot] = "max_force"
-        else:
-            set_labels(drawn[slot], result.energy, result.forces, result.stress)
-    return failed
+    def _label(self, drawn: dict[Slot, Atoms]) -> dict[Slot, str]:
+        """Put labels on the draws; why not, for those that are rejected."""
+        failed: dict[Slot, str] = {}
+        if self.labels is None:
+            return failed
+        for (slot, atoms), found in zip(drawn.items(), self.labels(list(drawn.values()))):
+            if isinstance(found, LabelFailure):
+                logger.debug("no labels for %s: %s", atoms.info["structure_id"], found.reason)
+                failed[slot] = "no_label"
+            elif self._too_strong(found):
+                failed[slot] = "max_force"
+            else:
+                set_labels(atoms, found.energy, found.forces, found.stress)
+        return failed
 
+    def _too_strong(self, labels: Labels) -> bool:
+        return self.settings.max_force is not None and largest_force(labels) > self.settings.max_force
 
-def _label_parents(
-    structures: list[Atoms],
-    settings: PerturbationSettings,
-    teacher: Teacher,
-    dtype: torch.dtype,
-    workers: int | None,
-    progress: bool,
-    pending: dict[tuple[int, int], int],
-    tally: _Tally,
-) -> list[Atoms]:
-    """The unperturbed structures with labels. One beyond the bound as it stands has no draws: none could pass."""
-    found = compute_labels(structures, teacher, dtype=dtype, workers=workers, progress=progress)
-    labelled = []
-    for k, (atoms, result) in enumerate(zip(structures, found)):
-        if isinstance(result, LabelFailure):
-            reason = f"no label of the unperturbed structure: {result.reason}"
-        elif settings.max_force is not None and largest_force(result) > settings.max_force:
-            reason = "max_force in the unperturbed structure"
-        else:
-            copy = set_labels(without_labels(atoms), result.energy, result.forces, result.stress)
-            key = structure_key(atoms, k)
-            copy.info["parent"], copy.info["structure_id"] = key, f"{key}-original"
-            labelled.append(copy)
-            continue
-        for r in range(settings.n_aug):
-            del pending[k, r]
-            _give_up(structures, (k, r), reason, tally)
-    return labelled
+    def _give_up(self, slot: Slot, reason: str) -> None:
+        del self.pending[slot]
+        k, r = slot
+        key = structure_key(self.structures[k], k)
+        self.given_up.append({"parent": key, "index": k, "round": r, "reason": reason})
 
+    def reasons(self) -> str:
+        """Why draws were given up, with their numbers."""
+        counts = Counter(entry["reason"] for entry in self.given_up)
+        return ", ".join(f"{reason}: {n}" for reason, n in counts.items())
 
-def _give_up(structures: list[Atoms], slot: tuple[int, int], reason: str, tally: _Tally) -> None:
-    k, r = slot
-    tally.given_up.append({"parent": structure_key(structures[k], k), "index": k, "round": r, "reason": reason})
-
-
-def _reasons(tally: _Tally) -> str:
-    counts = Counter(entry["reason"] for entry in tally.given_up)
-    return ", ".join(f"{reason}: {n}" for reason, n in counts.items())
-
-
-def _report(
-    structures: list[Atoms],
-    made: list[Atoms],
-    originals: list[Atoms],
-    settings: PerturbationSettings,
-    seed: int,
-    epoch: int,
-    tally: _Tally,
-    distances: bool,
-) -> dict[str, Any]:
-    by_round: list[list[int]] = [[] for _ in range(settings.n_aug)]
-    for atoms in made:
-        by_round[atoms.info["round"]].append(settings.weakenings(atoms.info["attempt"]))
-    pull, perturb = settings.round_strengths()
-    report: dict[str, Any] = {
-        "parents": len(structures),
-        "wanted": len(structures) * settings.n_aug,
-        "drawn": len(made) + sum(tally.rejected.values()),
-        "structures": len(made),
-        "rejected": dict(tally.rejected),
-        "redrawn": tally.redrawn,
-        "weakened": sum(n for w, n in tally.halvings.items() if w),
-        "by_halvings": {str(w): tally.halvings[w] for w in sorted(tally.halvings)},
-        "given_up": len(tally.given_up),
-        "given_up_draws": tally.given_up,
-        "rounds": [
-            {
-                "pull": float(pull[r]),
-                "perturb": float(perturb[r]),
-                "structures": len(halvings),
-                "weakened": sum(w > 0 for w in halvings),
-                "mean_scale": float(np.mean([0.5**w for w in halvings])) if halvings else None,
-            }
-            for r, halvings in enumerate(by_round)
-        ],
-        "originals": len(originals) if settings.originals else 0,
-        "seed": seed,
-        "epoch": epoch,
-        "labels": {"perturbed": label_quantiles(made), "unperturbed": label_quantiles(originals)},
-    }
-    if distances:
-        report["smallest_distances"] = smallest_distances(structures, made)
-    return report
+    def report(self, made: list[Atoms], distances: bool) -> dict[str, Any]:
+        """What was drawn, rejected and kept, in plain values."""
+        settings = self.settings
+        by_round: list[list[int]] = [[] for _ in range(settings.n_aug)]
+        for atoms in made:
+            by_round[atoms.info["round"]].append(settings.weakenings(atoms.info["attempt"]))
+        halvings = Counter(w for part in by_round for w in part)
+        report: dict[str, Any] = {
+            "parents": len(self.structures),
+            "wanted": len(self.structures) * settings.n_aug,
+            "drawn": len(made) + sum(self.rejected.values()),
+            "structures": len(made),
+            "rejected": dict(self.rejected),
+            "redrawn": sum(atoms.info["attempt"] > 0 for atoms in made),
+            "weakened": sum(n for w, n in halvings.items() if w),
+            "by_halvings": {str(w): halvings[w] for w in sorted(halvings)},
+            "given_up": len(self.given_up),
+            "given_up_draws": self.given_up,
+            "rounds": [
+                {
+                    "pull": float(pull),
+                    "perturb": float(perturb),
+                    "structures": len(part),
+                    "weakened": sum(w > 0 for w in part),
+                    "mean_scale": float(np.mean([0.5**w for w in part])) if part else None,
+                }
+                for part, pull, perturb in zip(by_round, *settings.round_strengths())
+            ],
+            "originals": len(self.originals) if settings.originals else 0,
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "labels": {"perturbed": label_quantiles(made), "unperturbed": label_quantiles(self.originals)},
+        }
+        if distances:
+            report["smallest_distances"] = smallest_distances(self.structures, made)
+        return report

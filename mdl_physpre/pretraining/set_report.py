@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mdl_physpre.structures.labels import Labels, get_labels
-from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 DISTANCE_EDGES = np.linspace(0.0, 4.0, 81)  # Å, bins of 0.05
@@ -42,19 +42,6 @@ def label_quantiles(structures: Sequence[Atoms]) -> dict[str, dict[str, float]]:
     }
 
 
-def closest_by_elements(atoms: Atoms, cutoff: float) -> dict[tuple[int, int], float]:
-    """Smallest distance of each pair of elements (lower atomic number first) within a cutoff, in Å."""
-    i, j, shifts = neighbour_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
-    if not len(i):
-        return {}
-    d = np.linalg.norm(atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array, axis=1)
-    z = atoms.numbers
-    code = np.minimum(z[i], z[j]) * 1000 + np.maximum(z[i], z[j])
-    least = np.full(int(code.max()) + 1, np.inf)
-    np.minimum.at(least, code, d)
-    return {(int(c) // 1000, int(c) % 1000): float(least[c]) for c in np.unique(code)}
-
-
 def smallest_distances(original: Sequence[Atoms], perturbed: Sequence[Atoms]) -> dict[str, Any]:
     """Histograms, for each pair of elements, of a structure's smallest distance, before and after perturbation.
 
@@ -68,7 +55,7 @@ def smallest_distances(original: Sequence[Atoms], perturbed: Sequence[Atoms]) ->
         step = -(-len(structures) // DISTANCE_SAMPLE) if structures else 1
         found: dict[tuple[int, int], list[float]] = {}
         for atoms in structures[::step]:
-            for pair, d in closest_by_elements(atoms, float(DISTANCE_EDGES[-1])).items():
+            for pair, d in closest_by_elements(atoms.numbers, *pairs_within(atoms, float(DISTANCE_EDGES[-1]))).items():
                 found.setdefault(pair, []).append(d)
         for (a, b), values in sorted(found.items()):
             pairs.setdefault(f"{chemical_symbols[a]}-{chemical_symbols[b]}", {})[name] = {

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
-from mdl_physpre.errors import ConfigError, nearest
+from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.open import is_scheme, open_potential, source_of
 from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.potentials.zbl import ZBL, core_for
 from mdl_physpre.utils.devices import put_on
-from mdl_physpre.utils.import_paths import import_object
+from mdl_physpre.utils.registry import Registry
 
-ENTRY_POINTS = "mdl_physpre.teachers"
+TEACHERS = Registry("teacher", "mdl_physpre.teachers", object, {})  # callables, by entry point or import path
 CalculatorFactory: TypeAlias = Callable[[], Any]
 Teacher: TypeAlias = "Potential | Callable[..., Any] | str"
 # What a calculator may raise: one that was written as a program of its own leaves by SystemExit where it gives up.
@@ -34,7 +33,7 @@ def make_teacher(
     short_range_radii: Mapping[str, float] | None = None,
     device: str | torch.device = "cpu",
 ) -> SumPotential:
-    """A teacher by name, with a core if wanted, and energies of the elements that can be fitted.
+    """A teacher by name, with short-range repulsion if wanted, and energies of the elements that can be fitted.
 
     Parameters
     ----------
@@ -48,7 +47,8 @@ def make_teacher(
 
     Raises
     ------
-    ConfigError : nothing of that name, arguments that it does not take, an unknown core, a device that is not there.
+    ConfigError : nothing of that name, arguments that it does not take, an unknown short_range, a device that is
+        not there.
     CheckpointError : a file that no format recognises.
     """
     if Path(name).is_file() or is_scheme(name):
@@ -60,7 +60,7 @@ def make_teacher(
         base = found if isinstance(found, Potential) else CalculatorPotential(found, identity, source_of(target, name))
     # among the parts: that of a hybrid belongs to its embedded-atom potential
     if short_range and any(isinstance(part, ZBL) for part in base.modules()):
-        raise ConfigError(f"teacher {name}: has a short-range core already; leave short_range out")
+        raise ConfigError(f"teacher {name}: has a short-range repulsion already; leave short_range out")
     return put_on(SumPotential(base=base, core=core_for(short_range, short_range_radii, base.elements)), device)
 
 
@@ -103,13 +103,7 @@ def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -
 
 
 def _by_name(name: str) -> Any:
-    registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if name in registered:
-        return registered[name].load()
-    if "." not in name and ":" not in name:
-        hint = f"; {nearest(name, registered)}" if registered else ""
-        raise ConfigError(
-            f"teacher {name!r}: no such checkpoint file and no registered name; expected one of them or an import "
-            f"path such as 'ase.calculators.lj.LennardJones'{hint}"
-        )
-    return import_object(name, f"teacher {name!r}: no such file")
+    try:
+        return TEACHERS.load(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; no such checkpoint file either") from error

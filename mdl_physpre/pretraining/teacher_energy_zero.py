@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Backbone, Potential
 from mdl_physpre.potentials.energy_reference import composition_shift
-from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, failure_text
+from mdl_physpre.pretraining.labelling import compute_labels, without_failures
 from mdl_physpre.structures.labels import get_labels
 
 logger = logging.getLogger(__name__)
@@ -51,12 +51,8 @@ def fit_teacher_zero(
     if not known:
         raise DataError(f"none of {len(structures)} structures carries an energy, to which a teacher's is shifted")
     found = compute_labels(known, teacher, workers=workers, progress=progress)
-    failures = {k: result.reason for k, result in enumerate(found) if isinstance(result, LabelFailure)}
-    if len(failures) == len(known):
-        raise DataError(f"zero of energy of the teacher: {failure_text(known, failures)}")
-    if failures:
-        logger.warning("zero of energy of the teacher: %s; they are left out", failure_text(known, failures))
-    energies = [np.nan if isinstance(r, LabelFailure) or r.energy is None else r.energy for r in found]
+    labels = without_failures(known, found, "zero of energy of the teacher")
+    energies = [np.nan if one is None or one.energy is None else one.energy for one in labels]
     errors = np.array([float(get_labels(a).energy or 0.0) for a in known]) - np.array(energies)
     shift = composition_shift(known, errors)
     teacher.shift_reference(shift)

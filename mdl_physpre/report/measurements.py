@@ -21,11 +21,11 @@ from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
-from mdl_physpre.pretraining.set_report import closest_by_elements
 from mdl_physpre.report.figures.style import safe_name
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.stage import read_json, stage_key, write_json
+from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 from mdl_physpre.utils.devices import available_device
 from mdl_physpre.utils.files import replacing
 
@@ -192,6 +192,6 @@ def _closest(run: Run, sets: _Lazy) -> dict[str, float]:
         logger.debug("smallest distances of the training data: %s", error)
         return {}
     for atoms in training[:: -(-len(training) // 2000) or 1]:
-        for pair, d in closest_by_elements(atoms, 5.0).items():
+        for pair, d in closest_by_elements(atoms.numbers, *pairs_within(atoms, 5.0)).items():
             closest[pair_name(pair)] = min(d, closest.get(pair_name(pair), np.inf))
     return closest

@@ -2,6 +2,7 @@
 
 from .check import check_structures as check_structures
 from .conversion import convert as convert
+from .formats.base import Format as Format
 from .graph import AtomGraph as AtomGraph
 from .graph import GraphDataset as GraphDataset
 from .graph import build_graph as build_graph

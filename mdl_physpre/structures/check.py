@@ -10,7 +10,7 @@ from ase import Atoms
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.label_sources import label_names
 from mdl_physpre.structures.labels import LABELS, get_labels
-from mdl_physpre.structures.neighbours import complete_cell, expected_neighbours, neighbour_list
+from mdl_physpre.structures.neighbours import complete_cell, expected_neighbours, pairs_within
 
 SAME_PLACE = 0.1  # Å: closer than any two nuclei in a calculation that converged
 MOST_NEIGHBOURS = 10_000  # of an atom within SEARCH; a crystal has about ten
@@ -56,7 +56,8 @@ def _check(atoms: Atoms, same_place: float) -> None:
     if len(atoms) == 0:
         raise DataError("has no atoms")
     if atoms.numbers.min() < 1 or atoms.numbers.max() > 118:
-        raise DataError(f"holds atomic number {_odd_number(atoms)}, which is no element; expected 1 to 118")
+        odd = next(int(z) for z in atoms.numbers if not 1 <= z <= 118)
+        raise DataError(f"holds atomic number {odd}, which is no element; expected 1 to 118")
     _finite("positions", atoms.positions, "atom")
     _finite("cell", atoms.cell[:], "vector")
     labels = get_labels(atoms)
@@ -74,10 +75,6 @@ def _check(atoms: Atoms, same_place: float) -> None:
         _check_coincident(atoms, same_place)
 
 
-def _odd_number(atoms: Atoms) -> int:
-    return int(next(z for z in atoms.numbers if not 1 <= z <= 118))
-
-
 def _finite(name: str, array: np.ndarray, row: str) -> None:
     if not np.isfinite(array).all():
         where = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
@@ -91,14 +88,10 @@ def _check_coincident(atoms: Atoms, same_place: float) -> None:
     mean = expected_neighbours(len(atoms), atoms.cell[:], atoms.pbc, radius)
     if mean > MOST_NEIGHBOURS:
         raise DataError(f"an atom has about {mean:.3g} neighbours within {radius:g} Å; the cell is too small")
-    i, j, shifts = neighbour_list(atoms.positions, atoms.cell[:], atoms.pbc, radius)
-    if not len(i):
+    i, j, distances = pairs_within(atoms, radius)
+    if not len(i) or distances.min() >= same_place:
         return
-    vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell[:]
-    distances = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     closest = int(distances.argmin())
-    if distances[closest] >= same_place:
-        return
     a, b, d = int(i[closest]), int(j[closest]), float(distances[closest])
     if a == b:
         raise DataError(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mdl_physpre.errors import DataError
-from mdl_physpre.structures.formats.matdeeplearn_json import losses
-from mdl_physpre.structures.read import format_of, read_structures
+from mdl_physpre.structures.formats.base import format_to_write
+from mdl_physpre.structures.read import read_structures
+from mdl_physpre.structures.splits import label_counts
 from mdl_physpre.structures.write import write_structures
 
 logger = logging.getLogger(__name__)
@@ -33,14 +34,12 @@ def convert(
     ------
     DataError : as ``read_structures`` and ``write_structures``; source and target are the same file.
     """
-    from mdl_physpre.structures.splits import label_counts
-
     target = Path(target).expanduser()
-    kind = format_of(target)  # before anything is read: a wrong name should not cost the reading
+    chosen = format_to_write(target)  # before anything is read: a wrong name should not cost the reading
     if target.exists() and Path(source).expanduser().exists() and target.samefile(Path(source).expanduser()):
         raise DataError(f"{target}: input and output are the same file; give another name")
     structures = read_structures(source, keys=keys, **options)
-    warnings = losses(structures) if kind == "json" else []
+    warnings = chosen.losses(structures)
     write_structures(target, structures)
     for text in warnings:
         logger.warning("%s: %s", target, text)

@@ -247,7 +247,8 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     if not len(lengths) or not lengths.sum():
         return np.zeros(0, np.int64)
     ends = np.cumsum(lengths)
-    return np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+    offsets: np.ndarray = np.repeat(starts - (ends - lengths), lengths)
+    return np.arange(ends[-1]) + offsets
 
 
 def build_graph(

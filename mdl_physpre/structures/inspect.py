@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from mdl_physpre.structures.check import describe
 from mdl_physpre.structures.labels import get_labels
-from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 from mdl_physpre.structures.splits import format_label_counts, label_counts
 from mdl_physpre.utils.progress import progress
 
@@ -23,6 +23,7 @@ FAR_RADIUS = 10.0  # Å: where a pair of elements is looked for that does not me
 N_NEIGHBOURS = 8
 SAME_DISTANCE = 0.005  # Å
 SAME_ENERGY = 1e-3  # eV/atom
+_Closest = dict[tuple[int, int], tuple[float, int]]  # distance, Å, and place of the structure, by pair of elements
 
 
 def inspect_structures(
@@ -49,11 +50,11 @@ def inspect_structures(
         dict(structures) if isinstance(structures, Mapping) else {"structures": structures}
     )
     everything = [(name, index, atoms) for name, part in sets.items() for index, atoms in enumerate(part)]
-    closest: dict[tuple[int, int], tuple[float, int]] = {}
+    closest: _Closest = {}
     descriptors: list[np.ndarray] = []
     for position, (_, _, atoms) in enumerate(progress(everything, description="measuring distances")):
-        i, j, distances = _pairs(atoms, RADIUS)
-        _note_closest(closest, atoms.numbers, i, j, distances, position)
+        i, j, distances = pairs_within(atoms, RADIUS)
+        _note(closest, closest_by_elements(atoms.numbers, i, j, distances), position)
         descriptors.append(_descriptor(atoms, i, distances))
     return {
         "sets": {name: _describe_set(part) for name, part in sets.items()},
@@ -62,55 +63,27 @@ def inspect_structures(
     }
 
 
-def _pairs(atoms: Atoms, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    i, j, shifts = neighbour_list(atoms.positions, atoms.cell[:], atoms.pbc, radius)
-    vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell[:]
-    return i, j, np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+def _note(closest: _Closest, found: Mapping[tuple[int, int], float], position: int) -> None:
+    for pair, distance in found.items():
+        closest[pair] = min(closest.get(pair, (np.inf, -1)), (distance, position))
 
 
-def _note_closest(
-    closest: dict[tuple[int, int], tuple[float, int]],
-    numbers: np.ndarray,
-    i: np.ndarray,
-    j: np.ndarray,
-    distances: np.ndarray,
-    position: int,
-) -> None:
-    if not len(i):
-        return
-    first, second = np.minimum(numbers[i], numbers[j]), np.maximum(numbers[i], numbers[j])
-    code = first.astype(np.int64) * 1000 + second
-    for value in np.unique(code):
-        key, shortest = (int(value) // 1000, int(value) % 1000), float(distances[code == value].min())
-        if key not in closest or shortest < closest[key][0]:
-            closest[key] = (shortest, position)
-
-
-def _closest_pairs(
-    everything: Sequence[tuple[str, int, Atoms]], closest: dict[tuple[int, int], tuple[float, int]]
-) -> list[dict[str, Any]]:
+def _closest_pairs(everything: Sequence[tuple[str, int, Atoms]], closest: _Closest) -> list[dict[str, Any]]:
     contents = [frozenset(int(z) for z in atoms.numbers) for _, _, atoms in everything]
     pairs = sorted({p for c in set(contents) for p in combinations_with_replacement(sorted(c), 2)})
     missing = {pair for pair in pairs if pair not in closest}
-    if missing:
-        for position, (_, _, atoms) in enumerate(everything):
-            if any(contents[position].issuperset(pair) for pair in missing):
-                far: dict[tuple[int, int], tuple[float, int]] = {}
-                _note_closest(far, atoms.numbers, *_pairs(atoms, FAR_RADIUS), position)
-                for pair in missing & set(far):
-                    closest[pair] = min(closest.get(pair, far[pair]), far[pair])
+    for position, (_, _, atoms) in enumerate(everything):
+        if any(contents[position].issuperset(pair) for pair in missing):
+            far = closest_by_elements(atoms.numbers, *pairs_within(atoms, FAR_RADIUS))
+            _note(closest, {pair: far[pair] for pair in missing & set(far)}, position)
     table = []
-    for a, b in pairs:
-        row: dict[str, Any] = {
-            "pair": f"{chemical_symbols[a]}-{chemical_symbols[b]}",
-            "distance": None,
-            "set": None,
-            "structure": None,
-        }
-        if (a, b) in closest:
-            distance, position = closest[a, b]
+    for pair in pairs:
+        row: dict[str, Any] = {"pair": "-".join(chemical_symbols[z] for z in pair)}
+        row |= {"distance": None, "set": None, "structure": None}
+        if pair in closest:
+            distance, position = closest[pair]
             name, index, atoms = everything[position]
-            row.update(distance=distance, set=name, structure=describe(atoms, index))
+            row |= {"distance": distance, "set": name, "structure": describe(atoms, index)}
         table.append(row)
     return table
 
@@ -162,11 +135,7 @@ def _descriptor(atoms: Atoms, i: np.ndarray, distances: np.ndarray) -> np.ndarra
     nearest = np.full((n, N_NEIGHBOURS), RADIUS)
     nearest[i[order][kept], rank[kept]] = distances[order][kept]
     parts = [nearest[atoms.numbers == z] for z in np.unique(atoms.numbers)]
-    return (
-        np.concatenate([np.concatenate([part.mean(axis=0), part.std(axis=0)]) for part in parts])
-        if parts
-        else np.zeros(0)
-    )
+    return np.concatenate([np.zeros(0), *(row for part in parts for row in (part.mean(axis=0), part.std(axis=0)))])
 
 
 def _duplicates(
@@ -179,7 +148,7 @@ def _duplicates(
     by_formula: dict[str, list[int]] = defaultdict(list)
     for position, (_, _, atoms) in enumerate(everything):
         by_formula[atoms.symbols.formula.reduce()[0].format("hill")].append(position)
-    energies = [None if (e := get_labels(a).energy) is None else e / max(1, len(a)) for _, _, a in everything]
+    energies = [np.nan if (e := get_labels(a).energy) is None else e / max(1, len(a)) for _, _, a in everything]
     found: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
     for members in by_formula.values():
         if len(members) < 2:
@@ -187,19 +156,13 @@ def _duplicates(
         tree = cKDTree(np.array([descriptors[m] for m in members]))
         for a, b in sorted(tree.query_pairs(same_distance, p=np.inf)):
             one, two = members[a], members[b]
-            if (
-                energies[one] is not None
-                and energies[two] is not None
-                and abs(energies[one] - energies[two]) > same_energy
-            ):
+            if abs(energies[one] - energies[two]) > same_energy:  # NaN, unknown, is not above
                 continue
             found[everything[one][0], everything[two][0]].setdefault(two, one)
     table = []
     for (first, second), partners in sorted(found.items(), key=lambda item: [names.index(n) for n in item[0]]):
-        examples = [
-            [describe(everything[k][2], everything[k][1]) for k in (one, two)]
-            for two, one in list(partners.items())[:5]
-        ]
+        pairs = [(one, two) for two, one in list(partners.items())[:5]]
+        examples = [[describe(everything[k][2], everything[k][1]) for k in pair] for pair in pairs]
         table.append({"sets": [first, second], "number": len(partners), "examples": examples})
     return table
 

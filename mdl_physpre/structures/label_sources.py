@@ -106,33 +106,22 @@ def _assign(atoms: Atoms, keys: Mapping[str, str]) -> dict[str, str]:
 def _energy(atoms: Atoms, value: Any, name: str) -> float:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "fiu":
-        raise DataError(f"{name} is {_short(value)}; expected one number, the total energy in eV")
-    return float(array.reshape(())) if array.ndim == 0 else float(array.reshape(-1)[0])
+        raise DataError(f"{name} is {repr(value)[:60]}; expected one number, the total energy in eV")
+    return float(array.reshape(-1)[0])
 
 
 def _forces(atoms: Atoms, value: Any, name: str) -> np.ndarray:
     try:
         array = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
-        raise DataError(f"{name} is {_short(value)}; expected ({len(atoms)}, 3) numbers, eV/Å") from None
+        raise DataError(f"{name} is {repr(value)[:60]}; expected ({len(atoms)}, 3) numbers, eV/Å") from None
     if array.shape != (len(atoms), 3):
         raise DataError(f"{name} has shape {array.shape}; expected ({len(atoms)}, 3), forces in eV/Å")
     return array
 
 
 def _stress(atoms: Atoms, value: Any, name: str) -> np.ndarray:
-    if isinstance(value, str):
-        value = numbers_in(value)
-    try:
-        array = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
-        raise DataError(f"{name} is {_short(value)}; expected 6 or 9 numbers, eV/Å³") from None
-    if array.shape not in ((6,), (1, 6), (9,), (1, 9), (3, 3), (1, 3, 3)):
-        raise DataError(
-            f"{name} has shape {array.shape}; expected 6 numbers in Voigt order (xx, yy, zz, yz, xz, xy), "
-            "(3, 3) or (1, 3, 3), eV/Å³"
-        )
-    return as_stress_matrix(array)
+    return as_stress_matrix(numbers_in(value) if isinstance(value, str) else value, name)
 
 
 CONVERT = {"energy": _energy, "forces": _forces, "stress": _stress}
@@ -148,8 +137,3 @@ def numbers_in(text: str) -> Any:
         if words and all(NUMBER.fullmatch(word) for word in words):
             return [float(word.replace("d", "e").replace("D", "e")) for word in words]
         return text
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

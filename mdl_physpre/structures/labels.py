@@ -29,18 +29,21 @@ class Labels:
     stress: np.ndarray | None = None
 
 
-def as_stress_matrix(stress: Any) -> np.ndarray:
+def as_stress_matrix(stress: Any, name: str = "stress") -> np.ndarray:
     """A stress as (3, 3), from Voigt order (xx, yy, zz, yz, xz, xy), nine numbers, (3, 3) or (1, 3, 3).
 
-    Raises DataError for any other shape.
+    Raises DataError, with its name, for anything else.
     """
-    array = np.asarray(stress, dtype=float)
-    if array.size == 6 and array.ndim <= 2:
+    try:
+        array = np.asarray(stress, dtype=float)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} is {repr(stress)[:60]}; expected 6 or 9 numbers, eV/Å³") from None
+    if array.shape in ((6,), (1, 6)):
         return np.asarray(voigt_6_to_full_3x3_stress(array.reshape(6)))
-    if array.size == 9:
+    if array.shape in ((9,), (1, 9), (3, 3), (1, 3, 3)):
         return array.reshape(3, 3)
     raise DataError(
-        f"stress has shape {array.shape}; expected (3, 3), (1, 3, 3) or 6 numbers in Voigt order xx, yy, zz, yz, xz, xy"
+        f"{name} has shape {array.shape}; expected (3, 3), (1, 3, 3) or 6 numbers in Voigt order xx, yy, zz, yz, xz, xy"
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from ase import Atoms
 
 from mdl_physpre.errors import DataError
 
@@ -115,6 +116,24 @@ def neighbour_list(
         shifts += whole.take(i, axis=0)
         shifts -= whole.take(j, axis=0)
     return i, j, shifts
+
+
+def pairs_within(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs i, j (n_edges,) of :func:`neighbour_list` and their distances (n_edges,) in Å."""
+    i, j, shifts = neighbour_list(atoms.positions, atoms.cell[:], atoms.pbc, cutoff)
+    vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell[:]
+    return i, j, np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+
+
+def closest_by_elements(
+    numbers: np.ndarray, i: np.ndarray, j: np.ndarray, distances: np.ndarray
+) -> dict[tuple[int, int], float]:
+    """Smallest distance of each pair of elements (lower atomic number first), in Å, of pairs of atoms."""
+    code = np.minimum(numbers[i], numbers[j]).astype(np.int64) * 1000 + np.maximum(numbers[i], numbers[j])
+    found, place = np.unique(code, return_inverse=True)
+    least = np.full(len(found), np.inf)
+    np.minimum.at(least, place, distances)
+    return {(int(c) // 1000, int(c) % 1000): float(d) for c, d in zip(found, least)}
 
 
 def expected_neighbours(n_atoms: int, cell: np.ndarray, pbc: np.ndarray, radius: float) -> float:

@@ -59,44 +59,45 @@ def split_structures(
     _check_size("val", val)
     if isinstance(fraction, bool) or not 0 < fraction <= 1:
         raise ConfigError(f"fraction is {fraction!r}; expected a number above 0, at most 1")
-    n, rng = len(structures), np.random.default_rng(seed)
-    if n == 0:
+    if not len(structures):
         raise DataError("there is no structure to split")
-    n_test = _count(test, n)
-    n_val = _count(val, n - n_test)
-    if by is None:
-        order = rng.permutation(n).tolist()
-        testing, validation, training = order[:n_test], order[n_test : n_test + n_val], order[n_test + n_val :]
-    else:
-        groups = _groups(structures, by)
-        queue = [groups[k] for k in rng.permutation(len(groups))]
-        sizes_left = sum(size > 0 for size in (test, val)) + 1
-        if len(queue) < sizes_left:
-            raise DataError(
-                f"split by {by!r}: {len(queue)} group(s) for {sizes_left} sets; split by another key, or at random"
-            )
-        testing = _draw(queue, n_test, test > 0, keep=1 + (val > 0))
-        validation = _draw(queue, _count(val, n - len(testing)), val > 0, keep=1)
-        training = [k for group in queue for k in group]
-        validation, training = rng.permutation(validation).tolist(), rng.permutation(training).tolist()
-    full = {"training": len(training), "validation": len(validation)}
-    training, validation = (
-        training[: _count(float(fraction), len(training))],
-        validation[: _count(float(fraction), len(validation))],
-    )
-    for name, part, wanted in (
-        ("training", training, True),
-        ("validation", validation, val > 0),
-        ("test", testing, test > 0),
-    ):
+    training, validation, testing = _parts(structures, test, val, by, np.random.default_rng(seed))
+    kept = [part[: _count(float(fraction), len(part))] for part in (training, validation)]
+    found = (("training", kept[0], training, True), ("validation", kept[1], validation, val > 0))
+    for name, part, before, wanted in (*found, ("test", testing, None, test > 0)):
         if wanted and not part:
             raise DataError(
-                f"the {name} set comes out empty: test={test}, val={val}, fraction={fraction} of {n} structures"
+                f"the {name} set comes out empty: test={test}, val={val}, fraction={fraction} of {len(structures)} "
+                "structures"
                 + (f" by {by!r}" if by else "")
-                + (f" ({full[name]} before fraction)" if name in full else "")
+                + (f" ({len(before)} before fraction)" if before is not None else "")
                 + "; give larger sizes, a larger fraction, or more structures"
             )
-    return Split(sorted(training), sorted(validation), sorted(testing))
+    return Split(sorted(kept[0]), sorted(kept[1]), sorted(testing))
+
+
+def _parts(
+    structures: Sequence[Atoms], test: float | int, val: float | int, by: str | None, rng: np.random.Generator
+) -> tuple[list[int], list[int], list[int]]:
+    """Training, validation and test set, the first two in random order."""
+    n = len(structures)
+    n_test = _count(test, n)
+    if by is None:
+        n_val = _count(val, n - n_test)
+        order = rng.permutation(n).tolist()
+        return order[n_test + n_val :], order[n_test : n_test + n_val], order[:n_test]
+    groups = _groups(structures, by)
+    queue = [groups[k] for k in rng.permutation(len(groups))]
+    sizes_left = sum(size > 0 for size in (test, val)) + 1
+    if len(queue) < sizes_left:
+        raise DataError(
+            f"split by {by!r}: {len(queue)} group(s) for {sizes_left} sets; split by another key, or at random"
+        )
+    testing = _draw(queue, n_test, test > 0, keep=1 + (val > 0))
+    validation = _draw(queue, _count(val, n - len(testing)), val > 0, keep=1)
+    training = [k for group in queue for k in group]
+    validation = rng.permutation(validation).tolist()
+    return rng.permutation(training).tolist(), validation, testing
 
 
 def _check_size(name: str, size: float | int) -> None:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, cast
 
 from mdl_physpre.errors import DataError, PhyspreError, nearest
 
@@ -39,8 +40,9 @@ def existing_file(path: Path) -> Path:
     return path
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, decompressed where it is gzip.
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """A text file, decompressed where it is gzip.
 
     Raises
     ------
@@ -48,12 +50,12 @@ def read_text(path: Path) -> str:
     """
     existing_file(path)
     try:
-        content = path.read_bytes()
-        if content.startswith(GZIP_MAGIC):
-            content = gzip.decompress(content)
-        elif path.suffix == ".gz":
+        with open(path, "rb") as raw:
+            zipped = raw.read(2) == GZIP_MAGIC
+        if path.suffix == ".gz" and not zipped:
             raise DataError(f"{path}: named .gz, but its content is not gzip; rename it, or copy the file again")
-        text = content.decode("utf-8-sig")
+        with gzip.open(path, "rt", encoding="utf-8-sig") if zipped else open(path, encoding="utf-8-sig") as file:
+            yield cast(IO[str], file)
     except EOFError as error:
         raise DataError(f"{path}: the gzip file ends too early (truncated); copy or download it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -62,14 +64,15 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, decompressed where it is gzip. Raises as :func:`open_text`, and for blanks alone."""
+    with open_text(path) as file:
+        text = file.read()
     if not text.strip():
         raise DataError(f"{path}: the file holds nothing but blanks; expected structures")
     return text
-
-
-def compress(text: str) -> bytes:
-    """gzip without name and time, so that equal structures give equal files."""
-    return gzip.compress(text.encode(), compresslevel=6, mtime=0)
 
 
 @contextmanager
@@ -104,5 +107,8 @@ def write_bytes(path: Path, content: bytes, error: type[PhyspreError] = DataErro
 
 
 def write_text(path: Path, text: str, error: type[PhyspreError] = DataError) -> None:
-    """Write a text (UTF-8) whole or not at all. Raises as :func:`replacing`."""
-    write_bytes(path, text.encode(), error)
+    """Write a text (UTF-8; gzip where the name ends in ``.gz``) whole or not at all. Raises as :func:`replacing`."""
+    content = text.encode()
+    if path.suffix == ".gz":  # without name and time, so that equal texts give equal files
+        content = gzip.compress(content, compresslevel=6, mtime=0)
+    write_bytes(path, content, error)

@@ -19,7 +19,8 @@ class Record(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
-        return without_nan(self.model_dump(mode="json", exclude_none=False))
+        plain: dict[str, Any] = without_nan(self.model_dump(mode="json", exclude_none=False))
+        return plain
 
     # the rooms that still read results as dictionaries
     def __getitem__(self, key: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.utils.import_paths import import_object
@@ -34,6 +34,17 @@ class Registry(Generic[Class]):
         """Import path of each class that has a name."""
         return {**{point.name: point.value for point in entry_points(group=self.group)}, **self.built_in}
 
+    def load(self, name: str) -> Any:
+        """What stands behind a name, whatever it is.
+
+        Raises ConfigError for an unknown name, with the nearest known one, and for what cannot be imported.
+        """
+        paths = self.paths()
+        if name not in paths and not set(name) & set(".:"):
+            hint = f"{nearest(name, paths)} " if paths else ""
+            raise ConfigError(f"unknown {self.what} {name!r}: {hint}(or give an import path, module:Class)")
+        return import_object(paths.get(name, name), f"{self.what} {name!r}")
+
     def find(self, name: str) -> type[Class]:
         """The class of a name.
 
@@ -41,15 +52,10 @@ class Registry(Generic[Class]):
         ------
         ConfigError : an unknown name, with the nearest known one; a module that cannot be imported; another class.
         """
-        paths = self.paths()
-        path = paths.get(name, name)
-        if name not in paths and not set(name) & set(".:"):
-            raise ConfigError(
-                f"unknown {self.what} {name!r}: {nearest(name, paths)} (or give an import path, module:Class)"
-            )
-        found = import_object(path, f"{self.what} {name!r}")
+        found = self.load(name)
         if not (inspect.isclass(found) and issubclass(found, self.base)):
             base = f"{self.base.__module__}.{self.base.__qualname__}"
+            path = self.paths().get(name, name)
             raise ConfigError(f"{self.what} {name!r}: {path!r} is not a class derived from {base}")
         return found
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,11 @@ from mdl_physpre.errors import ConfigError, DataError, PhyspreError
 from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
 from mdl_physpre.potentials.base import Predictions
 from mdl_physpre.pretraining import labelling as teacher_module
-from mdl_physpre.pretraining import teacher
 from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, estimated_edges, label
 from mdl_physpre.pretraining.teacher import make_teacher, resolve_teacher
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.utils import registry
 from tests.helpers.pair_teachers import Fragile, SoftWall, soft_wall
 
 
@@ -201,13 +203,8 @@ def test_teachers_by_name(monkeypatch):
     assert potential.depth.item() == 1.5
     assert isinstance(resolve_teacher("ase.calculators.lj:LennardJones", {"rc": 3.0})(), LennardJones)
 
-    class Point:
-        name = "mine"
-
-        def load(self):
-            return SoftWall
-
-    monkeypatch.setattr(teacher, "entry_points", lambda group: [Point()] if "physpre" in group else [])
+    point = EntryPoint("mine", "tests.helpers.pair_teachers:SoftWall", "mdl_physpre.teachers")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == point.group else [])
     assert isinstance(resolve_teacher("mine"), SoftWall)
     with pytest.raises(ConfigError, match="did you mean 'mine'"):
         resolve_teacher("mine2")

@@ -13,8 +13,9 @@ from mdl_physpre.pretraining import labelling as teacher_module
 from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.pretraining.perturbation import PerturbationSettings, PerturbedParent
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet, make_pretraining_set
-from mdl_physpre.pretraining.set_report import closest_by_elements, format_report, smallest_distances
+from mdl_physpre.pretraining.set_report import format_report, smallest_distances
 from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 from tests.helpers.pair_teachers import Fragile, SoftWall
 
 
@@ -170,7 +171,7 @@ def test_bad_input(parents):
 
 def test_distances_of_the_report():
     atoms = Atoms("OSi2", [[0, 0, 0], [1.6, 0, 0], [0, 0, 2.5]], cell=[3.9, 20, 20], pbc=True)
-    found = closest_by_elements(atoms, 4.0)
+    found = closest_by_elements(atoms.numbers, *pairs_within(atoms, 4.0))
     assert found == pytest.approx({(8, 14): 1.6, (14, 14): np.hypot(1.6, 2.5), (8, 8): 3.9})
     closer = atoms.copy()
     closer.positions[1, 0] = 0.8

@@ -34,6 +34,7 @@ from mdl_physpre.structures.graph import build_graph
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.write import write_structures
+from tests.helpers.pages import run_page
 
 EMT_NAME = "calculator:ase.calculators.emt.EMT"
 
@@ -87,7 +88,7 @@ def test_a_checkpoint_plus_core(tmp_path):
     energies = [p.atomic_energies(graph).detach() for p in (teacher, with_core)]
     torch.testing.assert_close(*energies, rtol=1e-10, atol=1e-10)
     file = save_potential(tmp_path / "core.pt", with_core)
-    with pytest.raises(ConfigError, match="has a short-range core already"):
+    with pytest.raises(ConfigError, match="has a short-range repulsion already"):
         make_teacher(str(file), short_range="zbl")
 
 
@@ -99,7 +100,7 @@ def test_the_core_of_a_hybrid_is_found(tmp_path):
         if core is None:
             assert make_teacher(str(file), short_range="zbl").parts["core"] is not None
         else:
-            with pytest.raises(ConfigError, match="has a short-range core already"):
+            with pytest.raises(ConfigError, match="has a short-range repulsion already"):
                 make_teacher(str(file), short_range="zbl")
 
 
@@ -330,3 +331,7 @@ def test_chgnet_labels_oxides():
     assert -15 < found.energy < -9  # a pair of Mg and O in MgO, with the corrections of the Materials Project
     assert found.forces.shape == (2, 3) and np.abs(found.forces.sum(0)).max() < 1e-3
     assert found.stress.shape == (3, 3)
+
+
+def test_the_page_on_teachers_of_others_runs(tmp_path):
+    run_page("extending/teacher.md", tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from mdl_physpre import read_structures
-from mdl_physpre.errors import DataError
+from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.structures import get_labels
 from mdl_physpre.structures.formats import json_stream
 from mdl_physpre.structures.formats.json_stream import iterate_json
@@ -72,6 +72,8 @@ def test_choice_of_energy(tmp_path):
     path = write_json(tmp_path, {"mp-1": {"a": entry(), "b": no_total, "c": no_total | {"energy_per_atom": None}}})
     assert [get_labels(a).energy for a in read_structures(path)] == [-10.7, pytest.approx(-10.7), None]
     assert [get_labels(a).energy for a in read_structures(path, energy="uncorrected")] == [-10.0] * 3
+    with pytest.raises(ConfigError, match="expected 'corrected' or 'uncorrected'"):
+        read_structures(path, energy="raw")
 
 
 def test_only_some_elements(tmp_path):

@@ -10,6 +10,7 @@ from mdl_physpre import build_graph
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import edge_vectors
 from mdl_physpre.structures import GraphDataset
+from mdl_physpre.structures import graph as graph_module
 from mdl_physpre.structures.graph import batch_by_edges
 from mdl_physpre.structures.neighbours import neighbour_list
 
@@ -148,3 +149,15 @@ def test_batch_by_edges_keeps_order_and_bound():
     sizes = [5, 5, 5, 50, 1, 1]
     assert batch_by_edges(sizes, 10) == [[0, 1], [2], [3], [4, 5]]
     assert batch_by_edges(sizes, 10, order=[5, 3]) == [[5], [3]]
+
+
+def test_edges_built_in_several_processes_are_the_same(monkeypatch):
+    structures = [bulk("Si", cubic=True).repeat((1, 1, k)) for k in (1, 2, 1, 3)]
+    one = GraphDataset(structures, 4.0, workers=1).batch()
+    monkeypatch.setattr(graph_module, "PARALLEL_FROM", 0)
+    two = GraphDataset(structures, 4.0, workers=2).batch()
+    assert (one.edge_index == two.edge_index).all() and (one.cell_offsets == two.cell_offsets).all()
+    flat = bulk("Si")
+    flat.cell[2] = flat.cell[1]
+    with pytest.raises(DataError, match="structure 4: cell .* no volume"):
+        GraphDataset([*structures, flat], 4.0, workers=2)

@@ -278,8 +278,6 @@ def test_unknown_keys_and_options_name_the_nearest(tmp_path):
         read_structures(path, keys={"force": "f"})
     with pytest.raises(ConfigError, match="unknown option 'element'; did you mean 'elements'"):
         read_structures(path, element=["Si"])
-    with pytest.raises(ConfigError, match="expected 'corrected' or 'uncorrected'"):
-        read_structures(path, energy="raw")
     assert issubclass(DataError, PhyspreError)
 
 

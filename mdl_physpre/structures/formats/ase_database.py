@@ -12,34 +12,80 @@ from ase import Atoms
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.check import describe
+from mdl_physpre.structures.formats.base import Format
+from mdl_physpre.structures.formats.json_stream import first_item
 from mdl_physpre.utils.files import existing_file, replacing
 from mdl_physpre.utils.progress import progress
 
+OWN_ARRAYS = {"numbers", "positions", "tags", "momenta", "masses", "initial_magmoms", "initial_charges"}
 
-def read_ase_database(path: Path, kind: str = "db") -> list[Atoms]:
-    """All rows of an ASE database; key-value pairs and data become ``info``, extra per-atom data ``arrays``.
 
-    Raises
-    ------
-    DataError : missing, empty or damaged database; file and row are named.
+class ASEDatabase(Format):
+    """SQLite: key-value pairs and data become ``info``, extra per-atom data ``arrays``.
+
+    ``info`` is kept exactly when written; entries that ASE can select by become key-value pairs as well.
     """
-    from ase.db import connect
 
-    existing_file(path)
-    structures: list[Atoms] = []
-    try:
-        with connect(str(path), type=kind, use_lock_file=False) as database:
-            for row in progress(database.select(), total=database.count(), description=f"reading {path.name}"):
-                structures.append(_from_row(row))
-    except (sqlite3.Error, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: structure {len(structures)}: not a readable ASE database ({error})") from error
-    if not structures:
-        raise DataError(f"{path}: the database holds no structure")
-    return structures
+    title = "ASE database"
+    endings = (".db",)
+    kind = "db"
+
+    def read(self, path: Path) -> list[Atoms]:
+        """All rows. Raises DataError for a missing, empty or damaged database; names file and row."""
+        from ase.db import connect
+
+        existing_file(path)
+        structures: list[Atoms] = []
+        try:
+            with connect(str(path), type=self.kind, use_lock_file=False) as database:
+                for row in progress(database.select(), total=database.count(), description=f"reading {path.name}"):
+                    structures.append(_from_row(row))
+        except (sqlite3.Error, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: structure {len(structures)}: not a readable ASE database ({error})") from error
+        return structures
+
+    def write(self, path: Path, structures: Sequence[Atoms]) -> None:
+        """Replaces a database that stands there."""
+        from ase.db import connect
+
+        with replacing(path) as temporary:
+            temporary.touch()
+            try:
+                with connect(str(temporary), type="db", append=False, use_lock_file=False) as database:
+                    for index, atoms in enumerate(progress(structures, description=f"writing {path.name}")):
+                        info = _plain(atoms.info)
+                        data: dict[str, Any] = {"info": info}
+                        arrays = {k: v for k, v in atoms.arrays.items() if k not in OWN_ARRAYS}
+                        if arrays:
+                            data["arrays"] = arrays
+                        try:
+                            database.write(atoms, key_value_pairs=_selectable(info), data=data)
+                        except (ValueError, TypeError, AttributeError, AssertionError) as error:
+                            raise DataError(
+                                f"{path}: structure {describe(atoms, index)} cannot be written to an ASE database: "
+                                f"{error}"
+                            ) from error
+            except sqlite3.Error as error:
+                raise OSError(None, str(error)) from error
+
+
+class ASEJSON(ASEDatabase):
+    """The same as JSON, which is read only: written JSON is MatDeepLearn's."""
+
+    title = "an ASE database as JSON"
+    endings = (".json",)
+    zipped = True
+    kind = "json"
+    write = Format.write
+
+    def recognises(self, path: Path) -> bool:
+        """By its first entry."""
+        key, value = first_item(path) or (0, None)
+        return key in ("ids", "nextid") or (isinstance(key, str) and isinstance(value, dict) and "numbers" in value)
 
 
 def _from_row(row: Any) -> Atoms:
-    atoms = row.toatoms()
+    atoms: Atoms = row.toatoms()
     data = dict(row.data)
     arrays = data.pop("arrays", {})
     info = data.pop("info", {})
@@ -47,38 +93,6 @@ def _from_row(row: Any) -> Atoms:
     for name, values in (arrays if isinstance(arrays, dict) else {}).items():
         atoms.set_array(name, np.asarray(values))
     return atoms
-
-
-def write_ase_database(path: Path, structures: Sequence[Atoms]) -> None:
-    """Write an ASE database (SQLite), whole or not at all; one that stands there is replaced.
-
-    ``info`` is kept exactly; entries that ASE can select by become key-value pairs as well.
-
-    Raises
-    ------
-    DataError : a structure that the database cannot hold, a full disk, a folder that cannot be written.
-    """
-    from ase.db import connect
-
-    own = {"numbers", "positions", "tags", "momenta", "masses", "initial_magmoms", "initial_charges"}
-    with replacing(path) as temporary:
-        temporary.touch()
-        try:
-            with connect(str(temporary), type="db", append=False, use_lock_file=False) as database:
-                for index, atoms in enumerate(progress(structures, description=f"writing {path.name}")):
-                    info = _plain(atoms.info)
-                    data: dict[str, Any] = {"info": info}
-                    arrays = {k: v for k, v in atoms.arrays.items() if k not in own}
-                    if arrays:
-                        data["arrays"] = arrays
-                    try:
-                        database.write(atoms, key_value_pairs=_selectable(info), data=data)
-                    except (ValueError, TypeError, AttributeError, AssertionError) as error:
-                        raise DataError(
-                            f"{path}: structure {describe(atoms, index)} cannot be written to an ASE database: {error}"
-                        ) from error
-        except sqlite3.Error as error:
-            raise OSError(None, str(error)) from error
 
 
 def _plain(value: Any) -> Any:

@@ -21,34 +21,50 @@ from ase.io.extxyz import escape, key_val_str_to_dict, read_xyz, write_xyz
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.check import describe
+from mdl_physpre.structures.formats.base import Format
 from mdl_physpre.structures.label_sources import numbers_in
 from mdl_physpre.structures.labels import LABELS, as_stress_matrix
-from mdl_physpre.utils.files import compress, read_text, replacing
+from mdl_physpre.utils.files import read_text, write_text
 from mdl_physpre.utils.progress import progress
 
 TENSORS = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
 RESERVED = ("Lattice", "Properties", "pbc")
 
 
-def read_extxyz(path: Path) -> list[Atoms]:
-    """All structures of an extended XYZ file, plain or gzip.
+class ExtendedXYZ(Format):
+    """Text, plain or gzip. Positions and forces are written with eight decimals (ASE's format), energy and stress with
+    all digits."""
 
-    Raises
-    ------
-    DataError : empty, truncated or damaged file; file, structure and line are named.
-    """
-    text = read_text(path)
-    n_frames = _count_frames(text, path)
-    frames = read_xyz(io.StringIO(text), slice(None), properties_parser=_parse_comment)
-    structures: list[Atoms] = []
-    try:
-        for atoms in progress(frames, total=n_frames, description=f"reading {path.name}"):
-            structures.append(atoms)
-    except Exception as error:  # ASE raises errors of many kinds on damaged text
-        raise DataError(f"{path}: structure {len(structures)}: {_explain(error)}") from error
-    if len(structures) != n_frames:
-        raise DataError(f"{path}: {n_frames} structures were announced, {len(structures)} could be read")
-    return structures
+    title = "extended XYZ"
+    endings = (".extxyz", ".xyz")
+    zipped = True
+
+    def read(self, path: Path) -> list[Atoms]:
+        """Raises DataError for an empty, truncated or damaged file; file, structure and line are named."""
+        text = read_text(path)
+        n_frames = _count_frames(text, path)
+        frames = read_xyz(io.StringIO(text), slice(None), properties_parser=_parse_comment)
+        structures: list[Atoms] = []
+        try:
+            for atoms in progress(frames, total=n_frames, description=f"reading {path.name}"):
+                structures.append(atoms)
+        except Exception as error:  # ASE raises errors of many kinds on damaged text
+            raise DataError(f"{path}: structure {len(structures)}: {_explain(error)}") from error
+        if len(structures) != n_frames:
+            raise DataError(f"{path}: {n_frames} structures were announced, {len(structures)} could be read")
+        return structures
+
+    def write(self, path: Path, structures: Sequence[Atoms]) -> None:
+        """With labels in one place only, and ``info`` in a form that comes back as it is."""
+        buffer = io.StringIO()
+        for index, atoms in enumerate(progress(structures, description=f"writing {path.name}")):
+            try:
+                write_xyz(buffer, [_writable(atoms)])
+            except Exception as error:
+                raise DataError(
+                    f"{path}: structure {describe(atoms, index)} cannot be written as extended XYZ: {error}"
+                ) from error
+        write_text(path, buffer.getvalue())
 
 
 def _explain(error: Exception) -> str:
@@ -94,9 +110,9 @@ def _count_frames(text: str, path: Path) -> int:
 def _parse_comment(line: str) -> dict[str, Any]:
     """ASE's parser, which takes stress and virial as nine numbers only; other forms are taken in here."""
     try:
-        return key_val_str_to_dict(line)
+        return dict(key_val_str_to_dict(line))
     except ValueError:
-        info = key_val_str_to_dict(TENSORS.sub(r"__\1", line))
+        info = dict(key_val_str_to_dict(TENSORS.sub(r"__\1", line)))
     for name in ("stress", "virial"):
         if f"__{name}" not in info:
             continue
@@ -104,36 +120,14 @@ def _parse_comment(line: str) -> dict[str, Any]:
         value = numbers_in(value) if isinstance(value, str) else value
         try:
             info[name] = as_stress_matrix(value)
-        except (TypeError, ValueError, DataError):
+        except DataError:
             raise ValueError(f"{name} is {str(value)[:60]!r}, expected 6 or 9 numbers") from None
     return info
 
 
-def write_extxyz(path: Path, structures: Sequence[Atoms]) -> None:
-    """Write extended XYZ (gzip where the name ends in .gz), whole or not at all.
-
-    Positions and forces carry eight decimals (ASE's format); energy and stress carry all digits.
-
-    Raises
-    ------
-    DataError : a structure that the format cannot hold, a full disk, a folder that cannot be written.
-    """
-    buffer = io.StringIO()
-    for index, atoms in enumerate(progress(structures, description=f"writing {path.name}")):
-        try:
-            write_xyz(buffer, [_writable(atoms)])
-        except Exception as error:
-            raise DataError(
-                f"{path}: structure {describe(atoms, index)} cannot be written as extended XYZ: {error}"
-            ) from error
-    with replacing(path) as temporary:
-        text = buffer.getvalue()
-        temporary.write_bytes(compress(text) if path.suffix == ".gz" else text.encode())
-
-
 def _writable(atoms: Atoms) -> Atoms:
     """A copy whose ``info`` comes back from the file as it is, with labels in one place only."""
-    copy = atoms.copy()
+    copy: Atoms = atoms.copy()
     results: dict[str, Any] = {}
     calculator = atoms.calc
     if isinstance(calculator, SinglePointCalculator) or (

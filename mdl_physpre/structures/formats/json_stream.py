@@ -1,16 +1,14 @@
-"""JSON files larger than memory, read item by item."""
+"""JSON files larger than memory, read item by item, with NaN as Python writes it (which ijson refuses)."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import IO, Any
 
 from mdl_physpre.errors import DataError
-from mdl_physpre.utils.files import GZIP_MAGIC, existing_file
+from mdl_physpre.utils.files import open_text
 
 CHUNK = 1 << 22  # characters
 
@@ -74,15 +72,10 @@ def iterate_json(path: Path) -> Iterator[tuple[str | int, Any]]:
     ------
     DataError : missing, empty, truncated or damaged file, or one whose outermost value is neither object nor list.
     """
-    existing_file(path)
     count = 0
-    try:
-        with open(path, "rb") as raw:
-            zipped = raw.read(2) == GZIP_MAGIC
-        if path.suffix == ".gz" and not zipped:
-            raise DataError(f"{path}: named .gz, but its content is not gzip; rename it, or copy the file again")
-        with gzip.open(path, "rt", encoding="utf-8") if zipped else open(path, encoding="utf-8") as file:
-            source = _Source(file)  # type: ignore[arg-type]
+    with open_text(path) as file:
+        try:
+            source = _Source(file)
             opening = source.expect("[{")
             closing = "]" if opening == "[" else "}"
             if source.character() == closing:
@@ -99,15 +92,14 @@ def iterate_json(path: Path) -> Iterator[tuple[str | int, Any]]:
                         break
             if source.character():
                 raise JSONDecodeError("text after the end", source.text, source.at)
-    except EOFError as error:
-        raise DataError(f"{path}: the file ends too early, after item {count}; it is truncated") from error
-    except JSONDecodeError as error:
-        raise DataError(
-            f"{path}: item {count}: not valid JSON ({error.msg}); the file is truncated or damaged"
-        ) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: the gzip file is corrupt ({error}); copy or download it again") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file (not UTF-8)") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except EOFError as error:
+            raise DataError(f"{path}: the file ends too early, after item {count}; it is truncated") from error
+        except JSONDecodeError as error:
+            raise DataError(
+                f"{path}: item {count}: not valid JSON ({error.msg}); the file is truncated or damaged"
+            ) from error
+
+
+def first_item(path: Path) -> tuple[str | int, Any] | None:
+    """The first item, by which formats know their files; None where there is none. Raises as :func:`iterate_json`."""
+    return next(iterate_json(path), None)

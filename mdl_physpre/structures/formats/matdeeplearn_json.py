@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,72 @@ from ase import Atoms
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.check import describe
+from mdl_physpre.structures.formats.base import Format
+from mdl_physpre.structures.formats.json_stream import first_item, iterate_json
 from mdl_physpre.structures.labels import get_labels
-from mdl_physpre.utils.files import compress, replacing
-
-logger = logging.getLogger(__name__)
+from mdl_physpre.utils.files import write_text
+from mdl_physpre.utils.progress import progress
 
 REQUIRED = ("atomic_numbers", "positions")
 LABEL_KEYS = {"y": "energy", "forces": "forces", "stress": "stress"}
 
 
-def is_matdeeplearn_item(item: Any) -> bool:
-    """Whether an item of a JSON list looks like a structure in this format."""
-    return isinstance(item, dict) and "atomic_numbers" in item
+class MatDeepLearnJSON(Format):
+    """A list of dictionaries, one for each structure, plain or gzip."""
+
+    title = "MatDeepLearn's list of dictionaries with 'atomic_numbers' and 'positions'"
+    endings = (".json",)
+    zipped = True
+
+    def recognises(self, path: Path) -> bool:
+        """By its first item; an empty list counts."""
+        key, item = first_item(path) or (0, {"atomic_numbers": []})
+        return isinstance(key, int) and isinstance(item, dict) and "atomic_numbers" in item
+
+    def read(self, path: Path) -> list[Atoms]:
+        """Raises DataError as :func:`atoms_from_item`; the structure is named."""
+        items = progress(iterate_json(path), description=f"reading {path.name}")
+        return [atoms_from_item(item, f"{path}: structure {key}") for key, item in items]
+
+    def write(self, path: Path, structures: Sequence[Atoms]) -> None:
+        """Raises DataError also for labels or positions that are not finite."""
+        items = []
+        for index, atoms in enumerate(structures):
+            try:
+                items.append(json.dumps(item_from_atoms(atoms, index), allow_nan=False))
+            except ValueError as error:
+                raise DataError(
+                    f"{path}: structure {describe(atoms, index)} holds numbers that are not finite: {error}"
+                ) from error
+        write_text(path, "[" + ",\n".join(items) + "]\n")
+
+    def losses(self, structures: Sequence[Atoms]) -> list[str]:
+        """What MatDeepLearn will drop or misread of these structures."""
+        found: list[str] = []
+
+        def note(indices: Sequence[int], text: str) -> None:
+            if indices:
+                named = ", ".join(describe(structures[k], k) for k in indices[:5]) + (
+                    ", ..." if len(indices) > 5 else ""
+                )
+                found.append(f"{len(indices)} of {len(structures)} structures {text}: {named}")
+
+        labels = [get_labels(a) for a in structures]
+        note(
+            [k for k, a in enumerate(structures) if len(a) == 1],
+            "have one atom, which MatDeepLearn drops without a word",
+        )
+        note([k for k, x in enumerate(labels) if x.energy is None], "have no energy, which MatDeepLearn needs (y)")
+        for name in ("forces", "stress"):
+            missing = [k for k, x in enumerate(labels) if getattr(x, name) is None]
+            if 0 < len(missing) < len(structures):
+                note(missing, f"have no {name}; MatDeepLearn batches {name} only where all structures have it")
+        partly = [k for k, a in enumerate(structures) if a.pbc.any() and not a.pbc.all()]
+        note(partly, "are periodic in some directions only; MatDeepLearn takes them as periodic in all")
+        other: Mapping[str, None] = dict.fromkeys(k for a in structures for k in a.info if k != "structure_id")
+        if other:
+            found.append("entries that the format has no place for are left out: " + ", ".join(list(other)[:10]))
+        return found
 
 
 def atoms_from_item(item: Any, where: str) -> Atoms:
@@ -105,47 +158,3 @@ def item_from_atoms(atoms: Atoms, index: int) -> dict[str, Any]:
     if periodic and not atoms.pbc.all():
         item["pbc"] = [bool(p) for p in atoms.pbc]
     return item
-
-
-def write_matdeeplearn_json(path: Path, structures: Sequence[Atoms]) -> None:
-    """Write MatDeepLearn's JSON (gzip where the name ends in .gz), whole or not at all.
-
-    Raises
-    ------
-    DataError : labels or positions that are not finite, a full disk, a folder that cannot be written.
-    """
-    items = []
-    for index, atoms in enumerate(structures):
-        try:
-            items.append(json.dumps(item_from_atoms(atoms, index), allow_nan=False))
-        except ValueError as error:
-            raise DataError(
-                f"{path}: structure {describe(atoms, index)} holds numbers that are not finite: {error}"
-            ) from error
-    text = "[" + ",\n".join(items) + "]\n"
-    with replacing(path) as temporary:
-        temporary.write_bytes(compress(text) if path.suffix == ".gz" else text.encode())
-
-
-def losses(structures: Sequence[Atoms]) -> list[str]:
-    """What MatDeepLearn will drop or misread of these structures, in words."""
-    found: list[str] = []
-
-    def note(indices: Sequence[int], text: str) -> None:
-        if indices:
-            named = ", ".join(describe(structures[k], k) for k in indices[:5]) + (", ..." if len(indices) > 5 else "")
-            found.append(f"{len(indices)} of {len(structures)} structures {text}: {named}")
-
-    labels = [get_labels(a) for a in structures]
-    note([k for k, a in enumerate(structures) if len(a) == 1], "have one atom, which MatDeepLearn drops without a word")
-    note([k for k, x in enumerate(labels) if x.energy is None], "have no energy, which MatDeepLearn needs (y)")
-    for name in ("forces", "stress"):
-        missing = [k for k, x in enumerate(labels) if getattr(x, name) is None]
-        if 0 < len(missing) < len(structures):
-            note(missing, f"have no {name}; MatDeepLearn batches {name} only where all structures have it")
-    partly = [k for k, a in enumerate(structures) if a.pbc.any() and not a.pbc.all()]
-    note(partly, "are periodic in some directions only; MatDeepLearn takes them as periodic in all")
-    other: Mapping[str, None] = dict.fromkeys(k for a in structures for k in a.info if k != "structure_id")
-    if other:
-        found.append("entries that the format has no place for are left out: " + ", ".join(list(other)[:10]))
-    return found

@@ -7,20 +7,46 @@ Energies are totals in eV, forces eV/Å, stress kBar with VASP's sign (compressi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms, units
 
-from mdl_physpre.errors import DataError
+from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.structures.formats.base import Format
+from mdl_physpre.structures.formats.json_stream import first_item, iterate_json
+from mdl_physpre.utils.progress import progress
 
 ENERGIES = {"corrected": "corrected_total_energy", "uncorrected": "uncorrected_total_energy"}
 KBAR = 0.1 * units.GPa  # eV/Å³
 
 
-def is_mptrj_entry(value: Any) -> bool:
-    """Whether a value of the outermost dictionary looks like the frames of one material."""
-    return isinstance(value, dict) and any(isinstance(f, dict) and "structure" in f for f in value.values())
+class MPtrjJSON(Format):
+    """The Materials Project trajectories, plain or gzip, read material by material."""
+
+    title = "MPtrj's {mp-id: {frame-id: {'structure': …}}}"
+    endings = (".json",)
+    zipped = True
+    options = ("energy", "elements")
+
+    def recognises(self, path: Path) -> bool:
+        """By its first material."""
+        key, value = first_item(path) or (0, None)
+        frames = value.values() if isinstance(key, str) and isinstance(value, dict) else ()
+        return any(isinstance(frame, dict) and "structure" in frame for frame in frames)
+
+    def read(self, path: Path, *, energy: str = "corrected", elements: frozenset[str] | None = None) -> list[Atoms]:
+        """``energy``: "corrected" or "uncorrected"; ``elements``: as in :func:`frames_of`, which it raises as.
+
+        Raises ConfigError for another ``energy``.
+        """
+        if energy not in ENERGIES:
+            raise ConfigError(f"energy: found {energy!r}, expected 'corrected' or 'uncorrected'")
+        structures: list[Atoms] = []
+        for key, value in progress(iterate_json(path), description=f"reading {path.name}"):
+            structures.extend(frames_of(str(key), value, str(path), energy=energy, elements=elements))
+        return structures
 
 
 def frames_of(
@@ -61,7 +87,7 @@ def _symbols(structure: Any, where: str) -> set[str]:
 
 
 def _atoms(structure: dict[str, Any], where: str) -> Atoms:
-    from pymatgen.core import Structure
+    from pymatgen.core.structure import Structure
 
     try:
         crystal = Structure.from_dict(structure)

@@ -12,18 +12,17 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from mdl_physpre.analysis.errors import Errors, label_errors
-from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.potentials.sum import SumPotential
-from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, failure_text, without_labels
+from mdl_physpre.pretraining.labelling import compute_labels, labelled_copy, without_failures
 from mdl_physpre.pretraining.teacher import make_teacher
 from mdl_physpre.pretraining.teacher_energy_zero import fit_teacher_zero
 from mdl_physpre.runs.layout import EAM_FILE, ERRORS, TEACHER
 from mdl_physpre.runs.stage import Stage, hash_of_file, stage_result
 from mdl_physpre.runs.summary import TeacherResult, teacher_result
-from mdl_physpre.structures.labels import Labels, get_labels, set_labels
+from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.workflow.config.schema import Config, Teacher
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import device_of
@@ -97,14 +96,6 @@ def _source(teacher: SumPotential, settings: Teacher) -> str:
 def _errors(teacher: Potential, structures: list[Atoms], workers: int | None) -> Errors:
     """Errors of a teacher on labelled structures, calculated in worker processes."""
     found = compute_labels(structures, teacher, workers=workers)
-    failures = {k: result.reason for k, result in enumerate(found) if isinstance(result, LabelFailure)}
-    if len(failures) == len(structures):
-        raise DataError(f"errors of the teacher: {failure_text(structures, failures)}")
-    if failures:
-        logger.warning("errors of the teacher: %s; they are left out", failure_text(structures, failures))
-    predicted, known = [], []
-    for atoms, result in zip(structures, found):
-        if isinstance(result, Labels):
-            predicted.append(set_labels(without_labels(atoms), result.energy, result.forces, result.stress))
-            known.append(atoms)
-    return label_errors(predicted, known)
+    labels = without_failures(structures, found, "errors of the teacher")
+    known = [(atoms, one) for atoms, one in zip(structures, labels) if one is not None]
+    return label_errors([labelled_copy(atoms, one) for atoms, one in known], [atoms for atoms, _ in known])
