@@ -40,7 +40,6 @@ LONG_FILES: dict[str, int] = {
     "potentials/eam/lammps.py": 308,
     "pretraining/labelling.py": 304,
     "pretraining/pretraining_set.py": 314,
-    "report/tables/page.py": 315,
     "workflow/config/schema.py": 425,
 }
 LONG_FUNCTIONS: dict[str, int] = {
@@ -57,15 +56,13 @@ LONG_FUNCTIONS: dict[str, int] = {
     "potentials/eam/lammps.py:write_setfl": 78,
     "pretraining/labelling.py:label": 63,
     "pretraining/pretraining_set.py:make_pretraining_set": 86,
-    "report/output/model_card.py:card": 70,
-    "report/output/write.py:write_report": 66,
     "structures/splits.py:split_structures": 71,
 }
 """Exceptions with their lengths; both lists only shrink."""
 
 LATE = {"cli", "hosts"}
 """Rooms whose commands and plugins import when they are called, so that ``physpre --help`` starts at once."""
-LATE_MODULES: set[str] = {"report.output.model_card", "report.output.write", "structures.conversion"}
+LATE_MODULES: set[str] = {"structures.conversion"}
 OPTIONAL = {"mdl_physpre.potentials.adapters.torchsim"}
 """Modules that need an optional package."""
 

@@ -22,9 +22,9 @@ from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
 from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
 from mdl_physpre.report.output.page import Section, downloads_item, text_item
-from mdl_physpre.report.tables.angles import angle_table
 from mdl_physpre.report.tables.page import (
     Table,
+    angle_table,
     cost_table,
     data_table,
     eam_tables,
