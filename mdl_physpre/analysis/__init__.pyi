@@ -1,9 +1,15 @@
 """Analyses of trajectories and predictions."""
 
+from .errors import Errors as Errors
 from .errors import prediction_errors as prediction_errors
+from .force_alignment import ForceAlignment as ForceAlignment
 from .force_alignment import force_alignment as force_alignment
+from .lindemann import lindemann_index as lindemann_index
+from .overlap import overlap as overlap
+from .radial_distribution import RDF as RDF
 from .radial_distribution import RDFAccumulator as RDFAccumulator
 from .radial_distribution import average_rdfs as average_rdfs
 from .radial_distribution import rdf as rdf
+from .rdf_errors import RDFError as RDFError
 from .rdf_errors import rdf_errors as rdf_errors
 from .rdf_errors import reference_rdf as reference_rdf

@@ -12,7 +12,7 @@ and stress_mae_gpa. A label that no structure carries has ``None``, shown as "â€
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,11 @@ import torch
 from ase import Atoms
 from ase.units import GPa
 
+from mdl_physpre.analysis.batches import MAX_EDGES, graphs_of, numbers, predicted_batches
 from mdl_physpre.errors import DataError
-from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
+from mdl_physpre.potentials.base import Potential, Predictions
+from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.structures.labels import LABELS, get_labels
-from mdl_physpre.utils.devices import available_device, device_of_parameters
 from mdl_physpre.utils.record import Record
 
 WEIGHTS = (0.01, 50.0, 50.0)  # energy, forces, stress: Table 2 of the paper
@@ -65,7 +65,7 @@ def prediction_errors(
     *,
     weights: Sequence[float] = WEIGHTS,
     by: str | None = None,
-    max_edges: int = 100_000,
+    max_edges: int = MAX_EDGES,
     device: str | torch.device | None = None,
 ) -> Errors:
     """Errors of ``potential`` on labelled structures.
@@ -83,7 +83,7 @@ def prediction_errors(
     ------
     DataError : no structures, no label at all, or an element that the potential does not know.
     """
-    dataset = _dataset(potential, data)
+    dataset = graphs_of(potential, data)
     if len(dataset) == 0:
         raise DataError("there are no structures to compare predictions with")
     counts = {label: dataset.label_count(label) for label in LABELS}
@@ -91,7 +91,11 @@ def prediction_errors(
         raise DataError(f"none of the {len(dataset)} structures carries an energy, forces or stress to compare with")
     if not potential.gives_stress:
         counts["stress"] = 0
-    table = _sums_by_structure(potential, dataset, counts, max_edges, device)
+    table = error_table(dataset.n_atoms)
+    asked = {label: counts[label] > 0 for label in ("forces", "stress")}
+    for batch in predicted_batches(potential, dataset, max_edges=max_edges, device=device, **asked):
+        for label, owners, found, true in predicted_and_labelled(*batch):
+            add_errors(table, label, owners, found, true)
     result = _summary(table, np.arange(len(dataset)), weights)
     if by is not None:
         values = [str(atoms.info.get(by, MISSING)) for atoms in dataset.structures]
@@ -108,75 +112,42 @@ def label_errors(predicted: Sequence[Atoms], structures: Sequence[Atoms], weight
 
     A label that one of the two lacks is left out.
     """
-    n = len(structures)
-    table = {f"{label}_{kind}": np.zeros(n) for label in LABELS for kind in ("absolute", "squared", "count")}
-    table["n_atoms"] = np.array([len(atoms) for atoms in structures])
+    table = error_table(np.array([len(atoms) for atoms in structures]))
     for k, (guess, atoms) in enumerate(zip(predicted, structures, strict=True)):
         found, true = get_labels(guess), get_labels(atoms)
         for label in LABELS:
             one, other = getattr(found, label), getattr(true, label)
             if one is not None and other is not None:
-                one, other = (torch.as_tensor(np.reshape(v, (1, -1))) for v in (one, other))
-                _add(table, label, np.array([k]), one, other)
-    return _summary(table, np.arange(n), weights)
+                add_errors(table, label, np.array([k]), np.reshape(one, (1, -1)), np.reshape(other, (1, -1)))
+    return _summary(table, np.arange(len(structures)), weights)
 
 
-def _dataset(potential: Potential, data: GraphDataset | Sequence[Atoms]) -> GraphDataset:
-    if isinstance(data, GraphDataset):
-        return data
-    structures = [data] if isinstance(data, Atoms) else list(data)
-    parameter = next(potential.parameters(), None)
-    return GraphDataset(structures, potential.cutoff, dtype=torch.float64 if parameter is None else parameter.dtype)
+def error_table(n_atoms: np.ndarray) -> dict[str, np.ndarray]:
+    """Summed absolute and squared errors of each structure, and how many numbers they are of, for each label: zeros."""
+    kinds = ("absolute", "squared", "count")
+    zeros = {f"{label}_{kind}": np.zeros(len(n_atoms)) for label in LABELS for kind in kinds}
+    return zeros | {"n_atoms": np.asarray(n_atoms)}
 
 
-def _sums_by_structure(
-    potential: Potential,
-    dataset: GraphDataset,
-    counts: Mapping[str, int],
-    max_edges: int,
-    device: str | torch.device | None,
-) -> dict[str, np.ndarray]:
-    """Summed absolute and squared errors of each structure, and how many numbers they are of, for each label."""
-    home = device_of_parameters(potential)
-    place = home if device is None else available_device(device)
-    n = len(dataset)
-    table = {f"{label}_{kind}": np.zeros(n) for label in LABELS for kind in ("absolute", "squared", "count")}
-    table["n_atoms"] = np.asarray(dataset.n_atoms)
-    training = potential.training
-    potential.eval()
-    if place != home:
-        potential.to(place)
-    try:
-        for batch in batch_by_edges(dataset.n_edges, max_edges):
-            graph = dataset.batch(batch).on(place)
-            with torch.no_grad():
-                predicted = evaluate(
-                    potential, graph, forces=counts["forces"] > 0, stress=counts["stress"] > 0, create_graph=False
-                )
-            owners = {
-                "energy": np.array(batch),
-                "forces": np.array(batch)[graph.batch.cpu().numpy()],
-                "stress": np.array(batch),
-            }
-            for label, values in zip(LABELS, (predicted.energies, predicted.forces, predicted.stress)):
-                if values is not None:
-                    _add(table, label, owners[label], values, graph[label])
-    finally:
-        potential.train(training)
-        if place != home:
-            potential.to(home)
-    return table
-
-
-def _add(
-    table: dict[str, np.ndarray], label: str, owners: np.ndarray, predicted: torch.Tensor, reference: torch.Tensor
+def add_errors(
+    table: dict[str, np.ndarray], label: str, owners: np.ndarray, predicted: np.ndarray, true: np.ndarray
 ) -> None:
-    true = reference.detach().cpu().double().numpy().reshape(len(owners), -1)
-    error = predicted.detach().cpu().double().numpy().reshape(len(owners), -1) - true
-    present = ~np.isnan(true)
+    """Add the errors of rows that belong to the structures ``owners`` (n,); a label that is NaN does not count."""
+    error = predicted.reshape(len(owners), -1) - true.reshape(len(owners), -1)
+    present = ~np.isnan(true.reshape(len(owners), -1))
     error[~present] = 0.0
-    for kind, value in (("absolute", np.abs(error)), ("squared", error**2), ("count", present.astype(float))):
+    for kind, value in (("absolute", np.abs(error)), ("squared", error**2), ("count", present)):
         np.add.at(table[f"{label}_{kind}"], owners, value.sum(1))
+
+
+def predicted_and_labelled(
+    rows: np.ndarray, graph: AtomGraph, predicted: Predictions
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """For each label that was predicted: its name, the structure of each row, the predictions and the labels."""
+    for label, values in zip(LABELS, (predicted.energies, predicted.forces, predicted.stress)):
+        if values is not None:
+            owners = rows[graph.batch.cpu().numpy()] if label == "forces" else rows
+            yield label, owners, numbers(values), numbers(graph[label])
 
 
 def _summary(table: Mapping[str, np.ndarray], rows: np.ndarray, weights: Sequence[float]) -> Errors:

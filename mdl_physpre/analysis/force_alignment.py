@@ -14,17 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from ase import Atoms
 from pydantic import computed_field
 
+from mdl_physpre.analysis.batches import graphs_of, numbers, predicted_batches
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
-from mdl_physpre.utils.devices import device_of_parameters
+from mdl_physpre.potentials.base import Potential
 from mdl_physpre.utils.record import Record
-
-MAX_EDGES = 100_000  # of a batch; a limit on memory
 
 
 class ForceAlignment(Record):
@@ -132,19 +128,8 @@ def pooled_alignment(found: Sequence[ForceAlignment]) -> ForceAlignment:
 
 def _forces(potential: Potential, structures: Sequence[Atoms]) -> np.ndarray:
     """Forces on all atoms of all structures, (n_atoms, 3), eV/Å."""
-    tensor = next(potential.parameters(), None)
-    dtype = torch.float64 if tensor is None else tensor.dtype
-    dataset = GraphDataset(structures, potential.cutoff, dtype=dtype, labels=False)
-    training = potential.training
-    potential.eval()
     found = []
-    try:
-        for batch in batch_by_edges(dataset.n_edges, MAX_EDGES):
-            graph = dataset.batch(batch).on(device_of_parameters(potential))
-            with torch.no_grad():
-                forces = evaluate(potential, graph, stress=False).forces
-            assert forces is not None
-            found.append(forces.detach().cpu().double().numpy())
-    finally:
-        potential.train(training)
+    for _, _, predicted in predicted_batches(potential, graphs_of(potential, structures, labels=False), stress=False):
+        assert predicted.forces is not None
+        found.append(numbers(predicted.forces))
     return np.concatenate(found)

@@ -17,6 +17,7 @@ from ase import Atoms
 from torch import Tensor
 
 from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.utils.record import Record
 
 
 def minimum_distance(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius: float = 3.0) -> float:
@@ -82,26 +83,30 @@ class OverlapAccumulator:
             setattr(self, name, getattr(self, name).index_select(0, structures))
 
 
-def overlap(frames: Iterable[Atoms], ratio: float = 0.5) -> dict:
-    """Overlap of a stored trajectory; its first frame is the start.
+class Overlap(Record):
+    """Overlap in a trajectory: ``passed``, ``failed`` or ``n/a``; the frame of the first one; distances in Å."""
 
-    Returns
-    -------
-    ``verdict`` (``passed``, ``failed`` or ``n/a``), ``first_frame`` (int or None), ``start_min_distance``,
-    ``min_distance`` and ``threshold`` in Å.
-    """
+    verdict: str = "n/a"
+    first_frame: int | None = None
+    start_min_distance: float | None = None
+    min_distance: float | None = None
+    threshold: float | None = None
+
+
+def overlap(frames: Iterable[Atoms], ratio: float = 0.5) -> Overlap:
+    """Overlap in a stored trajectory; its first frame is the start."""
     accumulator: OverlapAccumulator | None = None
     for index, atoms in enumerate(frames):
         found = torch.tensor([minimum_distance(atoms.positions, atoms.cell[:], atoms.pbc)], dtype=torch.float64)
         accumulator = accumulator or OverlapAccumulator(found, ratio)
         accumulator.add(index, found)
     if accumulator is None or bool(accumulator.start.isnan()):
-        return dict.fromkeys(("first_frame", "start_min_distance", "min_distance", "threshold")) | {"verdict": "n/a"}
+        return Overlap()
     first = int(accumulator.first_step)
-    return {
-        "verdict": "failed" if first >= 0 else "passed",
-        "first_frame": first if first >= 0 else None,
-        "start_min_distance": float(accumulator.start),
-        "min_distance": float(accumulator.smallest),
-        "threshold": float(accumulator.threshold),
-    }
+    return Overlap(
+        verdict="failed" if first >= 0 else "passed",
+        first_frame=first if first >= 0 else None,
+        start_min_distance=float(accumulator.start),
+        min_distance=float(accumulator.smallest),
+        threshold=float(accumulator.threshold),
+    )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms
 
-from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
-from mdl_physpre.utils.devices import device_of_parameters
+from mdl_physpre.analysis.batches import MAX_EDGES, graphs_of, predicted_batches
+from mdl_physpre.analysis.errors import add_errors, error_table, predicted_and_labelled
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.utils.record import Record
 
 STRUCTURES = 2000  # compared at most, evenly taken
 COMPONENTS = 4000  # of forces and of stresses kept for a figure
@@ -22,7 +21,7 @@ def evenly(n: int, at_most: int) -> np.ndarray:
     return np.unique(np.linspace(0, max(n - 1, 0), min(n, at_most)).round().astype(int)) if n else np.zeros(0, int)
 
 
-def predictions(potential: Potential, structures: Sequence[Atoms], max_edges: int = 100_000) -> dict[str, np.ndarray]:
+def predictions(potential: Potential, structures: Sequence[Atoms], max_edges: int = MAX_EDGES) -> dict[str, np.ndarray]:
     """Predicted and labelled energies, forces and stresses.
 
     Parameters
@@ -42,42 +41,24 @@ def predictions(potential: Potential, structures: Sequence[Atoms], max_edges: in
     figure, evenly taken from those that have a label.
     """
     picked = evenly(len(structures), STRUCTURES)
-    parameter = next(potential.parameters(), None)
-    dtype = torch.float64 if parameter is None else parameter.dtype
-    dataset = GraphDataset([structures[k] for k in picked], potential.cutoff, dtype=dtype)
-    n = len(picked)
-    found: dict[str, np.ndarray] = {"index": picked, "n_atoms": np.asarray(dataset.n_atoms)}
-    for name in ("energy", "energy_label", "forces_error", "stress_error"):
-        found[name] = np.full(n, np.nan)
-    for name in ("forces_count", "stress_count"):
-        found[name] = np.zeros(n, int)
+    dataset = graphs_of(potential, [structures[k] for k in picked])
+    table = error_table(dataset.n_atoms)
+    energies = {name: np.full(len(picked), np.nan) for name in ("energy", "energy_label")}
     samples: dict[str, list[np.ndarray]] = {k: [] for k in ("forces", "forces_label", "stress", "stress_label")}
-    potential.eval()
-    for batch in batch_by_edges(dataset.n_edges, max_edges):
-        graph = dataset.batch(batch)
-        graph = graph.on(device_of_parameters(potential))
-        with torch.no_grad():
-            predicted = evaluate(potential, graph, stress=potential.gives_stress)
-        rows, owner = np.asarray(batch), graph.batch.cpu().numpy()
-        found["energy"][rows] = predicted.energies.cpu().numpy()
-        found["energy_label"][rows] = graph.energy.cpu().numpy()
-        for label, values, owners in (("forces", predicted.forces, owner), ("stress", predicted.stress, None)):
-            if values is None:
+    batches = predicted_batches(potential, dataset, stress=potential.gives_stress, max_edges=max_edges)
+    for rows, graph, predicted in batches:
+        for label, owners, values, true in predicted_and_labelled(rows, graph, predicted):
+            if label == "energy":
+                energies["energy"][rows], energies["energy_label"][rows] = values, true
                 continue
-            ours = values.detach().cpu().double().numpy().reshape(len(values), -1)
-            true = graph[label].cpu().double().numpy().reshape(len(values), -1)
-            whose = rows if owners is None else rows[owners]
+            add_errors(table, label, owners, values, true)
             known = np.isfinite(true)
-            difference = np.where(known, np.abs(ours - true), 0.0)
-            total = np.zeros(n)
-            np.add.at(total, whose, difference.sum(1))
-            np.add.at(found[f"{label}_count"], whose, known.sum(1))
-            mine = np.unique(whose)
-            found[f"{label}_error"][mine] = total[mine]
-            samples[label].append(ours[known])
+            samples[label].append(values[known])
             samples[f"{label}_label"].append(true[known])
+    found: dict[str, np.ndarray] = {"index": picked, "n_atoms": table["n_atoms"], **energies}
     for label in ("forces", "stress"):
-        found[f"{label}_error"][found[f"{label}_count"] == 0] = np.nan
+        count = found[f"{label}_count"] = table[f"{label}_count"].astype(int)
+        found[f"{label}_error"] = np.where(count > 0, table[f"{label}_absolute"], np.nan)
         both = [np.concatenate(samples[k]) if samples[k] else np.zeros(0) for k in (label, f"{label}_label")]
         kept = evenly(len(both[0]), COMPONENTS)
         found[label], found[f"{label}_label"] = both[0][kept], both[1][kept]
@@ -100,19 +81,24 @@ def structure_sums(found: Mapping[str, np.ndarray], quantity: str) -> tuple[np.n
     return np.where(known, error, 0.0), np.where(known, count, 0.0)
 
 
+class PairedChange(Record):
+    """Two errors, ``change`` = second/first − 1, its interval, and on how many structures with a label."""
+
+    first: float
+    second: float
+    change: float
+    interval: tuple[float, float] | None
+    structures: int
+
+
 def paired_change(
     first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], quantity: str, resamples: int = 1000
-) -> dict[str, Any] | None:
+) -> PairedChange | None:
     """Relative change of the mean absolute error from ``first`` to ``second``, with an interval.
 
     The interval holds the middle 95 % of the changes in bootstrap resamples of the structures (B. Efron, Ann. Stat. 7,
     1 (1979)), the same structures for both. It says how much the choice of test structures matters, and nothing on
-    another training of the same kind.
-
-    Returns
-    -------
-    ``first``, ``second`` : the errors. ``change`` : second/first − 1. ``interval`` : its lower and upper end.
-    ``structures`` : with a label. ``None`` where no structure has one, or the structures are not the same.
+    another training of the same kind. ``None`` where no structure has a label, or the structures are not the same.
     """
     if not np.array_equal(first["index"], second["index"]):
         return None
@@ -129,10 +115,10 @@ def paired_change(
         if below > 0:
             changes.append(b[drawn].sum() / below - 1.0)
     low, high = np.quantile(changes, (0.025, 0.975))
-    return {
-        "first": float(a.sum() / weight.sum()),
-        "second": float(b.sum() / weight.sum()),
-        "change": float(b.sum() / a.sum() - 1.0),
-        "interval": [float(low), float(high)] if len(a) > 1 else None,
-        "structures": len(a),
-    }
+    return PairedChange(
+        first=a.sum() / weight.sum(),
+        second=b.sum() / weight.sum(),
+        change=b.sum() / a.sum() - 1.0,
+        interval=(low, high) if len(a) > 1 else None,
+        structures=len(a),
+    )

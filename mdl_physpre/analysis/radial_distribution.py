@@ -24,19 +24,57 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations_with_replacement, product
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
+from pydantic import BeforeValidator, PlainSerializer
 from scipy.special import ndtr
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.utils.record import Record
 
 R_MAX, BINS = 6.0, 120
 REACH = 5.0  # standard deviations that a smoothed pair reaches
 MAX_DENSITY = 10.0  # atoms/Å³, a hundred times that of solids: a cell beyond it has collapsed, and has too many pairs
+
+
+Array = Annotated[
+    np.ndarray,
+    BeforeValidator(lambda values: np.asarray(values, dtype=float)),
+    PlainSerializer(lambda values: values.tolist(), when_used="json"),
+]
+
+
+class RDF(Record):
+    """Radial distribution functions of one structure, or averages over several.
+
+    r, edges : (bins,) centres and (bins + 1,) edges of the bins, Å.
+    g : of each unordered pair ("O-O", "O-Si", lighter element first), (bins,).
+    coordination : of each ordered pair ("Si-O" are O around Si), (bins,), up to the upper edge of each bin.
+    frames, structures : counted. smoothing : Å.
+    not_applicable : why ``g`` is empty, or ``None``.
+    pair_weights, atom_weights : Σ N_a N_b / V and Σ N_a over frames, with which :func:`average_rdfs` averages.
+    """
+
+    r: Array
+    edges: Array
+    g: dict[str, Array] = {}
+    coordination: dict[str, Array] = {}
+    frames: int
+    structures: int = 1
+    smoothing: float
+    not_applicable: str | None = None
+    pair_weights: dict[str, float] = {}
+    atom_weights: dict[str, float] = {}
+
+
+class NamedRDF(RDF):
+    """That of a structure of a run."""
+
+    structure_id: str
 
 
 class RDFAccumulator:
@@ -149,51 +187,30 @@ class RDFAccumulator:
         self.counts, self.volume_counts = np.array(state["counts"]), np.array(state["volume_counts"])
         self.frames, self.inverse_volume = int(state["frames"]), float(state["inverse_volume"])
 
-    def result(self) -> dict[str, Any]:
-        """What was found so far.
-
-        Returns
-        -------
-        ``r`` (bins,) centres and ``edges`` (bins + 1,) of the bins, Å; ``g``, for each unordered pair ("O-O", "O-Si",
-        lighter element first) an array (bins,); ``coordination``, for each ordered pair ("Si-O" are O around Si) an
-        array (bins,), up to the upper edge of each bin; ``frames``; ``structures`` (1); ``smoothing``, Å;
-        ``not_applicable``, why ``g`` is empty, or ``None``; and the weights with which :func:`average_rdfs` averages
-        it, ``pair_weights`` Σ N_a N_b / V and ``atom_weights`` Σ N_a, sums over frames.
-        """
-        names = [chemical_symbols[z] for z in self.elements]
-        n_atoms = np.bincount(self.species)
-        reason = None
-        if not self.frames:
-            reason = "no frames"
-        elif np.isnan(self.inverse_volume):
-            reason = "not periodic in three directions, and no volume was given"
+    def result(self) -> RDF:
+        """What was found so far."""
+        reason = "not periodic in three directions, and no volume was given" if np.isnan(self.inverse_volume) else None
         centres = 0.5 * (self.edges[1:] + self.edges[:-1])
-        out: dict[str, Any] = {
-            "r": centres,
-            "edges": self.edges,
-            "g": {},
-            "coordination": {},
-            "frames": self.frames,
-            "structures": 1,
-            "smoothing": self.smoothing,
-            "not_applicable": reason,
-            "pair_weights": {},
-            "atom_weights": {},
-        }
+        found = RDF(
+            r=centres,
+            edges=self.edges,
+            frames=self.frames,
+            smoothing=self.smoothing,
+            not_applicable=reason if self.frames else "no frames",
+        )
         if not self.frames:
-            return out
-        spread = self._spread()
+            return found
+        names, n_atoms = [chemical_symbols[z] for z in self.elements], np.bincount(self.species)
+        spread, shells = self._spread(), 4 * np.pi / 3 * np.diff(self.edges**3)
         for a, b in product(range(len(names)), repeat=2):
             within = np.cumsum(spread @ self.counts[a, b])
-            out["coordination"][f"{names[a]}-{names[b]}"] = within / (self.frames * n_atoms[a])
-        out["atom_weights"] = {name: int(n) * self.frames for name, n in zip(names, n_atoms, strict=True)}
-        if reason is None:
-            shells = 4 * np.pi / 3 * np.diff(self.edges**3)
-            for a, b in combinations_with_replacement(range(len(names)), 2):
-                name, pairs = f"{names[a]}-{names[b]}", float(n_atoms[a] * n_atoms[b])
-                out["g"][name] = spread @ self.volume_counts[a, b] / (self.frames * pairs * shells)
-                out["pair_weights"][name] = pairs * self.inverse_volume
-        return out
+            found.coordination[f"{names[a]}-{names[b]}"] = within / (self.frames * n_atoms[a])
+        found.atom_weights.update((name, int(n) * self.frames) for name, n in zip(names, n_atoms, strict=True))
+        for a, b in combinations_with_replacement(range(len(names)), 2) if reason is None else ():
+            name, pairs = f"{names[a]}-{names[b]}", float(n_atoms[a] * n_atoms[b])
+            found.g[name] = spread @ self.volume_counts[a, b] / (self.frames * pairs * shells)
+            found.pair_weights[name] = pairs * self.inverse_volume
+        return found
 
     def _spread(self) -> np.ndarray:
         """(bins, bins counted): which part of a pair counted in one bin goes to another."""
@@ -212,12 +229,8 @@ def rdf(
     bins: int = BINS,
     smoothing: float = 0.0,
     volume: float | None = None,
-) -> dict[str, Any]:
+) -> RDF:
     """Radial distribution functions of one structure's frames; parameters as :class:`RDFAccumulator`.
-
-    Returns
-    -------
-    dict : as :meth:`RDFAccumulator.result`.
 
     Raises
     ------
@@ -237,86 +250,61 @@ def rdf(
     return sums.result()
 
 
-def average_rdfs(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def average_rdfs(results: Iterable[RDF]) -> RDF:
     """One radial distribution function of many structures.
 
         g_ab = Σ_s w_s g_ab,s / Σ_s w_s,      w_s = Σ_frames N_a N_b / V,
 
     the number of pairs found over the number that ideal gases of the same densities would have: what counting all
     frames of all structures together gives. Coordination numbers are averages over atoms a and frames. A structure with
-    more frames weighs more; one that lacks a pair or has no volume does not count for it.
+    more frames weighs more; one that lacks a pair or has no volume does not count for it. Averages can be averaged.
 
-    Parameters
-    ----------
-    results : of :meth:`RDFAccumulator.result`, or averages of these.
-
-    Returns
-    -------
-    dict : as :meth:`RDFAccumulator.result`; ``frames`` and ``structures`` are sums over all with a frame.
-
-    Raises
-    ------
-    DataError : no results, or other bins or smoothing.
+    Raises DataError where there are no results, or other bins or smoothing.
     """
     every = list(results)
     if not every:
         raise DataError("there are no radial distribution functions to average")
-    first = every[0]
     for k, result in enumerate(every):
-        check_same_grid(first, result, "the first", f"number {k}")
-    counted = [result for result in every if result["frames"]]
-    out: dict[str, Any] = {
-        "r": np.asarray(first["r"]),
-        "edges": np.asarray(first["edges"]),
-        "g": {},
-        "coordination": {},
-        "frames": sum(result["frames"] for result in counted),
-        "structures": sum(result["structures"] for result in counted),
-        "smoothing": first["smoothing"],
-        "not_applicable": None,
-        "pair_weights": {},
-        "atom_weights": {},
-    }
-    for result in counted:
-        for element, weight in result["atom_weights"].items():
-            out["atom_weights"][element] = out["atom_weights"].get(element, 0) + weight
-        for pair, weight in result["pair_weights"].items():
-            out["pair_weights"][pair] = out["pair_weights"].get(pair, 0.0) + weight
-    for result in counted:
-        for pair, values in result["g"].items():
-            share = result["pair_weights"][pair] / out["pair_weights"][pair]
-            out["g"][pair] = out["g"].get(pair, 0.0) + share * np.asarray(values)
+        check_same_grid(every[0], result, "the first", f"number {k}")
+    counted = [result for result in every if result.frames]
+    pair_weights, atom_weights = (
+        _sums(getattr(result, name) for result in counted) for name in ("pair_weights", "atom_weights")
+    )
+    shares = [{p: r.pair_weights[p] / pair_weights[p] * values for p, values in r.g.items()} for r in counted]
     # Si-O needs every structure with Si: one without O has none around its Si
-    for pair in dict.fromkeys(pair for result in counted for pair in result["coordination"]):
-        centre = pair.split("-")[0]
-        sums = [
-            r["atom_weights"][centre] * np.asarray(r["coordination"][pair])
-            for r in counted
-            if pair in r["coordination"]
-        ]
-        out["coordination"][pair] = np.sum(sums, axis=0) / out["atom_weights"][centre]
-    if not out["g"]:
-        out["not_applicable"] = next((r["not_applicable"] for r in counted), "no frames")
-    return out
+    neighbours = _sums(
+        {pair: r.atom_weights[pair.split("-")[0]] * values for pair, values in r.coordination.items()} for r in counted
+    )
+    g = _sums(shares)
+    return RDF(
+        r=every[0].r,
+        edges=every[0].edges,
+        g=g,
+        coordination={pair: values / atom_weights[pair.split("-")[0]] for pair, values in neighbours.items()},
+        frames=sum(result.frames for result in counted),
+        structures=sum(result.structures for result in counted),
+        smoothing=every[0].smoothing,
+        not_applicable=None if g else next((r.not_applicable for r in counted), "no frames"),
+        pair_weights=pair_weights,
+        atom_weights=atom_weights,
+    )
 
 
-def plain_rdf(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with lists in place of arrays, for JSON. What is read back serves wherever a result does."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(inner) for key, inner in value.items()}
-        return value.tolist() if isinstance(value, np.ndarray) else value
-
-    return plain(result)
+def _sums(tables: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums by key."""
+    total: dict[str, Any] = {}
+    for table in tables:
+        for key, value in table.items():
+            total[key] = total.get(key, 0) + value
+    return total
 
 
-def check_same_grid(one: Mapping[str, Any], other: Mapping[str, Any], first: str, second: str) -> None:
+def check_same_grid(one: RDF, other: RDF, first: str, second: str) -> None:
     """Raise DataError, which names ``first`` and ``second``, where bins or smoothing of two results differ."""
-    a, b = np.asarray(one["edges"]), np.asarray(other["edges"])
-    if a.shape != b.shape or not np.allclose(a, b, rtol=1e-9, atol=0) or one["smoothing"] != other["smoothing"]:
+    a, b = one.edges, other.edges
+    if a.shape != b.shape or not np.allclose(a, b, rtol=1e-9, atol=0) or one.smoothing != other.smoothing:
         found = [
-            f"{name} has {len(edges) - 1} bins up to {edges[-1]:g} Å, smoothed by {result['smoothing']:g} Å"
+            f"{name} has {len(edges) - 1} bins up to {edges[-1]:g} Å, smoothed by {result.smoothing:g} Å"
             for name, edges, result in ((first, a, one), (second, b, other))
         ]
         raise DataError(f"{'; '.join(found)}: radial distribution functions need the same bins and smoothing")

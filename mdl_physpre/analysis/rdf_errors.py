@@ -15,47 +15,45 @@ count a pair at 2 Å nine times as much as one at 6 Å.) Distances within a bin 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ase.io
 import numpy as np
 from ase import Atoms
 
-from mdl_physpre.analysis.radial_distribution import BINS, R_MAX, RDFAccumulator, check_same_grid
+from mdl_physpre.analysis.radial_distribution import BINS, R_MAX, RDF, RDFAccumulator, check_same_grid
 from mdl_physpre.errors import DataError
+from mdl_physpre.utils.record import Record
 
 
-def rdf_errors(found: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Errors of radial distribution functions, see the module.
+class RDFError(Record):
+    """Errors of one pair of elements, see the module; ``wasserstein`` in Å.
 
-    Parameters
-    ----------
-    found, reference : of :meth:`~mdl_physpre.analysis.RDFAccumulator.result`, or averages, or read back from JSON.
+    ``None`` where one of the two lacks the pair, and for ``wasserstein`` where one has no two such atoms within range.
+    """
 
-    Returns
-    -------
-    dict : for each pair of elements of either, ``mae`` and ``wasserstein`` (Å). ``None`` where one of them lacks the
-        pair, and for ``wasserstein`` where one of them has no two such atoms within range.
+    mae: float | None = None
+    wasserstein: float | None = None
 
-    Raises
-    ------
-    DataError : other bins or smoothing; it names both.
+
+def rdf_errors(found: RDF, reference: RDF) -> dict[str, RDFError]:
+    """Errors of radial distribution functions, see the module, for each pair of elements of either.
+
+    Raises DataError, which names both, for other bins or smoothing.
     """
     check_same_grid(found, reference, "found", "the reference")
-    shells = np.diff(np.asarray(reference["edges"]) ** 3)
-    width = np.diff(np.asarray(reference["edges"]))
-    errors: dict[str, dict[str, float | None]] = {}
-    for pair in dict.fromkeys([*reference["g"], *found["g"]]):
-        if pair not in found["g"] or pair not in reference["g"]:
-            errors[pair] = {"mae": None, "wasserstein": None}
+    shells, width = np.diff(reference.edges**3), np.diff(reference.edges)
+    errors: dict[str, RDFError] = {}
+    for pair in dict.fromkeys([*reference.g, *found.g]):
+        if pair not in found.g or pair not in reference.g:
+            errors[pair] = RDFError()
             continue
-        one, other = np.asarray(found["g"][pair]), np.asarray(reference["g"][pair])
-        errors[pair] = {
-            "mae": float(np.average(np.abs(one - other), weights=width)),
-            "wasserstein": _wasserstein(one * shells, other * shells, width),
-        }
+        one, other = found.g[pair], reference.g[pair]
+        errors[pair] = RDFError(
+            mae=np.average(np.abs(one - other), weights=width),
+            wasserstein=_wasserstein(one * shells, other * shells, width),
+        )
     return errors
 
 
@@ -82,8 +80,8 @@ def reference_rdf(
     skip: int = 0,
     every: int = 1,
     first_step: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """Radial distribution functions of stored trajectories, one for each structure.
+) -> dict[str, RDF]:
+    """Radial distribution functions of stored trajectories, by the name of the structure.
 
     Parameters
     ----------
@@ -93,10 +91,6 @@ def reference_rdf(
     skip : frames left out at the start of each structure.
     every : of the others, each ``every``-th is taken.
     first_step : frames that say that they are of an earlier step (``info["step"]``) are left out, too.
-
-    Returns
-    -------
-    dict : name of the structure -> result, as :meth:`~mdl_physpre.analysis.radial_distribution.RDFAccumulator.result`.
 
     Raises
     ------

@@ -144,12 +144,14 @@ def md(
     print(format_verdicts(compared["verdicts"], summarise(compared["verdicts"])))
     print(format_rdf_errors(compared))
     if out:
+        from pydantic_core import to_jsonable_python
+
         from mdl_physpre.dynamics.running.storage import RDF_ERRORS
         from mdl_physpre.report.figures.rdf import draw_rdfs
         from mdl_physpre.runs.stage import write_json
 
         errors, figure = (out / name for name in RDF_ERRORS[:2])
-        content = {name: compared[name] for name in ("structures", "errors", "structure_errors")}
+        content = to_jsonable_python({name: compared[name] for name in ("structures", "errors", "structure_errors")})
         if "reference_verdicts" in compared:
             content["reference_verdicts"] = [verdict.plain() for verdict in compared["reference_verdicts"]]
         write_json(errors, content)

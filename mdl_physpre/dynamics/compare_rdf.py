@@ -13,7 +13,7 @@ from typing import Any
 
 from ase import Atoms
 
-from mdl_physpre.analysis.radial_distribution import average_rdfs
+from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors, reference_rdf
 from mdl_physpre.dynamics.running.parallel import simulate_parallel
 from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs
@@ -67,7 +67,7 @@ def compare_with_reference(
         settings = settings.changed(rdf_interval=RDF_INTERVAL)
     if not isinstance(reference, Potential) and (is_scheme(str(reference)) or Path(reference).suffix in CHECKPOINTS):
         reference = put_on(open_potential(reference, modules=modules), device_of_parameters(potential))
-    stored = None
+    stored: Mapping[str, RDF] | None = None
     if not isinstance(reference, Potential):  # read before hours are spent on the simulation
         place = Path(reference).resolve()
         if out is not None and Path(out).resolve() in (place, *place.parents):
@@ -95,16 +95,16 @@ def compare_with_reference(
     result["rdf"] = average_rdfs([found[name] for name in shared])
     result["reference_rdf"] = average_rdfs([stored[name] for name in shared])
     result["errors"] = rdf_errors(result["rdf"], result["reference_rdf"])
-    if all(error["mae"] is None for error in result["errors"].values()):
-        pairs = (", ".join(rdf["g"]) or "none" for rdf in (result["rdf"], result["reference_rdf"]))
+    if all(error.mae is None for error in result["errors"].values()):
+        pairs = (", ".join(rdf.g) or "none" for rdf in (result["rdf"], result["reference_rdf"]))
         both = " against ".join(pairs)
         raise DataError(f"{reference}: no pair of elements in common with the simulation ({both})")
     result["structure_errors"] = {name: rdf_errors(found[name], stored[name]) for name in shared}
     return {**result, "structures": len(shared)}
 
 
-def _by_name(folder: Path) -> dict[str, Any]:
-    return {one["structure_id"]: one for one in read_rdfs(folder)["structures"]}
+def _by_name(folder: Path) -> dict[str, RDF]:
+    return {one.structure_id: one for one in read_rdfs(folder).structures}
 
 
 def _few(names: Mapping[str, Any]) -> str:
@@ -115,7 +115,7 @@ def format_rdf_errors(compared: Mapping[str, Any]) -> str:
     """The errors of :func:`compare_with_reference` as text, a line for each pair of elements."""
     lines = [f"Radial distribution functions against the reference, {compared['structures']} structures:"]
     for pair, error in compared["errors"].items():
-        mae, distance = ("–" if error[key] is None else f"{error[key]:.3f}" for key in ("mae", "wasserstein"))
+        mae, distance = ("–" if value is None else f"{value:.3f}" for value in (error.mae, error.wasserstein))
         lines.append(f"  {pair}: mean absolute error {mae}, Wasserstein-1 distance {distance} Å")
     if "reference_verdicts" in compared:
         found = summarise(compared["reference_verdicts"]).failed

@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from mdl_physpre.analysis.energy_curves import pair_name
 from mdl_physpre.potential_checks.subject import (
     FAILED,
     NOT_APPLICABLE,
@@ -18,7 +19,6 @@ from mdl_physpre.potential_checks.subject import (
     Check,
     Results,
     Subject,
-    pair_name,
     worst,
 )
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
@@ -54,11 +54,11 @@ def periodic_atom_check(subject: Subject) -> Iterator[Check]:
 
 def no_neighbours_checks(subject: Subject) -> Iterator[Check]:
     """Two atoms beyond any edge have the energies of each alone, and no forces."""
-    elements, pairs = subject.elements, _pairs(subject)
+    elements, pairs = subject.elements, subject.pairs
     alone = dict(zip(elements, subject.predict([Atoms([z], [[0.3, 0.2, 0.1]]) for z in elements]).energies))
     apart = subject.predict([_dimer(a, b, subject.far) for a, b in pairs])
     both = [alone[a] + alone[b] for a, b in pairs]
-    names = [pair_name(a, b) for a, b in pairs]
+    names = [pair_name((a, b)) for a, b in pairs]
     text = f"energy of two atoms {subject.far:g} Å apart, less that of each alone"
     limits = [subject.bounds.energy * max(1.0, abs(e)) for e in both]
     yield worst("no neighbours: energy", [abs(e - s) for e, s in zip(apart.energies, both)], limits, "eV", text, names)
@@ -69,19 +69,19 @@ def no_neighbours_checks(subject: Subject) -> Iterator[Check]:
 
 def close_pair_check(subject: Subject) -> Iterator[Check]:
     """Two atoms at 0.3 Å must have finite energy and be pushed apart."""
-    pairs = _pairs(subject)
+    pairs = subject.pairs
     found = subject.predict([_dimer(a, b, CLOSE) for a, b in pairs])
     outward = np.array([0.5 * (f[1, 0] - f[0, 0]) for f in found.forces])
     finite = np.isfinite(found.energies) & np.isfinite(outward)
     name = f"two atoms at {CLOSE} Å"
     text = "smallest force that pushes the two apart"
     if not finite.all():
-        lost = ", ".join(pair_name(*p) for p, f in zip(pairs, finite) if not f)
+        lost = ", ".join(pair_name(p) for p, f in zip(pairs, finite) if not f)
         yield Check(name, FAILED, None, "eV/Å", 0.0, f"not finite: {lost}", True)
         return
     k = int(np.argmin(outward))
-    pulled = [pair_name(*p) for p, f in zip(pairs, outward) if f <= 0]
-    told = f"; pulled together: {', '.join(pulled)}" if pulled else f"; {pair_name(*pairs[k])}"
+    pulled = [pair_name(p) for p, f in zip(pairs, outward) if f <= 0]
+    told = f"; pulled together: {', '.join(pulled)}" if pulled else f"; {pair_name(pairs[k])}"
     yield Check(name, FAILED if pulled else PASSED, float(outward[k]), "eV/Å", 0.0, text + told, True)
 
 
@@ -133,7 +133,7 @@ def pair_curves(subject: Subject) -> list[PairCurve]:
     end = subject.cutoff or RANGE
     distances = np.arange(CLOSE, end + SPACING / 2, SPACING)
     curves = []
-    for a, b in _pairs(subject):
+    for a, b in subject.pairs:
         energies = subject.predict([_dimer(a, b, r) for r in [*distances, subject.far]], forces=False).energies
         energies = energies[:-1] - energies[-1]
         bonded = 0.7 * (covalent_radius(a) + covalent_radius(b))
@@ -148,7 +148,7 @@ def pair_curves(subject: Subject) -> list[PairCurve]:
 def pair_curve_checks(subject: Subject) -> Iterator[Check]:
     """For each pair: where the wall stands, its height at 0.5 Å, and whether it rises all the way in."""
     for curve in pair_curves(subject):
-        name = f"pair {pair_name(*curve.pair)}"
+        name = f"pair {pair_name(curve.pair)}"
         if not np.isfinite(curve.energies).all():
             lost = curve.distances[~np.isfinite(curve.energies)]
             yield Check(f"{name}: wall", FAILED, text=f"energy not finite from {lost.min():.2f} to {lost.max():.2f} Å")
@@ -187,11 +187,6 @@ def _monotonic(subject: Subject, name: str, curve: PairCurve) -> Check:
         text += f"; it first falls from {height:.3g} eV at {where:.2f} Å"
         verdict = WARNING if height >= curve.level else FAILED
     return Check(f"{name}: rises inwards", verdict, drop, "eV", bound, text)
-
-
-def _pairs(subject: Subject) -> list[tuple[int, int]]:
-    elements = subject.elements
-    return [(a, b) for n, a in enumerate(elements) for b in elements[n:]]
 
 
 def _dimer(a: int, b: int, distance: float) -> Atoms:

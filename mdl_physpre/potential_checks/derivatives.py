@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from ase import Atoms
 
+from mdl_physpre.analysis.energy_curves import pair_name
 from mdl_physpre.potential_checks.subject import (
     FAILED,
     NOT_APPLICABLE,
@@ -15,7 +16,6 @@ from mdl_physpre.potential_checks.subject import (
     Subject,
     is_periodic,
     moved,
-    pair_name,
     worst,
 )
 from mdl_physpre.structures.neighbours import neighbour_list
@@ -42,11 +42,11 @@ def _forces(subject: Subject) -> Check:
     for k, atoms in enumerate(subject.structures):
         rng = subject.random("force", k)
         components = rng.permutation(3 * len(atoms))[:SAMPLES]
-        tried = [_displaced(atoms, c, s * step) for c in components for s in STENCIL]
-        slopes, kept = _slopes(subject, atoms, tried, step)
+        tried = [displaced(atoms, c, s * step) for c in components for s in STENCIL]
+        found_slopes, kept = _slopes(subject, atoms, tried, step)
         crossed += int((~kept).sum())
         bound = subject.bounds.force_slope * float(np.abs(found.forces[k]).max()) + NOISE * subject.resolution / step
-        for c, slope in zip(components[kept], slopes[kept]):
+        for c, slope in zip(components[kept], found_slopes[kept]):
             differences.append(abs(slope + found.forces[k].reshape(-1)[c]))
             bounds.append(bound)
             where.append(f"structure {k}, atom {c // 3}, {'xyz'[c % 3]}")
@@ -67,11 +67,11 @@ def _stress(subject: Subject) -> Check:
     differences, bounds, where, crossed = [], [], [], 0
     pairs = [(a, b) for a in range(3) for b in range(a, 3)]
     for (k, atoms), stress in zip(whole, found.stress):
-        tried = [_strained(atoms, a, b, s * step) for a, b in pairs for s in STENCIL]
-        slopes, kept = _slopes(subject, atoms, tried, step)
+        tried = [strained(atoms, a, b, s * step) for a, b in pairs for s in STENCIL]
+        found_slopes, kept = _slopes(subject, atoms, tried, step)
         crossed += int((~kept).sum())
         noise = NOISE * subject.resolution / (step * atoms.get_volume())
-        for (a, b), slope, keep in zip(pairs, slopes / atoms.get_volume(), kept):
+        for (a, b), slope, keep in zip(pairs, found_slopes / atoms.get_volume(), kept):
             if keep:
                 differences.append(abs(slope - stress[a, b]))
                 bounds.append(subject.bounds.stress_slope * float(np.abs(stress).max()) + noise)
@@ -84,20 +84,27 @@ def _left_out(crossed: int) -> str:
     return f"; {crossed} left out, where an edge crosses the cutoff" if crossed else ""
 
 
-def _displaced(atoms: Atoms, component: int, by: float) -> Atoms:
+def displaced(atoms: Atoms, component: int, by: float) -> Atoms:
+    """A copy with one coordinate, counted through all atoms (x, y, z of the first, …), changed by so many Å."""
     other = atoms.copy()
     other.positions[component // 3, component % 3] += by
     return other
 
 
-def _strained(atoms: Atoms, a: int, b: int, by: float) -> Atoms:
-    strain = np.zeros((3, 3))
+def strained(atoms: Atoms, a: int, b: int, by: float) -> Atoms:
+    """A copy under the strain ε_ab = ε_ba = ``by``/2, or ε_aa = ``by``; the slope dE/d(by) is V σ_ab."""
+    strain = np.eye(3)
     strain[a, b] += by / 2
     strain[b, a] += by / 2
     other = atoms.copy()
-    other.set_cell(atoms.cell[:] @ (np.eye(3) + strain), scale_atoms=False)
-    other.positions = atoms.positions @ (np.eye(3) + strain)
+    other.set_cell(atoms.cell[:] @ strain)
+    other.positions = atoms.positions @ strain
     return other
+
+
+def slopes(energies: np.ndarray, step: float) -> np.ndarray:
+    """dE/dx (n,) from energies (n, 4) at the multiples ``STENCIL`` of ``step``; the error is of fourth order."""
+    return energies @ WEIGHTS / step
 
 
 def _slopes(subject: Subject, atoms: Atoms, tried: Sequence[Atoms], step: float) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +112,7 @@ def _slopes(subject: Subject, atoms: Atoms, tried: Sequence[Atoms], step: float)
     energies = subject.predict(tried, forces=False).energies.reshape(-1, len(STENCIL))
     edges = subject.count_edges([atoms, *tried])
     kept = (edges[1:].reshape(-1, len(STENCIL)) == edges[0]).all(1)
-    return energies @ WEIGHTS / step, kept if kept.any() else np.ones_like(kept)
+    return slopes(energies, step), kept if kept.any() else np.ones_like(kept)
 
 
 def smoothness_checks(subject: Subject) -> Iterator[Check]:
@@ -123,12 +130,8 @@ def smoothness_checks(subject: Subject) -> Iterator[Check]:
     if isinstance(inner, float) and 0 < inner < subject.cutoff:
         cutoffs["three-body cutoff"] = inner
     for name, radius in cutoffs.items():
-        elements = subject.elements
-        pairs = [(a, b) for n, a in enumerate(elements) for b in elements[n:]]
-        dimers = [
-            (Atoms([a, b], [[0, 0, 0], [0, 0, radius]]), np.array([[0, 0, 0], [0, 0, 1.0]]), pair_name(a, b))
-            for a, b in pairs
-        ]
+        apart = np.array([[0, 0, 0], [0, 0, 1.0]])
+        dimers = [(Atoms(list(pair), radius * apart), apart, pair_name(pair)) for pair in subject.pairs]
         yield from _jumps(subject, f"smooth at the {name}, two atoms", dimers)
         inside = [_crossing(atoms, radius, k) for k, atoms in enumerate(subject.structures)]
         yield from _jumps(subject, f"smooth at the {name}, in a structure", [c for c in inside if c is not None])

@@ -1,4 +1,4 @@
-"""A doctor for potentials: named checks, each with a verdict and a number, before any molecular dynamics.
+"""Potential checks: each has a name, a verdict and a number, before any molecular dynamics.
 
 ``docs/doctor.md`` says what each check is, what its number means, and how to read a failure.
 """

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import chemical_symbols
 from torch import Tensor
 
+from mdl_physpre.analysis.energy_curves import element_pairs
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential, evaluate
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
@@ -46,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest differences that pass.
+    """Largest differences that pass, for a potential in double precision unless told otherwise.
 
     energy : eV/atom; force : eV/Å; stress : eV/Å³: for values up to 1, and in proportion to larger ones.
     repeat : of what must be the same number, eV/atom or eV/Å, in the same way.
@@ -57,48 +57,25 @@ class Bounds:
     step, strain, gap : of the finite differences, Å and 1, and on both sides of the cutoff, Å.
     """
 
-    energy: float
-    force: float
-    stress: float
-    repeat: float
-    force_slope: float
-    stress_slope: float
-    energy_jump: float
-    force_jump: float
-    drop: float
-    step: float
-    strain: float
-    gap: float
+    energy: float = 1e-8
+    force: float = 1e-7
+    stress: float = 1e-8
+    repeat: float = 1e-10
+    force_slope: float = 1e-6
+    stress_slope: float = 1e-6
+    energy_jump: float = 1e-6
+    force_jump: float = 1e-5
+    drop: float = 1e-3
+    step: float = 1e-4
+    strain: float = 1e-5
+    gap: float = 1e-4
 
 
-DOUBLE = Bounds(
-    energy=1e-8,
-    force=1e-7,
-    stress=1e-8,
-    repeat=1e-10,
-    force_slope=1e-6,
-    stress_slope=1e-6,
-    energy_jump=1e-6,
-    force_jump=1e-5,
-    drop=1e-3,
-    step=1e-4,
-    strain=1e-5,
-    gap=1e-4,
-)
+DOUBLE = Bounds()
 SINGLE = Bounds(
-    energy=1e-4,
-    force=2e-3,
-    stress=1e-4,
-    repeat=1e-6,
-    force_slope=3e-2,
-    stress_slope=2e-3,
-    energy_jump=1e-3,
-    force_jump=1e-2,
-    drop=1e-2,
-    step=1e-2,
-    strain=2e-3,
-    gap=5e-3,
-)
+    energy=1e-4, force=2e-3, stress=1e-4, repeat=1e-6, force_slope=3e-2, stress_slope=2e-3, energy_jump=1e-3,
+    force_jump=1e-2, drop=1e-2, step=1e-2, strain=2e-3, gap=5e-3,
+)  # fmt: skip
 
 
 @dataclass
@@ -190,6 +167,11 @@ class Subject:
         return sorted({int(z) for atoms in self.structures for z in atoms.numbers})
 
     @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Every pair of these elements once."""
+        return element_pairs(self.elements)
+
+    @property
     def far(self) -> float:
         """A distance at which nothing interacts, Å."""
         return 10 * self.cutoff if self.cutoff else 100.0
@@ -267,11 +249,6 @@ def moved(atoms: Atoms, displacements: np.ndarray) -> Atoms:
     other = atoms.copy()
     other.positions += displacements
     return other
-
-
-def pair_name(zi: int, zj: int) -> str:
-    """Such as ``Si-O``."""
-    return f"{chemical_symbols[zi]}-{chemical_symbols[zj]}"
 
 
 def is_periodic(atoms: Atoms) -> bool:

@@ -40,50 +40,36 @@ def symmetry_checks(subject: Subject) -> Iterator[Check]:
         if not kept:
             yield Check(name, NOT_APPLICABLE, text="no structure is periodic in enough directions")
             continue
-        new = [made[k] for k in kept]
-        after = subject.predict([t.atoms for t in new if t], stress=True)
-        yield from _compare(subject, name, text, kept, [t for t in new if t], before, after)
+        new = [t for t in made if t is not None]
+        after = subject.predict([t.atoms for t in new], stress=True)
+        forces = [before.forces[k][t.order] @ t.rotation for k, t in zip(kept, new)]
+        expected = Results(before.energies[kept], forces)
+        limits, where = (subject.bounds.energy, subject.bounds.force), [f"structure {k}" for k in kept]
+        yield from _compare(name, after, expected, limits, text, where)
+        whole = [n for n, k in enumerate(kept) if is_periodic(subject.structures[k])]
+        if name != ROTATION or not whole:
+            continue
+        if after.stress is None or before.stress is None:
+            verdict, reason = (before if before.stress is None else after).no_stress
+            yield Check(f"{name}: stress", verdict, text=reason)
+            continue
+        stress = [new[n].rotation.T @ before.stress[kept[n]] @ new[n].rotation for n in whole]
+        differences = [_largest(after.stress[n] - s) for n, s in zip(whole, stress)]
+        bounds = [subject.bounds.stress * max(1.0, _largest(s)) for s in stress]
+        yield worst(f"{name}: stress", differences, bounds, "eV/Å³", text, [where[n] for n in whole])
 
 
 def _compare(
-    subject: Subject, name: str, text: str, kept: list[int], new: list[Transformed], before: Results, after: Results
+    name: str, found: Results, expected: Results, limits: tuple[float, float], text: str, where: list[str]
 ) -> Iterator[Check]:
-    sizes = np.array([len(subject.structures[k]) for k in kept])
-    where = [f"structure {k}" for k in kept]
-    energies = np.abs(after.energies - before.energies[kept]) / sizes
-    yield worst(
-        f"{name}: energy",
-        energies,
-        subject.bounds.energy * np.maximum(1.0, np.abs(before.energies[kept]) / sizes),
-        "eV/atom",
-        text,
-        where,
-    )
-    expected = [before.forces[k][t.order] @ t.rotation for k, t in zip(kept, new)]
-    yield worst(
-        f"{name}: forces",
-        [_largest(found - f) for found, f in zip(after.forces, expected)],
-        [subject.bounds.force * max(1.0, _largest(f)) for f in expected],
-        "eV/Å",
-        text,
-        where,
-    )
-    whole = [n for n, k in enumerate(kept) if is_periodic(subject.structures[k])]
-    if name != ROTATION or not whole:
-        return
-    if after.stress is None or before.stress is None:
-        verdict, reason = (before if before.stress is None else after).no_stress
-        yield Check(f"{name}: stress", verdict, text=reason)
-        return
-    stress = [new[n].rotation.T @ before.stress[kept[n]] @ new[n].rotation for n in whole]
-    yield worst(
-        f"{name}: stress",
-        [_largest(after.stress[n] - s) for n, s in zip(whole, stress)],
-        [subject.bounds.stress * max(1.0, _largest(s)) for s in stress],
-        "eV/Å³",
-        text,
-        [where[n] for n in whole],
-    )
+    """Energies for each atom, and forces, within ``limits`` for values up to 1 and in proportion to larger ones."""
+    sizes = np.array([len(f) for f in found.forces])
+    differences = np.abs(found.energies - expected.energies) / sizes
+    bounds = limits[0] * np.maximum(1.0, np.abs(expected.energies) / sizes)
+    yield worst(f"{name}: energy", differences, bounds, "eV/atom", text, where)
+    differences = [_largest(a - b) for a, b in zip(found.forces, expected.forces)]
+    bounds = [limits[1] * max(1.0, _largest(f)) for f in expected.forces]
+    yield worst(f"{name}: forces", differences, bounds, "eV/Å", text, where)
 
 
 def _largest(array: np.ndarray) -> float:
@@ -98,21 +84,24 @@ def _translated(atoms: Atoms, rng: np.random.Generator) -> Transformed:
     return _plain(moved(atoms, rng.uniform(-5, 5, 3)))
 
 
-def _turned(atoms: Atoms, rotation: np.ndarray) -> Transformed:
+def turned(atoms: Atoms, rotation: np.ndarray) -> Atoms:
+    """A copy with positions and cell vectors v → v R, R (3, 3): forces become F R, stress Rᵀ σ R."""
     other = atoms.copy()
     other.set_cell(atoms.cell[:] @ rotation)
     other.positions = atoms.positions @ rotation
-    return Transformed(other, rotation, np.arange(len(atoms)))
+    return other
 
 
 def _rotated(atoms: Atoms, rng: np.random.Generator) -> Transformed:
-    return _turned(atoms, special_ortho_group.rvs(3, random_state=rng))
+    rotation = special_ortho_group.rvs(3, random_state=rng)
+    return Transformed(turned(atoms, rotation), rotation, np.arange(len(atoms)))
 
 
 def _mirrored(atoms: Atoms, rng: np.random.Generator) -> Transformed:
-    made = _turned(atoms, special_ortho_group.rvs(3, random_state=rng) @ np.diag([-1.0, 1.0, 1.0]))
-    made.atoms.set_cell(made.atoms.cell[:] * [[-1.0], [1.0], [1.0]])  # the same lattice, as right-handed as before
-    return made
+    mirror = special_ortho_group.rvs(3, random_state=rng) @ np.diag([-1.0, 1.0, 1.0])
+    made = turned(atoms, mirror)
+    made.set_cell(made.cell[:] * [[-1.0], [1.0], [1.0]])  # the same lattice, as right-handed as before
+    return Transformed(made, mirror, np.arange(len(atoms)))
 
 
 def _renumbered(atoms: Atoms, rng: np.random.Generator) -> Transformed | None:
@@ -179,26 +168,21 @@ def net_force_check(subject: Subject) -> Iterator[Check]:
 def supercell_checks(subject: Subject) -> Iterator[Check]:
     """E of n cells is n E of one, with the same forces on every copy."""
     base = subject.predict(subject.structures)
-    names, sizes, energies, energy_bounds, forces, force_bounds = [], [], [], [], [], []
+    made, names, energies, forces = [], [], [], []
     for k, atoms in enumerate(subject.structures):
         for repeats in ((2, 1, 1), (1, 2, 2)):
             times = np.where(atoms.pbc, repeats, 1)
             n = int(times.prod())
-            if n == 1:
-                continue
-            found = subject.predict([atoms.repeat(times)])
-            names.append(f"structure {k}, {' x '.join(map(str, times))} cells")
-            sizes.append(n * len(atoms))
-            energies.append(abs(found.energies[0] - n * base.energies[k]) / sizes[-1])
-            energy_bounds.append(subject.bounds.energy * max(1.0, abs(base.energies[k]) / len(atoms)))
-            forces.append(_largest(found.forces[0] - np.tile(base.forces[k], (n, 1))))
-            force_bounds.append(subject.bounds.force * max(1.0, _largest(base.forces[k])))
-    if names:
-        text = "supercell less so many cells"
-        yield worst("supercell: energy", energies, energy_bounds, "eV/atom", text, names)
-        yield worst("supercell: forces", forces, force_bounds, "eV/Å", text, names)
-    else:
+            if n > 1:
+                made.append(atoms.repeat(times))
+                names.append(f"structure {k}, {' x '.join(map(str, times))} cells")
+                energies.append(n * base.energies[k])
+                forces.append(np.tile(base.forces[k], (n, 1)))
+    if not made:
         yield Check("supercell", NOT_APPLICABLE, text="no structure is periodic")
+        return
+    expected, limits = Results(np.array(energies), forces), (subject.bounds.energy, subject.bounds.force)
+    yield from _compare("supercell", subject.predict(made), expected, limits, "supercell less so many cells", names)
 
 
 def far_copies_check(subject: Subject) -> Iterator[Check]:
@@ -225,19 +209,9 @@ def determinism_checks(subject: Subject) -> Iterator[Check]:
     alone = [subject.predict([atoms]) for atoms in subject.structures]
     single = Results(np.array([r.energies[0] for r in alone]), [r.forces[0] for r in alone])
     same, close = subject.bounds.repeat, (subject.bounds.energy, subject.bounds.force)
-    yield from _two_answers("asked twice", together, again, (same, same))
-    yield from _two_answers("alone or in a batch", together, single, close)
-
-
-def _two_answers(name: str, first: Results, second: Results, bounds: tuple[float, float]) -> Iterator[Check]:
-    where = [f"structure {k}" for k in range(len(first.forces))]
-    sizes = np.array([len(f) for f in first.forces])
-    differences = np.abs(second.energies - first.energies) / sizes
-    limits = bounds[0] * np.maximum(1.0, np.abs(first.energies) / sizes)
-    yield worst(f"{name}: energy", differences, limits, "eV/atom", "difference of the two", where)
-    differences = [_largest(a - b) for a, b in zip(first.forces, second.forces)]
-    limits = [bounds[1] * max(1.0, _largest(f)) for f in first.forces]
-    yield worst(f"{name}: forces", differences, limits, "eV/Å", "difference of the two", where)
+    text, where = "difference of the two", [f"structure {k}" for k in range(len(subject.structures))]
+    yield from _compare("asked twice", again, together, (same, same), text, where)
+    yield from _compare("alone or in a batch", single, together, close, text, where)
 
 
 def precision_check(subject: Subject) -> Iterator[Check]:

@@ -156,7 +156,8 @@ def error_change(
         changes = [y / x - 1 for x in each[0] for y in each[1] if x]
         interval = [min(changes), max(changes)] if changes else None
     elif first in stored and second in stored:
-        interval = (paired_change(stored[first], stored[second], quantity) or {}).get("interval")
+        paired = paired_change(stored[first], stored[second], quantity)
+        interval = None if paired is None else paired.interval
     a, b = means
     return Change(a, b, b / a - 1 if a else 0.0, interval, several)
 

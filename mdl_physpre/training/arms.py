@@ -109,7 +109,7 @@ class Part:
         return self.Settings() if self._given is None else self._given
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._given == other._given  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._given == other._given
 
     def __hash__(self) -> int:
         return hash(self.name)

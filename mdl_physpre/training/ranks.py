@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
@@ -94,7 +96,7 @@ class Ranks:
         used = [p for p, ranks in zip(parameters, reached) if ranks]
         parts = [losses, *(torch.zeros_like(p) if p.grad is None else p.grad for p in used)]
         summed = self.sum(torch.cat([part.detach().double().reshape(-1) for part in parts]))
-        found = summed.split([part.numel() for part in parts])
+        found: Sequence[Tensor] = summed.split([part.numel() for part in parts])
         for parameter, gradient in zip(used, found[1:]):
             parameter.grad = gradient.reshape(parameter.shape).to(parameter.dtype)
         return found[0].reshape(losses.shape)

@@ -27,7 +27,7 @@ def stored_state(path: Path, identity: str, settings: TrainingSettings) -> dict[
     CheckpointError : damaged, of another version, or of a training with other data or settings.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)[STATE]
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)[STATE]
         version = state["version"]
     except Exception as error:  # torch raises many kinds for damaged files
         raise CheckpointError(
@@ -55,8 +55,9 @@ def stored_state(path: Path, identity: str, settings: TrainingSettings) -> dict[
 
 def is_finished(state: dict[str, Any], epochs: int, settings: TrainingSettings) -> bool:
     """Whether nothing is left to do after so many epochs, under the settings of now."""
+    then = state["settings"]
     if state["stopped_by"] == "max_seconds":
-        return settings.max_seconds is not None and settings.max_seconds <= state["settings"]["max_seconds"]
+        return settings.max_seconds is not None and bool(settings.max_seconds <= then["max_seconds"])
     if state["stopped_by"] == "early stopping":
-        return settings.early_stopping_patience == state["settings"]["early_stopping_patience"]
+        return bool(settings.early_stopping_patience == then["early_stopping_patience"])
     return epochs >= settings.max_epochs

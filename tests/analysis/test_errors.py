@@ -69,21 +69,20 @@ def test_all_figures():
         "stress_mae_gpa": np.abs(stress).mean() * 160.21766208,
         "total": 0.01 * np.abs(energy).mean() + 50 * np.abs(forces).mean() + 50 * np.abs(stress).mean(),
     }
-    assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-7)
+    assert {k: getattr(found, k) for k in expected} == pytest.approx(expected, rel=1e-7)
     assert 1 / GPa == pytest.approx(160.21766208)
-    assert found["n_structures"] == 5
-    assert found["n_atoms"] == 9
-    assert found["counts"] == {"energy": 5, "forces": 5, "stress": 5}
-    assert found["total_of"] == ["energy", "forces", "stress"]
+    assert found.n_structures == 5
+    assert found.n_atoms == 9
+    assert found.counts == {"energy": 5, "forces": 5, "stress": 5}
+    assert found.total_of == ("energy", "forces", "stress")
 
 
 def test_batches_and_data_set_make_no_difference():
     structures, _ = chains()
     together = prediction_errors(Springs(), structures)
     alone = prediction_errors(Springs(), GraphDataset(structures, 3.0, dtype=torch.float64), max_edges=1)
-    assert {k: v for k, v in together.items() if isinstance(v, float)} == pytest.approx(
-        {k: v for k, v in alone.items() if isinstance(v, float)}, rel=1e-10
-    )
+    floats = [{k: v for k, v in found.model_dump().items() if isinstance(v, float)} for found in (together, alone)]
+    assert floats[0] == pytest.approx(floats[1], rel=1e-10)
 
 
 def test_missing_labels_are_left_out_and_never_zero():
@@ -95,13 +94,13 @@ def test_missing_labels_are_left_out_and_never_zero():
         if k == 2:
             del atoms.calc.results["forces"]
     found = prediction_errors(Springs(), structures)
-    assert found["energy_mae"] == pytest.approx(np.mean([abs(errors[k][0]) for k in (0, 2, 3)]))
+    assert found.energy_mae == pytest.approx(np.mean([abs(errors[k][0]) for k in (0, 2, 3)]))
     forces = np.concatenate([errors[k][1].ravel() for k in (0, 1, 3, 4)])
-    assert found["forces_mae"] == pytest.approx(np.abs(forces).mean())
-    assert found["counts"] == {"energy": 3, "forces": 4, "stress": 0}
-    assert found["stress_mae"] is found["stress_rmse"] is found["stress_mae_gpa"] is None
-    assert found["total"] == pytest.approx(0.01 * found["energy_mae"] + 50 * found["forces_mae"])
-    assert found["total_of"] == ["energy", "forces"]
+    assert found.forces_mae == pytest.approx(np.abs(forces).mean())
+    assert found.counts == {"energy": 3, "forces": 4, "stress": 0}
+    assert found.stress_mae is found.stress_rmse is found.stress_mae_gpa is None
+    assert found.total == pytest.approx(0.01 * found.energy_mae + 50 * found.forces_mae)
+    assert found.total_of == ("energy", "forces")
     text = format_errors({"plain": found})
     row = next(line for line in text.splitlines() if line.startswith("plain"))
     assert row.split()[4] == "–"
@@ -112,10 +111,10 @@ def test_missing_labels_are_left_out_and_never_zero():
 def test_groups():
     structures, _ = chains()
     found = prediction_errors(Springs(), structures, by="phase")
-    assert list(found["groups"]) == ["n1", "n2", "n3"]
+    assert list(found.groups) == ["n1", "n2", "n3"]
     alone = prediction_errors(Springs(), [structures[1], structures[3]])
     for key in ("energy_mae", "forces_rmse", "stress_mae", "total"):
-        assert found["groups"]["n2"][key] == pytest.approx(alone[key])
+        assert getattr(found.groups["n2"], key) == pytest.approx(getattr(alone, key))
     assert [line.split()[0] for line in format_errors({"a": found}).splitlines()[1:5]] == ["a", "n1", "n2", "n3"]
 
 

@@ -44,37 +44,37 @@ def test_known_angles_fall_into_their_bins():
     first = Fixed([[1.0, 0.0, 0.0]] * 6)
     second = Fixed([length * np.array(turned(a)) for a, length in zip(angles, lengths)])
     found = force_alignment(first, second, molecules(3, 6), bins=4)
-    assert found["edges"] == [0.0, 45.0, 90.0, 135.0, 180.0]
-    assert found["atoms"] == [9, 0, 6, 3]
+    assert found.edges == (0.0, 45.0, 90.0, 135.0, 180.0)
+    assert found.atoms == (9, 0, 6, 3)
     weights = np.sqrt(lengths)
     np.testing.assert_allclose(
-        found["weighted"], [3 * weights[:3].sum(), 0, 3 * weights[3:5].sum(), 3 * weights[5]], rtol=1e-12
+        found.weighted, [3 * weights[:3].sum(), 0, 3 * weights[3:5].sum(), 3 * weights[5]], rtol=1e-12
     )
-    assert found["mean"] == pytest.approx(np.mean(angles), rel=1e-9)
-    assert found["weighted_mean"] == pytest.approx(np.average(angles, weights=weights), rel=1e-9)
-    assert found["share_above_90"] == pytest.approx(0.5)
-    assert found["weighted_share_above_90"] == pytest.approx(weights[3:].sum() / weights.sum())
-    assert sum(found["isotropic"]) == pytest.approx(1.0)
+    assert found.mean == pytest.approx(np.mean(angles), rel=1e-9)
+    assert found.weighted_mean == pytest.approx(np.average(angles, weights=weights), rel=1e-9)
+    assert found.share_above_90 == pytest.approx(0.5)
+    assert found.weighted_share_above_90 == pytest.approx(weights[3:].sum() / weights.sum())
+    assert sum(found.isotropic) == pytest.approx(1.0)
 
 
 def test_atoms_without_force_are_counted_apart():
     first = Fixed([[1, 0, 0], [0, 0, 0], [1e-4, 0, 0], [0, 2, 0]])
     second = Fixed([[1, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]])
     found = force_alignment(first, second, molecules(2, 4))
-    assert (found["n_atoms"], found["zero_force"]) == (2, 6)
-    assert (found["zero_force_first"], found["zero_force_second"]) == (4, 4)
-    assert sum(found["atoms"]) == 2
+    assert (found.n_atoms, found.zero_force) == (2, 6)
+    assert (found.zero_force_first, found.zero_force_second) == (4, 4)
+    assert sum(found.atoms) == 2
     none = force_alignment(first, Fixed(np.zeros((4, 3))), molecules(1, 4))
-    assert (none["n_atoms"], none["mean"], none["share_above_90"]) == (0, None, None)
+    assert (none.n_atoms, none.mean, none.share_above_90) == (0, None, None)
 
 
 def test_independent_directions_give_the_isotropic_histogram():
     rng = np.random.default_rng(1)
     n = 20_000
     found = force_alignment(Fixed(rng.normal(size=(n, 3))), Fixed(rng.normal(size=(n, 3))), molecules(1, n), bins=18)
-    expected = n * np.array(found["isotropic"])
-    assert np.sum((np.array(found["atoms"]) - expected) ** 2 / expected) < 45  # χ² of 17 degrees of freedom
-    assert found["mean"] == pytest.approx(90.0, abs=1.0)
+    expected = n * np.array(found.isotropic)
+    assert np.sum((np.array(found.atoms) - expected) ** 2 / expected) < 45  # χ² of 17 degrees of freedom
+    assert found.mean == pytest.approx(90.0, abs=1.0)
 
 
 def test_parts_put_together_are_the_whole():
@@ -83,9 +83,8 @@ def test_parts_put_together_are_the_whole():
     structures = [atoms[: k + 2] for k, atoms in enumerate(molecules(4, 5))]
     whole = force_alignment(first, second, structures)
     parts = pooled_alignment([force_alignment(first, second, part) for part in (structures[:1], structures[1:])])
-    assert whole.keys() == parts.keys()
-    for key, value in whole.items():
-        assert parts[key] == pytest.approx(value, rel=1e-12), key
+    for key, value in whole.model_dump().items():
+        assert getattr(parts, key) == pytest.approx(value, rel=1e-12), key
 
 
 def test_the_forces_are_those_of_each_potential_alone():
@@ -107,8 +106,8 @@ def test_the_forces_are_those_of_each_potential_alone():
         )
         cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         angles += np.degrees(np.arccos(cosine)).tolist()
-    assert found["mean"] == pytest.approx(np.mean(angles), abs=1e-3)
-    assert found["n_atoms"] == 9
+    assert found.mean == pytest.approx(np.mean(angles), abs=1e-3)
+    assert found.n_atoms == 9
 
 
 def test_what_cannot_be_compared_is_said():

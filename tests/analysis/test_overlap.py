@@ -54,8 +54,8 @@ def test_overlap_of_a_trajectory() -> None:
         return Atoms("H2", [[0, 0, 0], [distance, 0, 0]], cell=[10, 10, 10], pbc=True)
 
     found = overlap([frame(d) for d in (2.0, 1.5, 1.01, 1.0, 0.7, 9.5)])
-    assert found["verdict"] == "failed"
-    assert found["first_frame"] == 3, "half of the start is an overlap already"
-    assert found["min_distance"] == pytest.approx(0.5), "through the cell's face"
-    assert overlap([frame(2.0), frame(1.001)])["verdict"] == "passed"
-    assert overlap([Atoms("H", cell=[3, 3, 3], pbc=True)] * 2)["verdict"] == "n/a"
+    assert found.verdict == "failed"
+    assert found.first_frame == 3, "half of the start is an overlap already"
+    assert found.min_distance == pytest.approx(0.5), "through the cell's face"
+    assert overlap([frame(2.0), frame(1.001)]).verdict == "passed"
+    assert overlap([Atoms("H", cell=[3, 3, 3], pbc=True)] * 2).verdict == "n/a"

@@ -46,10 +46,10 @@ def test_sums_are_those_of_the_errors(labelled: list) -> None:
         ("stress", "stress_mae"),
     ):  # fmt: skip
         above, below = structure_sums(found, quantity)
-        assert above.sum() / below.sum() == pytest.approx(errors[key], rel=1e-6)
+        assert above.sum() / below.sum() == pytest.approx(getattr(errors, key), rel=1e-6)
     assert structure_sums(found, "stress")[1][2] == 0 and structure_sums(found, "energy")[1][4] == 0
     difference = np.abs(found["forces"] - found["forces_label"]).mean()
-    assert difference == pytest.approx(errors["forces_mae"], rel=1e-6), "few components: all are kept"
+    assert difference == pytest.approx(errors.forces_mae, rel=1e-6), "few components: all are kept"
 
 
 def test_few_of_many_are_taken(labelled: list, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,12 +66,12 @@ def test_a_change_and_its_interval(labelled: list) -> None:
     half = {**one, "forces_error": one["forces_error"] * 0.5}
     found = paired_change(one, half, "forces")
     assert found is not None
-    assert found["change"] == pytest.approx(-0.5)
-    assert found["interval"] == pytest.approx([-0.5, -0.5]), "every structure changes alike"
+    assert found.change == pytest.approx(-0.5)
+    assert found.interval == pytest.approx((-0.5, -0.5)), "every structure changes alike"
     rng = np.random.default_rng(0)
     uneven = {**one, "forces_error": one["forces_error"] * rng.uniform(0.2, 2.0, 7)}
     found = paired_change(one, uneven, "forces")
-    assert found is not None and found["interval"][0] < found["change"] < found["interval"][1]
+    assert found is not None and found.interval[0] < found.change < found.interval[1]
     assert paired_change(one, {**one, "index": one["index"] + 1}, "forces") is None
     nothing = {**one, "stress_count": np.zeros(7, int)}
     assert paired_change(nothing, nothing, "stress") is None

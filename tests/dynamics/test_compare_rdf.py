@@ -45,7 +45,7 @@ def test_against_its_own_trajectory_and_itself_there_is_no_error(eam, structures
         assert found["structures"] == 3 and len(found["verdicts"]) == 3
         assert set(found["errors"]) == {"Mg-Mg", "O-Mg", "O-O"}
         for error in found["errors"].values():  # the stored positions have eight decimals
-            assert error["mae"] < 0.02 and error["wasserstein"] < 1e-3
+            assert error.mae < 0.02 and error.wasserstein < 1e-3
     assert (tmp_path / "again" / "reference" / "verdicts.json").exists()
     text = format_rdf_errors(found)
     assert "3 structures" in text and "O-Mg: mean absolute error 0.000" in text
@@ -57,7 +57,7 @@ def test_a_calculator_from_the_same_start(eam, structures):
         progress=False,
     )  # fmt: skip
     assert len(found["reference_verdicts"]) == 1
-    assert found["errors"]["O-Mg"]["mae"] > 0.05
+    assert found["errors"]["O-Mg"].mae > 0.05
     assert found["structure_errors"].keys() == {"rock salt 0"}
 
 
@@ -79,8 +79,8 @@ def test_late_frames_only(eam, structures, tmp_path):
     late = SETTINGS.changed(rdf_start=30)
     simulate(eam, structures[:1], late, tmp_path / "own", progress=False)
     found = compare_with_reference(eam, structures[:1], tmp_path / "own" / "trajectories", late, progress=False)
-    assert found["rdf"]["frames"] == found["reference_rdf"]["frames"] == 4  # 30, 40, 50, 60
-    assert found["errors"]["O-Mg"]["mae"] < 0.02
+    assert found["rdf"].frames == found["reference_rdf"].frames == 4  # 30, 40, 50, 60
+    assert found["errors"]["O-Mg"].mae < 0.02
 
 
 def test_other_structures(eam, structures, tmp_path):

@@ -230,11 +230,11 @@ def test_radial_distribution_functions_counted_on_a_device() -> None:
         atoms = MovingAtoms.of([structures[k] for k in which], torch.device("cpu"))
         host.take(which, atoms)
         device.take_together(which, atoms)
-    assert [r["frames"] for r in host.results()] == [2, 1, 2, 1, 2, 0]
+    assert [r.frames for r in host.results()] == [2, 1, 2, 1, 2, 0]
     for name, values in host.state().items():
         np.testing.assert_allclose(device.state()[name], values, rtol=1e-12, err_msg=name)
     for one, other in zip(host.results(), device.results(), strict=True):
-        assert one["g"].keys() == other["g"].keys() and one["not_applicable"] == other["not_applicable"]
+        assert one.g.keys() == other.g.keys() and one.not_applicable == other.not_applicable
 
 
 def test_random_numbers_drawn_ahead_are_the_same(monkeypatch) -> None:

@@ -80,10 +80,10 @@ def test_several_processes_give_what_one_gives_and_outlive_the_death_of_one(
         frames = [(folder / "trajectories" / f"{k:05d}.extxyz").read_text() for folder in (out, tmp_path / "one")]
         assert frames[0].count("Lattice") == frames[1].count("Lattice") > 2
     rdfs = [read_rdfs(folder) for folder in (out, tmp_path / "one")]
-    assert [r["structure_id"] for r in rdfs[0]["structures"]] == [a.info["structure_id"] for a in structures]
-    for one, other in zip(rdfs[0]["structures"], rdfs[1]["structures"], strict=True):
-        assert one["frames"] == other["frames"]
-        np.testing.assert_allclose(one["g"]["Cu-Cu"], other["g"]["Cu-Cu"], rtol=1e-6)
+    assert [r.structure_id for r in rdfs[0].structures] == [a.info["structure_id"] for a in structures]
+    for one, other in zip(rdfs[0].structures, rdfs[1].structures, strict=True):
+        assert one.frames == other.frames
+        np.testing.assert_allclose(one.g["Cu-Cu"], other.g["Cu-Cu"], rtol=1e-6)
     stored = [json.loads((folder / "verdicts.json").read_text()) for folder in (out, tmp_path / "one")]
     assert stored[0]["key"] == stored[1]["key"], "a run in one process finds the result"
     assert stored[0]["per_structure"] == own

@@ -92,8 +92,8 @@ def test_verdicts_agree_with_the_stored_trajectory(tmp_path: Path, potential: Mo
         assert metrics["lindemann_global"] == pytest.approx(stored.mean, rel=1e-6)
         assert metrics["lindemann_max_local"] == pytest.approx(stored.local.max(), rel=1e-6)
         found = overlap(frames)
-        assert metrics["min_distance"] == pytest.approx(found["min_distance"], abs=1e-7)
-        assert verdict.checks["overlap"] == found["verdict"]
+        assert metrics["min_distance"] == pytest.approx(found.min_distance, abs=1e-7)
+        assert verdict.checks["overlap"] == found.verdict
         temperatures = [f.get_temperature() for f in sound[1:]]
         assert metrics["mean_temperature"] == pytest.approx(np.mean(temperatures), rel=1e-6)
         forces = evaluate(potential, build_graph(frames, potential.cutoff)).forces

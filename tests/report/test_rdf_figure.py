@@ -10,7 +10,7 @@ import pytest
 from ase import Atoms
 from matplotlib import pyplot
 
-from mdl_physpre.analysis.radial_distribution import RDFAccumulator, plain_rdf, rdf
+from mdl_physpre.analysis.radial_distribution import RDF, RDFAccumulator, rdf
 from mdl_physpre.errors import DataError
 from mdl_physpre.report.figures.rdf import draw_rdfs
 
@@ -29,7 +29,10 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list:
 
 def test_a_panel_for_each_pair_with_units_and_errors(tmp_path: Path, figures: list) -> None:
     files = draw_rdfs(
-        {"baseline": result(1), "pretrain": plain_rdf(result(2))}, tmp_path / "new" / "rdf.png", result(3), "DFT"
+        {"baseline": result(1), "pretrain": RDF.model_validate(result(2).plain())},
+        tmp_path / "new" / "rdf.png",
+        result(3),
+        "DFT",
     )
     assert [file.name for file in files] == ["rdf.png", "rdf.svg"]
     assert files[0].read_bytes()[:4] == b"\x89PNG"

@@ -269,7 +269,7 @@ def _merge(folder: Path, key: str, outs: list[Path], parts: list[list[int]], ids
         if (out / SPEED).exists():
             speeds.append(json.loads((out / SPEED).read_text()))
         if (out / RDFS).exists():
-            for k, result in zip(part, read_rdfs(out)["structures"], strict=True):
+            for k, result in zip(part, read_rdfs(out).structures, strict=True):
                 results[k] = result
     if all(result is not None for result in results):
         write_rdfs(folder, key, ids, results)

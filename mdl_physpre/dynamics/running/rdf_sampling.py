@@ -6,20 +6,26 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
 
-from mdl_physpre.analysis.radial_distribution import MAX_DENSITY, RDFAccumulator, average_rdfs, plain_rdf
+from mdl_physpre.analysis.radial_distribution import (
+    MAX_DENSITY,
+    RDF,
+    NamedRDF,
+    RDFAccumulator,
+    average_rdfs,
+)
 from mdl_physpre.dynamics.engine.device_search import find_pairs, translations
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.running.storage import RDFS, write_atomically
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.neighbours import complete_cell
+from mdl_physpre.utils.record import Record
 
 logger = logging.getLogger(__name__)
 
@@ -135,29 +141,34 @@ class RDFSampler:
                 at[name] += own.size
             sums.restore(state)
 
-    def results(self) -> list[dict[str, Any]]:
+    def results(self) -> list[RDF]:
         """The radial distribution functions of each structure."""
         self._fetch()
         return [sums.result() for sums in self.sums]
 
 
-def write_rdfs(out: Path, key: str, names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> None:
+class StoredRDFs(Record):
+    """``rdf.json``: the average over all structures, and each of them, in order."""
+
+    key: str
+    average: RDF
+    structures: list[NamedRDF]
+
+
+def write_rdfs(out: Path, key: str, names: Sequence[str], results: Sequence[RDF]) -> None:
     """``rdf.json``: ``average`` over all structures, and ``structures`` by their names in order."""
-    content = {
-        "key": key,
-        "average": plain_rdf(average_rdfs(results)),
-        "structures": [{**plain_rdf(r), "structure_id": n} for n, r in zip(names, results, strict=True)],
-    }
-    write_atomically(out / RDFS, (json.dumps(content) + "\n").encode())
+    named = [NamedRDF(**{**dict(one), "structure_id": name}) for name, one in zip(names, results, strict=True)]
+    content = StoredRDFs(key=key, average=average_rdfs(results), structures=named)
+    write_atomically(out / RDFS, (json.dumps(content.plain()) + "\n").encode())
 
 
-def read_rdfs(out: Path) -> dict[str, Any]:
-    """What :func:`write_rdfs` wrote; results hold lists in place of arrays.
+def read_rdfs(out: Path) -> StoredRDFs:
+    """What :func:`write_rdfs` wrote.
 
     Raises DataError where there is none, or it is damaged.
     """
     try:
-        return json.loads((out / RDFS).read_text())
+        return StoredRDFs.model_validate_json((out / RDFS).read_text())
     except (OSError, ValueError) as error:
         hint = "a run writes it where rdf_interval is set"
         raise DataError(f"{out / RDFS} holds no radial distribution functions ({error}); {hint}") from None

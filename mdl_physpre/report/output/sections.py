@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mdl_physpre.analysis.force_alignment import ForceAlignment
-from mdl_physpre.analysis.radial_distribution import average_rdfs
+from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.running.rdf_sampling import RDFS
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
@@ -145,8 +145,8 @@ def _distributions(run: Run, beside: Path) -> Section:
     found = {}
     for arm, networks in run.simulations.items():
         stored = [read_json(simulation.folder / RDFS) for simulation in networks.values()]
-        structures = [one for own in stored for one in own.get("structures", [])]
-        if any(one.get("g") for one in structures):
+        structures = [RDF.model_validate(one) for own in stored for one in own.get("structures", [])]
+        if any(one.g for one in structures):
             found[arm] = average_rdfs(structures)
     if not found:
         section.missing.append(
@@ -155,22 +155,24 @@ def _distributions(run: Run, beside: Path) -> Section:
         return section
     reference = read_json(run.folder / REFERENCE)
     name = str(reference.get("name", "reference"))
-    _drawn(section, "Radial distribution functions", _rdf_figure, found, reference, name, beside)
-    if not reference:
+    theirs = RDF.model_validate(reference["average"]) if reference else None
+    _drawn(section, "Radial distribution functions", _rdf_figure, found, theirs, name, beside)
+    if theirs is None:
         section.missing.append("There is no reference; physpre report RUN --reference TRAJECTORY adds one.")
         return section
     rows, values = [], []
     for arm, one in found.items():
-        for pair, error in rdf_errors(one, reference["average"]).items():
-            rows.append([arm, pair, *(shown(error[k], "{:.3f}") for k in ("mae", "wasserstein"))])
-            values.append([arm, pair, error["mae"], error["wasserstein"]])
+        for pair, error in rdf_errors(one, theirs).items():
+            both = error.mae, error.wasserstein
+            rows.append([arm, pair, *(shown(value, "{:.3f}") for value in both)])
+            values.append([arm, pair, *both])
     head = ["arm", "pair", "mean absolute error", "Wasserstein-1 distance, Å"]
     section.add(Table("rdf-errors", "Errors of the radial distribution functions", head, rows, values, head, words=2))
     return section
 
 
-def _rdf_figure(found: Mapping[str, Any], reference: Mapping[str, Any], name: str, beside: Path) -> Figure:
-    draw_rdfs(found, beside / "rdf.png", reference.get("average"), name)
+def _rdf_figure(found: Mapping[str, RDF], reference: RDF | None, name: str, beside: Path) -> Figure:
+    draw_rdfs(found, beside / "rdf.png", reference, name)
     return Figure(
         beside, "rdf", "Radial distribution functions",
         f"Radial distribution functions of {', '.join(found)}" + (f" and of {name}." if reference else "."),

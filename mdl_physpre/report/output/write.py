@@ -110,5 +110,5 @@ def _store_reference(run: Run, reference: str | Path) -> None:
     settings = run.config["physpre"]["dynamics"]
     keys = ("rdf_r_max", "rdf_bins", "rdf_smoothing")
     found = reference_rdf(reference, *(settings[k] for k in keys), first_step=settings.get("rdf_start", 0))
-    content = {"name": Path(reference).name, "structures": len(found), "average": average_rdfs(list(found.values()))}
-    write_json(run.folder / REFERENCE, content)
+    average = average_rdfs(found.values()).plain()
+    write_json(run.folder / REFERENCE, {"name": Path(reference).name, "structures": len(found), "average": average})
