@@ -1,7 +1,6 @@
 """What a run found, as types: ``summary.json`` is a :class:`Summary`, written and read here.
 
-What a stage found stands in its ``done.json``. Results of networks are put together from these files, and those of an
-arm from its networks, here alone: a run that goes on, was stopped or is finished has the same figures.
+What a stage found stands in its ``done.json``. Results of networks and arms are put together from that here alone.
 """
 
 from __future__ import annotations
@@ -117,10 +116,6 @@ class NetworkResult(Record):
     force_angles: dict[str, ForceAlignment] = {}
     training: dict[str, TrainingStage] = {}
     dynamics: Dynamics | None = None
-
-    def spent(self) -> dict[str, Spent]:
-        """What each stage took, and under ``total`` all of them together."""
-        return spent_with_total(self.training)
 
 
 class ArmResult(Record):

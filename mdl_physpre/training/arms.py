@@ -256,8 +256,3 @@ def parse_arms(names: Sequence[str], sections: Mapping[str, Any] | None = None) 
                 alike = "stands there twice" if other.name == arm.name else f"is the same as {other.name!r}"
                 raise ConfigError(f"arms: {arm.name!r} {alike}; give each arm only once")
     return arms
-
-
-def eam_is_needed(arms: Sequence[Arm], other_teacher: Any = None) -> bool:
-    """Whether the embedded-atom potential is to be fitted: for a part, or as teacher where there is no other."""
-    return any(arm.uses_eam or (arm.uses_pretraining_set and other_teacher is None) for arm in arms)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.training.arms import PARTS, Arm, eam_is_needed, parse_arm, parse_arms, parts_by_name
+from mdl_physpre.training.arms import PARTS, Arm, parse_arm, parse_arms, parts_by_name
 from mdl_physpre.training.settings import TrainingSettings
 
 
@@ -32,8 +32,6 @@ def test_names_say_what_an_arm_is_made_of(name, parts):
     assert arm.uses_pretraining_set == arm.has("pretrain") == ("pretrain" in parts)
     assert arm.stages == (("pretrain",) if "pretrain" in parts else ())
     assert arm.uses_eam == ("hybrid" in parts)
-    assert eam_is_needed([arm]) == ("pretrain" in parts or "hybrid" in parts)
-    assert eam_is_needed([arm], "another teacher") == ("hybrid" in parts)
 
 
 @pytest.mark.parametrize(

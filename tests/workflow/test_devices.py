@@ -218,7 +218,7 @@ def test_a_run_on_ranks_that_slurm_started_is_the_run_of_one_process(files, tmp_
     """Pretraining and finetuning on two processes; one of them does the rest, and writes."""
     ended = slurm(tmp_path, "run", files / "small.yml", "--out", "two", "task.devices=2")
     assert [code for _, code in ended] == [0, 0], ended
-    assert "training, arm pretrain" in ended[0][0] and "training" not in ended[1][0]
+    assert "training, pretrain" in ended[0][0] and "training" not in ended[1][0]
     alone = run(files / "small.yml", out=tmp_path / "one")
     both = read_summary(tmp_path / "two")
     for quantity in ("energy_mae", "forces_mae", "stress_mae"):
