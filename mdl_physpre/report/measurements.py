@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.report.figures.style import safe_name
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
-from mdl_physpre.runs.stage import read_json, stage_key, write_json
+from mdl_physpre.runs.stage import hash_of, hash_of_file, read_json, stage_key, write_json
 from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 from mdl_physpre.utils.devices import available_device
 from mdl_physpre.utils.files import replacing
@@ -36,6 +35,7 @@ PAIRS = 12  # pairs of elements that are drawn at most
 VERSION = 1
 
 Structures = Callable[[], Mapping[str, Sequence[Atoms]]]
+Reader = Callable[[str], Sequence[Atoms]]
 
 
 @dataclass
@@ -64,7 +64,7 @@ def measure(run: Run, structures: Structures | None = None) -> Measured:
         something has to be computed. ``None``: only what is stored, and what needs no structures.
     """
     found = Measured()
-    sets = _Lazy(structures)
+    sets = _reader(structures)
     checkpoints = _checkpoints(run)
     try:
         found.curves = _curves(run, checkpoints, sets)
@@ -83,21 +83,21 @@ def measure(run: Run, structures: Structures | None = None) -> Measured:
     return found
 
 
-class _Lazy:
-    """Sets of structures that are read once, when they are first needed."""
+def _reader(structures: Structures | None) -> Reader:
+    """Gives a set of structures by name; the sets are read once, when the first is needed."""
 
-    def __init__(self, structures: Structures | None) -> None:
-        self.structures = structures
-        self.sets: Mapping[str, Sequence[Atoms]] | None = None
-
-    def __getitem__(self, name: str) -> Sequence[Atoms]:
-        if self.structures is None:
+    @cache
+    def sets() -> Mapping[str, Sequence[Atoms]]:
+        if structures is None:
             raise PhyspreError("the structures are needed, and were not given")
-        if self.sets is None:
-            self.sets = self.structures()
-        if name not in self.sets:
+        return structures()
+
+    def one(name: str) -> Sequence[Atoms]:
+        if name not in sets():
             raise PhyspreError(f"the data hold no set {name!r}")
-        return self.sets[name]
+        return sets()[name]
+
+    return one
 
 
 def _checkpoints(run: Run) -> dict[str, Path]:
@@ -122,16 +122,10 @@ def _data_of(run: Run, name: str) -> Any:
 
 
 def _key(*parts: Any) -> str:
-    digest = hashlib.sha256(str(VERSION).encode())
-    for part in parts:
-        if isinstance(part, Path):
-            digest.update(part.read_bytes())
-        else:
-            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
+    return hash_of([VERSION, *(hash_of_file(part) if isinstance(part, Path) else part for part in parts)])
 
 
-def _predictions(run: Run, name: str, checkpoint: Path, test_set: str, sets: _Lazy) -> dict[str, np.ndarray]:
+def _predictions(run: Run, name: str, checkpoint: Path, test_set: str, sets: Reader) -> dict[str, np.ndarray]:
     key = _key(checkpoint, _data_of(run, name), test_set)
     path = run.folder / FOLDER / f"predictions-{safe_name(f'{name}-{test_set}')}.npz"
     try:
@@ -140,7 +134,7 @@ def _predictions(run: Run, name: str, checkpoint: Path, test_set: str, sets: _La
                 return {k: stored[k] for k in stored.files if k != "key"}
     except (OSError, ValueError, KeyError, EOFError):
         pass
-    found = predictions(load_potential(checkpoint, _device(run)), sets[test_set])
+    found = predictions(load_potential(checkpoint, _device(run)), sets(test_set))
     arrays: dict[str, Any] = {"key": np.array(key), **found}
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
@@ -155,7 +149,7 @@ def _device(run: Run) -> torch.device:
         return available_device("auto")
 
 
-def _curves(run: Run, checkpoints: Mapping[str, Path], sets: _Lazy) -> dict[str, Any]:
+def _curves(run: Run, checkpoints: Mapping[str, Path], sets: Reader) -> dict[str, Any]:
     if not checkpoints:
         return {}
     key = _key(list(checkpoints), *checkpoints.values())
@@ -177,7 +171,7 @@ def _curves(run: Run, checkpoints: Mapping[str, Path], sets: _Lazy) -> dict[str,
     return found
 
 
-def _closest(run: Run, sets: _Lazy) -> dict[str, float]:
+def _closest(run: Run, sets: Reader) -> dict[str, float]:
     """Smallest distance of each pair of elements in the training structures, Å."""
     closest = {}
     for row in run.summary.eam.table if run.summary.eam else ():
@@ -187,7 +181,7 @@ def _closest(run: Run, sets: _Lazy) -> dict[str, float]:
     if closest:
         return closest
     try:
-        training = sets["train"]
+        training = sets("train")
     except PhyspreError as error:
         logger.debug("smallest distances of the training data: %s", error)
         return {}

@@ -15,6 +15,7 @@ from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network
 from mdl_physpre.runs.read import Run, StageFiles, read_run
 from mdl_physpre.training.arms import FINETUNE
+from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.utils.record import Record
 
 LATEST = 20  # epochs whose mean length stands for those to come
@@ -102,11 +103,12 @@ def _training(run: Run, network: Network, running: bool | None) -> StageStatus:
     if found.state == "done":
         spent = run.stages[found.stage].spent
         return found if spent is None else found.model_copy(update={"seconds": spent.seconds})
+    finetuning = TrainingSettings(max_epochs=run.config["optim"]["max_epochs"])
     parts: list[str] = []
     left, spent_so_far = 0.0, 0.0
     unknown = False
     for part in (*network.arm.stages, FINETUNE):
-        epochs = _epochs(run, part)
+        epochs = network.arm.settings_of(part, finetuning).max_epochs
         rows = run.logs[network.arm.name].get((network.name, part), [])
         spent_so_far += sum(row.get("seconds", 0.0) for row in rows)
         pace = _pace(rows) or _pace_of_others(run, part)
@@ -116,11 +118,6 @@ def _training(run: Run, network: Network, running: bool | None) -> StageStatus:
         left += (pace or 0.0) * max(epochs - len(rows), 0)
     progress, remaining = ", ".join(parts), None if unknown else left
     return found.model_copy(update={"progress": progress, "seconds": spent_so_far or None, "left": remaining})
-
-
-def _epochs(run: Run, part: str) -> int:
-    own = (run.config["physpre"].get(part) or {}).get("max_epochs")
-    return int(own or run.config["optim"]["max_epochs"])
 
 
 def _pace(rows: list[dict[str, float]]) -> float | None:

@@ -19,6 +19,7 @@ from mdl_physpre.analysis.force_alignment import ForceAlignment, pooled_alignmen
 from mdl_physpre.dynamics.verdicts.statistics import pooled_counts
 from mdl_physpre.dynamics.verdicts.verdict import Counts
 from mdl_physpre.runs.layout import DATA, DYNAMICS, EAM, ERRORS, PRETRAINING_SET, SUMMARY, TEACHER, Network, Plan
+from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.stage import read_json, stage_result, write_json
 from mdl_physpre.utils.record import Record
 
@@ -167,36 +168,6 @@ class ArmResult(Record):
     def spent(self) -> dict[str, Spent]:
         """What each stage took, and under ``total`` all of them together; means over networks."""
         return spent_with_total(self.training)
-
-
-class Pair(Record):
-    """Two simulations, or two arms, compared. p_value : of the exact test; ``None`` where nothing can be compared."""
-
-    first: str
-    second: str
-    p_value: float | None
-
-
-class StructurePair(Pair):
-    """The same structures simulated with two networks.
-
-    shared : structures of both. first_only, second_only, both : how many of them broke with which.
-    different : names that both have for different structures.
-    """
-
-    shared: int
-    first_only: int
-    second_only: int
-    both: int
-    different: tuple[str, ...] = ()
-
-
-class ReplicaPair(Pair):
-    """Two arms with several replicas each: how many structures broke with each replica, of ``n_each``."""
-
-    first_each: tuple[int, ...]
-    second_each: tuple[int, ...]
-    n_each: int
 
 
 class Summary(Record):

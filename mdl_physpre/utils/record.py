@@ -22,13 +22,6 @@ class Record(BaseModel):
         plain: dict[str, Any] = without_nan(self.model_dump(mode="json", exclude_none=False))
         return plain
 
-    # the rooms that still read results as dictionaries
-    def __getitem__(self, key: str) -> Any:
-        return getattr(self, key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return getattr(self, key, default)
-
 
 def without_nan(value: Any) -> Any:
     """``value`` with ``None`` for numbers that are not finite: JSON has no NaN."""

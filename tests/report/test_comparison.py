@@ -1,14 +1,17 @@
 """Simulations side by side."""
 
-import json
 from math import comb
+from pathlib import Path
 
 import pytest
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.verdict import REASONS, make_verdict
 from mdl_physpre.errors import DataError
-from mdl_physpre.report.comparison import PROTOCOL, Simulated, compare, format_comparison, paired_counts
+from mdl_physpre.report.comparison import PROTOCOL, compare, format_comparison, paired_counts
+from mdl_physpre.runs import layout
+from mdl_physpre.runs.read import Simulation
+from mdl_physpre.runs.stage import write_json
 
 
 def verdict(index, broken, formula="SiO2", n_atoms=3, place=None, conditions=None, **metrics):
@@ -27,34 +30,37 @@ def verdict(index, broken, formula="SiO2", n_atoms=3, place=None, conditions=Non
     )
 
 
-def stored(folder, broken, n=20, **settings):
-    folder.mkdir(parents=True)
-    content = {"settings": settings, "verdicts": [verdict(k, k in broken) for k in range(n)]}
-    (folder / "verdicts.json").write_text(json.dumps(content))
+def simulated(*verdicts, name=""):
+    return Simulation(name, Path(), {}, verdicts)
+
+
+def store(folder, verdicts, settings):
+    write_json(folder / "verdicts.json", {"settings": settings, "verdicts": verdicts})
     return folder
 
 
+def stored(folder, broken, n=20, **settings):
+    return store(folder, [verdict(k, k in broken) for k in range(n)], settings)
+
+
 def test_paired_counts_are_those_of_shared_structures():
-    one = Simulated("one", {}, [verdict(k, k < 9) for k in range(20)])
-    two = Simulated("two", {}, [verdict(k, k in (0, 1, 15)) for k in range(2, 30)] + [verdict(0, True)])
+    one = simulated(*(verdict(k, k < 9) for k in range(20)))
+    two = simulated(*(verdict(k, k in (0, 1, 15)) for k in range(2, 30)), verdict(0, True))
     found = paired_counts(one, two)
-    assert found["shared"] == 19  # 0 and 2 to 19
-    assert (found["first_only"], found["second_only"], found["both"]) == (7, 1, 1)
-    assert found["p_value"] == pytest.approx(2 * (comb(8, 0) + comb(8, 1)) / 2**8)
-    assert paired_counts(one, one)["p_value"] == 1.0
-    assert paired_counts(one, Simulated("none", {}, []))["p_value"] is None
+    assert found.shared == 19  # 0 and 2 to 19
+    assert (found.first_only, found.second_only, found.both) == (7, 1, 1)
+    assert found.p_value == pytest.approx(2 * (comb(8, 0) + comb(8, 1)) / 2**8)
+    assert paired_counts(one, one).p_value == 1.0
+    assert paired_counts(one, simulated()).p_value is None
 
 
 def test_other_structures_of_the_same_name_are_not_shared(tmp_path):
     copper = [("Cu16", 16)] * 4, [("Cu32", 32), ("Cu16", 16), ("Cu", 1), ("Cu", 1)]
     for name, structures in zip(("one", "two"), copper):
-        (tmp_path / name).mkdir()
-        verdicts = [verdict(k, False, *structure) for k, structure in enumerate(structures)]
-        content = json.dumps({"settings": {}, "verdicts": verdicts})
-        (tmp_path / name / "verdicts.json").write_text(content)
+        store(tmp_path / name, [verdict(k, False, *structure) for k, structure in enumerate(structures)], {})
     found = compare([tmp_path / "one", tmp_path / "two"])
-    assert found["pairs"][0]["shared"] == 1
-    assert found["pairs"][0]["different"] == ["s0", "s2", "s3"]
+    assert found.pairs[0].shared == 1
+    assert found.pairs[0].different == ("s0", "s2", "s3")
     text = format_comparison(found)
     assert "Of 1 structures simulated by both" in text
     assert "of the same name in one and two that differ in atoms or start" in text
@@ -75,16 +81,16 @@ def test_other_structures_of_the_same_name_are_not_shared(tmp_path):
 )
 def test_what_tells_structures_of_one_name_apart(change, shared):
     usual = {"start_min_distance": 2.35, "volume_start": 40.0}
-    one, two = (Simulated("", {}, [verdict(0, True, **given)]) for given in (usual, usual | change))
+    one, two = (simulated(verdict(0, True, **given)) for given in (usual, usual | change))
     found = paired_counts(one, two)
-    assert (found["shared"], found["both"], len(found["different"])) == (shared, shared, 1 - shared)
+    assert (found.shared, found.both, len(found.different)) == (shared, shared, 1 - shared)
 
 
 def test_structures_with_one_name_are_taken_in_order():
-    one = Simulated("one", {}, [verdict(0, broken, place=k) for k, broken in enumerate([True, False, True])])
-    two = Simulated("two", {}, [verdict(0, broken, place=k) for k, broken in enumerate([False, False])])
+    one = simulated(*(verdict(0, broken, place=k) for k, broken in enumerate([True, False, True])))
+    two = simulated(*(verdict(0, broken, place=k) for k, broken in enumerate([False, False])))
     found = paired_counts(one, two)
-    assert (found["shared"], found["first_only"], found["second_only"]) == (2, 1, 0)
+    assert (found.shared, found.first_only, found.second_only) == (2, 1, 0)
 
 
 OTHER = {
@@ -108,31 +114,31 @@ def test_settings_that_change_verdicts_are_named(tmp_path):
     for key, value in OTHER.items():
         stored(tmp_path / key, {1}, **usual.changed(**{key: value}).model_dump())
         found = compare([tmp_path / "usual", tmp_path / key])
-        assert found["differing_settings"] == {key: [usual.model_dump(mode="json")[key], value]}
+        assert found.differing_settings == {key: [usual.model_dump(mode="json")[key], value]}
         assert f"They differ in {key}: " in format_comparison(found) and str(value) in format_comparison(found)
     stored(tmp_path / "work", {1}, **usual.changed(**WORK, **OBSERVED, rdf_smoothing=0.1).model_dump())
-    assert not compare([tmp_path / "usual", tmp_path / "work"])["differing_settings"]
+    assert not compare([tmp_path / "usual", tmp_path / "work"]).differing_settings
 
 
 def test_temperatures_of_single_structures_are_told(tmp_path):
     shared = DynamicsSettings(temperature=300.0).model_dump()
     for name, temperatures in (("one", (300.0, 300.0)), ("two", (300.0, 2000.0))):
-        (tmp_path / name).mkdir()
         verdicts = [verdict(k, False, conditions={"temperature": t}) for k, t in enumerate(temperatures)]
-        (tmp_path / name / "verdicts.json").write_text(json.dumps({"settings": shared, "verdicts": verdicts}))
+        store(tmp_path / name, verdicts, shared)
     text = format_comparison(compare([tmp_path / "one", tmp_path / "two"]))
     assert "They differ in temperature: 300.0, 300 to 2000." in text
 
 
 def test_folders_of_md_and_of_runs(tmp_path):
     plain = stored(tmp_path / "plain", {0, 1, 2, 3, 4, 5}, temperature=2000)
-    stored(tmp_path / "run" / "4-dynamics" / "baseline", {0, 1, 2}, temperature=2000)
-    stored(tmp_path / "run" / "4-dynamics" / "pretrain", set(), temperature=2000)
+    networks = tmp_path / "run" / layout.NETWORKS
+    stored(networks / "baseline" / layout.DYNAMICS, {0, 1, 2}, temperature=2000)
+    stored(networks / "pretrain" / layout.DYNAMICS, set(), temperature=2000)
     found = compare([plain, tmp_path / "run"])
-    assert [s["name"] for s in found["simulations"]] == ["plain", "run: baseline", "run: pretrain"]
-    assert [s["summary"]["failed"]["count"] for s in found["simulations"]] == [6, 3, 0]
-    assert set(found["simulations"][0]["summary"]["by_reason"]) == set(REASONS)
-    assert not found["differing_settings"]
+    assert [s.name for s in found.simulations] == ["plain", "run: baseline", "run: pretrain"]
+    assert [s.summary.failed.count for s in found.simulations] == [6, 3, 0]
+    assert set(found.simulations[0].summary.by_reason) == set(REASONS)
+    assert not found.differing_settings
     text = format_comparison(found)
     assert "6 of 20 (15–52 %)" in text and "p = 0.031" in text
     stored(tmp_path / "hotter", set(), temperature=4000)

@@ -17,6 +17,7 @@ from ase.io import read
 from mdl_physpre.report.figures import structure_pictures
 from mdl_physpre.report.figures.style import ON_DARK, for_page
 from mdl_physpre.report.output.write import write_report
+from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import read_run
 from tests.helpers.made_up_runs import make_run, verdict, verdicts
 
@@ -150,7 +151,7 @@ def test_failed_structures_are_drawn_and_open_in_ase(evil: Path, page: Read) -> 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     folder = make_run(tmp_path, {"baseline": [verdicts(6, 1.0, 0)], "pretrain": [verdicts(6, 0.5, 1)]}, frames=False)
-    shutil.rmtree(folder / "4-dynamics" / "pretrain")
+    shutil.rmtree(folder / layout.NETWORKS / "pretrain" / layout.DYNAMICS)
     write_report(folder, formats=["html"])
     words = "".join(Read((folder / "report.html").read_text()).words)
     assert "pretrain: verdicts.json is missing" in words

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.report.measurements import Measured
 from mdl_physpre.report.verdict import cautions, comparisons, p_value, verdict_table
 from mdl_physpre.runs.read import read_run
 from tests.helpers.made_up_runs import make_run, verdict
 
 
-def failing(which: range | set[int], n: int = 20) -> list[dict]:
+def failing(which: range | set[int], n: int = 20) -> list[Verdict]:
     return [verdict(k, 700 if k in which else None) for k in range(n)]
 
 

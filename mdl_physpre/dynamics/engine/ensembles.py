@@ -17,7 +17,7 @@ from mdl_physpre.utils.import_paths import path_and_arguments
 from mdl_physpre.utils.registry import Registry
 
 if TYPE_CHECKING:
-    from mdl_physpre.dynamics.settings import DynamicsSettings
+    from mdl_physpre.dynamics.settings import DynamicsProtocol, DynamicsSettings
 
 FEMTOSECOND = units.fs
 BOLTZMANN = units.kB
@@ -51,7 +51,7 @@ class Ensemble:
         return np.zeros((steps, 0, 1))
 
     @classmethod
-    def check(cls, settings: DynamicsSettings) -> None:
+    def check(cls, settings: DynamicsProtocol) -> None:
         """Raise ValueError for settings with which the ensemble cannot be."""
 
     def __init__(self, atoms: MovingAtoms, each: Sequence[DynamicsSettings]) -> None:

@@ -34,7 +34,7 @@ from torch import Tensor
 from mdl_physpre.dynamics.engine.ensembles import FEMTOSECOND, Ensemble, Noise
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.engine.random_numbers import rescaling_noise
-from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.dynamics.settings import DynamicsProtocol, DynamicsSettings
 
 BAR = units.bar
 CHAIN = 3
@@ -68,7 +68,7 @@ class NoseHooverChain(Ensemble):
     FIELDS: ClassVar[tuple[str, ...]] = ("heat", "eta", "p_eta")
 
     @classmethod
-    def check(cls, settings: DynamicsSettings) -> None:
+    def check(cls, settings: DynamicsProtocol) -> None:
         if not settings.temperature > 0:
             raise ValueError("temperature is 0; the Nosé–Hoover thermostat needs a temperature above 0")
 

@@ -19,16 +19,8 @@ def draw_rdfs(
 ) -> list[Path]:
     """g(r) against r, one panel for each pair of elements, with the errors against the reference in the panel.
 
-    Parameters
-    ----------
-    results : by the name of an arm or potential.
-    path : of the figure; it is written as PNG and as SVG, whatever its ending.
-    reference : drawn as a grey area behind the others.
-    reference_name : its name in the legend.
-
-    Returns
-    -------
-    The two files.
+    ``results`` : by the name of an arm or potential. ``path`` : of the figure, written as PNG and as SVG; both are
+    returned. ``reference`` : drawn as a grey area.
 
     Raises
     ------

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ase.data import chemical_symbols
+
 from mdl_physpre import __version__
+from mdl_physpre.potentials.checkpoints.own import read_checkpoint
 from mdl_physpre.report.tables.text import ERRORS, counted, markdown_table, shown
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.summary import NetworkResult, SetCounts
@@ -14,6 +17,35 @@ from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.files import write_text
 
 CARD = "model_card.md"
+TEMPLATE = """\
+# {title}
+
+An interatomic potential trained by mdl-physpre {version}.
+
+{facts}
+
+## Errors
+
+{errors}
+
+## Molecular dynamics
+
+{dynamics}
+
+## Limits
+
+- It knows the elements named above and no others, and sees nothing beyond {cutoff:g} Å.
+- The errors are of structures drawn like the training data. Denser, hotter or otherwise different ones were tested \
+only where a test set above says so.
+- It has not been tested for longer simulations, other ensembles or other temperatures than those above.
+- One network of its kind: another seed gives another potential, and another count of failures.
+
+```python
+from mdl_physpre import PotentialCalculator, load_potential
+
+atoms.calc = PotentialCalculator(load_potential("{file}"))
+```
+"""
 
 
 def write_cards(run: Run, hashes: Mapping[str, str]) -> None:
@@ -37,63 +69,41 @@ def card(run: Run, network: NetworkResult, hashes: Mapping[str, str]) -> str:
     model = {k: v for k, v in config["model"].items() if k != "name" and v is not None}
     cutoff = config["model"]["cutoff"]
     file = Path(network.checkpoint).name
-    parts = [
-        f"# {run.name}: {network.name}",
-        "",
-        f"An interatomic potential trained by mdl-physpre {run.environment.get('mdl_physpre', __version__)}.",
-        "",
-        markdown_table(
-            [
-                ["", ""],
-                ["checkpoint", file],
-                ["backbone", config["model"]["name"]],
-                ["hyperparameters", ", ".join(f"{k} {v}" for k, v in model.items()) or "defaults"],
-                ["cutoff", f"{cutoff:g} Å"],
-                ["elements", _elements(run, network)],
-                ["arm", network.arm],
-                ["seed", str(network.seed)],
-                ["trained on", _trained_on(run.summary.data.get("train"))],
-                ["data", ", ".join(source_files(config))],
-                *[["hash", f"{name}: SHA-256 {value}"] for name, value in hashes.items()],
-                ["licence", "that of the data, which the run does not know: ask where they come from"],
-                ["units", "eV, Å, eV/Å, eV/Å³; stress is positive in tension"],
-            ]
-        ),
-        "",
-        "## Errors",
-        "",
+    facts = [
+        ["", ""],
+        ["checkpoint", file],
+        ["backbone", config["model"]["name"]],
+        ["hyperparameters", ", ".join(f"{k} {v}" for k, v in model.items()) or "defaults"],
+        ["cutoff", f"{cutoff:g} Å"],
+        ["elements", _elements(run, network)],
+        ["arm", network.arm],
+        ["seed", str(network.seed)],
+        ["trained on", _trained_on(run.summary.data.get("train"))],
+        ["data", ", ".join(source_files(config))],
+        *[["hash", f"{name}: SHA-256 {value}"] for name, value in hashes.items()],
+        ["licence", "that of the data, which the run does not know: ask where they come from"],
+        ["units", "eV, Å, eV/Å, eV/Å³; stress is positive in tension"],
     ]
-    rows = [["test set", "structures", *(title for title, _, _ in ERRORS)]]
+    errors = [["test set", "structures", *(title for title, _, _ in ERRORS)]]
     for test_set, e in network.errors.items():
-        rows.append([test_set, str(e.n_structures), *(shown(getattr(e, key), form) for _, key, form in ERRORS)])
-    parts += [markdown_table(rows) if network.errors else "Not computed.", "", "## Molecular dynamics", ""]
+        errors.append([test_set, str(e.n_structures), *(shown(getattr(e, key), form) for _, key, form in ERRORS)])
+    dynamics = "Not simulated, or not to the end."
     if network.dynamics:
         s, c = network.dynamics.settings, network.dynamics.counts
-        parts += [
+        dynamics = (
             f"{s['ensemble'].upper()} at {s['temperature']:g} K, {s['steps']} steps of {s['timestep']:g} fs: "
             f"{counted(c.failed)} structures failed, {counted(c.overlap)} by atom overlap, {counted(c.lindemann)} by "
             "the Lindemann index. In brackets: Wilson 95 % intervals over structures."
-        ]
-    else:
-        parts += ["Not simulated, or not to the end."]
-    parts += [
-        "",
-        "## Limits",
-        "",
-        f"- It knows the elements named above and no others, and sees nothing beyond {cutoff:g} Å.",
-        "- The errors are of structures drawn like the training data. Denser, hotter or otherwise different ones were "
-        "tested only where a test set above says so.",
-        "- It has not been tested for longer simulations, other ensembles or other temperatures than those above.",
-        "- One network of its kind: another seed gives another potential, and another count of failures.",
-        "",
-        "```python",
-        "from mdl_physpre import PotentialCalculator, load_potential",
-        "",
-        f'atoms.calc = PotentialCalculator(load_potential("{file}"))',
-        "```",
-        "",
-    ]
-    return "\n".join(parts)
+        )
+    return TEMPLATE.format(
+        title=f"{run.name}: {network.name}",
+        version=run.environment.get("mdl_physpre", __version__),
+        facts=markdown_table(facts),
+        errors=markdown_table(errors) if network.errors else "Not computed.",
+        dynamics=dynamics,
+        cutoff=cutoff,
+        file=file,
+    )
 
 
 def _trained_on(train: SetCounts | None) -> str:
@@ -104,9 +114,5 @@ def _trained_on(train: SetCounts | None) -> str:
 
 
 def _elements(run: Run, network: NetworkResult) -> str:
-    from ase.data import chemical_symbols
-
-    from mdl_physpre.potentials.checkpoints.own import read_checkpoint
-
     numbers = read_checkpoint(run.folder / network.checkpoint).get("elements") or []
     return ", ".join(chemical_symbols[z] for z in numbers) or "any"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,11 +20,11 @@ from mdl_physpre.report.figures.stability import draw_structures, draw_survival
 from mdl_physpre.report.figures.structure_pictures import draw_failed, failed_structures
 from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
-from mdl_physpre.report.measurements import FOLDER, Measured
+from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
 from mdl_physpre.report.output.page import Section, downloads_item, text_item
-from mdl_physpre.report.tables.angles import angle_table
 from mdl_physpre.report.tables.page import (
     Table,
+    angle_table,
     cost_table,
     data_table,
     eam_tables,
@@ -34,7 +34,7 @@ from mdl_physpre.report.tables.page import (
     stability_table,
     structures_table,
 )
-from mdl_physpre.report.tables.text import MISSING, protocol
+from mdl_physpre.report.tables.text import MISSING, protocol, shown
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.stage import read_json
 from mdl_physpre.training.arms import BASELINE
@@ -57,10 +57,10 @@ def all_sections(run: Run, measured: Measured, beside: Path, hashes: Mapping[str
     ]
 
 
-def _drawn(section: Section, what: str, draw: Callable[[], Figure]) -> None:
+def _drawn(section: Section, what: str, draw: Callable[..., Figure], *arguments: Any) -> None:
     """Add a figure; one that cannot be drawn is named, and costs no other."""
     try:
-        section.add(draw())
+        section.add(draw(*arguments))
     except Exception as error:
         logger.warning("%s is not in the report: %s: %s", what, type(error).__name__, error)
         section.missing.append(f"{what} could not be drawn ({type(error).__name__}: {error}).")
@@ -74,12 +74,12 @@ def _stability(run: Run, beside: Path) -> Section:
         section.missing.append("No simulation has finished.")
         return section
     arms = {arm: own for arm, own in run.simulations.items() if own}
-    _drawn(section, "The survival curves", lambda: draw_survival(arms, beside))
-    _drawn(section, "The structures one by one", lambda: draw_structures(simulated, beside))
+    _drawn(section, "The survival curves", draw_survival, arms, beside)
+    _drawn(section, "The structures one by one", draw_structures, simulated, beside)
     failed, missing = failed_structures(simulated)
     section.missing += [f"{one}." for one in missing]
     if failed:
-        _drawn(section, "Pictures of failed structures", lambda: draw_failed(failed, beside))
+        _drawn(section, "Pictures of failed structures", draw_failed, failed, beside)
         links = downloads_item(failed)
         section.items += [links] if links else []
     table = structures_table(run)
@@ -95,7 +95,7 @@ def _errors(run: Run, measured: Measured, beside: Path) -> Section:
     if table is None:
         section.missing.append("No network has been tested yet.")
     for test_set, found in measured.predictions.items():
-        _drawn(section, f"Parity of {test_set}", partial(draw_parity, found, test_set, beside))
+        _drawn(section, f"Parity of {test_set}", draw_parity, found, test_set, beside)
     section.missing += [f"{one}." for one in measured.missing if one.startswith("parity")]
     return section
 
@@ -103,17 +103,21 @@ def _errors(run: Run, measured: Measured, beside: Path) -> Section:
 def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("potentials", "Energy of two atoms")
     section.missing += [f"{one}." for one in measured.missing if one.startswith("energy curves")]
-    curves = measured.curves
-    if any("EAM" in found["parts"] for found in curves.get("pairs", {}).values()):
-        _drawn(section, "The parts of the embedded-atom potential", lambda: draw_eam_parts(curves, beside))
-    names = [n for n in ("EAM", *run.arms) if any(n in c["curves"] for c in curves.get("pairs", {}).values())]
+    if any("EAM" in found["parts"] for found in measured.curves.get("pairs", {}).values()):
+        _drawn(section, "The parts of the embedded-atom potential", draw_eam_parts, measured.curves, beside)
+    names = _with_curve(measured, "EAM", *run.arms)
     if names:
         title = "Energy against distance"
-        _drawn(section, "Energy curves", lambda: draw_curves(curves, names, beside, "energy-curves", title))
+        _drawn(section, "Energy curves", draw_curves, measured.curves, names, beside, "energy-curves", title)
     else:
         section.missing.append("No potential is there yet.")
-    section.add(*eam_tables(run, curves))
+    section.add(*eam_tables(run, measured.curves))
     return section
+
+
+def _with_curve(measured: Measured, *names: str) -> list[str]:
+    known = {name for found in measured.curves.get("pairs", {}).values() for name in found["curves"]}
+    return [name for name in names if name in known]
 
 
 def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
@@ -122,22 +126,17 @@ def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
     report = run.pretraining_set.get("training") or {}
     if not report:
         section.missing.append("There is no pretraining set: no arm needs one, or it is not made yet.")
-        return section
-    if report.get("smallest_distances", {}).get("pairs"):
-        distances = report["smallest_distances"]
-        _drawn(section, "Smallest distances", lambda: draw_smallest_distances(distances, beside))
-    if report.get("labels"):
-        _drawn(section, "Labels of the pretraining set", lambda: draw_label_spread(report["labels"], beside))
-    curves = measured.curves.get("pairs", {})
+    if (distances := report.get("smallest_distances", {})).get("pairs"):
+        _drawn(section, "Smallest distances", draw_smallest_distances, distances, beside)
+    if labels := report.get("labels"):
+        _drawn(section, "Labels of the pretraining set", draw_label_spread, labels, beside)
     for arm in run.arms:
-        before = f"{arm}, before finetuning"
-        if any(before in found["curves"] for found in curves.values()):
-            names = [
-                n for n in ("EAM", BASELINE, before, arm) if any(n in found["curves"] for found in curves.values())
-            ]
+        before = f"{arm}{BEFORE}"
+        if _with_curve(measured, before):
+            names = _with_curve(measured, "EAM", *dict.fromkeys((BASELINE, before, arm)))
             title = f"Knowledge transfer: what {arm} was taught, and what finetuning left of it"
             file = f"transfer-{safe_name(arm)}"
-            _drawn(section, title, partial(draw_curves, measured.curves, names, beside, file, title))
+            _drawn(section, title, draw_curves, measured.curves, names, beside, file, title)
     return section
 
 
@@ -157,18 +156,7 @@ def _distributions(run: Run, beside: Path) -> Section:
     reference = read_json(run.folder / REFERENCE)
     name = str(reference.get("name", "reference"))
     theirs = RDF.model_validate(reference["average"]) if reference else None
-
-    def draw() -> Figure:
-        draw_rdfs(found, beside / "rdf.png", theirs, name)
-        return Figure(
-            beside, "rdf", "Radial distribution functions",
-            f"Radial distribution functions of {', '.join(found)}" + (f" and of {name}." if reference else "."),
-            "Averages over the networks of an arm, their structures, and the time that each ran; a structure that "
-            "failed adds the steps before."
-            + (" Grey: the reference." if reference else ""),
-        )  # fmt: skip
-
-    _drawn(section, "Radial distribution functions", draw)
+    _drawn(section, "Radial distribution functions", _rdf_figure, found, theirs, name, beside)
     if theirs is None:
         section.missing.append("There is no reference; physpre report RUN --reference TRAJECTORY adds one.")
         return section
@@ -176,11 +164,21 @@ def _distributions(run: Run, beside: Path) -> Section:
     for arm, one in found.items():
         for pair, error in rdf_errors(one, theirs).items():
             both = error.mae, error.wasserstein
-            rows.append([arm, pair, *(MISSING if value is None else f"{value:.3f}" for value in both)])
+            rows.append([arm, pair, *(shown(value, "{:.3f}") for value in both)])
             values.append([arm, pair, *both])
     head = ["arm", "pair", "mean absolute error", "Wasserstein-1 distance, Å"]
     section.add(Table("rdf-errors", "Errors of the radial distribution functions", head, rows, values, head, words=2))
     return section
+
+
+def _rdf_figure(found: Mapping[str, RDF], reference: RDF | None, name: str, beside: Path) -> Figure:
+    draw_rdfs(found, beside / "rdf.png", reference, name)
+    return Figure(
+        beside, "rdf", "Radial distribution functions",
+        f"Radial distribution functions of {', '.join(found)}" + (f" and of {name}." if reference else "."),
+        "Averages over the networks of an arm, their structures, and the time that each ran; a structure that failed "
+        "adds the steps before." + (" Grey: the reference." if reference else ""),
+    )  # fmt: skip
 
 
 def _angles(run: Run, beside: Path) -> Section:
@@ -190,7 +188,7 @@ def _angles(run: Run, beside: Path) -> Section:
         for test_set, found in result.force_angles.items():
             angles.setdefault(test_set, {})[arm] = found
     for test_set, by_arm in angles.items():
-        _drawn(section, f"Angles between forces, {test_set}", partial(draw_force_angles, by_arm, test_set, beside))
+        _drawn(section, f"Angles between forces, {test_set}", draw_force_angles, by_arm, test_set, beside)
     if angles:
         section.add(angle_table(angles))
     else:
@@ -204,7 +202,7 @@ def _training(run: Run, beside: Path) -> Section:
     section = Section("training", "Training and cost")
     logs = {arm: own for arm, own in run.logs.items() if own}
     if logs:
-        _drawn(section, "Losses", lambda: draw_training(logs, beside))
+        _drawn(section, "Losses", draw_training, logs, beside)
     else:
         section.missing.append("No training has begun.")
     section.add(cost_table(run))

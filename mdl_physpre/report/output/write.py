@@ -8,12 +8,11 @@ from pathlib import Path
 from mdl_physpre.analysis.radial_distribution import average_rdfs
 from mdl_physpre.analysis.rdf_errors import reference_rdf
 from mdl_physpre.errors import ConfigError, nearest
-from mdl_physpre.report.figures.style import Figure
 from mdl_physpre.report.measurements import Structures, measure
 from mdl_physpre.report.output.model_card import source_files, write_cards
 from mdl_physpre.report.output.page import page
+from mdl_physpre.report.output.pdf import write_pdf
 from mdl_physpre.report.output.sections import REFERENCE, all_sections
-from mdl_physpre.report.tables.page import Table
 from mdl_physpre.report.tables.text import some_dynamics
 from mdl_physpre.report.verdict import cautions, comparisons, verdict_table
 from mdl_physpre.runs import layout
@@ -40,12 +39,10 @@ def write_report(
     ----------
     folder : of ``physpre run``.
     summary : of a run in progress; read from the folder where ``None``.
-    structures : gives training and test sets by name, for what has to be computed; see
-        :func:`mdl_physpre.report.measurements.measure`. What cannot be computed is named in the report.
+    structures : see :func:`mdl_physpre.report.measurements.measure`. What cannot be computed is named in the report.
     formats : ``html`` (``report.html``), ``pdf`` (``report.pdf``), ``png`` (figures as PNG and SVG, in ``report``),
         ``csv`` (tables, in ``report``).
-    reference : a trajectory, or a folder of them, whose radial distribution functions are the reference; kept in the
-        run for later reports.
+    reference : a trajectory, or a folder of them, for radial distribution functions; kept in the run for later reports.
 
     Returns
     -------
@@ -56,9 +53,8 @@ def write_report(
     DataError : the folder is no run's, or a reference that cannot be read.
     ConfigError : an unknown format.
     """
-    for one in formats:
-        if one not in FORMATS:
-            raise ConfigError(f"format {one!r}: {nearest(one, FORMATS)}")
+    if unknown := [one for one in formats if one not in FORMATS]:
+        raise ConfigError(f"format {unknown[0]!r}: {nearest(unknown[0], FORMATS)}")
     run = read_run(folder, summary)
     beside = run.folder / layout.REPORT_FILES
     measured = measure(run, structures)
@@ -69,39 +65,26 @@ def write_report(
     sections = all_sections(run, measured, beside, hashes)
     tables = [verdict, *(item["table"] for s in sections for item in s.items if "table" in item)]
     figures = [item["figure"] for s in sections for item in s.items if "figure" in item]
-    sentences = [text for c in comparisons(run, measured) for text in (c.stability, c.errors)] or [
-        f"{run.arms[0]} is the only arm of this run: there is nothing to compare it with."
-    ]
+    alone = f"{run.arms[0]} is the only arm of this run: there is nothing to compare it with."
+    sentences = [text for c in comparisons(run, measured) for text in (c.stability, c.errors)] or [alone]
     written = []
-    if "csv" in formats:
-        for table in tables:
-            table.write(beside)
     if "html" in formats:
-        text = page(
+        written.append(run.folder / layout.REPORT)
+        write_text(written[-1], page(
             name=run.name, facts=_facts(run), missing=run.missing, sentences=sentences, verdict=verdict,
             cautions=cautions(run), sections=sections, beside={"png", "csv"} <= set(formats),
-        )  # fmt: skip
-        written.append(run.folder / layout.REPORT)
-        write_text(written[-1], text)
+        ))  # fmt: skip
     if "pdf" in formats:
-        from mdl_physpre.report.output.pdf import write_pdf
-
-        notes = [*sentences, *cautions(run)]
         written.append((run.folder / layout.REPORT).with_suffix(".pdf"))
-        write_pdf(written[-1], run.name, _facts(run), notes, tables, figures)
+        write_pdf(written[-1], run.name, _facts(run), [*sentences, *cautions(run)], tables, figures)
     write_cards(run, hashes)
-    _tidy(beside, figures if "png" in formats else [], tables if "csv" in formats else [])
-    if {"png", "csv"} & set(formats):
-        written.append(beside)
-    return written
-
-
-def _tidy(beside: Path, figures: Sequence[Figure], tables: Sequence[Table]) -> None:
-    """Take away the figures and tables of an earlier report that this one does not have."""
-    kept = {f"{f.name}{end}" for f in figures for end in (".svg", ".png")} | {f"{t.name}.csv" for t in tables}
-    for path in beside.glob("*.*"):
+    kept = {f"{figure.name}{end}" for figure in figures for end in (".svg", ".png") if "png" in formats}
+    if "csv" in formats:
+        kept |= {table.write(beside).name for table in tables}
+    for path in beside.glob("*.*"):  # of an earlier report, or drawn for the page alone
         if path.suffix in (".svg", ".png", ".csv") and path.name not in kept:
             path.unlink()
+    return [*written, beside] if {"png", "csv"} & set(formats) else written
 
 
 def _facts(run: Run) -> str:

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.dynamics.verdicts.verdict import Count, Verdict
 from mdl_physpre.report.tables.text import ERRORS, MISSING, counted, error_sources, other_reasons, shown, worded
 from mdl_physpre.runs import layout
@@ -47,8 +48,11 @@ class Table:
             writer.writerow(["" if v is None or v == MISSING else v for v in row])
         return text.getvalue()
 
-    def write(self, folder: Path) -> None:
-        write_text(folder / f"{self.name}.csv", self.csv())
+    def write(self, folder: Path) -> Path:
+        """Write its CSV file into a folder."""
+        path = folder / f"{self.name}.csv"
+        write_text(path, self.csv())
+        return path
 
 
 def counted_each(part: Count) -> str:
@@ -114,6 +118,27 @@ def error_table(run: Run) -> Table | None:
     )
     caption = "Table 2. Errors on test structures"
     return Table("table-2-errors", caption, head, rows, values, value_head, words=2, notes=notes)
+
+
+def angle_table(angles: Mapping[str, Mapping[str, ForceAlignment]]) -> Table:
+    """Angles between the forces of the embedded-atom potential and of the networks (the paper's Figure B.1).
+
+    Means on the page, and whole histograms in the CSV file. ``angles`` : test set → arm → its angles.
+    """
+    rows: list[list[str]] = []
+    values: list[list[Any]] = []
+    for test_set, by_arm in angles.items():
+        for arm, found in by_arm.items():
+            beyond = found.share_above_90
+            rows.append([
+                test_set, arm, f"{found.n_atoms:,}", shown(found.mean, "{:.1f}"),
+                shown(None if beyond is None else 100 * beyond, "{:.1f} %"), shown(found.weighted_mean, "{:.1f}"),
+            ])  # fmt: skip
+            histogram = zip(found.edges, found.edges[1:], found.atoms, found.weighted, found.isotropic)
+            values += [[test_set, arm, *row] for row in histogram]
+    head = ("test set", "arm", "atoms", "mean, °", "beyond 90°", "mean weighted by force, °")
+    value_head = ("test set", "arm", "from, °", "to, °", "atoms", "weight, eV/Å", "share of independent directions")
+    return Table("force-angles", "Angles between forces", head, rows, values, value_head, words=2)
 
 
 def structures_table(run: Run) -> Table | None:

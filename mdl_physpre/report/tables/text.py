@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.dynamics.verdicts.verdict import Count, Counts, Verdict
-from mdl_physpre.runs.summary import Dynamics, ReplicaPair, StructurePair, Summary
+from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
+from mdl_physpre.runs.summary import Dynamics, Summary
 
 MISSING = "–"
 ERRORS = (
