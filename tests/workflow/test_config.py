@@ -159,6 +159,11 @@ def test_mistakes_in_the_hosts_spelling_are_named(optim, words):
     assert words in str(error.value)
 
 
+def test_one_value_in_both_spellings_is_no_contradiction():
+    both = {"weight_decay": 0.1, "optimizer": {"optimizer_args": {"weight_decay": "1e-1"}}}  # YAML 1.1 reads a word
+    assert parse_config({**LEAST, "optim": both}).optim.weight_decay == 0.1
+
+
 def test_the_page_of_the_configuration_is_current():
     """``python -m mdl_physpre.workflow.config.reference > docs/configuration.md`` writes it anew."""
     assert (ROOT / "docs" / "configuration.md").read_text() == page()

@@ -123,9 +123,9 @@ def test_two_steps_of_every_arm(name, data, tmp_path):
     summary = run(FOLDER / f"{name}.yml", [*changes, *SMALL[backbone]], out=tmp_path / "run")
     gradients = {"baseline": 2, "sam": 4, "pretrain": 4, "hybrid": 2}
     for arm, expected in gradients.items():
-        assert summary[arm]["training"]["budget"]["total"]["gradients"] == expected
-        errors = summary[arm]["errors"]["test"]
-        assert np.isfinite([errors["energy_mae"], errors["forces_mae"], errors["stress_mae"]]).all()
+        assert summary.arms[arm].spent()["total"].gradients == expected
+        errors = summary.arms[arm].errors["test"]
+        assert np.isfinite([errors.energy_mae, errors.forces_mae, errors.stress_mae]).all()
         # the reference energies were fitted: a network of random weights is not tens of eV per atom off
-        assert errors["energy_mae_mev_per_atom"] < 5000
-    assert len({summary[arm]["errors"]["test"]["forces_mae"] for arm in gradients}) == 4
+        assert errors.energy_mae_mev_per_atom < 5000
+    assert len({summary.arms[arm].errors["test"].forces_mae for arm in gradients}) == 4

@@ -67,7 +67,7 @@ def translated(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 
     Raises ConfigError for a thing that is said twice, in two spellings, with different values.
     """
-    found = dict(_without_bare_keys(dict(raw)))
+    found = numbers(_without_bare_keys(dict(raw)))
     for point in entry_points(group=SPELLINGS):
         found = point.load()(found, source)
     return found
@@ -102,7 +102,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Confi
     """
     values = {k: ({} if v is None and k in Config.model_fields else v) for k, v in translated(raw, source).items()}
     try:
-        config = Config.model_validate(numbers(values))
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{source}: {explained(error, Config)}") from None
     except PhyspreError as error:
