@@ -73,7 +73,7 @@ class NoiseStreams:
         self.start_states: list[Mapping[str, Any]] = []
         self.block: Tensor | None = None
         self.drawer = None if device.type == "cpu" else ThreadPoolExecutor(1, "mdl_physpre-noise")
-        self.coming: Future[tuple[list, np.ndarray]] | None = None
+        self.coming: Future[tuple[list[Any], np.ndarray]] | None = None
 
     def _numbers(self) -> tuple[list[Mapping[str, Any]], np.ndarray]:
         """The numbers of the next steps, and the states of the generators before them."""
@@ -120,13 +120,13 @@ class NoiseStreams:
                 self.coming = Future()
                 self.coming.set_result(([states[k] for k in structures], numbers[:, :, rows.cpu().numpy()]))
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         """Everything needed to go on, JSON-able: states before the present block, and the steps taken from it."""
         drawn = bool(self.start_states)
         states = self.start_states if drawn else [g.bit_generator.state for g in self.generators]
         return {"length": self.length, "used": self.used, "drawn": drawn, "states": states}
 
-    def restore(self, state: dict) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`, with the same structures."""
         for generator, stored in zip(self.generators, state["states"], strict=True):
             generator.bit_generator.state = stored

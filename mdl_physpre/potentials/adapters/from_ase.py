@@ -169,7 +169,7 @@ class _Given:
     def __call__(self) -> Calculator:
         return self.calculator
 
-    def __deepcopy__(self, memo: dict) -> _Given:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Given:
         return self
 
 

@@ -84,7 +84,7 @@ def by_geometry(of_phi: Tensor, of_rho: Tensor, scratch: Tensor, *edges: Any) ->
     return position, cell.total().to(position.dtype)
 
 
-def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     *tensors, ctx.scale, ctx.intervals = inputs
     ctx.save_for_backward(output[2], *tensors)
     ctx.mark_non_differentiable(output[2])

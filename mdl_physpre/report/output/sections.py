@@ -12,7 +12,7 @@ import yaml
 from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
-from mdl_physpre.dynamics.running.rdf_sampling import RDFS
+from mdl_physpre.dynamics.running.storage import RDFS
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
 from mdl_physpre.report.figures.potentials import draw_curves, draw_eam_parts
 from mdl_physpre.report.figures.rdf import draw_rdfs

@@ -11,7 +11,8 @@ from ase import Atoms
 
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.pretraining.labelling import label
-from mdl_physpre.pretraining.pretraining_set import format_report, make_pretraining_set
+from mdl_physpre.pretraining.pretraining_set import make_pretraining_set
+from mdl_physpre.pretraining.set_report import format_report
 from mdl_physpre.runs.layout import EAM_FILE, PRETRAINING_SET, TEACHER
 from mdl_physpre.runs.stage import Stage, hash_of_file, stage_key, write_json
 from mdl_physpre.runs.summary import PretrainingSetResult, pretraining_set_result

@@ -222,7 +222,7 @@ def second(
     return *found.values(), sums.total()
 
 
-def _keep_block(ctx: Any, inputs: tuple, output: Any) -> None:
+def _keep_block(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _, _, *given = inputs
     edge, _, kept = output
     ctx.save_for_backward(edge, kept, *given)
@@ -230,14 +230,16 @@ def _keep_block(ctx: Any, inputs: tuple, output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _keep_gradient(ctx: Any, inputs: tuple, output: Any) -> None:
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _, message_bar, *given, _ = inputs
     ctx.save_for_backward(message_bar, output[3], output[5], *given)
     ctx.mark_non_differentiable(output[5])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, edge_bar: Tensor | None, message_bar: Tensor | None, kept_bar: Tensor | None) -> tuple:
+def _backward(
+    ctx: Any, edge_bar: Tensor | None, message_bar: Tensor | None, kept_bar: Tensor | None
+) -> tuple[Any, ...]:
     edge, kept, *given = ctx.saved_tensors
     has_e = given[1] is not None
     if message_bar is None:
@@ -250,7 +252,7 @@ def _backward(ctx: Any, edge_bar: Tensor | None, message_bar: Tensor | None, kep
     return centre, neighbour, q, e if has_e else None, by_g, by_weights, None, None, None, None
 
 
-def _second(ctx: Any, centre: Tensor, neighbour: Tensor, q: Tensor, e: Tensor, g: Tensor, _: None) -> tuple:
+def _second(ctx: Any, centre: Tensor, neighbour: Tensor, q: Tensor, e: Tensor, g: Tensor, _: None) -> tuple[Any, ...]:
     message_bar, e_bar, bars, kept, *given = ctx.saved_tensors
     q, g = (torch.zeros_like(like) if dot is None else dot for dot, like in ((q, given[0]), (g, given[2])))
     rates = (centre, neighbour, q, e, g)
