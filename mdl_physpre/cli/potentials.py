@@ -79,9 +79,7 @@ def md(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any other setting of physpre.dynamics.")
     ] = None,
-    ensemble: Annotated[
-        str, typer.Option(help="nvt (Langevin), nvt_bussi, nvt_nose_hoover, npt (Berendsen) or nve.")
-    ] = "nvt",
+    ensemble: Annotated[str, typer.Option(help="nvt (Langevin), nvt_bussi, nvt_nose_hoover, npt or nve.")] = "nvt",
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     pressure: Annotated[float, typer.Option(help="bar; npt only.")] = 1.01325,
     timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
@@ -107,7 +105,7 @@ def md(
 
     All structures take their steps together. With --out the same command goes on where it stopped.
     """
-    from mdl_physpre.dynamics.compare_rdf import compare_with_reference, format_rdf_errors
+    from mdl_physpre.dynamics.compare_rdf import compare_with_reference
     from mdl_physpre.dynamics.running.parallel import simulate_parallel
     from mdl_physpre.dynamics.verdicts.verdict import summarise
     from mdl_physpre.potentials.open import open_potential
@@ -117,15 +115,8 @@ def md(
     from mdl_physpre.utils.devices import device_in_turn
     from mdl_physpre.workflow.config.file import dynamics_settings
 
-    named: dict[str, Any] = {
-        "ensemble": ensemble,
-        "temperature": temperature,
-        "pressure": pressure,
-        "timestep": timestep,
-        "steps": steps,
-        "trajectory_interval": trajectory_interval,
-        "seed": seed,
-    }
+    named: dict[str, Any] = {"ensemble": ensemble, "temperature": temperature, "pressure": pressure}
+    named |= {"timestep": timestep, "steps": steps, "trajectory_interval": trajectory_interval, "seed": seed}
     chosen = dynamics_settings(named, settings or ())
     processes = max(processes, len(device))
     places = [str(device_in_turn(device[k % len(device)], k)) for k in range(processes)]
@@ -139,24 +130,31 @@ def md(
     if reference is None:
         verdicts = simulate_parallel(potential, found, chosen, out, **workers)
         print(format_verdicts(verdicts, summarise(verdicts)))
-        return
-    compared = compare_with_reference(potential, found, reference, chosen, out, modules=modules or (), **workers)
-    print(format_verdicts(compared["verdicts"], summarise(compared["verdicts"])))
+    else:
+        compared = compare_with_reference(potential, found, reference, chosen, out, modules=modules or (), **workers)
+        print(format_verdicts(compared["verdicts"], summarise(compared["verdicts"])))
+        show_rdfs(compared, Path(model).name, out)
+
+
+def show_rdfs(compared: dict[str, Any], name: str, out: Path | None) -> None:
+    """Print a comparison of radial distribution functions, and write it and its figure to a folder."""
+    from mdl_physpre.dynamics.compare_rdf import format_rdf_errors
+    from mdl_physpre.dynamics.running.storage import RDF_ERRORS
+    from mdl_physpre.report.figures.rdf import draw_rdfs
+    from mdl_physpre.runs.stage import write_json
+
     print(format_rdf_errors(compared))
-    if out:
-        from pydantic_core import to_jsonable_python
+    if out is None:
+        return
+    from pydantic_core import to_jsonable_python
 
-        from mdl_physpre.dynamics.running.storage import RDF_ERRORS
-        from mdl_physpre.report.figures.rdf import draw_rdfs
-        from mdl_physpre.runs.stage import write_json
-
-        errors, figure = (out / name for name in RDF_ERRORS[:2])
-        content = to_jsonable_python({name: compared[name] for name in ("structures", "errors", "structure_errors")})
-        if "reference_verdicts" in compared:
-            content["reference_verdicts"] = [verdict.plain() for verdict in compared["reference_verdicts"]]
-        write_json(errors, content)
-        draw_rdfs({Path(model).name: compared["rdf"]}, figure, reference=compared["reference_rdf"])
-        print(f"figure: {figure}")
+    errors, figure = (out / name for name in RDF_ERRORS[:2])
+    content = to_jsonable_python({name: compared[name] for name in ("structures", "errors", "structure_errors")})
+    if "reference_verdicts" in compared:
+        content["reference_verdicts"] = [verdict.plain() for verdict in compared["reference_verdicts"]]
+    write_json(errors, content)
+    draw_rdfs({name: compared["rdf"]}, figure, reference=compared["reference_rdf"])
+    print(f"figure: {figure}")
 
 
 def judge(

@@ -84,6 +84,11 @@ def compare_with_reference(
             result["reference_verdicts"] = simulate_parallel(reference, structures, settings, beside, **options)
             stored = _by_name(beside)
     assert stored is not None
+    return result | _compared(found, stored, reference)
+
+
+def _compared(found: dict[str, RDF], stored: Mapping[str, RDF], reference: object) -> dict[str, Any]:
+    """The comparison of :func:`compare_with_reference`, of radial distribution functions by names of structures."""
     if len(stored) == 1 and len(found) == 1:  # one trajectory for one structure need not carry its name
         stored = {next(iter(found)): next(iter(stored.values()))}
     shared = [name for name in found if name in stored]
@@ -92,15 +97,14 @@ def compare_with_reference(
             f"{reference}: holds structures {_few(stored)}, and the simulation {_few(found)}: none is in both. Name "
             'them alike (info["structure_id"], or the names of the files)'
         )
-    result["rdf"] = average_rdfs([found[name] for name in shared])
-    result["reference_rdf"] = average_rdfs([stored[name] for name in shared])
-    result["errors"] = rdf_errors(result["rdf"], result["reference_rdf"])
-    if all(error.mae is None for error in result["errors"].values()):
-        pairs = (", ".join(rdf.g) or "none" for rdf in (result["rdf"], result["reference_rdf"]))
-        both = " against ".join(pairs)
+    mine, other = (average_rdfs([rdfs[name] for name in shared]) for rdfs in (found, stored))
+    errors = rdf_errors(mine, other)
+    if all(error.mae is None for error in errors.values()):
+        both = " against ".join(", ".join(rdf.g) or "none" for rdf in (mine, other))
         raise DataError(f"{reference}: no pair of elements in common with the simulation ({both})")
-    result["structure_errors"] = {name: rdf_errors(found[name], stored[name]) for name in shared}
-    return {**result, "structures": len(shared)}
+    each = {name: rdf_errors(found[name], stored[name]) for name in shared}
+    compared = {"rdf": mine, "reference_rdf": other, "errors": errors, "structure_errors": each}
+    return {**compared, "structures": len(shared)}
 
 
 def _by_name(folder: Path) -> dict[str, RDF]:

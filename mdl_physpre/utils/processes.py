@@ -28,10 +28,11 @@ SETTLE = 2.0  # seconds in which a failed process may still say why, after this 
 
 
 class Piece(NamedTuple):
-    """A piece of work: what it is called in the log and in errors, and the arguments of the function."""
+    """A piece of work: its name in the log and in errors, the arguments of the function, and whether it draws bars."""
 
     name: str
     arguments: tuple[Any, ...]
+    bars: bool = False
 
 
 def run_in_processes(function: Callable[..., Any], pieces: Sequence[Piece], processes: int) -> list[Any]:
@@ -116,8 +117,9 @@ class _Processes:
         """Begin a piece of work."""
         mine, theirs = self._context.Pipe(duplex=False)
         level = logging.getLogger("mdl_physpre").getEffectiveLevel()
-        name = self.pieces[number].name
-        process = self._context.Process(target=_work, args=(theirs, self._sent[number], name, self._lines, level))
+        piece = self.pieces[number]
+        about = (theirs, self._sent[number], piece.name, piece.bars, self._lines, level)
+        process = self._context.Process(target=_work, args=about)
         process.start()
         theirs.close()
         self.running[mine] = (number, process)
@@ -157,10 +159,11 @@ class _Emit(logging.Handler):
         logging.getLogger(record.name).handle(record)
 
 
-def _work(answer: Connection, sent: bytes, name: str, lines: Any, level: int) -> None:
+def _work(answer: Connection, sent: bytes, name: str, bars: bool, lines: Any, level: int) -> None:
     """What a process does."""
     begin_as_worker()
-    without_bars()
+    if not bars:
+        without_bars()
     package = logging.getLogger("mdl_physpre")
     package.handlers, package.propagate = [_Named(lines, name)], False
     package.setLevel(level)

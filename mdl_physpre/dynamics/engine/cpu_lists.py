@@ -38,14 +38,10 @@ class SkinLists(MovingLists):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.lists: list[_List] = []
+        pairs = torch.zeros((2, 0), dtype=torch.int64, device=self.device)
+        none = torch.zeros((0, 3), dtype=self.dtype, device=self.device)
+        self.lists = [_List(pairs, none, pairs, none)] * len(self.numbers)
         self._close: Pairs | None = None
-
-    def build_all(self, positions: Tensor, boundaries: list[int] | None = None) -> dict[int, str]:
-        self.lists = [self._empty()] * len(self.numbers)
-        collapsed = self._build(range(len(self.numbers)), positions)
-        self.cut(boundaries)
-        return collapsed
 
     def update(self, positions: Tensor, cells: Tensor, broken: Broken | None = None) -> dict[int, str]:
         if self.changing:
@@ -55,9 +51,7 @@ class SkinLists(MovingLists):
         if not structures:
             return {}
         collapsed = self._build(structures, positions)
-        sizes = self.edge_counts()
-        most = 1.25 * self._most_edges(sizes)
-        if any(c.last - c.first > 1 and sum(sizes[c.first : c.last]) > most for c in self.chunks):
+        if self._outgrown(self.edge_counts()):
             self.cut()
         changed = set(structures)
         self.chunks = [
@@ -85,11 +79,6 @@ class SkinLists(MovingLists):
         self._close = None
         return collapsed
 
-    def _empty(self) -> _List:
-        pairs = torch.zeros((2, 0), dtype=torch.int64, device=self.device)
-        none = torch.zeros((0, 3), dtype=self.dtype, device=self.device)
-        return _List(pairs, none, pairs, none)
-
     def _list_of(self, k: int, positions: np.ndarray, cell: np.ndarray) -> _List:
         pbc, radius = self.pbc[k], self.radii[k] + self.skin
         bound = f"within {radius:.2f} Å, at most {self.max_neighbours} allowed"
@@ -111,7 +100,7 @@ class SkinLists(MovingLists):
         chosen = torch.from_numpy(half).to(self.device)
         return _List(edges, images, edges.index_select(1, chosen), images.index_select(0, chosen))
 
-    def _most_edges(self, sizes: list[int]) -> int:
+    def _most_edges(self, sizes: Sequence[int]) -> int:
         """So that the chunks of ``shares`` threads are few, no larger than allowed, and alike."""
         if self.shares == 1:
             return self.max_edges
@@ -155,20 +144,14 @@ class SkinLists(MovingLists):
             distances = torch.linalg.vector_norm(self._vectors(pairs, here), dim=1)
             inside = (distances < self.cutoff).nonzero().flatten()
             found = pairs.edges.index_select(1, inside), pairs.offsets.index_select(0, inside)
-        fields = {"pos": here.to(self.dtype), "edge_index": found[0], "cell_offsets": found[1]}
-        if self.changing:
-            fields["cell"] = self.cells[chunk.first : chunk.last].to(self.dtype)
-        return AtomGraph.from_tensors(chunk.static, **fields)
+        return self._graph(chunk, here, *found)
 
     def minimum_distances(self, positions: Tensor) -> Tensor:
-        n = len(self.numbers)
         if self._close is None:
-            self._close = self._gather(0, n, "close", "close_offsets")
+            self._close = self._gather(0, len(self.numbers), "close", "close_offsets")
             counts = torch.tensor(self._close.counts, device=self.device)
             self._close_structure = torch.repeat_interleave(counts)
-        squared = self._vectors(self._close, positions).square().sum(1)
-        least = torch.full((n,), torch.inf, dtype=torch.float64, device=self.device)
-        return least.scatter_reduce_(0, self._close_structure, squared, "amin").sqrt()
+        return self._least(self._vectors(self._close, positions).square().sum(1), self._close_structure).sqrt()
 
     def keep(self, structures: list[int], atoms: Tensor) -> None:
         super().keep(structures, atoms)

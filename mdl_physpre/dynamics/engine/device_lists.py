@@ -93,11 +93,6 @@ class DeviceLists(MovingLists):
         )
         self._close_shift: Tensor | None = None
 
-    def build_all(self, positions: Tensor, boundaries: list[int] | None = None) -> dict[int, str]:
-        collapsed = self._build(range(len(self.numbers)), positions)
-        self.cut(boundaries)
-        return collapsed
-
     def update(self, positions: Tensor, cells: Tensor, broken: Broken | None = None) -> dict[int, str]:
         if self.changing:
             self.cells = cells
@@ -124,8 +119,7 @@ class DeviceLists(MovingLists):
 
     def _renew(self, structures: Sequence[int], positions: Tensor, ahead: bool = False) -> dict[int, str]:
         collapsed = self._build(structures, positions, ahead)
-        counts = self.list.counts
-        if any(c.last - c.first > 1 and counts[c.first : c.last].sum() > 1.25 * self.max_edges for c in self.chunks):
+        if self._outgrown(self.edge_counts()):
             self.cut()
         self.chunks = [replace(c, pairs=None) for c in self.chunks]
         return collapsed
@@ -180,8 +174,7 @@ class DeviceLists(MovingLists):
         vectors = positions.index_select(0, edges[1]) - positions.index_select(0, edges[0])
         vectors += translations(offsets, lattices, of)
         distances = torch.linalg.vector_norm(vectors, dim=1).masked_fill(edges[0] >= edges[1], torch.inf)
-        least = torch.full((n,), torch.inf, dtype=torch.float64, device=device)
-        least = least.scatter_reduce(0, of, distances, "amin") + (2 * self.skin + 1e-6)
+        least = self._least(distances, of) + (2 * self.skin + 1e-6)
         near = (distances <= least.index_select(0, of)) & distances.isfinite()
         close_counts = torch.zeros(n, dtype=torch.int64, device=device).index_add_(0, of, near.to(torch.int64))
         bounds = torch.searchsorted(edges[0].contiguous(), torch.arange(len(positions) + 1, device=device))
@@ -205,11 +198,7 @@ class DeviceLists(MovingLists):
             edges = self.list.edges[:, pairs] - chunk.atoms.start if chunk.first else self.list.edges[:, pairs]
             counts = self.list.counts[chunk.first : chunk.last].tolist()
             chunk.pairs = Pairs(edges, self.list.offsets[pairs], chunk.first, counts)
-        fields = {"pos": positions[chunk.atoms].to(self.dtype)}
-        fields |= {"edge_index": chunk.pairs.edges, "cell_offsets": chunk.pairs.offsets}
-        if self.changing:
-            fields["cell"] = self.cells[chunk.first : chunk.last].to(self.dtype)
-        return AtomGraph.from_tensors(chunk.static, **fields)
+        return self._graph(chunk, positions[chunk.atoms], chunk.pairs.edges, chunk.pairs.offsets)
 
     def minimum_distances(self, positions: Tensor) -> Tensor:
         centre, neighbour = self.close.edges
@@ -217,8 +206,7 @@ class DeviceLists(MovingLists):
             self._close_structure = self.batch.index_select(0, centre)
             self._close_shift = translations(self.close.offsets, self.cells, self._close_structure)
         vectors = positions.index_select(0, neighbour) - positions.index_select(0, centre) + self._close_shift
-        least = torch.full((len(self.numbers),), torch.inf, dtype=torch.float64, device=self.device)
-        return least.scatter_reduce_(0, self._close_structure, vectors.square().sum(1), "amin").sqrt()
+        return self._least(vectors.square().sum(1), self._close_structure).sqrt()
 
     def keep(self, structures: list[int], atoms: Tensor) -> None:
         before, which = self.first_atom[structures], torch.tensor(structures, dtype=torch.int64, device=self.device)

@@ -112,12 +112,18 @@ class MovingLists(ABC):
         radii = torch.tensor(self.radii, dtype=torch.float64, device=self.device)
         self._reach = radii, radii + self.skin
 
-    @abstractmethod
     def build_all(self, positions: Tensor, boundaries: list[int] | None = None) -> dict[int, str]:
         """New lists for all structures; returns those that have collapsed, with a sentence.
 
         ``boundaries`` are the first structures of the chunks, where they are not to be chosen anew.
         """
+        collapsed = self._build(range(len(self.numbers)), positions)
+        self.cut(boundaries)
+        return collapsed
+
+    @abstractmethod
+    def _build(self, structures: Sequence[int], positions: Tensor) -> dict[int, str]:
+        """New lists for these structures; returns those that have collapsed, with a sentence."""
 
     @abstractmethod
     def update(self, positions: Tensor, cells: Tensor, broken: Broken | None = None) -> dict[int, str]:
@@ -149,6 +155,23 @@ class MovingLists(ABC):
         affine = torch.einsum("nx,nxy->ny", self.reference, change.index_select(0, self.batch))
         return torch.linalg.vector_norm(positions - affine, dim=1), room.index_select(0, self.batch)
 
+    def _outgrown(self, sizes: Sequence[int]) -> bool:
+        """Whether a chunk of several structures holds many more edges than it should; ``sizes``: edges of each."""
+        most = 1.25 * self._most_edges(sizes)
+        return any(c.last - c.first > 1 and sum(sizes[c.first : c.last]) > most for c in self.chunks)
+
+    def _graph(self, chunk: Chunk, positions: Tensor, edges: Tensor, offsets: Tensor) -> AtomGraph:
+        """The graph of a chunk with these edges, at the positions of its atoms."""
+        fields = {"pos": positions.to(self.dtype), "edge_index": edges, "cell_offsets": offsets}
+        if self.changing:
+            fields["cell"] = self.cells[chunk.first : chunk.last].to(self.dtype)
+        return AtomGraph.from_tensors(chunk.static, **fields)
+
+    def _least(self, values: Tensor, structure: Tensor) -> Tensor:
+        """The least of the values of each structure, (n_structures,), infinite where there is none."""
+        least = torch.full((len(self.numbers),), torch.inf, dtype=torch.float64, device=self.device)
+        return least.scatter_reduce_(0, structure, values, "amin")
+
     def prepare(self, spent: list[float], steps: int, positions: Tensor) -> int:
         """New lists where those there are may not serve ``steps`` more; returns how many steps they should serve.
 
@@ -160,7 +183,7 @@ class MovingLists(ABC):
         """Which part of the way that its atoms may go each structure has used up; None where lists see to it alone."""
         return None
 
-    def _most_edges(self, sizes: list[int]) -> int:
+    def _most_edges(self, sizes: Sequence[int]) -> int:
         """Edges of one chunk."""
         return self.max_edges
 

@@ -3,9 +3,9 @@
 Random numbers depend on the seed and a structure's place in the whole list, so that a structure takes the same path
 whatever process it is in, up to the rounding of sums over other batches.
 
-The processes are spawned, so that they work with a GPU, too. Each has a folder of its own, ``parts/K-of-N`` in the
-folder of the run, and stores its state there. If one dies, the others finish, and the same call goes on from there;
-if the first process dies, so do the others. A run goes on with as many processes as it began with.
+Each process has a folder of its own, ``parts/K-of-N`` in the folder of the run, and stores its state there. If one
+dies, the others finish, and the same call goes on from there; if the first process dies, so do the others. A run goes
+on with as many processes as it began with.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
+from mdl_physpre.analysis.radial_distribution import RDF
 from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs, write_rdfs
 from mdl_physpre.dynamics.running.simulate import check_input, simulate
 from mdl_physpre.dynamics.running.storage import (
@@ -39,7 +37,7 @@ from mdl_physpre.dynamics.running.storage import (
     STATE,
     TRAJECTORIES,
     clear,
-    read_verdicts,
+    finished_or_alone,
     run_key,
     write_speed,
     write_verdicts,
@@ -49,7 +47,7 @@ from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.utils.files import write_bytes
-from mdl_physpre.utils.processes import end_with_parent, run_lock
+from mdl_physpre.utils.processes import Piece, available_cores, run_in_processes, run_lock
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +79,7 @@ def simulate_parallel(
     """:func:`mdl_physpre.dynamics.running.simulate.simulate` in several processes.
 
     In a script it must be called under ``if __name__ == "__main__":``, because the processes import the script.
+    Parameters that are not listed here, and what is returned, are as in ``simulate``.
 
     Parameters
     ----------
@@ -88,73 +87,62 @@ def simulate_parallel(
     devices : where the processes compute ("cuda:0", "cuda:1", …), taken in turn; that of the potential where ``None``.
     threads : of each process; the cores divided by the number of processes where ``None``.
 
-    Other parameters and what is returned are as in ``simulate``.
-
     Raises
     ------
-    ConfigError : a potential that cannot be sent to another process; and as in ``simulate``.
-    DataError : as in ``simulate``.
-    PhyspreError : a process died or raised an error; the others have finished and their results are kept, so that the
-        same call takes up what is left. The potential raised an error at the start for every structure. Another run
-        works in the folder.
+    ConfigError : a potential that cannot be sent to another process; and as in ``simulate``, as is DataError.
+    PhyspreError : a process died or raised an error: the same call takes up what is left. The potential raised an error
+        at the start for every structure. Another run works in the folder.
     """
     settings, structures = settings or DynamicsSettings(), list(structures)
-    if processes < 1 or (threads is not None and threads < 1) or (devices is not None and not devices):
-        raise ConfigError(f"processes is {processes}, threads is {threads}, devices is {devices}; give at least one")
     each = settings_of_each(settings, len(structures), per_structure)
     places, ids = check_input(potential, structures, settings, out, indices)
-    options: dict[str, Any] = {"per_structure": per_structure, "indices": indices, "raise_at_start": False}
     key = run_key(potential, structures, ids, each, places)
-    number = min(processes, len(structures))
-    number = number if number > 1 or devices else 0  # 0: in this process
-    begun = None if out is None else _begun_with(Path(out), key)
-    if begun is not None and begun != number:
-        logger.info("%s goes on with as many processes as it began with, %d", out, max(1, begun))
-        number = begun
-    if number == 0:
-        if devices:
-            potential = potential.to(devices[0])
-        verdicts = simulate(potential, structures, settings, out, progress, **options)
-        if _none_began(verdicts) and out is not None:
-            with run_lock(Path(out), LOCK_WAIT):
-                clear(Path(out))
-        return _checked(verdicts)
+    number = _number(processes, devices, threads, len(structures), out, key)
     with ExitStack() as stack:
-        if out is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
+        if number == 0:  # in this process
+            potential = potential.to(devices[0]) if devices else potential
+            options: dict[str, Any] = {"per_structure": per_structure, "indices": indices, "raise_at_start": False}
+            verdicts = simulate(potential, structures, settings, out, progress, **options)
+            if out is not None and not _any_began(verdicts):
+                stack.enter_context(run_lock(folder, LOCK_WAIT))
         else:
-            folder = Path(out)
-            finished = read_verdicts(folder, key)
-            if finished is not None:
-                return finished
-            stack.enter_context(run_lock(folder, LOCK_WAIT))
-            if (finished := read_verdicts(folder, key)) is not None:  # another process was at it
+            if (finished := stack.enter_context(finished_or_alone(folder, key))) is not None:
                 return finished
             if _begun_with(folder, key) != number:
                 clear(folder)
-        parts = divide([len(a) * s.steps for a, s in zip(structures, each, strict=True)], number)
-        (folder / PARTS).mkdir(exist_ok=True)
-        write_bytes(folder / PARTS / DIVISION, json.dumps({"key": key, "processes": len(parts)}).encode())
-        tasks: list[dict[str, Any]] = []
-        for place, part in enumerate(parts):
-            own = {name: [getattr(each[k], name) for k in part] for name in PER_STRUCTURE}
-            task = {
-                "structures": [_bare(structures[k]) for k in part], "settings": settings, "per_structure": own,
-                "out": folder / PARTS / f"{place}-of-{len(parts)}", "indices": [places[k] for k in part],
-                "device": devices[place % len(devices)] if devices else None, "progress": progress and place == 0,
-                "threads": threads or max(1, cores() // len(parts)), "raise_at_start": False,
-            }  # fmt: skip
-            tasks.append(task)
-        results = _run(potential, tasks)
-        by_place = {k: v for part, own in zip(parts, results, strict=True) for k, v in zip(part, own, strict=True)}
-        verdicts = [by_place[k] for k in range(len(structures))]
-        if _none_began(verdicts):
+            tasks = _tasks(folder, number, structures, settings, each, places, devices, threads, progress)
+            write_bytes(folder / PARTS / DIVISION, json.dumps({"key": key, "processes": len(tasks)}).encode())
+            by_place = {verdict.index: verdict for part in _run(potential, tasks) for verdict in part}
+            verdicts = [by_place[place] for place in places]
+            if out is not None and _any_began(verdicts):
+                _merge(folder, key, tasks, places, ids)
+                write_verdicts(folder, key, settings, each, verdicts)
+                shutil.rmtree(folder / PARTS, ignore_errors=True)
+        if not _any_began(verdicts):
             clear(folder)
-        elif out is not None:
-            _merge(folder, key, [task["out"] for task in tasks], parts, ids)
-            write_verdicts(folder, key, settings, each, verdicts)
-            shutil.rmtree(folder / PARTS, ignore_errors=True)
-    return _checked(verdicts)
+            raise PhyspreError(f"for every structure {verdicts[0].failures[0].text}")
+    return verdicts
+
+
+def _number(
+    processes: int,
+    devices: Sequence[str] | None,
+    threads: int | None,
+    n_structures: int,
+    out: str | Path | None,
+    key: str,
+) -> int:
+    """So many processes as the run began with, or as are asked for; 0: none beside this one."""
+    if processes < 1 or (threads is not None and threads < 1) or (devices is not None and not devices):
+        raise ConfigError(f"processes is {processes}, threads is {threads}, devices is {devices}; give at least one")
+    asked = min(processes, n_structures)
+    asked = asked if asked > 1 or devices else 0
+    begun = None if out is None else _begun_with(Path(out), key)
+    if begun is None or begun == asked:
+        return asked
+    logger.info("%s goes on with as many processes as it began with, %d", out, max(1, begun))
+    return begun
 
 
 def _begun_with(folder: Path, key: str) -> int | None:
@@ -170,15 +158,34 @@ def _begun_with(folder: Path, key: str) -> int | None:
     return None
 
 
-def _none_began(verdicts: list[Verdict]) -> bool:
-    """Whether the potential raised for every structure at the start: then it is the potential's fault."""
-    return bool(verdicts) and all(v.reasons[:1] == ("potential_error",) and not v.steps_run for v in verdicts)
+def _any_began(verdicts: list[Verdict]) -> bool:
+    """False where the potential raised for every structure at the start: then it is the potential's fault."""
+    return not verdicts or any(v.steps_run or v.reasons[:1] != ("potential_error",) for v in verdicts)
 
 
-def _checked(verdicts: list[Verdict]) -> list[Verdict]:
-    if _none_began(verdicts):
-        raise PhyspreError(f"for every structure {verdicts[0].failures[0].text}")
-    return verdicts
+def _tasks(
+    folder: Path,
+    number: int,
+    structures: Sequence[Atoms],
+    settings: DynamicsSettings,
+    each: Sequence[DynamicsSettings],
+    places: Sequence[int],
+    devices: Sequence[str] | None,
+    threads: int | None,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """What ``simulate`` is given in each process, with ``device`` and ``threads``."""
+    parts = divide([len(a) * s.steps for a, s in zip(structures, each, strict=True)], number)
+    return [
+        {
+            "structures": [_bare(structures[k]) for k in part], "settings": settings,
+            "per_structure": {name: [getattr(each[k], name) for k in part] for name in PER_STRUCTURE},
+            "out": folder / PARTS / f"{place}-of-{len(parts)}", "indices": [places[k] for k in part],
+            "device": devices[place % len(devices)] if devices else None, "progress": progress and place == 0,
+            "threads": threads or max(1, available_cores() // len(parts)), "raise_at_start": False,
+        }
+        for place, part in enumerate(parts)
+    ]  # fmt: skip
 
 
 def _bare(atoms: Atoms) -> Atoms:
@@ -188,79 +195,35 @@ def _bare(atoms: Atoms) -> Atoms:
     return copy
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _run(potential: Potential, tasks: list[dict[str, Any]]) -> list[list[Verdict]]:
     """The verdicts of all tasks, each in a process of its own."""
+    pieces = []
+    for number, task in enumerate(tasks, 1):
+        first = ", ".join(map(str, task["indices"][:5])) + (", …" if len(task["indices"]) > 5 else "")
+        name = f"process {number} of {len(tasks)}, with structures {first}"
+        pieces.append(Piece(name, (potential, task), bars=task["progress"]))
     try:
-        sent = [pickle.dumps((potential, task)) for task in tasks]
-    except Exception as error:
-        raise ConfigError(
-            f"the potential cannot be sent to another process ({type(error).__name__}: {error}); define its class in a "
-            "module, give a calculator as a function that builds it, or simulate in one process"
-        ) from error
-    context, running = get_context("spawn"), []
-    try:
-        for content in sent:
-            mine, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(theirs, content))
-            process.start()
-            theirs.close()
-            running.append((process, mine))
-        answers = [_answer(connection) for _, connection in running]
-        for process, _ in running:
-            process.join()
-    except BaseException:
-        for process, _ in running:
-            process.terminate()
+        return run_in_processes(_simulate, pieces, len(pieces))
+    except ConfigError:
         raise
-    wrong = []
-    for number, ((process, _), task, (kind, value)) in enumerate(zip(running, tasks, answers, strict=True)):
-        if kind != "verdicts":
-            said = value if kind == "error" else f"died (exit code {process.exitcode}; −9 is often a lack of memory)"
-            wrong.append(f"process {number + 1} of {len(tasks)}, with structures {_few(task['indices'])}, {said}")
-    if wrong:
+    except PhyspreError as error:
         advice = "The others have finished; with a folder for results the same call goes on from there"
-        raise PhyspreError("; ".join(wrong) + ". " + advice)
-    return [value for _, value in answers]
+        raise PhyspreError(f"{error}. {advice}") from None
 
 
-def _answer(connection: Connection) -> tuple[str, Any]:
-    try:
-        return connection.recv()
-    except EOFError:
-        return "died", None
-
-
-def _few(indices: Sequence[int]) -> str:
-    return ", ".join(map(str, indices[:5])) + (", …" if len(indices) > 5 else "")
-
-
-def _work(connection: Connection, sent: bytes) -> None:
+def _simulate(potential: Potential, task: dict[str, Any]) -> list[Verdict]:
     """What a process does."""
-    end_with_parent()
-    try:
-        potential, task = pickle.loads(sent)
-        torch.set_num_threads(task.pop("threads"))
-        device = task.pop("device")
-        if device is not None:
-            potential = potential.to(device)
-        connection.send(("verdicts", simulate(potential, **task)))
-    except Exception as error:
-        logger.debug("the process ends", exc_info=True)
-        connection.send(("error", f"raised {type(error).__name__}: {error}"))
-    finally:
-        connection.close()
+    torch.set_num_threads(task.pop("threads"))
+    device = task.pop("device")
+    return simulate(potential if device is None else potential.to(device), **task)
 
 
-def _merge(folder: Path, key: str, outs: list[Path], parts: list[list[int]], ids: list[str]) -> None:
+def _merge(folder: Path, key: str, tasks: list[dict[str, Any]], places: Sequence[int], ids: list[str]) -> None:
     """Trajectories, radial distribution functions and speed of the parts, in the folder of the run."""
-    results: list[Any] = [None] * len(ids)
+    results: dict[int, RDF] = {}
     speeds: list[dict[str, Any]] = []
-    for out, part in zip(outs, parts, strict=True):
+    for task in tasks:
+        out = task["out"]
         for frames in (TRAJECTORIES, FAILING):
             if (out / frames).exists():
                 (folder / frames).mkdir(exist_ok=True)
@@ -269,10 +232,9 @@ def _merge(folder: Path, key: str, outs: list[Path], parts: list[list[int]], ids
         if (out / SPEED).exists():
             speeds.append(json.loads((out / SPEED).read_text()))
         if (out / RDFS).exists():
-            for k, result in zip(part, read_rdfs(out).structures, strict=True):
-                results[k] = result
-    if all(result is not None for result in results):
-        write_rdfs(folder, key, ids, results)
+            results |= zip(task["indices"], read_rdfs(out).structures, strict=True)
+    if len(results) == len(places):
+        write_rdfs(folder, key, ids, [results[place] for place in places])
     if speeds:
         steps, seconds = (max(s[name] for s in speeds) for name in ("steps", "seconds"))
         atom_steps, rebuilds = (sum(s[name] for s in speeds) for name in ("atom_steps", "neighbour_lists_built"))

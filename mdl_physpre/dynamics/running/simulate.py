@@ -22,12 +22,11 @@ from mdl_physpre.dynamics.engine.forces import inference
 from mdl_physpre.dynamics.running.batch import BatchRun
 from mdl_physpre.dynamics.running.rdf_sampling import write_rdfs
 from mdl_physpre.dynamics.running.run_state import begin_or_resume, store
-from mdl_physpre.dynamics.running.storage import LOCK_WAIT, STATE, read_verdicts, run_key, write_speed, write_verdicts
+from mdl_physpre.dynamics.running.storage import STATE, finished_or_alone, run_key, write_speed, write_verdicts
 from mdl_physpre.dynamics.settings import DynamicsSettings, settings_of_each
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.utils.progress import progress as show_progress
 
 logger = logging.getLogger(__name__)
@@ -51,11 +50,9 @@ def simulate(
     potential : forces come from it, on its device and in its precision.
     structures : start positions and cells; ``info["structure_id"]`` names them. Their momenta are not used.
     settings : see :class:`DynamicsSettings`.
-    out : folder for ``verdicts.json``, ``speed.json``, the state to continue from, ``failing_frames`` (extended XYZ of
-        structures that failed: the start, and where a bound was first passed), and ``rdf.json`` and trajectories where
-        they are asked for. A finished run of the same potential, structures and settings is read, an unfinished
-        one continued, any other replaced.
-    progress : show progress.
+    out : folder for the verdicts, the state to continue from, frames of structures that failed, and what else is asked
+        for (docs/dynamics.md). A finished run of the same potential, structures and settings is read, an unfinished one
+        continued, any other replaced.
     per_structure : ``temperature``, ``pressure``, ``timestep`` or ``steps``, one value for each structure, in place of
         that of ``settings``. A structure with fewer steps leaves the batch when it has finished.
     indices : place of each structure in a longer list, from which its random numbers come; 0, 1, … where ``None``.
@@ -85,11 +82,8 @@ def simulate(
             run = begin_or_resume(potential, structures, ids, places, settings, each, raise_at_start=raise_at_start)
             return run_to_the_end(run, progress)
     folder, key = Path(out), run_key(potential, structures, ids, each, places)
-    finished = read_verdicts(folder, key)
-    if finished is not None:
-        return finished
-    with run_lock(folder, LOCK_WAIT), inference(potential):
-        if (finished := read_verdicts(folder, key)) is not None:  # another process was at it
+    with finished_or_alone(folder, key) as finished, inference(potential):
+        if finished is not None:
             return finished
         run = begin_or_resume(potential, structures, ids, places, settings, each, folder, key, raise_at_start)
         verdicts = run_to_the_end(run, progress)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.graph import content_hash
 from mdl_physpre.utils.files import write_bytes
+from mdl_physpre.utils.processes import run_lock
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ RDF_ERRORS = ("rdf_errors.json", "rdf.png", "rdf.svg")  # of physpre md --refere
 TRAJECTORIES, FAILING, PARTS, DIVISION = "trajectories", "failing_frames", "parts", "division.json"
 LOCK_WAIT = 10.0  # s; the processes of a run that was killed need a moment to notice
 FAILING_AT_MOST = 200  # structures whose frames are kept, so that 10,000 that break do not fill a disk
-
 
 RENAMED = {"mdl_physpre.potentials.sum.HybridPotential": "mdl_physpre.potentials.hybrid.HybridPotential"}
 """Classes by the names that they had when runs began that may still go on."""
@@ -133,6 +133,20 @@ def read_verdicts(out: Path, key: str) -> list[Verdict] | None:
         return None
     logger.info("%s comes from another potential, other structures or settings; the simulation is done again", path)
     return None
+
+
+@contextlib.contextmanager
+def finished_or_alone(out: Path, key: str) -> Iterator[list[Verdict] | None]:
+    """Stored verdicts of the same run; else ``None``, and no other process works in the folder within the block.
+
+    Raises PhyspreError where another does.
+    """
+    finished = read_verdicts(out, key)
+    if finished is not None:
+        yield finished
+        return
+    with run_lock(out, LOCK_WAIT):
+        yield read_verdicts(out, key)  # another process may have been at it until now
 
 
 def write_state(out: Path, key: str, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
