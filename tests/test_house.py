@@ -35,17 +35,10 @@ NAME_HOSTS = ("hosts.matdeeplearn.MatDeepLearnCalculator", "hosts.matdeeplearn.T
 MAX_FILE, MAX_FUNCTION = 300, 60
 LONG_FILES: dict[str, int] = {
     "analysis/radial_distribution.py": 310,
-    "dynamics/running/batch.py": 315,
-    "dynamics/verdicts/built_in.py": 344,
-    "dynamics/verdicts/observers.py": 338,
     "hosts/matdeeplearn/plan.py": 337,
     "potentials/eam/lammps.py": 308,
 }
 LONG_FUNCTIONS: dict[str, int] = {
-    "cli/potentials.py:md": 84,
-    "dynamics/compare_rdf.py:compare_with_reference": 73,
-    "dynamics/running/parallel.py:simulate_parallel": 90,
-    "dynamics/running/simulate.py:simulate": 65,
     "potentials/checkpoints/matdeeplearn.py:read_matdeeplearn_checkpoint": 63,
     "potentials/checkpoints/matdeeplearn.py:write_matdeeplearn_checkpoint": 69,
     "potentials/eam/lammps.py:write_setfl": 78,

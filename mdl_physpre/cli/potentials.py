@@ -79,14 +79,14 @@ def md(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any other setting of physpre.dynamics.")
     ] = None,
-    ensemble: Annotated[str, typer.Option(help="nvt (Langevin), nvt_bussi, nvt_nose_hoover, npt or nve.")] = "nvt",
+    ensemble: Annotated[
+        str, typer.Option(help="nvt (Langevin), nvt_bussi, nvt_nose_hoover, npt (Berendsen) or nve.")
+    ] = "nvt",
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     pressure: Annotated[float, typer.Option(help="bar; npt only.")] = 1.01325,
     timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Steps of each structure.")] = 5000,
-    n_structures: Annotated[
-        int | None, typer.Option(min=1, help="The first so many structures; all if not given.")
-    ] = None,
+    n_structures: Annotated[int | None, typer.Option(min=1, help="The first so many; all if not given.")] = None,
     min_atoms: Annotated[int, typer.Option(help="Smaller structures are doubled until they have so many.")] = 1,
     trajectory_interval: Annotated[int, typer.Option(help="Steps between stored frames; 0 stores none.")] = 0,
     reference: Annotated[
@@ -105,9 +105,7 @@ def md(
 
     All structures take their steps together. With --out the same command goes on where it stopped.
     """
-    from mdl_physpre.dynamics.compare_rdf import compare_with_reference
-    from mdl_physpre.dynamics.running.parallel import simulate_parallel
-    from mdl_physpre.dynamics.verdicts.verdict import summarise
+    from mdl_physpre.dynamics import compare_with_reference, simulate_parallel, summarise
     from mdl_physpre.potentials.open import open_potential
     from mdl_physpre.report.tables.text import format_verdicts
     from mdl_physpre.structures.read import read_structures

@@ -7,7 +7,7 @@ from .running.reanalysis import judge_run as judge_run
 from .running.reanalysis import judge_trajectory as judge_trajectory
 from .running.simulate import simulate as simulate
 from .settings import DynamicsSettings as DynamicsSettings
-from .verdicts.observers import Observer as Observer
+from .verdicts.observer import Observer as Observer
 from .verdicts.verdict import Verdict as Verdict
 from .verdicts.verdict import summarise as summarise
 from .verdicts.verdict import survival_curve as survival_curve

@@ -10,7 +10,7 @@ from pydantic import field_validator, model_validator
 from typing_extensions import Self
 
 from mdl_physpre.dynamics.engine.ensembles import checked_class, ensemble_of
-from mdl_physpre.dynamics.verdicts.observers import OBSERVERS
+from mdl_physpre.dynamics.verdicts.observer import OBSERVERS
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.utils.import_paths import path_and_arguments
 from mdl_physpre.utils.settings import Settings, setting

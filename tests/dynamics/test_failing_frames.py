@@ -93,7 +93,7 @@ def test_killed_or_shared_among_processes_the_files_are_the_same(tmp_path: Path)
 
 
 def test_only_so_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdl_physpre.dynamics.running.batch.FAILING_AT_MOST", 1)
+    monkeypatch.setattr("mdl_physpre.dynamics.running.storage.FAILING_AT_MOST", 1)
     structures = doomed()
     structures[3] = structures[2].copy()
     verdicts = simulate(AttractiveGold(), structures, with_(), tmp_path)

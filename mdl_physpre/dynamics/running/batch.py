@@ -19,12 +19,13 @@ from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.engine.neighbour_lists import MovingLists
 from mdl_physpre.dynamics.engine.random_numbers import NoiseStreams
 from mdl_physpre.dynamics.running.rdf_sampling import RDFSampler
-from mdl_physpre.dynamics.running.storage import FAILING, FAILING_AT_MOST, TRAJECTORIES, TrajectoryFiles
+from mdl_physpre.dynamics.running.storage import FAILING, TRAJECTORIES, FailingFrames, TrajectoryFiles
 from mdl_physpre.dynamics.running.trajectory_frames import make_frame
 from mdl_physpre.dynamics.running.windows import Unread, Window, steps_between_readings
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import verdicts_of
-from mdl_physpre.dynamics.verdicts.observers import Moment, Observers
+from mdl_physpre.dynamics.verdicts.observer import Moment
+from mdl_physpre.dynamics.verdicts.observers import Observers
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions
 from mdl_physpre.potentials.compiled import CompiledPotential
@@ -66,7 +67,8 @@ class BatchRun:
         self.structures, self.ids, self.places = list(structures), list(ids), list(places)
         self.verdicts: dict[int, Verdict] = {}
         self.files = TrajectoryFiles(folder / TRAJECTORIES) if folder and settings.trajectory_interval else None
-        self.failing = TrajectoryFiles(folder / FAILING) if folder else None
+        starts = dict(zip(places, structures, strict=True))
+        self.failing = FailingFrames(folder / FAILING, starts) if folder else None
         self.rdfs = RDFSampler(settings, structures) if settings.rdf_interval else None
         self.ensemble = ensemble_of(settings.ensemble)
         self.changing = self.ensemble.cls.changes_cells
@@ -260,23 +262,7 @@ class BatchRun:
         passed = self.observers.passed(self.step)
         found = broken.which(torch.stack(passed).any(0)) if passed else []
         if found:
-            self.keep_failing(found, Broken())
-
-    def keep_failing(self, structures: Sequence[int], broken: Broken) -> None:
-        """Keep the present frames of these structures, each after its frame at the start."""
-        assert self.failing is not None
-        known = self.failing.known()
-        for place, frame in self.frames(structures, broken):
-            if place not in known:
-                if len(known) >= FAILING_AT_MOST:
-                    continue
-                known.add(place)
-                if self.step:
-                    start = self.structures[self.places.index(place)]
-                    first = Atoms(start.numbers, start.positions, cell=start.cell, pbc=start.pbc)
-                    first.info = {"structure_id": frame.info["structure_id"], "step": 0, "time_fs": 0.0}
-                    self.failing.add(place, first)
-            self.failing.add(place, frame)
+            self.failing.keep(self.frames(found, Broken()))
 
     def settle_failing_frames(self, structures: Sequence[int], verdicts: Sequence[Verdict], broken: Broken) -> None:
         """Frames of structures that leave: kept of those that failed, dropped of those that did not in the end."""
@@ -289,7 +275,7 @@ class BatchRun:
                 late.append(k)
             elif not verdict.failed and place in known:
                 self.failing.drop(place)
-        self.keep_failing(late, broken)
+        self.failing.keep(self.frames(late, broken))
 
     def frames(self, structures: Sequence[int], broken: Broken) -> Iterator[tuple[int, Atoms]]:
         """The present frames of these structures, each with its place in the caller's list."""
@@ -305,11 +291,10 @@ class BatchRun:
             if place in self.left_at:
                 where, cell = (part.cpu().numpy() for part in self.left_at[place])
             frame = make_frame(self.structures[place], where, cell, momenta[mine], forces[mine], energies[k], stress[k])
-            frame.info = {"structure_id": self.ids[place], "step": self.step}
-            frame.info["time_fs"] = self.step * self.each[place].timestep
+            time = self.step * self.each[place].timestep
+            frame.info = {"structure_id": self.ids[place], "step": self.step, "time_fs": time}
             frame.info["conserved_energy"] = conserved[k]
-            # what only the run knows
-            said = {r: t for r, t in broken.get(k, {}).items() if r in ("potential_error", "cell_collapsed")}
-            for reason, text in said.items():
-                frame.info[reason] = " ".join(text.split())
+            for reason, text in broken.get(k, {}).items():
+                if reason in ("potential_error", "cell_collapsed"):  # what only the run knows
+                    frame.info[reason] = " ".join(text.split())
             yield self.places[place], frame

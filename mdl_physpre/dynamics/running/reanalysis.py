@@ -28,7 +28,8 @@ from mdl_physpre.dynamics.running.run_state import smallest_distance
 from mdl_physpre.dynamics.running.storage import TRAJECTORIES, VERDICTS, TrajectoryFiles
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import unusable, verdicts_of
-from mdl_physpre.dynamics.verdicts.observers import Moment, Observers
+from mdl_physpre.dynamics.verdicts.observer import Moment
+from mdl_physpre.dynamics.verdicts.observers import Observers
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import DataError
 

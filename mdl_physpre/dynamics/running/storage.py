@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +227,31 @@ class TrajectoryFiles:
         self.waiting.pop(index, None)
         self.sizes.pop(str(index), None)
         self.path(index).unlink(missing_ok=True)
+
+
+class FailingFrames(TrajectoryFiles):
+    """Frames of structures that failed: each at the start, and where a bound was first passed.
+
+    Parameters
+    ----------
+    starts : the structures at the start, by their places in the caller's list.
+    """
+
+    def __init__(self, folder: Path, starts: dict[int, Atoms]) -> None:
+        super().__init__(folder)
+        self.starts = starts
+
+    def keep(self, frames: Iterable[tuple[int, Atoms]]) -> None:
+        """Take frames, each with its structure's place, of at most ``FAILING_AT_MOST`` structures."""
+        known = self.known()
+        for place, frame in frames:
+            if place not in known:
+                if len(known) >= FAILING_AT_MOST:
+                    continue
+                known.add(place)
+                if frame.info["step"]:
+                    start = self.starts[place]
+                    first = Atoms(start.numbers, start.positions, cell=start.cell, pbc=start.pbc)
+                    first.info = {"structure_id": frame.info["structure_id"], "step": 0, "time_fs": 0.0}
+                    self.add(place, first)
+            self.add(place, frame)

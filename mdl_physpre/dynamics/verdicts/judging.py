@@ -15,9 +15,9 @@ from ase import Atoms
 from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.ensembles import ensemble_of
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.verdicts.observers import BUILT_IN, OBSERVERS, Observer, Observers
+from mdl_physpre.dynamics.verdicts.observer import OBSERVERS, Observer
+from mdl_physpre.dynamics.verdicts.observers import BUILT_IN, Observers
 from mdl_physpre.dynamics.verdicts.verdict import REASONS, Verdict, make_verdict
-from mdl_physpre.utils.import_paths import import_object
 
 METRICS = (
     "start_min_distance", "min_distance", "min_distance_step", "overlap_threshold", "lindemann_max_local",
@@ -72,9 +72,7 @@ def verdicts_of(
 
 def observer_classes(settings: DynamicsSettings) -> list[type[Observer]]:
     """The classes of all observers of a run, those of this package first."""
-    return [import_object(path, "observer") for path in BUILT_IN] + [
-        OBSERVERS.find(name) for name, _ in settings.further_observers()
-    ]
+    return [*BUILT_IN, *(OBSERVERS.find(name) for name, _ in settings.further_observers())]
 
 
 def unusable(settings: DynamicsSettings, atoms: Atoms, name: str, index: int, reason: str, text: str) -> Verdict:
@@ -102,7 +100,7 @@ def _verdict(
     metrics["temperature_bound"] = settings.temperature_bound(len(atoms))
     metrics["lindemann_local_bound"] = settings.lindemann_local
     metrics["lindemann_global_bound"] = settings.lindemann_global
-    further = [OBSERVERS.find(name) for name, _ in settings.further_observers()]
+    further = observer_classes(settings)[len(BUILT_IN) :]
     return make_verdict(
         structure_id=name,
         index=index,
