@@ -9,7 +9,7 @@ A structure that an observer stops leaves with its verdict; averages cover the s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,10 @@ from torch import Tensor
 
 from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
+from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.built_in import Displacement, Forces, Temperature, Volume
 from mdl_physpre.dynamics.verdicts.distances import Lindemann, Overlap
 from mdl_physpre.dynamics.verdicts.observer import OBSERVERS, Moment, Observer, Watched
-
-if TYPE_CHECKING:
-    from mdl_physpre.dynamics.settings import DynamicsSettings
 
 BUILT_IN: tuple[type[Observer], ...] = (Volume, Displacement, Forces, Temperature, Overlap, Lindemann)
 """The observers of every run, in the order in which they look."""
