@@ -1,0 +1,15 @@
+from .checks import check_ase_calculator as check_ase_calculator
+from .checks import check_batches as check_batches
+from .checks import check_edges_beyond_cutoff as check_edges_beyond_cutoff
+from .checks import check_extensive as check_extensive
+from .checks import check_forces as check_forces
+from .checks import check_gradients_for_training as check_gradients_for_training
+from .checks import check_invariances as check_invariances
+from .checks import check_no_edges as check_no_edges
+from .checks import check_potential as check_potential
+from .checks import check_reference_energies as check_reference_energies
+from .checks import check_save_and_load as check_save_and_load
+from .checks import check_smooth_at_cutoff as check_smooth_at_cutoff
+from .checks import check_stress as check_stress
+from .checks import check_unknown_element as check_unknown_element
+from .checks import check_what_is_asked as check_what_is_asked
