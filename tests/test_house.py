@@ -54,7 +54,7 @@ LONG_FUNCTIONS: dict[str, int] = {
 
 LATE = {"cli", "hosts"}
 """Rooms whose commands and plugins import when they are called, so that ``physpre --help`` starts at once."""
-LATE_MODULES: set[str] = {"report.output.model_card", "report.output.write"}
+LATE_MODULES: set[str] = set()
 OPTIONAL = {"mdl_physpre.potentials.adapters.torchsim"}
 """Modules that need an optional package."""
 

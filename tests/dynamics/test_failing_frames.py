@@ -55,7 +55,7 @@ def test_a_lindemann_failure_leaves_the_step_at_which_the_bound_was_passed(tmp_p
         steps = [frame.info["step"] for frame in kept]
         assert steps[:2] == [0, verdict.first_failing_step]
         assert set(steps[1:]) == {failure.step for failure in verdict.failures}
-        every = read(tmp_path / "trajectories" / f"{verdict['index']:05d}.extxyz", ":")
+        every = read(tmp_path / "trajectories" / f"{verdict.index:05d}.extxyz", ":")
         for frame in kept:
             np.testing.assert_allclose(frame.positions, every[frame.info["step"]].positions, atol=1e-8)
 

@@ -113,7 +113,7 @@ def test_verdicts_are_those_of_all_images(tmp_path: Path, ensemble: str) -> None
     own = {"temperature": [200, 900, 1800, 3000, 600, 2500, 100, 1500]}
     verdicts = simulate(Morse(), crystals(8), settings, tmp_path, per_structure=own)
     for verdict in verdicts:
-        frames = read(tmp_path / "trajectories" / f"{verdict['index']:05d}.extxyz", ":")
+        frames = read(tmp_path / "trajectories" / f"{verdict.index:05d}.extxyz", ":")
         for reason, failed in brute_force(frames, 0.06, 0.05, 0.85).items():
             if verdict.checks[reason] != "n/a":
                 assert verdict.checks[reason] == ("failed" if failed else "passed"), reason

@@ -82,7 +82,7 @@ def test_verdicts_agree_with_the_stored_trajectory(tmp_path: Path, potential: Mo
     structures = crystals()
     verdicts = simulate(potential, structures, settings, tmp_path)
     for atoms, verdict in zip(structures, verdicts, strict=True):
-        frames = read(tmp_path / "trajectories" / f"{verdict['index']:05d}.extxyz", ":")
+        frames = read(tmp_path / "trajectories" / f"{verdict.index:05d}.extxyz", ":")
         assert len(frames) == verdict.steps_run + 1
         np.testing.assert_allclose(frames[0].positions, atoms.positions, atol=1e-8)
         assert frames[-1].info["structure_id"] == verdict.structure_id

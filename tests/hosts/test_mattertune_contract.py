@@ -240,7 +240,7 @@ def test_unknown_key_of_the_fit():
 def test_defaults_are_the_papers():
     physpre = parse_physpre(None, "c.yml")
     assert physpre.pretrain is not None and physpre.energy_reference
-    assert physpre.perturbation_settings().n_aug == 5 and physpre.eam.n_basis == 10
+    assert physpre.perturbation.n_aug == 5 and physpre.eam.n_basis == 10
 
 
 # --- the network

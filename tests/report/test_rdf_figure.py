@@ -45,7 +45,7 @@ def test_a_panel_for_each_pair_with_units_and_errors(tmp_path: Path, figures: li
         assert [name.split(":")[0] for name in names] == ["DFT", "baseline", "pretrain"]
         assert names[1].endswith(" Å"), "its errors"
         curves = [line for line in axis.get_lines() if line.get_label() in names]
-        np.testing.assert_allclose(curves[0].get_ydata(), result(1)["g"][axis.get_title().replace("–", "-")])
+        np.testing.assert_allclose(curves[0].get_ydata(), result(1).g[axis.get_title().replace("–", "-")])
         assert axis.get_xlim() == (0, 6)
 
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.hosts.matdeeplearn.spellings import SAME
 from mdl_physpre.workflow.config.file import load_config, parse_config
 from mdl_physpre.workflow.config.reference import page, section
 from mdl_physpre.workflow.config.schema import Config
@@ -181,3 +182,9 @@ def test_every_key_has_a_sentence():
     assert "| `temperature` | `300.0` | K |" in section("physpre.dynamics")
     with pytest.raises(ConfigError, match="did you mean 'physpre.dynamics'"):
         section("physpre.dynamic")
+
+
+def test_every_spelling_stands_on_the_page_of_the_host():
+    page_of_host = (ROOT / "docs" / "matdeeplearn.md").read_text()
+    for theirs, ours in SAME.items():
+        assert f"| `{theirs}` | `{ours}` |" in page_of_host

@@ -111,7 +111,7 @@ def test_a_calculator_stays_where_it_was_built():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"task": {"device": "cuda:0"}, "optim": {"device": "cpu"}}, "optim.*give it as task.device"),
+        ({"task": {"device": "cuda:0"}, "optim": {"device": "cpu"}}, "optim.device: unknown key"),
         ({"task": {"devices": 0}}, "task.devices: found 0"),
         ({"task": {"devices": 2, "processes": 2}}, "processes is 2 and devices is 2"),
         ({"task": {"compile": "always"}}, "task.compile"),

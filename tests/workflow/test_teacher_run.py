@@ -130,7 +130,7 @@ def test_an_eam_with_a_core_is_fitted_and_kept(config, tmp_path):
         ("physpre.teacher.short_range=morse", "Input should be 'zbl'"),
         ("physpre.teacher.short_range_radii={CuAu: 1.0}", "'CuAu' is no pair of elements"),
         ("physpre.eam.short_range_radii={Cu-Au: 1.0}", "add short_range: zbl"),
-        ("physpre.eam={checkpoint: eam.pt, short_range: zbl}", "says itself whether it has a core"),
+        ("physpre.eam={checkpoint: eam.pt, short_range: zbl}", "says itself whether it has short-range repulsion"),
     ],
 )
 def test_mistakes_are_named(config, override, words):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from mdl_physpre.errors import ConfigError
 from mdl_physpre.utils.import_paths import path_and_arguments
 from mdl_physpre.utils.registry import Registry
 
-if TYPE_CHECKING:
-    from mdl_physpre.dynamics.settings import DynamicsProtocol, DynamicsSettings
+Conditions = Any
+"""What is asked of a structure: ``DynamicsSettings``, which look ensembles up and so cannot be imported here."""
 
 FEMTOSECOND = units.fs
 BOLTZMANN = units.kB
@@ -51,10 +51,10 @@ class Ensemble:
         return np.zeros((steps, 0, 1))
 
     @classmethod
-    def check(cls, settings: DynamicsProtocol) -> None:
+    def check(cls, settings: Conditions) -> None:
         """Raise ValueError for settings with which the ensemble cannot be."""
 
-    def __init__(self, atoms: MovingAtoms, each: Sequence[DynamicsSettings]) -> None:
+    def __init__(self, atoms: MovingAtoms, each: Sequence[Conditions]) -> None:
         self.each, self.device = list(each), atoms.positions.device
         self.timestep = self.values(lambda s: s.timestep) * FEMTOSECOND
         self.kT = self.values(lambda s: s.temperature) * BOLTZMANN
@@ -62,7 +62,7 @@ class Ensemble:
         self.half_over_mass = 0.5 * self.h / atoms.masses
         self.heat = torch.zeros_like(self.timestep)
 
-    def values(self, of: Callable[[DynamicsSettings], float]) -> Tensor:
+    def values(self, of: Callable[[Conditions], float]) -> Tensor:
         """One value for each structure, (B,)."""
         return torch.tensor([of(s) for s in self.each], dtype=torch.float64, device=self.device)
 
@@ -111,7 +111,7 @@ class Chosen(NamedTuple):
     cls: type[Ensemble]
     arguments: dict[str, Any]
 
-    def make(self, atoms: MovingAtoms, each: Sequence[DynamicsSettings]) -> Ensemble:
+    def make(self, atoms: MovingAtoms, each: Sequence[Conditions]) -> Ensemble:
         """The integrator of these structures."""
         return self.cls(atoms, each, **self.arguments)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.utils.import_paths import import_object
 from mdl_physpre.utils.registry import Registry
 
-if TYPE_CHECKING:
-    from mdl_physpre.dynamics.settings import DynamicsSettings
+Conditions = Any
+"""What is asked of a structure: ``DynamicsSettings``, which look observers up and so cannot be imported here."""
 
 Judged = tuple[dict[str, tuple[int, str]], dict[str, str]]
 """Failures (reason -> first failing step, sentence), and what cannot be judged (reason -> why)."""
@@ -189,8 +189,8 @@ class Observers:
 
     def __init__(
         self,
-        settings: DynamicsSettings,
-        each: Sequence[DynamicsSettings],
+        settings: Conditions,
+        each: Sequence[Conditions],
         structures: Sequence[Atoms],
         ids: Sequence[str],
         indices: Sequence[int],

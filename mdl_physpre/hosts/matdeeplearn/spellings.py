@@ -101,11 +101,6 @@ def translate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     return found
 
 
-def host_spelling(key: str) -> str:
-    """MatDeepLearn's name of one of our keys; the key itself where they agree."""
-    return next((host for host, ours in SAME.items() if ours == key), key)
-
-
 def _at(raw: Mapping[str, Any], section: str) -> Any:
     found: Any = raw
     for part in section.split(".") if section else ():
