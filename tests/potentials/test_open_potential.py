@@ -17,7 +17,7 @@ from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials import EAMInteraction
 from mdl_physpre.potentials import open as module
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
-from mdl_physpre.potentials.checkpoints.load import Reader, load
+from mdl_physpre.potentials.checkpoints.load import READERS, Reader
 from mdl_physpre.potentials.open import open_potential
 
 BACKBONE = """
@@ -193,7 +193,7 @@ def test_a_new_format_is_one_line_in_the_table(tmp_path, monkeypatch):
     reader = Reader(lambda path: path.read_bytes()[:7] == b"FOREIGN", lambda path, device: made)
     with pytest.raises(CheckpointError, match="not a checkpoint of this package"):
         open_potential(file)
-    monkeypatch.setattr(load, "READERS", {"foreign": reader, **load.READERS})
+    monkeypatch.setattr(load, "READERS", {"foreign": reader, **READERS})
     assert open_potential(file) is made
     save_potential(tmp_path / "ours.pt", made)
     assert open_potential(tmp_path / "ours.pt") is not made
