@@ -20,7 +20,12 @@ BUILT_IN = {
 }
 """Names of the backbones that come with the package."""
 
-BACKBONES: Registry[Backbone] = Registry("backbone", "mdl_physpre.backbones", Backbone, BUILT_IN)
+BACKBONES: Registry[Backbone] = Registry(
+    "backbone",
+    "mdl_physpre.backbones",
+    Backbone,  # type: ignore[type-abstract]
+    BUILT_IN,
+)
 
 
 def build_backbone(name: str, **hyperparameters: Any) -> Backbone:

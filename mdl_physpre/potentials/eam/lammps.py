@@ -252,7 +252,7 @@ def _table(potential: EAMInteraction, part: _Part, n_rho: int) -> str:
     lines = [
         f"UNITS: metal Embedded-atom potential of {', '.join(symbols)}, written by mdl_physpre {__version__}",
         "Finnis-Sinclair setfl, pair_style eam/fs",
-        f"short-range repulsion: {'none' if potential.core is None else 'Ziegler-Biersack-Littmark, in the pair terms'}",
+        f"short-range repulsion: {'none' if potential.core is None else 'Ziegler-Biersack-Littmark, in pair terms'}",
         f"{n} {' '.join(symbols)}",
         f"{n_rho} {drho:.16e} {n_r} {potential.cutoff / (n_r - 1):.16e} {potential.cutoff:.16e}",
     ]
