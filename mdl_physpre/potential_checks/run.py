@@ -109,7 +109,7 @@ def examine(
     """
     if cutoff is not None and not (cutoff > 0 and math.isfinite(cutoff)):
         raise ConfigError(f"the cutoff is {cutoff:g} Å; give a distance above 0, or none where it is not known")
-    chosen = _default_structures(potential) if structures is None else _choose(structures)
+    chosen = default_structures(potential) if structures is None else _choose(structures)
     rng = np.random.default_rng(seed)
     for atoms in chosen:
         atoms.rattle(RATTLE, rng=rng)
@@ -144,7 +144,7 @@ def _examine(
     return checks
 
 
-def _default_structures(potential: Potential) -> list[Atoms]:
+def default_structures(potential: Potential) -> list[Atoms]:
     known = potential.elements
     if known is None or len(known) > MAX_ELEMENTS:
         which = "any element" if known is None else f"{len(known)} elements"

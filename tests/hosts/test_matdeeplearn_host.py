@@ -382,7 +382,8 @@ def test_a_stopped_job_goes_on_in_either_stage(tmp_path: Path) -> None:
         run_here(other)
 
 
-def test_a_killed_job_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_killed_job_goes_on(tmp_path: Path, damaged: bool, caplog: pytest.LogCaptureFixture) -> None:
     config = configuration(tmp_path)
     config["physpre"]["pretrain"]["max_epochs"] = 60
     (tmp_path / "given.yml").write_text(yaml.safe_dump(config))
@@ -398,8 +399,11 @@ def test_a_killed_job_goes_on(tmp_path: Path) -> None:
     assert found, (tmp_path / "killed.txt").read_text()[-2000:]
     folder = found[0].parents[3]
     assert not (folder / "pretrain" / "pretrain" / "done.json").exists()
+    if damaged:  # killed while MatDeepLearn wrote its file
+        (folder / "pretrain" / "pretrain" / "checkpoint_0" / "checkpoint.pt").write_bytes(b"")
     config["task"].update(continue_job=True, checkpoint_path=str(folder))
     trainer = run_here(config)
+    assert ("begins anew" in caplog.text) or not damaged
     assert trainer.timestamp_id == folder.name
     last = torch.load(folder / "pretrain/pretrain/checkpoint_0/checkpoint.pt", weights_only=True)
     assert last["epoch"] == 60 and (folder / "pretrain" / "finetune" / "done.json").is_file()

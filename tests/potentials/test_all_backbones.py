@@ -9,24 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.stress import full_3x3_to_voigt_6_stress
 
-from mdl_physpre import PotentialCalculator, build_graph
+from mdl_physpre import build_graph, testing
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET
 from mdl_physpre.potentials.base import Potential, evaluate
-from mdl_physpre.potentials.checkpoints.load import load_potential
-from mdl_physpre.potentials.checkpoints.own import save_potential
-from mdl_physpre.potentials.energy_reference import N_ELEMENTS, EnergyReference
+from mdl_physpre.potentials.energy_reference import EnergyReference
 from tests.helpers import small_cells
-from tests.helpers.small_cells import ROUTES, WithoutShortcuts, alone, crystal, left_handed, slab
+from tests.helpers.small_cells import WithoutShortcuts, alone, crystal, left_handed, slab
 
 CUTOFF = 4.0
+NATIVE = "mdl_physpre.potentials.backbones.{}.operators"
 ELEMENTS = ["H", "O", "Si"]
 REFERENCE = {1: -2.0, 8: -3.0, 14: -5.0}
 
@@ -94,12 +91,12 @@ def eam(cutoff: float = CUTOFF, **other) -> EAMInteraction:
 
 
 CASES = [
-    Case("CGCNN", cgcnn, native="cgcnn_native"),
-    Case("ET", transformer, curvature=False, native="torchmd_et_native", table=2e-6),
-    Case("M3GNet", m3gnet, cutoffs=(CUTOFF, 3.0), native="m3gnet_native"),
+    Case("CGCNN", cgcnn, native=NATIVE.format("cgcnn")),
+    Case("ET", transformer, curvature=False, native=NATIVE.format("torchmd_et"), table=2e-6),
+    Case("M3GNet", m3gnet, cutoffs=(CUTOFF, 3.0), native=NATIVE.format("m3gnet")),
     Case("EAM", eam),
     Case("EAM+ZBL", lambda: eam(short_range="zbl", short_range_radii={"Si-O": 2.5}), cutoffs=(CUTOFF, 2.5, 2.5 / 3)),
-    Case("hybrid", lambda: HybridPotential(cgcnn(3.5), eam()), cutoffs=(CUTOFF, 3.5), native="cgcnn_native"),
+    Case("hybrid", lambda: HybridPotential(cgcnn(3.5), eam()), cutoffs=(CUTOFF, 3.5), native=NATIVE.format("cgcnn")),
 ]
 VARIANTS = [(case, code) for case in CASES for code in (("tensor operations", "C") if case.native else ("",))]
 
@@ -108,7 +105,7 @@ VARIANTS = [(case, code) for case in CASES for code in (("tensor operations", "C
 def case(request, monkeypatch) -> Case:
     found, code = request.param
     if found.native:
-        module = import_module(f"mdl_physpre.potentials.{found.native}")
+        module = import_module(found.native)
         names = {torch.float32: "float", torch.float64: "double"} if code == "C" else {}
         if any(module.CODE.library(real) is None for real in names.values()):
             pytest.skip("there is no C compiler here")
@@ -124,47 +121,28 @@ def predict(potential: Potential, atoms, route: str = "prediction", forces: bool
     return found
 
 
-def derivatives(potential: Potential, moves: list, route: str, step: float = 1e-3) -> np.ndarray:
-    """dE/dh of the structure ``move(h)`` for each of ``moves``, by the five-point formula."""
-    structures = [move(k * step) for move in moves for k in (-2, -1, 1, 2)]
-    energies = predict(potential, structures, route, False, False).energies.numpy().reshape(len(moves), 4)
-    return energies @ np.array([1, -8, 8, -1]) / (12 * step)
+def routes(potential: Potential) -> list[tuple[Potential, bool]]:
+    """The potential as it predicts, as it is trained, and differentiated by autograd alone."""
+    return [(potential, False), (potential, True), (WithoutShortcuts(potential), False)]
 
 
-def displaced(atoms: Atoms, i: int, x: int) -> Callable[[float], Atoms]:
-    def move(h: float) -> Atoms:
-        moved = atoms.copy()
-        moved.positions[i, x] += h
-        return moved
-
-    return move
-
-
-def strained(atoms: Atoms, a: int, b: int) -> Callable[[float], Atoms]:
-    def move(h: float) -> Atoms:
-        strain = np.eye(3)
-        strain[a, b] += h / 2
-        strain[b, a] += h / 2
-        return Atoms(atoms.numbers, positions=atoms.positions @ strain, cell=atoms.cell[:] @ strain, pbc=atoms.pbc)
-
-    return move
+def test_the_structures_have_forces_and_stress(case):
+    """Large enough for the checks to see something, and other energies for other elements."""
+    potential = case.potential()
+    for atoms in (crystal(), left_handed(), slab()):
+        found = predict(potential, atoms)
+        assert found.forces.abs().max() > 0.02 and found.stress.abs().max() > 1e-3
+    energies = predict(potential, [Atoms("Si"), Atoms("O")]).energies
+    assert abs(float(energies[0] - energies[1])) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("structure", "route"), [*((crystal, route) for route in ROUTES), (left_handed, "training"), (slab, "prediction")]
-)
-def test_forces_and_stress_are_derivatives_of_the_energy(case, structure, route):
-    """F = −dE/dr and σ = +(1/V) dE/dε of a symmetric strain, by finite differences of the same route's energy."""
-    potential, atoms = case.potential(), structure()
-    found = predict(potential, atoms, route)
-    moves = [displaced(atoms, i, x) for i in range(len(atoms)) for x in range(3)]
-    forces = -derivatives(potential, moves, route).reshape(-1, 3)
-    moves = [strained(atoms, a, b) for a in range(3) for b in range(3)]
-    stress = derivatives(potential, moves, route).reshape(3, 3) / atoms.get_volume()
-    largest, most_stressed = np.abs(forces).max(), np.abs(stress).max()
-    assert largest > 0.02 and most_stressed > 1e-3  # the test sees something
-    np.testing.assert_allclose(found.forces.numpy(), forces, rtol=1e-6, atol=1e-6 * largest)
-    np.testing.assert_allclose(found.stress[0].numpy(), stress, rtol=1e-6, atol=1e-6 * most_stressed)
+def test_forces_and_stress_are_derivatives_of_the_energy(case):
+    """Of the same route's energy."""
+    potential = case.potential()
+    structures = {0: [crystal(), slab(), molecule("H2O")], 1: [crystal(), left_handed()], 2: [crystal()]}
+    for k, (route, training) in enumerate(routes(potential)):
+        testing.check_forces(route, structures[k], training=training)
+        testing.check_stress(route, structures[k], training=training)
 
 
 def test_routes_agree(case):
@@ -180,70 +158,41 @@ def test_routes_agree(case):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_invariant_and_equivariant(case, seed):
-    """Rotation and mirror, translation, order of atoms, another image of an atom, another choice of a skew cell."""
-    potential, atoms, rng = case.potential(seed), crystal(seed), np.random.default_rng(seed)
-    before = predict(potential, atoms)
-    scale = max(1.0, float(before.forces.abs().max()))
-    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    turned = Atoms(atoms.numbers, positions=atoms.positions @ rotation, cell=atoms.cell[:] @ rotation, pbc=True)
-    order = rng.permutation(len(atoms))
-    changed = atoms[order]
-    changed.positions += rng.normal(size=3) + rng.integers(-2, 3, (len(atoms), 3)) @ atoms.cell[:]
-    changed.set_cell(np.array([[1, 0, 0], [1, 1, 0], [0, -1, 1]]) @ atoms.cell[:])
-    turn = torch.tensor(rotation)
-    expected = [(before.forces @ turn, turn.T @ before.stress[0] @ turn), (before.forces[order], before.stress[0])]
-    for other, (forces, stress) in zip((turned, changed), expected):
-        after = predict(potential, other)
-        torch.testing.assert_close(after.energies, before.energies, rtol=1e-12, atol=1e-10 * scale)
-        torch.testing.assert_close(after.forces, forces, rtol=0, atol=1e-9 * scale)
-        torch.testing.assert_close(after.stress[0], stress, rtol=0, atol=1e-9 * scale)
-    assert before.forces.sum(0).abs().max() < 1e-10 * scale
-    torch.testing.assert_close(before.stress[0], before.stress[0].T, rtol=0, atol=1e-10 * scale)
+    testing.check_invariances(case.potential(seed), [crystal(seed), slab(), molecule("H2O")], seed)
 
 
 def test_extensive_also_in_cells_narrower_than_the_cutoff(case):
-    potential, atoms = case.potential(), crystal(2)
-    one, many = predict(potential, atoms), predict(potential, atoms * (2, 1, 3))
-    scale = max(1.0, float(one.forces.abs().max()))
-    assert float(many.energies) == pytest.approx(6 * float(one.energies), rel=1e-11)
-    torch.testing.assert_close(many.forces, one.forces.repeat(6, 1), rtol=0, atol=1e-10 * scale)
-    torch.testing.assert_close(many.stress, one.stress, rtol=0, atol=1e-10 * scale)
+    testing.check_extensive(case.potential(), [crystal(2), molecule("H2O"), slab()])
 
 
-def test_two_structures_far_apart_add_up(case):
-    potential, first, second = case.potential(), molecule("H2O"), Atoms("SiO", [[0, 0, 0], [1.7, 0, 0]])
-    second.positions += 30.0
-    found = predict(potential, [first, second, first + second])
-    assert float(found.energies[2]) == pytest.approx(float(found.energies[:2].sum()), rel=1e-12)
-    torch.testing.assert_close(found.forces[5:], found.forces[:5], rtol=0, atol=1e-11)
+def test_a_batch_its_parts_and_what_is_asked_for(case):
+    structures = [crystal(0), slab(), Atoms("O"), crystal(5) * (2, 1, 1), alone("O")]
+    for route, training in routes(case.potential()):
+        testing.check_batches(route, structures, training=training)
+        testing.check_what_is_asked(route, [crystal(0), crystal(1)], training=training)
+        testing.check_no_edges(route, [Atoms("OSi")], training=training)
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_a_batch_equals_its_structures_one_by_one(case, route):
-    potential, structures = case.potential(), [crystal(0), slab(), Atoms("O"), crystal(5) * (2, 1, 1), alone("O")]
-    together, single = predict(potential, structures, route), [predict(potential, a, route) for a in structures]
-    for name in ("energies", "forces", "stress"):
-        values = torch.cat([getattr(p, name) for p in single])
-        scale = float(values[values.isfinite()].abs().max())
-        torch.testing.assert_close(getattr(together, name), values, rtol=0, atol=1e-12 * scale + 1e-11, equal_nan=True)
-
-
-def test_isolated_atoms_and_graphs_without_edges(case):
-    """One energy for each element in any box; no forces, no stress, and a molecule has no stress at all."""
+@pytest.mark.parametrize("route", ["prediction", "autograd"])
+def test_smooth_at_every_cutoff(case, route):
     potential = case.potential()
-    structures = [Atoms("Si"), alone("O"), alone("Si"), Atoms("O"), Atoms("SiO", [[0, 0, 0], [30, 0, 0]])]
-    found = predict(potential, structures)
-    silicon, oxygen = (float(e) for e in found.energies[:2])
-    expected = [silicon, oxygen, silicon, oxygen, silicon + oxygen]
-    assert abs(silicon - oxygen) > 1e-3
-    np.testing.assert_allclose(found.energies.numpy(), expected, rtol=1e-12)
-    assert found.forces.abs().max() == 0
-    assert found.stress[[0, 3, 4]].isnan().all()
-    assert found.stress[[1, 2]].abs().max() == 0
-    for route in ROUTES:  # a batch without a single edge
-        edgeless = predict(potential, structures[:2], route)
-        np.testing.assert_allclose(edgeless.energies.numpy(), expected[:2], rtol=1e-9)
-        assert edgeless.forces.abs().max() == 0
+    of_route = potential if route == "prediction" else WithoutShortcuts(potential)
+    testing.check_smooth_at_cutoff(of_route, [crystal()], cutoffs=case.cutoffs, curvature=case.curvature)
+
+
+def test_the_calculator_the_reference_and_unknown_elements(case):
+    potential, structures = case.potential(), [crystal(), molecule("H2O")]
+    testing.check_ase_calculator(potential, structures)
+    testing.check_reference_energies(potential, structures)
+    testing.check_edges_beyond_cutoff(potential, structures)
+    testing.check_unknown_element(potential)
+    with pytest.raises(DataError, match=r"holds Fe, which this potential does not know \(it knows"):
+        predict(potential, bulk("Fe"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_saved_and_loaded(case, dtype, tmp_path):
+    testing.check_save_and_load(case.potential(seed=7).to(dtype), [crystal(), slab()], tmp_path)
 
 
 def test_own_images_press_on_a_single_atom(case):
@@ -252,43 +201,6 @@ def test_own_images_press_on_a_single_atom(case):
     assert found.forces.abs().max() < 1e-10
     assert found.stress.abs().max() > 1e-4
     assert float(many.energies) == pytest.approx(8 * float(found.energies), rel=1e-11)
-
-
-def pair_and_third(distance: float) -> Atoms:
-    """Two atoms at ``distance`` beside a third that is a neighbour of both."""
-    return Atoms("SiOO", positions=[[0, 0, 0], [distance, 0, 0], [0.4 * distance, 1.9, 0]])
-
-
-@pytest.mark.parametrize("route", ["prediction", "autograd"])
-def test_smooth_at_every_cutoff(case, route):
-    """Energy and forces, and mostly curvatures, pass through each distance at which a term ends."""
-    potential = case.potential()
-    for cutoff in case.cutoffs:
-
-        def jump(h, at=cutoff):
-            found = predict(potential, [pair_and_third(at - h), pair_and_third(at + h)], route)
-            forces = found.forces.reshape(2, 3, 3)
-            return float((found.energies[1] - found.energies[0]).abs()), float((forces[1] - forces[0]).abs().max())
-
-        near, far = jump(1e-5), jump(1e-2)
-        assert far[0] > 1e-7 and far[1] > 1e-7  # the structures differ
-        assert near[0] < 0.01 * far[0] + 1e-10, f"the energy jumps at {cutoff} Å"
-        assert near[1] < 0.01 * far[1] + 1e-9, f"a force jumps at {cutoff} Å"
-        if case.curvature:
-
-            def kink(h, at=cutoff):
-                structures = [pair_and_third(at + k * h) for k in (-2, -1, 0, 1, 2)]
-                along = predict(potential, structures, route).forces.reshape(5, 3, 3)[:, 1, 0].numpy()
-                return np.abs(np.diff(along, 2)).max() / h  # of slopes from one step to the next
-
-            assert kink(1e-4) < 0.3 * kink(1e-3) + 1e-7, f"the curvature jumps at {cutoff} Å"
-
-
-def test_edges_beyond_the_cutoff_do_not_count(case):
-    potential, atoms = case.potential(), crystal()
-    found, expected = evaluate(potential, build_graph(atoms, CUTOFF + 1.0)), predict(potential, atoms)
-    for name in ("energies", "forces", "stress"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
 
 
 def test_float32_against_float64(case):
@@ -302,28 +214,6 @@ def test_float32_against_float64(case):
             value = getattr(expected, name)
             tolerance = (2e-5 + 10 * case.table) * float(value[value.isfinite()].abs().max())
             torch.testing.assert_close(getattr(found, name).double(), value, rtol=0, atol=tolerance, equal_nan=True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_saved_and_loaded(case, dtype, tmp_path):
-    potential = case.potential(seed=7).to(dtype)
-    loaded = load_potential(save_potential(tmp_path / "potential.pt", potential))
-    assert type(loaded) is type(potential) and not loaded.training
-    assert loaded.hyperparameters() == potential.hyperparameters()
-    assert (loaded.cutoff, loaded.elements) == (potential.cutoff, potential.elements)
-    one, other = (predict(p, [crystal(), slab()]) for p in (potential, loaded))
-    for name in ("energies", "forces", "stress"):
-        assert torch.equal(getattr(one, name), getattr(other, name))
-
-
-@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
-def test_only_what_is_asked_for(case, wanted):
-    potential, structures = case.potential(), [crystal(0), crystal(1)]
-    everything = predict(potential, structures)
-    for route in ROUTES:
-        found = predict(potential, structures, route, *wanted)
-        torch.testing.assert_close(found.energies, everything.energies, rtol=1e-5, atol=1e-5)
-        assert (found.forces is not None, found.stress is not None) == wanted
 
 
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)])
@@ -362,34 +252,6 @@ def test_training_lowers_the_loss(case):
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.95 * losses[0]
-
-
-def test_the_reference_moves_energies_alone(case):
-    potential = case.potential()
-    before, shift = predict(potential, [crystal(), molecule("H2O")]), torch.zeros(N_ELEMENTS)
-    shift[8], shift[14] = 0.25, -2.0
-    potential.shift_reference(shift)
-    after = predict(potential, [crystal(), molecule("H2O")])
-    np.testing.assert_allclose((after.energies - before.energies).numpy(), [-3.5, 0.25], rtol=0, atol=1e-9)
-    torch.testing.assert_close(after.forces, before.forces, rtol=0, atol=1e-12)
-
-
-def test_the_calculator_says_the_same(case):
-    potential, atoms = case.potential(), crystal()
-    found = predict(potential, atoms)
-    atoms.calc = PotentialCalculator(potential)
-    assert atoms.get_potential_energy() == pytest.approx(float(found.energies[0]), rel=1e-12)
-    assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
-    np.testing.assert_allclose(atoms.get_forces(), found.forces.numpy(), rtol=0, atol=1e-9)
-    np.testing.assert_allclose(atoms.get_stress(), full_3x3_to_voigt_6_stress(found.stress[0].numpy()), atol=1e-10)
-    water = molecule("H2O")
-    water.calc = PotentialCalculator(potential)
-    assert np.isfinite(water.get_forces()).all() and "stress" not in water.calc.results
-
-
-def test_an_unknown_element_is_named(case):
-    with pytest.raises(DataError, match=r"holds Fe, which this potential does not know \(it knows"):
-        predict(case.potential(), bulk("Fe"))
 
 
 @pytest.mark.parametrize("build", [cgcnn, transformer, m3gnet, lambda: HybridPotential(cgcnn(3.5), eam())])

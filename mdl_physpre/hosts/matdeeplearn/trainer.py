@@ -128,9 +128,16 @@ class TwoStageTrainer(PropertyTrainer):
         last = [stage.folder / f"checkpoint_{k}" / "checkpoint.pt" for k in range(len(self.model))]
         if not all(file.is_file() for file in last):
             return
+        best_files = [file.with_name("best_checkpoint.pt") for file in last]
+        try:  # MatDeepLearn writes over the old file, and may have been killed meanwhile
+            for file in (*last, *(file for file in best_files if file.is_file())):
+                load_checkpoint(file, self.device)
+        except CheckpointError as error:
+            logger.warning("%s begins anew, because its files cannot be read: %s", stage.name, error)
+            return
         self.checkpoint_path = ",".join(str(file) for file in last)
         super().load_checkpoint(True)
-        for k, file in enumerate(file.with_name("best_checkpoint.pt") for file in last):
+        for k, file in enumerate(best_files):
             if file.is_file():  # MatDeepLearn takes the last weights for the best ones
                 best = load_checkpoint(file, self.device)
                 self.best_model_state[k], self.best_metric[k] = best["state_dict"], best["best_metric"]

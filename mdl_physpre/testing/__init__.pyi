@@ -1,0 +1,15 @@
+from .checks import check_potential as check_potential
+from .interfaces import check_ase_calculator as check_ase_calculator
+from .interfaces import check_gradients_for_training as check_gradients_for_training
+from .interfaces import check_reference_energies as check_reference_energies
+from .interfaces import check_save_and_load as check_save_and_load
+from .interfaces import check_unknown_element as check_unknown_element
+from .physics import check_batches as check_batches
+from .physics import check_edges_beyond_cutoff as check_edges_beyond_cutoff
+from .physics import check_extensive as check_extensive
+from .physics import check_forces as check_forces
+from .physics import check_invariances as check_invariances
+from .physics import check_no_edges as check_no_edges
+from .physics import check_smooth_at_cutoff as check_smooth_at_cutoff
+from .physics import check_stress as check_stress
+from .physics import check_what_is_asked as check_what_is_asked
