@@ -26,9 +26,9 @@ from mdl_physpre.potentials.base import Potential, Predictions
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.structures.labels import LABELS, get_labels
 from mdl_physpre.utils.record import Record
+from mdl_physpre.utils.text_table import MISSING, aligned, shown
 
 WEIGHTS = (0.01, 50.0, 50.0)  # energy, forces, stress: Table 2 of the paper
-MISSING = "–"
 
 
 class Errors(Record):
@@ -202,12 +202,8 @@ def format_errors(errors: Mapping[str, Errors], groups: bool = True) -> str:
             named += [(f"  {value}", group) for value, group in result.groups.items()]
     rows = [["", *(title for title, _, _ in _COLUMNS)]]
     for name, result in named:
-        rows.append([name, *(_shown(getattr(result, key), form) for _, key, form in _COLUMNS)])
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = [
-        "  ".join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths))).rstrip()
-        for row in rows
-    ]
+        rows.append([name, *(shown(getattr(result, key), form) for _, key, form in _COLUMNS)])
+    lines = aligned(rows)
     first = next(iter(errors.values()), None)
     if first is not None:
         terms = {label: f"{weight:g}·{label[0].upper()}" for label, weight in first.weights.items()}
@@ -217,11 +213,3 @@ def format_errors(errors: Mapping[str, Errors], groups: bool = True) -> str:
             if missing:
                 lines.append(f"{name}: no label for {' and '.join(missing)}; the total is without")
     return "\n".join(lines)
-
-
-def _shown(value: Any, form: str) -> str:
-    if value is None:
-        return MISSING
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "inf"
-    return form.format(value)

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from ase.data import chemical_symbols
 
-from mdl_physpre.analysis.errors import MISSING, Errors
+from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.potentials.eam.potential import EAMInteraction, pair_curve
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import LABELS
+from mdl_physpre.utils.text_table import aligned, shown
 
 WALL = 0.5  # Å: where the height of the wall is read
+NUMBER = "{:.4g}"
 
 
 def pair_table(potential: EAMInteraction, closest: Sequence[float]) -> list[dict[str, Any]]:
@@ -69,11 +71,11 @@ def describe(
     head = ["pair", "well depth, eV", "well at, Å", "wall at 0.5 Å, eV", "closest in data, Å"]
     head += ["D, eV", "α, 1/Å", "r_e, Å"]
     keys = ["well_depth_eV", "well_position_A", "wall_at_0.5_A_eV", "closest_A", "D_eV", "alpha_per_A", "r_e_A"]
-    lines += _columns([head, *([row["pair"], *(_number(row[key]) for key in keys)] for row in table)])
+    lines += _indented([head, *([row["pair"], *(shown(row[key], NUMBER) for key in keys)] for row in table)])
     lines += ["", "Elements:"]
     b, rho0, e0 = (p.detach().tolist() for p in (potential.B, potential.rho0, potential.E0))
-    rows = [[s, f"{e:.4f}", _number(c), _number(x)] for s, e, c, x in zip(symbols, e0, b, rho0)]
-    lines += _columns([["element", "E0, eV", "B, eV", "ρ0"], *rows])
+    rows = [[s, f"{e:.4f}", shown(c, NUMBER), shown(x, NUMBER)] for s, e, c, x in zip(symbols, e0, b, rho0)]
+    lines += _indented([["element", "E0, eV", "B, eV", "ρ0"], *rows])
     lines += ["", "Mean absolute errors:"]
     head = ["set", "structures", "energy, eV", "energy, meV/atom", "forces, eV/Å", "stress, eV/Å³", "weighted total"]
     rows = [head]
@@ -81,8 +83,8 @@ def describe(
         if found is None:
             continue
         values = (found.energy_mae, found.energy_mae_mev_per_atom, found.forces_mae, found.stress_mae, found.total)
-        rows.append([name, str(found.n_structures), *map(_number, values)])
-    lines += _columns(rows)
+        rows.append([name, str(found.n_structures), *(shown(v, NUMBER) for v in values)])
+    lines += _indented(rows)
     if warnings:
         lines += ["", "Take note:", *(f"- {w}" for w in warnings)]
     return "\n".join(lines)
@@ -125,13 +127,5 @@ def fit_warnings(
     return lines
 
 
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4g}"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths)))
-        for row in rows
-    ]
+def _indented(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"  {line}" for line in aligned(rows)]

@@ -48,6 +48,7 @@ from mdl_physpre.potential_checks.symmetry import (
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.utils.progress import progress as show_progress
+from mdl_physpre.utils.text_table import aligned
 
 logger = logging.getLogger(__name__)
 
@@ -196,8 +197,6 @@ def format_checks(checks: Sequence[Check]) -> str:
         number = "" if check.number is None else f"{check.number:.3g} {check.unit}"
         bound = "" if check.bound is None else f"{'≥' if check.at_least else '≤'} {check.bound:.3g}"
         rows.append((check.verdict, check.name, number, bound, check.text))
-    widths = [max((len(row[k]) for row in rows), default=0) for k in range(4)]
-    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[4]]).rstrip() for row in rows]
     counts = Counter(check.verdict for check in checks)
     told = [f"{counts[v]} {v}" for v in (PASSED, FAILED, WARNING, NOT_APPLICABLE) if counts[v]]
-    return "\n".join([*lines, "", ", ".join(told)])
+    return "\n".join([*aligned(rows, words=5), "", ", ".join(told)])

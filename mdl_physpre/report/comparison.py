@@ -13,11 +13,12 @@ from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.statistics import permutation_p_value
 from mdl_physpre.dynamics.verdicts.verdict import Counts, Verdict, summarise
 from mdl_physpre.errors import DataError
-from mdl_physpre.report.tables.text import MISSING, counts_table, paired_sentence
+from mdl_physpre.report.tables.text import counts_table, paired_sentence
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.read import Run, Simulation, read_simulation, simulation_files
 from mdl_physpre.utils.record import Record
+from mdl_physpre.utils.text_table import MISSING
 
 # how the work is done, and what else is measured, which change no verdict; the seed: other random numbers of the same
 NO_PROTOCOL = (

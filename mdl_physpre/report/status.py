@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mdl_physpre.report.tables.text import MISSING, text_table
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network
 from mdl_physpre.runs.read import Run, StageFiles, read_run
 from mdl_physpre.training.arms import FINETUNE
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.utils.record import Record
+from mdl_physpre.utils.text_table import MISSING, text_table
 
 LATEST = 20  # epochs whose mean length stands for those to come
 NOTHING = StageFiles(begun=False, done=False, result={}, cost={})

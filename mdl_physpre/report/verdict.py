@@ -13,10 +13,11 @@ from mdl_physpre.dynamics.verdicts.verdict import Count
 from mdl_physpre.report.comparison import compare_arms
 from mdl_physpre.report.measurements import Measured
 from mdl_physpre.report.tables.page import Table, counted_each
-from mdl_physpre.report.tables.text import MISSING, error_sources, rounded
+from mdl_physpre.report.tables.text import error_sources, rounded
 from mdl_physpre.runs.pairs import ReplicaPair
 from mdl_physpre.runs.read import Run
 from mdl_physpre.training.arms import BASELINE
+from mdl_physpre.utils.text_table import MISSING
 
 LEVEL = 0.05  # of a p-value below which a difference is called one
 QUANTITIES = (

@@ -13,6 +13,7 @@ from ase import Atoms
 from mdl_physpre.errors import ConfigError, DataError, nearest
 from mdl_physpre.structures.check import describe
 from mdl_physpre.structures.labels import LABELS, get_labels
+from mdl_physpre.utils.text_table import MISSING, aligned
 
 logger = logging.getLogger(__name__)
 
@@ -164,9 +165,5 @@ def format_label_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
     """A table for the log: one line for each set, "–" where no structure carries the label."""
     columns = ("structures", *LABELS)
     rows: list[tuple[str, ...]] = [("", *columns)]
-    rows += [(name, *(str(c.get(k) or "–") for k in columns)) for name, c in counts.items()]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(columns) + 1)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]).rstrip()
-        for row in rows
-    )
+    rows += [(name, *(str(c.get(k) or MISSING) for k in columns)) for name, c in counts.items()]
+    return "\n".join(aligned(rows))

@@ -15,9 +15,9 @@ from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.backbones.registry import backbone_class
 from mdl_physpre.potentials.base import AtomicPotential
 from mdl_physpre.potentials.compiled import CompiledPotential
-from mdl_physpre.report.tables.text import text_table
 from mdl_physpre.utils.devices import available_device
 from mdl_physpre.utils.progress import progress
+from mdl_physpre.utils.text_table import text_table
 from mdl_physpre.workflow.throughput import dynamics_rate, silica_like, training_rate
 
 BACKBONES = {"cgcnn": "CGCNN", "torchmd_et": "torchmd_et", "m3gnet": "M3GNet"}

@@ -18,7 +18,7 @@ from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.report.figures.style import Figure, plain, save, styled
 from mdl_physpre.report.tables.text import worded
 from mdl_physpre.runs.read import Simulation
-from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.structures.neighbours import pairs_within
 
 logger = logging.getLogger(__name__)
 EACH = 2  # pictures for each simulation
@@ -66,9 +66,8 @@ def closest_pair(atoms: Atoms) -> tuple[int, int, float] | None:
     if not np.isfinite(atoms.positions).all() or len(atoms) == 0:
         return None
     for cutoff in (1.5, 3.0, 6.0):
-        i, j, shifts = neighbour_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+        i, j, d = pairs_within(atoms, cutoff)
         if len(i):
-            d = np.linalg.norm(atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array, axis=1)
             k = int(d.argmin())
             return int(i[k]), int(j[k]), float(d[k])
     return None

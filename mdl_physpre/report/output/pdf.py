@@ -9,8 +9,8 @@ from typing import Any
 
 from mdl_physpre.report.figures.style import INK, Figure, plain, styled
 from mdl_physpre.report.tables.page import Table
-from mdl_physpre.report.tables.text import text_table
 from mdl_physpre.utils.files import replacing
+from mdl_physpre.utils.text_table import text_table
 
 A4 = (8.27, 11.69)  # inches
 MARGIN = 0.08

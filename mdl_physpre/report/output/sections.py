@@ -34,10 +34,11 @@ from mdl_physpre.report.tables.page import (
     stability_table,
     structures_table,
 )
-from mdl_physpre.report.tables.text import MISSING, protocol, shown
+from mdl_physpre.report.tables.text import protocol
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.stage import read_json
 from mdl_physpre.training.arms import BASELINE
+from mdl_physpre.utils.text_table import MISSING, shown
 
 logger = logging.getLogger(__name__)
 REFERENCE = FOLDER / "reference_rdf.json"

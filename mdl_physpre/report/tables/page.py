@@ -11,12 +11,13 @@ from typing import Any
 
 from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.dynamics.verdicts.verdict import Count, Verdict
-from mdl_physpre.report.tables.text import ERRORS, MISSING, counted, error_sources, other_reasons, shown, worded
+from mdl_physpre.report.tables.text import ERRORS, counted, error_sources, other_reasons, worded
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
 from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.training.arms import FINETUNE
 from mdl_physpre.utils.files import write_text
+from mdl_physpre.utils.text_table import MISSING, shown
 
 SHOWN_STRUCTURES = 100  # rows of the page's table of structures; the CSV file has all
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.dynamics.verdicts.verdict import Count, Counts, Verdict
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.summary import Dynamics, Summary
+from mdl_physpre.utils.text_table import MISSING, shown, text_table
 
-MISSING = "–"
 ERRORS = (
     ("energy, eV", "energy_mae", "{:.3f}"),
     ("energy, meV/atom", "energy_mae_mev_per_atom", "{:.1f}"),
@@ -19,11 +19,6 @@ ERRORS = (
     ("stress, GPa", "stress_mae_gpa", "{:.3f}"),
     ("total", "total", "{:.3f}"),
 )
-
-
-def shown(value: Any, form: str) -> str:
-    """A number as text; "–" where there is none."""
-    return MISSING if value is None else form.format(value)
 
 
 def rounded(value: float, digits: int = 3) -> str:
@@ -35,16 +30,6 @@ def rounded(value: float, digits: int = 3) -> str:
 def worded(name: str) -> str:
     """The name of a reason as words."""
     return name.replace("_", " ")
-
-
-def text_table(rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """Rows, the first of them headings, as aligned text; the first ``words`` columns are not numbers."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = [
-        "  ".join(v.ljust(w) if k < words else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths))).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
