@@ -4,7 +4,7 @@
 
 For the embedded-atom potential E = pair + embedding + atomic, each less its value at infinite distance:
 
-    pair       φ(r), with the short-range core where there is one
+    pair       φ(r), with the short-range repulsion where there is one
     embedding  Σ_{i=1,2} [F_i(ρ(r)) − F_i(0)]
     atomic     Σ_{i=1,2} E0_i, a constant, and so 0 here; its value is given beside the curves
 """

@@ -206,7 +206,7 @@ def export(
 ) -> None:
     """Write an embedded-atom potential as a table for LAMMPS.
 
-    Finnis-Sinclair setfl, for pair_style eam/fs; ASE reads it, too. The short-range core is part of the pair terms.
+    Finnis-Sinclair setfl, for pair_style eam/fs; ASE reads it, too. Pair terms include the short-range repulsion.
     Prints the lines of input for LAMMPS.
     """
     from mdl_physpre.potentials.eam.lammps import write_setfl

@@ -15,10 +15,13 @@ def cutoff_function(r: Tensor, cutoff: float | Tensor, inner_fraction: float = I
     width = (1.0 - inner_fraction) * cutoff
     s = ((cutoff - r) / width).clamp(0.0, 1.0)
     rest = 1.0 - s
-    return s * s * s * (10.0 + s * (6.0 * s - 15.0)), (s * s * rest * rest) * (-30.0 / width)
+    return _quintic(s), (s * s * rest * rest) * (-30.0 / width)
 
 
 def smoothstep(distances: Tensor, start: float, stop: float) -> Tensor:
-    """1 below ``start``, 0 above ``stop`` and 6s⁵ - 15s⁴ + 10s³ with s = (stop - r)/(stop - start) between them."""
-    s = ((stop - distances) / (stop - start)).clamp(0.0, 1.0)
-    return s**3 * (s * (6.0 * s - 15.0) + 10.0)
+    """The same function between 1 at ``start`` and 0 at ``stop``, without its derivative."""
+    return _quintic(((stop - distances) / (stop - start)).clamp(0.0, 1.0))
+
+
+def _quintic(s: Tensor) -> Tensor:
+    return s * s * s * (10.0 + s * (6.0 * s - 15.0))

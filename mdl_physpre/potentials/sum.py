@@ -1,4 +1,4 @@
-"""Sums of potentials on one graph: a network and an embedded-atom potential, a teacher and a core of repulsion."""
+"""Sums of potentials on one graph: a network and an embedded-atom potential, a teacher and a short-range repulsion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Screened repulsion of nuclei, and the short-range core that is made of it."""
+"""Screened repulsion of nuclei, and the short-range repulsion that is made of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mdl_physpre.structures.graph import AtomGraph
 
 COULOMB = 14.399645  # e²/(4π ε0), eV·Å
 SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
-# The core is whole up to this fraction of the radius at which it has vanished: later, and it weighs on bonds.
+# The repulsion is whole up to this fraction of the radius at which it has vanished: later, and it weighs on bonds.
 SWITCH_START = 1 / 3
 N_ELEMENTS = 119
 
@@ -46,7 +46,7 @@ class ZBL(AtomicPotential):
     Parameters
     ----------
     elements : symbols or atomic numbers that it is for; any where ``None``.
-    radii : where the core of a pair has vanished, Å, by names such as ``Si-O``, in either order; the sum of the
+    radii : where the repulsion of a pair has vanished, Å, by names such as ``Si-O``, in either order; the sum of the
         covalent radii (Pyykkö and Atsumi 2009) for pairs that are not named.
 
     Raises
@@ -81,12 +81,12 @@ class ZBL(AtomicPotential):
         self.cutoff = float(radius[index][:, index].max())
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Arguments that build the same core again."""
+        """Arguments that build the same repulsion again."""
         elements = None if self.elements is None else [chemical_symbols[z] for z in self.elements]
         return {"elements": elements, "radii": self.radii}
 
     def pair_radius(self, zi: int, zj: int) -> float:
-        """Where the core of a pair has vanished, Å."""
+        """Where the repulsion of a pair has vanished, Å."""
         return float(self.radius[zi, zj])
 
     def pair_energy(self, zi: Tensor, zj: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,16 +111,16 @@ class ZBL(AtomicPotential):
 def core_for(
     short_range: str | None, radii: Mapping[str, float] | None, elements: Sequence[str | int] | None = None
 ) -> ZBL | None:
-    """The core that ``short_range`` names: ``zbl``, or ``None`` for none.
+    """The short-range repulsion that ``short_range`` names: ``zbl``, or ``None`` for none.
 
-    Raises ConfigError for another name, and for radii without a core.
+    Raises ConfigError for another name, and for radii without it.
     """
     if short_range is None:
         if radii:
-            raise ConfigError("short_range_radii are given, but no core; add short_range: zbl")
+            raise ConfigError("short_range_radii are given, but no short-range repulsion; add short_range: zbl")
         return None
     if short_range != "zbl":
-        raise ConfigError(f"short_range is {short_range!r}; expected zbl, or nothing for no core")
+        raise ConfigError(f"short_range is {short_range!r}; expected zbl, or nothing for no short-range repulsion")
     return ZBL(elements, radii)
 
 

@@ -16,13 +16,13 @@ import mdl_physpre
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
-from mdl_physpre.potentials.backbones.registry import build_backbone
+from mdl_physpre.potentials.backbones.registry import BACKBONES, build_backbone
 from mdl_physpre.potentials.base import Backbone, evaluate
-from mdl_physpre.potentials.checkpoints.load import load, load_potential
+from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.matdeeplearn import read_matdeeplearn_checkpoint
 from mdl_physpre.potentials.checkpoints.mattersim import read_mattersim_checkpoint
 from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkpoint
-from mdl_physpre.potentials.checkpoints.own import read_checkpoint, save_potential
+from mdl_physpre.potentials.checkpoints.own import FORMAT, read_checkpoint, save_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.structures.graph import build_graph
@@ -142,7 +142,7 @@ class Evil:
 def test_a_file_that_would_execute_code_is_refused(tmp_path):
     target = tmp_path / "executed"
     archive, plain = tmp_path / "archive.pt", tmp_path / "plain.pt"
-    torch.save({"format": load.FORMAT, "format_version": 1, "state_dict": Evil(target)}, archive)
+    torch.save({"format": FORMAT, "format_version": 1, "state_dict": Evil(target)}, archive)
     plain.write_bytes(pickle.dumps(Evil(target)))
     with pytest.raises(CheckpointError, match="archive.pt.*could execute code"):
         load_potential(archive)
@@ -229,8 +229,10 @@ def test_third_party_backbones(tmp_path, monkeypatch):
     assert read_checkpoint(by_path)["backbone"].endswith(":ThirdParty")
     assert load_potential(by_path).depth.item() == 3.0  # its module is imported already
 
-    point = EntryPoint("third", f"{ThirdParty.__module__}:ThirdParty", load.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(load, "entry_points", lambda group: [point] if group == point.group else [])
+    point = EntryPoint("third", f"{ThirdParty.__module__}:ThirdParty", BACKBONES.group)
+    monkeypatch.setattr(
+        "mdl_physpre.utils.registry.entry_points", lambda group: [point] if group == point.group else []
+    )
     assert isinstance(build_backbone("third", depth=2.0), ThirdParty)
     registered = save_potential(tmp_path / "registered.pt", ThirdParty(4.0))
     assert read_checkpoint(registered)["backbone"] == "third"

@@ -86,7 +86,7 @@ def test_there_and_back(name, tmp_path):
     [
         (lambda: cgcnn(reference=EnergyReference({8: -430.0})), "matdeeplearn", ["elements (O -430", "envelope"]),
         (lambda: m3gnet(elements=["Si", "O"]), "mattersim", ["list of elements"]),
-        (lambda: eam(short_range="zbl"), "matdeeplearn", ["short-range core"]),
+        (lambda: eam(short_range="zbl"), "matdeeplearn", ["short-range repulsion"]),
     ],
 )  # fmt: skip
 def test_what_is_not_carried_is_said(build, format, said, tmp_path, caplog):

@@ -17,7 +17,7 @@ from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials import EAMInteraction
 from mdl_physpre.potentials import open as module
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
-from mdl_physpre.potentials.checkpoints.load import Reader, load
+from mdl_physpre.potentials.checkpoints.load import READERS, Reader
 from mdl_physpre.potentials.open import open_potential
 
 BACKBONE = """
@@ -124,8 +124,17 @@ def test_arguments_in_the_name_and_beside_it():
         ("torch.float64", torch.float64),
     ],
 )  # fmt: skip
-def test_values(text, value):
-    assert module._arguments(f"key={text}", "") == {"key": value}
+def test_values(text, value, monkeypatch):
+    seen = {}
+
+    def build(**given):
+        seen.update(given)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("mdl_physpre.potentials.open.import_object", lambda path, what: build)
+    with pytest.raises(ConfigError, match="seen"):
+        open_potential(f"calculator:some.module:build?key={text}")
+    assert seen == {"key": value}
 
 
 def test_the_identity_has_the_arguments_and_the_files_in_it(somebody_elses):
@@ -193,7 +202,7 @@ def test_a_new_format_is_one_line_in_the_table(tmp_path, monkeypatch):
     reader = Reader(lambda path: path.read_bytes()[:7] == b"FOREIGN", lambda path, device: made)
     with pytest.raises(CheckpointError, match="not a checkpoint of this package"):
         open_potential(file)
-    monkeypatch.setattr(load, "READERS", {"foreign": reader, **load.READERS})
+    monkeypatch.setattr("mdl_physpre.potentials.checkpoints.load.READERS", {"foreign": reader, **READERS})
     assert open_potential(file) is made
     save_potential(tmp_path / "ours.pt", made)
     assert open_potential(tmp_path / "ours.pt") is not made

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.base import Backbone, Potential
-from mdl_physpre.utils.import_paths import import_object
-
-ENTRY_POINT_GROUP = "mdl_physpre.backbones"
+from mdl_physpre.utils.registry import Registry
 
 BUILT_IN = {
     "CGCNN": "mdl_physpre.potentials.backbones.cgcnn.network:CGCNN",
@@ -22,6 +19,13 @@ BUILT_IN = {
     "hybrid": "mdl_physpre.potentials.sum:HybridPotential",
 }
 """Names of the backbones that come with the package."""
+
+BACKBONES: Registry[Backbone] = Registry(
+    "backbone",
+    "mdl_physpre.backbones",
+    Backbone,  # type: ignore[type-abstract]
+    BUILT_IN,
+)
 
 
 def build_backbone(name: str, **hyperparameters: Any) -> Backbone:
@@ -45,44 +49,16 @@ def build_backbone(name: str, **hyperparameters: Any) -> Backbone:
 
 def backbone_class(name: str) -> type[Backbone]:
     """The class that a backbone name stands for. Raises ConfigError as :func:`build_backbone` does."""
-    registered = registered_backbones()
-    if name in registered:
-        return _import_class(registered[name], name)
-    if "." in name or ":" in name:
-        return _import_class(name, name)
-    raise ConfigError(f"unknown backbone {name!r}: {nearest(name, registered)} (or give an import path, module:Class)")
+    return BACKBONES.find(name)
 
 
 def backbone_name(potential: Potential) -> str:
     """The registered name of a potential's class, or its import path where it has none."""
-    path = _import_path(type(potential))
-    for name, registered in registered_backbones().items():
-        if registered == path:
-            return name
-    return path
-
-
-def registered_backbones() -> dict[str, str]:
-    """Import path of each known backbone by name; what the package brings cannot be replaced from outside."""
-    found: dict[str, str] = {}
-    point: EntryPoint
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        found[point.name] = point.value
-    return {**found, **BUILT_IN}
-
-
-def _import_path(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-def _import_class(path: str, name: str) -> type[Backbone]:
-    found = import_object(path, f"backbone {name!r}")
-    if not (inspect.isclass(found) and issubclass(found, Backbone)):
-        raise ConfigError(f"backbone {name!r}: {path!r} is not a class derived from mdl_physpre.potentials.Backbone")
-    return found
+    return BACKBONES.name_of(type(potential))
 
 
 def build_from(cls: type[Backbone], name: str, hyperparameters: Mapping[str, Any]) -> Backbone:
+    """A new potential of a class; ``name`` is what errors call it. Raises as :func:`build_backbone` does."""
     parameters = inspect.signature(cls).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in hyperparameters:

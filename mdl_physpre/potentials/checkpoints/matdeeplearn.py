@@ -161,7 +161,7 @@ def write_matdeeplearn_checkpoint(
     if isinstance(potential, EAMInteraction):
         state, model, edge_dim = eam_state(potential), eam_keys(potential), 50
         if potential.core is not None:
-            lost = ["the short-range core is left out: the host's energies and forces differ where atoms are close"]
+            lost = ["the short-range repulsion is left out: energies and forces differ where atoms are close"]
     elif isinstance(potential, (CGCNN, TorchMDET)):
         state, model, lost = network_state(potential), network_keys(potential), lost_of_network(potential)
         edge_dim = getattr(potential, "edge_dim", 50)

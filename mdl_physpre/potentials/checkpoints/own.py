@@ -33,13 +33,7 @@ from torch import Tensor
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
-from mdl_physpre.potentials.backbones.registry import (
-    ENTRY_POINT_GROUP,
-    backbone_class,
-    backbone_name,
-    build_from,
-    registered_backbones,
-)
+from mdl_physpre.potentials.backbones.registry import BACKBONES, backbone_class, backbone_name, build_from
 from mdl_physpre.potentials.base import Backbone, Potential
 from mdl_physpre.utils.files import replacing
 
@@ -82,10 +76,10 @@ def load_own(path: Path, map_location: str | torch.device) -> Potential:
     name = content["backbone"]
     for used in _backbones_in(content):
         module = used.partition(":")[0]
-        if used not in registered_backbones() and (":" not in used or module not in sys.modules):
+        if used not in BACKBONES.paths() and (":" not in used or module not in sys.modules):
             raise CheckpointError(
                 f"{path}: holds the backbone {used!r}, which is not registered here; install the package that "
-                f"registers it in the entry-point group {ENTRY_POINT_GROUP}, or import its module first "
+                f"registers it in the entry-point group {BACKBONES.group}, or import its module first "
                 "(--import MODULE on the command line, open_potential(…, modules=[MODULE]) in Python)"
             )
     try:

@@ -79,7 +79,7 @@ def write_setfl(
 
     For elements α, β:  F_α(ρ) = E0_α + B_α (ρ − ρ0_α)²,  ρ_αβ(r),  r φ_αβ(r), each on a uniform grid, in eV and Å.
 
-    φ includes the short-range core, whose r φ is finite at r = 0. The energies of the elements stand in F, so that
+    φ includes the short-range repulsion, whose r φ is finite at r = 0. The energies of the elements stand in F, so that
     total energies are those of the potential.
 
     The format's grid of densities begins at 0. Where the densities of an element are negative, it gets −ρ, which with
@@ -183,7 +183,7 @@ def _end(largest: np.ndarray, rho_max: float | None) -> float:
 def _distances(potential: EAMInteraction, n_r: int) -> tuple[Tensor, Tensor]:
     """Distances of the grid for all pairs one after another, and the number of the pair of each."""
     r = torch.arange(n_r, dtype=torch.float64) * (potential.cutoff / (n_r - 1))
-    r[0] = 1e-3 * r[1]  # r φ of the core is finite at zero, but φ is not
+    r[0] = 1e-3 * r[1]  # r φ of the repulsion is finite at zero, but φ is not
     n_pairs = len(potential.pairs)
     return r.repeat(n_pairs), torch.arange(n_pairs).repeat_interleave(n_r)
 
@@ -252,7 +252,7 @@ def _table(potential: EAMInteraction, part: _Part, n_rho: int) -> str:
     lines = [
         f"UNITS: metal Embedded-atom potential of {', '.join(symbols)}, written by mdl_physpre {__version__}",
         "Finnis-Sinclair setfl, pair_style eam/fs",
-        f"short-range core: {'none' if potential.core is None else 'Ziegler-Biersack-Littmark, in the pair terms'}",
+        f"short-range repulsion: {'none' if potential.core is None else 'Ziegler-Biersack-Littmark, in pair terms'}",
         f"{n} {' '.join(symbols)}",
         f"{n_rho} {drho:.16e} {n_r} {potential.cutoff / (n_r - 1):.16e} {potential.cutoff:.16e}",
     ]

@@ -98,7 +98,7 @@ class EAMInteraction(Backbone):
         self.core = core_for(short_range, short_range_radii, self.elements)
         if self.core is not None and self.core.cutoff > self.cutoff:
             raise ConfigError(
-                f"the short-range core reaches to {self.core.cutoff:g} Å, beyond the cutoff of {self.cutoff:g} Å; "
+                f"the short-range repulsion reaches to {self.core.cutoff:g} Å, beyond the cutoff of {self.cutoff:g} Å; "
                 "give a larger cutoff, or smaller short_range_radii"
             )
         self.pairs = pair_order(self.elements)
@@ -174,14 +174,14 @@ class EAMInteraction(Backbone):
         return PairParameters(*(p.to(dtype) for p in (self.A, self.beta, self.D, self.alpha, self.r_e)))
 
     def core_functions(self, pair: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy and slope of the short-range core, eV and eV/Å, of pairs by number and distances; 0 without a core."""
+        """Energy and slope of the short-range repulsion, eV and eV/Å, of pairs by number and distances; 0 without."""
         if self.core is None:
             return torch.zeros_like(r), torch.zeros_like(r)
         first, second = torch.tensor(self.pairs, device=r.device)[pair.long()].unbind(-1)
         return self.core.pair_energy(first, second, r)
 
     def pair_functions(self, pair: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """φ, dφ/dr, ρ, dρ/dr of pairs by number and distances (n,), core included, in the precision of ``r``."""
+        """φ, dφ/dr, ρ, dρ/dr of pairs by number and distances (n,), with short-range repulsion, as precise as ``r``."""
         phi, dphi, rho, drho = radial_functions(r, pair, self.pair_parameters(r.dtype), self.cutoff)
         core, its_slope = self.core_functions(pair, r)
         return phi + core, dphi + its_slope, rho, drho
@@ -206,7 +206,7 @@ class EAMInteraction(Backbone):
         return self.E0.double().index_select(0, element) + b * (rho - rho0) ** 2 + 0.5 * phi
 
     def pair_sums(self, element: Tensor, vectors: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ_j φ(r_ij), without a core, and Σ_j ρ(r_ij), (N,).
+        """Σ_j φ(r_ij), without short-range repulsion, and Σ_j ρ(r_ij), (N,).
 
         Parameters are the places of the atoms' elements (N,), edge vectors (E, 3), and centres and neighbours (E,).
         """
