@@ -8,12 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from mdl_physpre.cli.program import Modules
+
 Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A checkpoint, calculator:package.module.Class?key=value, or torchsim:…"),
-]
-Modules = Annotated[
-    list[str] | None, typer.Option("--import", metavar="MODULE", help="Import first: it defines the backbone. Repeat.")
 ]
 Device = Annotated[
     str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:1; a calculator has one of its own.")

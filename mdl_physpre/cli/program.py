@@ -1,16 +1,23 @@
-"""What the commands ``physpre`` and ``mattertune`` have in common: the log on the terminal, and how errors end them."""
+"""What the commands ``physpre`` and ``mattertune`` have in common: options, the log, and how errors end them."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import PhyspreError
+
+Modules = Annotated[
+    list[str] | None, typer.Option("--import", metavar="MODULE", help="Import first: it defines the backbone. Repeat.")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Configuration keys to change.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
 
 
 def program(text: str) -> typer.Typer:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Configuration keys to change.")]
+from mdl_physpre.cli.program import Out, Overrides
 
 
 def run(

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mdl_physpre.cli.program import Modules
 from mdl_physpre.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from mdl_physpre.potentials.base import Potential
 
-Modules = Annotated[
-    list[str] | None, typer.Option("--import", metavar="MODULE", help="Import first: it defines the backbone. Repeat.")
-]
 ShortRange = Annotated[str | None, typer.Option(help="zbl adds the repulsion of nuclei to the teacher.")]
 ShortRangeRadius = Annotated[
     list[str] | None, typer.Option(help="Where it has vanished: Si-O=0.9 (Å); repeat. Covalent distance otherwise.")

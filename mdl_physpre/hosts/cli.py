@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mdl_physpre.errors import DataError, PhyspreError
-from mdl_physpre.hosts.locate import HOSTS, Host, host_named, put_on_path, root_of, version_of
+from mdl_physpre.errors import PhyspreError
+from mdl_physpre.hosts.locate import HOSTS, HostError, host_named, require_installed, version_of
 from mdl_physpre.hosts.patching import change, inspect, patches_for
 
 app = typer.Typer(help="MatDeepLearn and MatterTune: what is installed, and what works with it.", rich_markup_mode=None)
@@ -34,33 +33,18 @@ def patch(
     Lines and files are only added. A version that is not known by its content is refused.
     """
     host = host_named(name)
-    print(change(host.name, _installed(host), patches_for(host.package), revert=revert, check=check))
-
-
-def _installed(host: Host) -> Path:
-    root = root_of(host)
-    if root is None:
-        raise DataError(not_installed(host))
-    return root
-
-
-def not_installed(host: Host) -> str:
-    """One sentence that says so, and how one gets the host."""
-    return (
-        f"{host.name} is not installed: git clone {host.source}, then pip install -e the checkout, or set "
-        f"{host.variable} to it"
-    )
+    print(change(host.name, require_installed(host), patches_for(host.package), revert=revert, check=check))
 
 
 def describe(key: str) -> str:
     """What is known of a host, in a few lines."""
     host = HOSTS[key]
     try:
-        root = put_on_path(host)
+        root = require_installed(host)
+    except HostError as error:
+        return str(error)
     except PhyspreError as error:
         return f"{host.name}: {error}"
-    if root is None:
-        return not_installed(host)
     lines = [f"{host.name}: {version_of(host, root)}, in {root}"]
     found = inspect(root, patches_for(host.package))
     told = {

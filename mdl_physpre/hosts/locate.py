@@ -11,24 +11,38 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from mdl_physpre.errors import ConfigError, nearest
+from mdl_physpre.errors import ConfigError, PhyspreError, nearest
+
+
+class HostError(PhyspreError):
+    """A host that is missing, incomplete or of a version that lacks what is used here."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """A host: its name, its package, the variable that may name its checkout, and how one gets it."""
+    """A host: its name, its package, the variable that may name its checkout, and how one gets it.
+
+    remark : what is to be known beside ``pip install``.
+    """
 
     name: str
     package: str
     variable: str
     source: str
+    remark: str = ""
 
 
 HOSTS = {
     "matdeeplearn": Host(
         "MatDeepLearn", "matdeeplearn", "MATDEEPLEARN_HOME", "https://github.com/Fung-Lab/MatDeepLearn_dev"
     ),
-    "mattertune": Host("MatterTune", "mattertune", "MATTERTUNE_HOME", "https://github.com/Fung-Lab/MatterTune"),
+    "mattertune": Host(
+        "MatterTune",
+        "mattertune",
+        "MATTERTUNE_HOME",
+        "https://github.com/Fung-Lab/MatterTune",
+        " (as docs/mattertune.md says)",
+    ),
 }
 
 
@@ -66,6 +80,17 @@ def put_on_path(host: Host) -> Path | None:
     root = root_of(host)
     if root is not None and os.environ.get(host.variable) and str(root) not in sys.path:
         sys.path.insert(0, str(root))
+    return root
+
+
+def require_installed(host: Host) -> Path:
+    """:func:`put_on_path`, which is quick. Raises HostError where the host is not installed, with how one gets it."""
+    root = put_on_path(host)
+    if root is None:
+        raise HostError(
+            f"{host.name} is not installed: git clone {host.source}, then pip install -e the checkout"
+            f"{host.remark}, or set {host.variable} to it"
+        )
     return root
 
 

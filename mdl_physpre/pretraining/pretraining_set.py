@@ -22,10 +22,10 @@ from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, labelled_copy
 from mdl_physpre.pretraining.perturbation import PerturbedParent, structure_key
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
-from mdl_physpre.pretraining.set_report import format_report, label_quantiles, largest_force, smallest_distances
+from mdl_physpre.pretraining.set_report import format_report, label_quantiles, smallest_distances
 from mdl_physpre.pretraining.teacher import Teacher, resolve_teacher
 from mdl_physpre.structures.graph import GraphDataset
-from mdl_physpre.structures.labels import Labels, set_labels
+from mdl_physpre.structures.labels import Labels, largest_force, set_labels
 from mdl_physpre.utils.progress import progress as show_progress
 
 logger = logging.getLogger(__name__)

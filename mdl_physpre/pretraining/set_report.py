@@ -9,19 +9,12 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from mdl_physpre.structures.labels import Labels, get_labels
+from mdl_physpre.structures.labels import get_labels, largest_force
 from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 DISTANCE_EDGES = np.linspace(0.0, 4.0, 81)  # Å, bins of 0.05
 DISTANCE_SAMPLE = 2000  # structures whose distances enter the report
-
-
-def largest_force(labels: Labels) -> float:
-    """Largest norm of a force in a structure, eV/Å; 0 without forces."""
-    if labels.forces is None or not len(labels.forces):
-        return 0.0
-    return float(np.sqrt(np.einsum("ij,ij->i", labels.forces, labels.forces).max()))
 
 
 def label_quantiles(structures: Sequence[Atoms]) -> dict[str, dict[str, float]]:

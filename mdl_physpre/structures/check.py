@@ -9,7 +9,7 @@ from ase import Atoms
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.label_sources import label_names
-from mdl_physpre.structures.labels import LABELS, get_labels
+from mdl_physpre.structures.labels import LABELS, get_labels, label_counts
 from mdl_physpre.structures.neighbours import complete_cell, expected_neighbours, pairs_within
 
 SAME_PLACE = 0.1  # Å: closer than any two nuclei in a calculation that converged
@@ -117,14 +117,14 @@ def require_labels(
     DataError : names the label, and the entries that could be meant.
     """
     wanted = [k for k, w in weights.items() if w] if isinstance(weights, Mapping) else list(weights)
-    have = {name: sum(getattr(get_labels(a), name) is not None for a in structures) for name in LABELS}
+    have = label_counts(structures)
     missing = [name for name in wanted if not have[name]]
     if not missing:
         return
     other = [n for n in label_names(structures) if n not in LABELS]
     raise DataError(
         f"{source}: none of {len(structures)} structures has {' or '.join(missing)}"
-        + (" (no label at all)" if not any(have.values()) else "")
+        + (" (no label at all)" if not any(have[name] for name in LABELS) else "")
         + "; expected calculator results, REF_<label>, or a key given in keys"
         + (f" (numeric entries found: {', '.join(other[:12])})" if other else "")
         + f"; set the loss weight of {' and '.join(missing)} to 0"

@@ -9,8 +9,8 @@ from typing import Any
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.formats.base import format_to_write
+from mdl_physpre.structures.labels import label_counts
 from mdl_physpre.structures.read import read_structures
-from mdl_physpre.structures.splits import label_counts
 from mdl_physpre.structures.write import write_structures
 
 logger = logging.getLogger(__name__)

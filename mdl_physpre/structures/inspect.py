@@ -13,9 +13,9 @@ from ase.data import chemical_symbols
 from scipy.spatial import cKDTree
 
 from mdl_physpre.structures.check import describe
-from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.structures.labels import get_labels, label_counts, largest_force
 from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
-from mdl_physpre.structures.splits import format_label_counts, label_counts
+from mdl_physpre.structures.splits import format_label_counts
 from mdl_physpre.utils.progress import progress
 
 RADIUS = 5.0  # Å: neighbours within it describe a structure in the search for duplicates
@@ -114,7 +114,7 @@ def _ranges(structures: Sequence[Atoms]) -> dict[str, list[float]]:
             found["energy (eV)"].append(labels.energy)
             found["energy per atom (eV)"].append(labels.energy / max(1, len(atoms)))
         if labels.forces is not None and len(atoms):
-            found["largest force (eV/Å)"].append(float(np.linalg.norm(labels.forces, axis=1).max()))
+            found["largest force (eV/Å)"].append(largest_force(labels))
         if labels.stress is not None:
             found["pressure (eV/Å³)"].append(-float(np.trace(labels.stress)) / 3)
         if atoms.pbc.all() and len(atoms):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,3 +87,20 @@ def set_labels(atoms: Atoms, energy: float | None = None, forces: Any = None, st
         results["stress"] = full_3x3_to_voigt_6_stress(as_stress_matrix(stress))
     atoms.calc = SinglePointCalculator(atoms, **results) if results else None
     return atoms
+
+
+def largest_force(labels: Labels) -> float:
+    """Largest norm of a force in a structure, eV/Å; 0 without forces."""
+    if labels.forces is None or not len(labels.forces):
+        return 0.0
+    return float(np.sqrt(np.einsum("ij,ij->i", labels.forces, labels.forces).max()))
+
+
+def label_counts(structures: Sequence[Atoms]) -> dict[str, int]:
+    """How many structures there are, and how many carry an energy, forces, a stress."""
+    counts = {"structures": len(structures), **dict.fromkeys(LABELS, 0)}
+    for atoms in structures:
+        labels = get_labels(atoms)
+        for name in LABELS:
+            counts[name] += getattr(labels, name) is not None
+    return counts

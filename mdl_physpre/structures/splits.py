@@ -12,7 +12,7 @@ from ase import Atoms
 
 from mdl_physpre.errors import ConfigError, DataError, nearest
 from mdl_physpre.structures.check import describe
-from mdl_physpre.structures.labels import LABELS, get_labels
+from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.text_table import MISSING, aligned
 
 logger = logging.getLogger(__name__)
@@ -149,16 +149,6 @@ def _draw(queue: list[list[int]], size: int, wanted: bool, keep: int) -> list[in
         queue.remove(smallest)
         taken.append(smallest)
     return [k for group in taken for k in group]
-
-
-def label_counts(structures: Sequence[Atoms]) -> dict[str, int]:
-    """How many structures there are, and how many carry an energy, forces, a stress."""
-    counts = {"structures": len(structures), **dict.fromkeys(LABELS, 0)}
-    for atoms in structures:
-        labels = get_labels(atoms)
-        for name in LABELS:
-            counts[name] += getattr(labels, name) is not None
-    return counts
 
 
 def format_label_counts(counts: Mapping[str, Mapping[str, int]]) -> str:

@@ -16,8 +16,9 @@ from mdl_physpre.errors import DataError
 from mdl_physpre.runs.stage import hash_of, hash_of_file
 from mdl_physpre.runs.summary import SetCounts
 from mdl_physpre.structures.check import require_labels
+from mdl_physpre.structures.labels import label_counts
 from mdl_physpre.structures.read import read_structures
-from mdl_physpre.structures.splits import format_label_counts, label_counts, split_structures
+from mdl_physpre.structures.splits import format_label_counts, split_structures
 from mdl_physpre.workflow.config.schema import Config
 
 logger = logging.getLogger(__name__)

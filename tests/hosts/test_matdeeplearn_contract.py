@@ -27,9 +27,10 @@ from mdl_physpre.hosts.cli import app
 from mdl_physpre.hosts.locate import HOSTS, root_of
 from mdl_physpre.hosts.matdeeplearn import checks
 from mdl_physpre.hosts.matdeeplearn.data import energy_reference, host_items, usable, write_items
+from mdl_physpre.hosts.matdeeplearn.job import run_folder
 from mdl_physpre.hosts.matdeeplearn.loss import PhyspreLoss
 from mdl_physpre.hosts.matdeeplearn.perturb import Perturb, reference_table
-from mdl_physpre.hosts.matdeeplearn.plan import labels_of, run_folder
+from mdl_physpre.hosts.matdeeplearn.plan import labels_of
 from mdl_physpre.hosts.matdeeplearn.settings import engine_config, stage_optim
 from mdl_physpre.potentials import EAMInteraction
 from mdl_physpre.structures import set_labels

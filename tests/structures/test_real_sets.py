@@ -9,7 +9,7 @@ import pytest
 
 from mdl_physpre import read_structures
 from mdl_physpre.structures import split_structures
-from mdl_physpre.structures.splits import label_counts
+from mdl_physpre.structures.labels import label_counts
 
 DATA = os.environ.get("PHYSPRE_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="PHYSPRE_DATA does not name the folder of the real data sets")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.structures import split_structures
-from mdl_physpre.structures.labels import set_labels
-from mdl_physpre.structures.splits import format_label_counts, label_counts
+from mdl_physpre.structures.labels import label_counts, set_labels
+from mdl_physpre.structures.splits import format_label_counts
 
 SIZES = st.one_of(st.integers(0, 12), st.floats(0, 0.6))
 

@@ -9,8 +9,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from mdl_physpre.errors import PhyspreError
-from mdl_physpre.hosts.locate import HOSTS, put_on_path, version_of
+from mdl_physpre.hosts.locate import HOSTS, HostError, put_on_path, require_installed, version_of
 
 HOST = HOSTS["matdeeplearn"]
 EXTENSIONS = {"torch_scatter": "torch-scatter", "torch_sparse": "torch-sparse", "torch_cluster": "torch-cluster"}
@@ -53,10 +52,6 @@ NEEDS = (
 )
 
 
-class HostError(PhyspreError):
-    """A host that is missing, incomplete or of a version that lacks what is used here."""
-
-
 @cache
 def host() -> SimpleNamespace:
     """The names of MatDeepLearn that are used here: ``registry``, ``BaseModel``, ``PropertyTrainer``, ….
@@ -66,11 +61,7 @@ def host() -> SimpleNamespace:
     HostError : MatDeepLearn or a compiled package is not installed; a name that this version lacks, and since when
         MatDeepLearn has it.
     """
-    if put_on_path(HOST) is None:
-        raise HostError(
-            f"MatDeepLearn is not installed: git clone {HOST.source}, then run from the checkout, pip install -e it, "
-            f"or set {HOST.variable} to it"
-        )
+    require_installed(HOST)
     found = {need.name: _resolve(need) for need in NEEDS}
     return SimpleNamespace(**{name: value for name, value in found.items() if "." not in name})
 

@@ -15,9 +15,8 @@ from ase.data import atomic_numbers
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels
 from mdl_physpre.pretraining.perturbation import PerturbationSettings, PerturbedParent
-from mdl_physpre.pretraining.set_report import largest_force
 from mdl_physpre.pretraining.teacher import resolve_teacher
-from mdl_physpre.structures.labels import Labels
+from mdl_physpre.structures.labels import Labels, largest_force
 
 EDGE_FIELDS = ("edge_index", "edge_weight", "edge_attr", "edge_vec", "cell_offsets")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +14,16 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from mdl_physpre.errors import CheckpointError, ConfigError, DataError
+from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.hosts.matdeeplearn import checks
 from mdl_physpre.hosts.matdeeplearn.data import energy_reference, host_dataset, host_items, usable
+from mdl_physpre.hosts.matdeeplearn.job import RUN_FILE, decisive, read_run, reference_of, run_folder
 from mdl_physpre.hosts.matdeeplearn.perturb import reference_table
 from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config, stage_optim
-from mdl_physpre.potentials.checkpoints.matdeeplearn import read_config
 from mdl_physpre.potentials.energy_reference import fit_energy_reference
 from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.runs.layout import PRETRAINING_SET
-from mdl_physpre.runs.stage import hash_of, write_json
+from mdl_physpre.runs.stage import write_json
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.training.arms import Arm
@@ -41,10 +40,6 @@ logger = logging.getLogger(__name__)
 LABELS = {"ForceLoss": ("energy", "forces"), "ForceStressLoss": ("energy", "forces", "stress"),
           "TorchLossWrapper": ("energy",)}  # fmt: skip
 """What MatDeepLearn's losses need of every structure."""
-RUN_FILE = "run.json"
-MAY_CHANGE = {"task": ("run_mode", "continue_job", "checkpoint_path", "load_training_state", "log_id", "save_dir"),
-              "optim": ("max_epochs", "max_checkpoint_epochs", "verbosity", "batch_tqdm")}  # fmt: skip
-"""What a job may be continued with."""
 
 
 @dataclass
@@ -267,7 +262,7 @@ def _begin(config: dict[str, Any], engine: Config, mode: str, structures: Sequen
     """Folder and energies of the elements: new ones, or those of the job or checkpoint that is gone on from."""
     task = config["task"]
     dataset = {**config["dataset"], "src": copy.deepcopy(config["dataset"]["src"])}
-    key = _decisive(config)
+    key = decisive(config)
     if mode == "train" and task["continue_job"]:
         folder = run_folder(task["checkpoint_path"])
         started = read_run(folder)
@@ -282,56 +277,10 @@ def _begin(config: dict[str, Any], engine: Config, mode: str, structures: Sequen
         given = (config.get("physpre") or {}).get("energy_reference")
         reference = energy_reference(structures) if given is None else dict(given)
     else:
-        reference = _reference_of(task["checkpoint_path"])
+        reference = reference_of(task["checkpoint_path"])
     save_dir = Path(task["save_dir"] or Path.cwd()).absolute()
     name = datetime.now().strftime("%Y-%m-%d-%H-%M-%S-%f")[:-3]
     folder = save_dir / "results" / "-".join(filter(None, [name, task.get("identifier")]))
     plan = Plan(config, dataset, engine, mode, folder, save_dir, reference)
     write_json(folder / RUN_FILE, {"keys": key, "reference": reference})
     return plan
-
-
-def _decisive(config: Mapping[str, Any]) -> dict[str, str]:
-    """A hash of each section on which the numbers of a run depend."""
-    sections = ("task", "model", "optim", "dataset", "physpre")
-    return {
-        name: hash_of({k: v for k, v in (config.get(name) or {}).items() if k not in MAY_CHANGE.get(name, ())})
-        for name in sections
-    }
-
-
-def run_folder(path: str | None) -> Path:
-    """The folder ``results/ID`` of a job, from itself or from a file in it.
-
-    Raises ConfigError where there is none.
-    """
-    if not path:
-        raise ConfigError("task.continue_job is set: give task.checkpoint_path, the folder results/ID of the job")
-    first = Path(str(path).split(",")[0]).absolute()
-    for folder in (first, *first.parents):
-        if (folder / RUN_FILE).is_file():
-            return folder
-    raise ConfigError(f"task.checkpoint_path: {first} is in no folder of a job that can be continued ({RUN_FILE})")
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """What a job noted of itself when it began."""
-    try:
-        return json.loads((folder / RUN_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / RUN_FILE}: cannot be read: {error}") from error
-
-
-def _reference_of(path: str | None) -> dict[str, float]:
-    """Energies of the elements that the network of a checkpoint was trained without."""
-    if not path:
-        raise ConfigError("task.checkpoint_path is missing: the checkpoint to begin from")
-    first = Path(str(path).split(",")[0])
-    try:
-        where, keys = read_config(first, None)
-    except CheckpointError:
-        logger.warning("%s has no config.yml: its energies are taken as total energies", first)
-        return {}
-    reference = (keys.get("physpre") or {}).get("energy_reference") or {}
-    logger.info("energies of the elements from %s: %s", where, reference or "none")
-    return dict(reference)

@@ -8,14 +8,13 @@ from typing import Annotated
 
 import typer
 
-from mdl_physpre.cli.program import log_to_terminal, print_version, program, run_program
-from mdl_physpre.hosts.mattertune.names import require_installed
+from mdl_physpre.cli.program import Out, Overrides, log_to_terminal, print_version, program, run_program
+from mdl_physpre.hosts.locate import HOSTS, require_installed
 
+HOST = HOSTS["mattertune"]
 app = program("Train MatterTune's models from a configuration file, with pretraining on an embedded-atom potential.")
 
 Config = Annotated[Path, typer.Argument(help="MatterTune configuration (YAML), with a section physpre or without.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Configuration keys to change.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
 
 
 @app.command()
@@ -24,7 +23,7 @@ def finetune(config: Config, overrides: Overrides = None, out: Out = None) -> No
 
     Goes on after the last stage that is done, and redoes only what changed.
     """
-    require_installed()
+    require_installed(HOST)
     from mdl_physpre.hosts.mattertune.run import finetune as run
 
     print(run(config, overrides or (), out))
@@ -33,7 +32,7 @@ def finetune(config: Config, overrides: Overrides = None, out: Out = None) -> No
 @app.command()
 def pretrain(config: Config, overrides: Overrides = None, out: Out = None) -> None:
     """The stages before the finetuning alone; mattertune finetune finds them done."""
-    require_installed()
+    require_installed(HOST)
     from mdl_physpre.hosts.mattertune.run import finetune as run
 
     print(run(config, overrides or (), out, pretrain_only=True))
@@ -48,7 +47,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Structures in a batch.")] = 16,
 ) -> None:
     """Predict energies, forces and stress; print the errors where the structures carry labels."""
-    require_installed()
+    require_installed(HOST)
     from mdl_physpre.analysis.errors import format_errors, label_errors
     from mdl_physpre.hosts.mattertune.predict import predict as predicted_by
     from mdl_physpre.structures.read import read_structures

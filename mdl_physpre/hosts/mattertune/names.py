@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from mdl_physpre.errors import PhyspreError
-from mdl_physpre.hosts.locate import HOSTS, put_on_path
+from mdl_physpre.hosts.locate import HOSTS, HostError, require_installed
 
 NAMES = {
     "registry": {"backbone_registry": "2024-11-03", "data_registry": "2024-11-03"},
@@ -49,20 +48,6 @@ METHODS = {
 """The abstract methods of the host's module, all of which the backbone defines."""
 
 TESTED = "commit 8e1a57e of 2025-12-04"
-HOW_TO_GET = (
-    "MatterTune is not installed: git clone https://github.com/Fung-Lab/MatterTune, then install it as "
-    "docs/mattertune.md says, or set MATTERTUNE_HOME to the checkout"
-)
-
-
-class HostError(PhyspreError):
-    """MatterTune is missing, cannot be imported, or is of a version that lacks something."""
-
-
-def require_installed() -> None:
-    """Look for the host without importing it, which is quick. Raises HostError where it is not installed."""
-    if put_on_path(HOSTS["mattertune"]) is None:
-        raise HostError(HOW_TO_GET)
 
 
 def require_host() -> None:
@@ -73,7 +58,7 @@ def require_host() -> None:
     HostError : it is not installed, cannot be imported, or lacks names, which are listed with the date since when it
         has them.
     """
-    require_installed()
+    require_installed(HOSTS["mattertune"])
     missing = missing_names()
     if missing:
         raise HostError(

@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from mdl_physpre.hosts.mattertune.names import HostError, missing_names
+from mdl_physpre.hosts.locate import HostError
+from mdl_physpre.hosts.mattertune.names import missing_names
 
 NEEDED = {
     "nshconfig": "nshconfig[extra]==0.56.0",
