@@ -39,7 +39,7 @@ class Registry(Generic[Class]):
 
         Raises ConfigError for an unknown name, with the nearest known one, and for what cannot be imported.
         """
-        paths = self.paths()
+        paths = self.built_in if name in self.built_in else self.paths()  # a look at all packages takes time
         if name not in paths and not set(name) & set(".:"):
             hint = f"{nearest(name, paths)} " if paths else ""
             raise ConfigError(f"unknown {self.what} {name!r}: {hint}(or give an import path, module:Class)")
