@@ -14,6 +14,7 @@ from scipy.special import spherical_jn
 from torch import Tensor
 
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.envelopes import smoothstep
 
 MAX_DEGREE = 4
 """Spherical harmonics of degree 0 to 3 are known, so ``max_l`` and ``max_n`` go up to four."""
@@ -135,12 +136,6 @@ def chebyshev_polynomials(t: Tensor, count: int) -> Tensor:
     return found[:, :count]
 
 
-def cutoff_polynomial(r: Tensor, cutoff: float) -> Tensor:
-    """1 − 6x⁵ + 15x⁴ − 10x³ with x = r/r_c, and 0 beyond the cutoff; twice continuously differentiable."""
-    x = (r / cutoff).clamp(max=1.0)
-    return 1.0 - x * x * x * (10.0 + x * (6.0 * x - 15.0))
-
-
 def harmonics(max_degree: int) -> Tensor:
     """Real spherical harmonics C_lm, l < max_degree, as polynomials: coefficients (1 + 3 + …, max_degree²).
 
@@ -238,7 +233,7 @@ class Basis:
         if self.group.dtype != long.dtype or self.group.device != long.device:
             self.prepare(long)
         directions = monomials(vectors / distances[:, None], self.max_l) @ self.harmonics
-        envelope = cutoff_polynomial(distances, self.threebody_cutoff)[:, None]
+        envelope = smoothstep(distances, 0.0, self.threebody_cutoff)[:, None]
         bessel = envelope * long
         moments = bessel.index_select(1, self.function) * directions
         sums = moments.new_zeros(n_atoms, moments.shape[1]).index_add(0, centre, moments)
