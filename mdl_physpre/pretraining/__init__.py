@@ -1,4 +1,4 @@
-"""Pretraining: EAM fit, perturbation, labels."""
+"""Pretraining: perturbation, teachers, labels."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Pretraining: EAM fit, perturbation, labels."""
+"""Pretraining: perturbation, teachers, labels."""
 
 from .labelling import label as label
 from .perturbation import perturb as perturb

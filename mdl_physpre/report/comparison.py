@@ -68,8 +68,9 @@ def read_simulations(folders: Sequence[str | Path]) -> list[Simulation]:
                 "that physpre md --out or physpre run has finished"
             )
         for path in files:
-            alone = path.parent == folder
-            found.append(read_simulation(path, folder.name if alone else f"{folder.name}: {path.parent.parent.name}"))
+            place = path.parent.parent if path.parent.name == layout.DYNAMICS else path.parent
+            alone = len(files) == 1 and place in (folder, folder.parent)
+            found.append(read_simulation(path, place.name if alone else f"{folder.name}: {place.name}"))
     return found
 
 
@@ -86,7 +87,9 @@ def _value(simulation: Simulation, setting: str) -> Any:
     own = sorted({v.conditions[setting] for v in simulation.verdicts if setting in v.conditions})
     if len(own) > 1:
         return f"{own[0]:g} to {own[-1]:g}"
-    return own[0] if own else simulation.settings.get(setting)
+    default = DynamicsSettings.model_fields[setting].default  # of settings that came later
+    known = list(default) if isinstance(default, tuple) else default  # as JSON has it
+    return own[0] if own else simulation.settings.get(setting, known)
 
 
 def same_start(first: Verdict, second: Verdict) -> bool:

@@ -50,13 +50,13 @@ def read_simulation(path: Path, name: str) -> Simulation:
 
 
 def simulation_files(folder: Path) -> list[Path]:
-    """``verdicts.json`` of ``physpre md --out``, or of each network of ``physpre run``, in a folder; none elsewhere.
+    """``verdicts.json`` in a folder of ``physpre md --out``, of a network, or of each network of a run.
 
     Raises DataError where the run is of an earlier version.
     """
-    own = folder / layout.VERDICTS
-    if own.is_file():
-        return [own]
+    for own in (folder / layout.VERDICTS, folder / layout.DYNAMICS / layout.VERDICTS):
+        if own.is_file():
+            return [own]
     refuse_earlier_layout(folder)
     return sorted(folder.glob(f"{layout.NETWORKS}/*/{layout.DYNAMICS}/{layout.VERDICTS}"))
 

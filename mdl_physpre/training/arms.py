@@ -216,15 +216,16 @@ def parse_arm(name: str, sections: Mapping[str, Any] | None = None) -> Arm:
     known = PARTS.paths()
     for word in words:
         if word not in (BASELINE, *known) and not set(word) & set(".:"):
-            raise ConfigError(f"arm {name!r}: unknown part {word!r}; {nearest(word, (BASELINE, *known))}")
+            hint = f"{nearest(word, (BASELINE, *known))} (or give an import path, module:Class)"
+            raise ConfigError(f"arm {name!r}: unknown part {word!r}; {hint}")
     if words == [BASELINE]:
         return Arm(name)
     if BASELINE in words:
         parts = ", ".join([*PARTS.built_in, *(other for other in known if other not in PARTS.built_in)])
         raise ConfigError(f"arm {name!r}: {BASELINE} is training without any of {parts}; leave it out")
     classes = [PARTS.find(word) for word in words]
-    for word, part in zip(words, classes):
-        name = name if word in known else name.replace(word, part.name)
+    if not set(words) <= set(known):  # import paths are no names of folders
+        name = "+".join(word if word in known else part.name for word, part in zip(words, classes))
     names = [part.name for part in classes]
     for own_name in names:
         if names.count(own_name) > 1:

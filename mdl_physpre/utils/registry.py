@@ -41,8 +41,9 @@ class Registry(Generic[Class]):
         """
         paths = self.built_in if name in self.built_in else self.paths()  # a look at all packages takes time
         if name not in paths and not set(name) & set(".:"):
-            hint = f"{nearest(name, paths)} " if paths else ""
-            raise ConfigError(f"unknown {self.what} {name!r}: {hint}(or give an import path, module:Class)")
+            other = "give an import path, module:Class"
+            hint = f"{nearest(name, paths)} (or {other})" if paths else other
+            raise ConfigError(f"unknown {self.what} {name!r}: {hint}")
         return import_object(paths.get(name, name), f"{self.what} {name!r}")
 
     def find(self, name: str) -> type[Class]:

@@ -66,7 +66,8 @@ def _line(problem: ErrorDetails, model: type[BaseModel], section: str) -> str:
         return f"{key}: unknown key; {nearest(location[-1], _known_keys(location[:-1], model))}"
     if problem["type"] == "missing":
         return f"{key}: missing; it has no default"
-    said = problem["msg"].removeprefix("Value error, ")
+    section_wanted = problem["type"] in ("model_type", "model_attributes_type", "dict_type")
+    said = "expected a section of keys" if section_wanted else problem["msg"].removeprefix("Value error, ")
     return f"{key}: found {problem.get('input')!r}; {said}" if location else f"{key}: {said}"
 
 

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from mdl_physpre.potentials.backbones.registry import backbone_class
 from mdl_physpre.runs.layout import EAM_FILE, plan_of
 from mdl_physpre.runs.summary import FittedEAM, Summary
 from mdl_physpre.training.ranks import leading
@@ -45,7 +44,6 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
     """
     if not isinstance(config, Config):
         config = load_config(config, overrides)
-    backbone_class(config.model.name)  # a wrong name is better known now than after the fit
     with leading(config.task.devices) as leads:
         return _run(config, out) if leads else Summary()
 

@@ -19,6 +19,8 @@ import yaml
 
 from mdl_physpre import __version__
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.backbones.registry import backbone_class, build_backbone
+from mdl_physpre.potentials.base import Backbone
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import refuse_earlier_layout
 from mdl_physpre.runs.stage import hash_of, read_json, write_json
@@ -91,11 +93,23 @@ def check_devices(config: Config) -> torch.device:
 
 
 def data_of_run(folder: Path, config: Config) -> RunData:
-    """The data of a run, after a look at the devices; and a record of both, of the configuration and the machine."""
+    """The data of a run, after a look at devices and network; and a record of configuration, data and machine.
+
+    Raises ConfigError where the network cannot be built: better known now than after the fit.
+    """
     device = check_devices(config)
+    backbone_class(config.model.name)
     data = load_data(config)
+    with torch.random.fork_rng(devices=[]):
+        network_of(config, data)
     record_setup(folder, config, data, device)
     return data
+
+
+def network_of(config: Config, data: RunData) -> Backbone:
+    """A new network for the elements of the data. Raises ConfigError for a name or hyperparameter that is unknown."""
+    model = config.model
+    return build_backbone(model.name, elements=data.elements, cutoff=model.cutoff, **model.hyperparameters)
 
 
 def record_setup(folder: Path, config: Config, data: RunData, device: torch.device) -> None:

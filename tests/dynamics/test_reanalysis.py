@@ -142,7 +142,7 @@ def test_foreign_and_damaged_trajectories(tmp_path: Path) -> None:
         judge_trajectory([frames[0], crystals(2)[1]])
     with pytest.raises(DataError, match="cannot be read"):
         judge_trajectory(tmp_path / "nothing.extxyz")
-    with pytest.raises(DataError, match="not the result of a finished run"):
+    with pytest.raises(DataError, match="holds no verdicts.json; give a folder"):
         judge_run(tmp_path)
     simulate(Morse(), crystals(1), with_(trajectory_interval=1, steps=30), tmp_path)
     path = tmp_path / "trajectories" / "00000.extxyz"

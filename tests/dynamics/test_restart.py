@@ -9,14 +9,18 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk
 
 from mdl_physpre.dynamics.running.simulate import simulate
+from mdl_physpre.dynamics.running.storage import RENAMED, run_key
 from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.potentials import CGCNN, EAMInteraction, M3GNet, TorchMDET
 from tests.helpers.pair_potentials import AttractiveGold, Killed, Morse, Slow
 from tests.helpers.processes import environment
 from tests.helpers.small_structures import clusters, crystals, with_
@@ -216,8 +220,36 @@ def test_what_a_result_depends_on(tmp_path: Path) -> None:
     assert calls() == 5
 
 
-def test_classes_are_known_by_the_names_that_stored_states_have():
-    from mdl_physpre.dynamics.running.storage import RENAMED
-    from mdl_physpre.potentials import HybridPotential
+CELL = {"elements": ["Cu"], "cutoff": 4.0}
+STORED = {  # written by version 0.1.0 before its modules moved
+    CGCNN: ({"dim1": 4, "dim2": 4, "gc_count": 1, "post_fc_count": 1, "edge_dim": 5}, "aee0bf4ae82d036ad44d4fc3"),
+    M3GNet: (
+        {"num_blocks": 1, "units": 4, "threebody_cutoff": 3.0, "max_l": 2, "max_n": 2, "max_z": 30},
+        "9c05f472aa68bdc64ec860b7",
+    ),
+    TorchMDET: (
+        {
+            "hidden_channels": 8, "num_layers": 1, "num_rbf": 4, "num_heads": 2, "post_hidden_channels": 4,
+            "num_post_layers": 1, "max_z": 30,
+        },
+        "43e834d3ba29dd0c2ed3f630",
+    ),
+    EAMInteraction: ({"n_basis": 2}, "9b7515f712e3701378d3e245"),
+}  # fmt: skip
 
-    assert f"{HybridPotential.__module__}.{HybridPotential.__qualname__}" in RENAMED
+
+@pytest.mark.parametrize("potential", STORED)
+def test_results_of_an_earlier_version_are_known_again(potential):
+    hyperparameters, key = STORED[potential]
+    made = potential(**CELL, **hyperparameters)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.fill_(0.125)
+    assert run_key(made, [bulk("Cu")], ["0"], [DynamicsSettings(temperature=600.0, steps=20)], [0]) == key
+
+
+def test_every_class_of_this_package_keeps_its_name_in_keys():
+    for name in RENAMED:
+        module, _, cls = name.rpartition(".")
+        spec = find_spec(module)  # not imported: some need packages that are not there
+        assert spec and spec.origin and f"class {cls}(" in Path(spec.origin).read_text(), name

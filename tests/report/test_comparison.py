@@ -8,7 +8,7 @@ import pytest
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.verdict import REASONS, make_verdict
 from mdl_physpre.errors import DataError
-from mdl_physpre.report.comparison import PROTOCOL, compare, format_comparison, paired_counts
+from mdl_physpre.report.comparison import PROTOCOL, compare, format_comparison, paired_counts, read_simulations
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Simulation
 from mdl_physpre.runs.stage import write_json
@@ -151,3 +151,22 @@ def test_a_folder_without_verdicts(tmp_path):
     (tmp_path / "verdicts.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         compare([tmp_path])
+
+
+def test_networks_of_a_run_are_told_apart(tmp_path):
+    """By the folder of a network, of its dynamics, or of the run."""
+    names = ("baseline", "pretrain-2")
+    for k, name in enumerate(names):
+        stored(tmp_path / "3-networks" / name / "dynamics", set(range(5 * k)))
+    networks = [tmp_path / "3-networks" / name for name in names]
+    assert [s.name for s in read_simulations(networks)] == list(names)
+    assert [s.name for s in read_simulations([n / "dynamics" for n in networks])] == list(names)
+    whole = f"{tmp_path.name}: "
+    assert [s.name for s in read_simulations([tmp_path])] == [whole + name for name in names]
+
+
+def test_a_setting_that_came_later_has_its_default(tmp_path):
+    known = DynamicsSettings().model_dump(mode="json")
+    stored(tmp_path / "new", {1}, **known)
+    stored(tmp_path / "old", {1}, **{k: v for k, v in known.items() if k != "observers"})
+    assert not compare([tmp_path / "old", tmp_path / "new"]).differing_settings

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.training.arms import PARTS, Arm, parse_arm, parse_arms, parts_by_name
+from mdl_physpre.training.arms import PARTS, Arm, Part, parse_arm, parse_arms, parts_by_name
 from mdl_physpre.training.settings import TrainingSettings
 
 
@@ -89,3 +89,16 @@ def test_every_part_describes_itself():
         assert part.description.endswith(".")
         assert all(field.description for field in part.Settings.model_fields.values())
     assert parse_arm("sam+mdl_physpre.training.parts:Hybrid").name == "sam+hybrid"
+
+
+class Slow(Part):
+    name = "slow"
+
+
+class SlowMore(Part):
+    name = "slowmore"
+
+
+def test_an_arm_of_import_paths_has_the_names_of_its_parts():
+    """Also where one path is the beginning of another."""
+    assert parse_arm(f"{__name__}:Slow+{__name__}:SlowMore+sam").name == "slow+slowmore+sam"

@@ -188,3 +188,11 @@ def test_every_spelling_stands_on_the_page_of_the_host():
     page_of_host = (ROOT / "docs" / "matdeeplearn.md").read_text()
     for theirs, ours in SAME.items():
         assert f"| `{theirs}` | `{ours}` |" in page_of_host
+
+
+def test_an_override_in_the_hosts_spelling_is_named_once(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(tmp_path, LEAST), ["optim.optimizer.optimizer_type=SGD"])
+    assert str(error.value) == f"{tmp_path / 'c.yml'}: optim.optimizer.optimizer_type: found 'SGD'; known: AdamW"
+    with pytest.raises(ConfigError, match="physpre.sam: found 3; expected a section of keys"):
+        load_config(write(tmp_path, LEAST), ["physpre.sam=3"])

@@ -23,7 +23,7 @@ from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.runs.read import read_run, read_summary
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
-from mdl_physpre.workflow.run import run
+from mdl_physpre.workflow.run import fit_only, run
 
 CONFIG = """
 dataset: {{src: {data}, split: {{test: 4, val: 4}}}}
@@ -126,6 +126,20 @@ def test_the_pretrained_arm_alone_and_online(finished, config, tmp_path):
     first, second = (found.arms["pretrain"] for found in (online, alone))
     assert first.training["pretrain"].structures == second.training["pretrain"].structures
     assert first.errors_before_finetuning["test"].forces_mae != second.errors_before_finetuning["test"].forces_mae
+
+
+@pytest.mark.parametrize("start", [run, fit_only])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("model.cutof=3", "no hyperparameter 'cutof': did you mean 'cutoff'"),
+        ("model.name=CGCN", "unknown backbone 'CGCN'"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_said_before_the_fit(config, tmp_path, start, change, words):
+    with pytest.raises(ConfigError, match=words):
+        start(config, [change], out=tmp_path / "run")
+    assert not list(tmp_path.rglob("1-eam"))
 
 
 def test_a_given_teacher_takes_the_zero_of_energy_of_the_data(finished, config, tmp_path):

@@ -92,6 +92,11 @@ def judge_run(out: str | Path) -> list[Verdict]:
     DataError : no ``verdicts.json``, or a trajectory that is missing.
     """
     path = Path(out) / VERDICTS
+    if not path.is_file():
+        raise DataError(
+            f"{out}: holds no {VERDICTS}; give a folder that physpre md --out has finished, or that of a network's "
+            "dynamics in a run (3-networks/NETWORK/dynamics)"
+        )
     try:
         stored = json.loads(path.read_text())
         known = DynamicsSettings.model_fields

@@ -35,7 +35,18 @@ TRAJECTORIES, FAILING, PARTS, DIVISION = "trajectories", "failing_frames", "part
 LOCK_WAIT = 10.0  # s; the processes of a run that was killed need a moment to notice
 FAILING_AT_MOST = 200  # structures whose frames are kept, so that 10,000 that break do not fill a disk
 
-RENAMED = {"mdl_physpre.potentials.sum.HybridPotential": "mdl_physpre.potentials.hybrid.HybridPotential"}
+RENAMED = {
+    f"mdl_physpre.potentials.{now}": f"mdl_physpre.potentials.{before}"
+    for now, before in {
+        "sum.HybridPotential": "hybrid.HybridPotential",
+        "eam.potential.EAMInteraction": "eam.EAMInteraction",
+        "backbones.cgcnn.network.CGCNN": "cgcnn.CGCNN",
+        "backbones.m3gnet.network.M3GNet": "m3gnet.M3GNet",
+        "backbones.torchmd_et.network.TorchMDET": "torchmd_et.TorchMDET",
+        "adapters.from_ase.CalculatorPotential": "from_calculator.CalculatorPotential",
+        "adapters.torchsim.TorchSimPotential": "torchsim.TorchSimPotential",
+    }.items()
+}
 """Classes by the names that they had when runs began that may still go on."""
 
 

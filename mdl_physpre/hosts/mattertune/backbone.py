@@ -31,8 +31,8 @@ from mdl_physpre.structures.neighbours import neighbour_list
 class PhyspreM3GNetConfig(FinetuneModuleBaseConfig):
     """Configuration of the backbone ``physpre-m3gnet``.
 
-    The sizes (``elements`` to ``energy_scale``) are those of :class:`mdl_physpre.M3GNet`. Left at null they are the
-    checkpoint's, or the defaults; given beside a checkpoint they have to agree with it.
+    The sizes (``elements`` to ``energy_scale``) are those of :class:`~mdl_physpre.potentials.M3GNet`. Left at null they
+    are the checkpoint's, or the defaults; given beside a checkpoint they have to agree with it.
     """
 
     name: Literal["physpre-m3gnet"] = "physpre-m3gnet"

@@ -17,7 +17,7 @@ from mdl_physpre.potentials.open import open_potential
 SIZES = (
     "elements", "num_blocks", "units", "max_l", "max_n", "cutoff", "threebody_cutoff", "max_z", "energy_scale",
 )  # fmt: skip
-"""Arguments of :class:`mdl_physpre.M3GNet` that the backbone's configuration has too."""
+"""Arguments of :class:`~mdl_physpre.potentials.M3GNet` that the backbone's configuration has too."""
 
 
 def build_network(checkpoint: str | None, sizes: Mapping[str, Any], normalizers: Mapping[str, Any]) -> M3GNet:

@@ -10,7 +10,7 @@ from ase.data import chemical_symbols
 
 from mdl_physpre import __version__
 from mdl_physpre.potentials.checkpoints.own import read_checkpoint
-from mdl_physpre.report.tables.text import ERRORS, counted, markdown_table
+from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_name, markdown_table
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.summary import NetworkResult, SetCounts
 from mdl_physpre.structures.labels import LABELS
@@ -67,7 +67,7 @@ def source_files(config: Mapping[str, Any]) -> list[str]:
 def card(run: Run, network: NetworkResult, hashes: Mapping[str, str]) -> str:
     """The card of one network as Markdown."""
     config = run.config
-    model = {k: v for k, v in config["model"].items() if k != "name" and v is not None}
+    model = {k: v for k, v in config["model"].items() if k not in ("name", "cutoff") and v is not None}
     cutoff = config["model"]["cutoff"]
     file = Path(network.checkpoint).name
     facts = [
@@ -92,7 +92,7 @@ def card(run: Run, network: NetworkResult, hashes: Mapping[str, str]) -> str:
     if network.dynamics:
         s, c = network.dynamics.settings, network.dynamics.counts
         dynamics = (
-            f"{s['ensemble'].upper()} at {s['temperature']:g} K, {s['steps']} steps of {s['timestep']:g} fs: "
+            f"{ensemble_name(s)} at {s['temperature']:g} K, {s['steps']} steps of {s['timestep']:g} fs: "
             f"{counted(c.failed)} structures failed, {counted(c.overlap)} by atom overlap, {counted(c.lindemann)} by "
             "the Lindemann index. In brackets: Wilson 95 % intervals over structures."
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.dynamics.verdicts.verdict import Count, Verdict
-from mdl_physpre.report.tables.text import ERRORS, counted, error_sources, other_reasons, worded
+from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_name, error_sources, other_reasons, worded
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
 from mdl_physpre.structures.labels import LABELS
@@ -70,10 +70,10 @@ def stability_table(run: Run) -> Table | None:
     rows: list[list[str]] = []
     values: list[list[Any]] = []
     for arm, d in found.items():
-        c, ensemble = d.counts, d.settings["ensemble"]
+        c, ensemble, called = d.counts, d.settings["ensemble"], f"{arm} ({ensemble_name(d.settings)})"
         time = c.median_failing_time_fs
         rows.append([
-            f"{arm} ({ensemble.upper()})", str(c.networks), *map(counted_each, (c.failed, c.overlap, c.lindemann)),
+            called, str(c.networks), *map(counted_each, (c.failed, c.overlap, c.lindemann)),
             other_reasons(c, words=True), shown(None if time is None else time / 1000, "{:.3g}"),
         ])  # fmt: skip
         for reason, part in (("failed", c.failed), ("lindemann", c.lindemann), *c.by_reason.items()):

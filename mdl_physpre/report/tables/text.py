@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.dynamics.verdicts.verdict import Count, Counts, Verdict
@@ -99,6 +99,12 @@ def some_dynamics(summary: Summary) -> Dynamics | None:
     return next((arm.dynamics for arm in summary.arms.values() if arm.dynamics), None)
 
 
+def ensemble_name(settings: Mapping[str, Any]) -> str:
+    """An ensemble in words: ``NVT``; one of somebody else by its import path as it is."""
+    name: str = settings["ensemble"]
+    return name.upper() if name.isidentifier() else name
+
+
 def protocol(summary: Summary) -> str:
     """What was simulated, and what counts as broken."""
     found = some_dynamics(summary)
@@ -107,7 +113,7 @@ def protocol(summary: Summary) -> str:
     s, networks = found.settings, found.counts.networks
     several = f" with each of {networks} networks for every arm" if networks > 1 else ""
     return (
-        f"{found.counts.n // networks} test structures{several}, {s['ensemble'].upper()} at {s['temperature']:g} K, "
+        f"{found.counts.n // networks} test structures{several}, {ensemble_name(s)} at {s['temperature']:g} K, "
         f"{s['steps']} steps of {s['timestep']:g} fs. Broken, that is failed: the smallest distance falls to "
         f"{s['overlap_ratio']:g} of its start (atom overlap), or a Lindemann index passes {s['lindemann_local']:g} "
         f"(one atom) or {s['lindemann_global']:g} (mean)."

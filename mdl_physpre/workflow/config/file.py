@@ -21,8 +21,8 @@ SPELLINGS = "mdl_physpre.spellings"
 """Entry-point group of functions that translate the spelling of another program: (sections, source) → sections."""
 
 
-def _override(raw: dict[str, Any], text: str) -> str:
-    """Put ``section.key=value`` in; returns the key."""
+def _override(raw: dict[str, Any], text: str) -> None:
+    """Put ``section.key=value`` in."""
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise ConfigError(f"{text!r} is not of the form section.key=value")
@@ -38,7 +38,6 @@ def _override(raw: dict[str, Any], text: str) -> str:
         here[last] = numbers(yaml.safe_load(value))
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: {value!r} is not YAML: {error}") from None
-    return key
 
 
 def _without_bare_keys(raw: Any) -> Any:
@@ -73,11 +72,11 @@ def translated(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     return found
 
 
-def _with_override(raw: dict[str, Any], text: str) -> None:
+def _with_override(raw: dict[str, Any], text: str, source: str) -> None:
     """Put ``section.key=value`` in, in whatever spelling."""
     alone: dict[str, Any] = {}
-    key = _override(alone, text)
-    ours = translated(alone, key)
+    _override(alone, text)
+    ours = translated(alone, source)
     if ours == alone:
         _override(raw, text)
         return
@@ -162,7 +161,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(path)
     raw = translated(read_raw(path), str(path))
     for text in overrides:
-        _with_override(raw, text)
+        _with_override(raw, text, str(path))
     task = raw.get("task")
     raw["task"] = task = dict(task) if isinstance(task, dict) else {}
     if not task.get("identifier"):

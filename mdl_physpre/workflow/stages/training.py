@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from ase import Atoms
 
-from mdl_physpre.potentials.backbones.registry import build_backbone
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet
@@ -26,6 +25,7 @@ from mdl_physpre.training.two_stage import initial_potential, train_arm
 from mdl_physpre.utils.record import Record
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
+from mdl_physpre.workflow.setup import network_of
 from mdl_physpre.workflow.stages.eam import fitted_eam
 from mdl_physpre.workflow.stages.teacher import load_teacher
 
@@ -92,8 +92,7 @@ def training_stage(
         logger.info("training, %s", network.name)
         stage.begin()
         material = run_material(folder, config, data, torch.device(device))
-        build = partial(build_backbone, model.name, elements=data.elements, cutoff=cutoff, **model.hyperparameters)
-        potential = initial_potential(build, arm, material, network.seed)
+        potential = initial_potential(partial(network_of, config, data), arm, material, network.seed)
         if before:
             copy_trainings(folder / NETWORKS, stage.folder, arm.stages, before)
         trained = train_arm(arm, potential, material, settings, stage.folder, cache_dir=config.physpre.cache_dir)
