@@ -20,6 +20,7 @@ ROWS = [
     ["eam_fit"],
     ["pretraining"],
     ["training", "dynamics"],
+    ["stress_tests"],
     ["runs"],
     ["report"],
     ["workflow"],

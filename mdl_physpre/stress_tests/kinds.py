@@ -1,0 +1,57 @@
+"""What a stress test is: a scale that rises until a structure breaks, and how one goes along it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ase import Atoms
+
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.stress_tests.result import BreakingPoint
+from mdl_physpre.utils.registry import Registry
+from mdl_physpre.utils.settings import Settings
+
+
+class StressTest(ABC):
+    """One kind of stress test.
+
+    Attributes
+    ----------
+    quantity, unit : of its scale, such as ``temperature`` and ``K``.
+    Settings : its settings.
+
+    Parameters
+    ----------
+    settings : an instance of ``Settings``.
+    """
+
+    quantity: ClassVar[str]
+    unit: ClassVar[str]
+    Settings: ClassVar[type[Settings]]
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def run(
+        self, potential: Potential, structures: Sequence[Atoms], out: Path | None, progress: bool = True
+    ) -> list[BreakingPoint]:
+        """Where each structure breaks, in order.
+
+        Parameters
+        ----------
+        potential : forces come from it, on its device and in its precision.
+        structures : where each begins.
+        out : folder for the state to continue from and for the frames at which structures broke; ``None``: neither.
+        """
+
+
+STRESS_TESTS: Registry[StressTest] = Registry(
+    "stress test",
+    "mdl_physpre.stress_tests",
+    StressTest,
+    {},
+)

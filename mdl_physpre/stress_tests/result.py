@@ -1,0 +1,47 @@
+"""What a stress test found: the point at which each structure broke, on a scale that rises from 0 or a start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mdl_physpre.utils.record import Record
+
+
+class BreakingPoint(Record):
+    """Where one structure broke.
+
+    structure_id, index, formula, n_atoms : what names it; ``index`` is its place in the list of structures.
+    value : the point of the scale, in the unit of the test, at which it broke; where it did not, the end of the scale
+        that it reached (a censored observation).
+    broken : whether it broke.
+    reason, text : why, as the reasons of a :class:`~mdl_physpre.dynamics.Verdict`, and in a sentence.
+    step : of the dynamics or of the ladder, at which it broke or ended.
+    metrics : what else was measured; ``None`` where a number is not finite.
+    """
+
+    structure_id: str
+    index: int
+    formula: str
+    n_atoms: int
+    value: float
+    broken: bool
+    reason: str | None = None
+    text: str = ""
+    step: int = 0
+    metrics: dict[str, Any] = {}
+
+
+class StressResult(Record):
+    """One stress test of all structures with one potential.
+
+    test : its registered name: ``heating``, ``compression``, ``collisions``, ``random_starts``, …
+    quantity, unit : of the scale, such as ``temperature`` and ``K``.
+    points : of each structure, in order. settings : of the test. seconds : that it took.
+    """
+
+    test: str
+    quantity: str
+    unit: str
+    points: tuple[BreakingPoint, ...]
+    settings: dict[str, Any] = {}
+    seconds: float = 0.0
