@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ from mdl_physpre.utils.registry import Registry
 from mdl_physpre.utils.settings import Settings
 
 
-class StressTest(ABC):
+class StressTest:
     """One kind of stress test.
 
     Attributes
@@ -35,7 +34,6 @@ class StressTest(ABC):
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
-    @abstractmethod
     def run(
         self, potential: Potential, structures: Sequence[Atoms], out: Path | None, progress: bool = True
     ) -> list[BreakingPoint]:
@@ -47,6 +45,7 @@ class StressTest(ABC):
         structures : where each begins.
         out : folder for the state to continue from and for the frames at which structures broke; ``None``: neither.
         """
+        raise NotImplementedError
 
 
 STRESS_TESTS: Registry[StressTest] = Registry(
