@@ -21,6 +21,7 @@ from mdl_physpre.dynamics.verdicts.verdict import Counts
 from mdl_physpre.runs.layout import DATA, DYNAMICS, EAM, ERRORS, PRETRAINING_SET, SUMMARY, TEACHER, Network, Plan
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.stage import read_json, stage_result, write_json
+from mdl_physpre.stress_tests.result import StressResult
 from mdl_physpre.utils.record import Record
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -105,6 +106,7 @@ class NetworkResult(Record):
     checkpoint : its file, from the folder of the run on.
     errors, errors_before_finetuning, force_angles : by test set; the second where it was pretrained.
     training : by stage, ``pretrain`` and ``finetune``.
+    stress : by the name of the test, those that are done.
     """
 
     name: str
@@ -116,6 +118,7 @@ class NetworkResult(Record):
     force_angles: dict[str, ForceAlignment] = {}
     training: dict[str, TrainingStage] = {}
     dynamics: Dynamics | None = None
+    stress: dict[str, StressResult] = {}
 
 
 class ArmResult(Record):
@@ -224,6 +227,7 @@ def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult 
         checkpoint=trained["checkpoint"],
         training=trained["training"],
         dynamics=(stage_result(place / DYNAMICS) or None) if plan.dynamics else None,
+        stress={name: found for name in plan.stress if (found := stage_result(network.stress_folder(folder, name)))},
         **{key: found for key, found in tested.items() if key != "seconds"},
     )
 

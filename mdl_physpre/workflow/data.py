@@ -19,6 +19,7 @@ from mdl_physpre.structures.check import require_labels
 from mdl_physpre.structures.labels import label_counts
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.splits import format_label_counts, split_structures
+from mdl_physpre.structures.supercell import enlarge
 from mdl_physpre.workflow.config.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,11 @@ class RunData:
     def sets(self) -> dict[str, list[Atoms]]:
         """All sets by name."""
         return {"train": self.train, "val": self.val, **self.test_sets}
+
+    def drawn_tests(self, n: int, min_atoms: int, seed: int) -> list[Atoms]:
+        """``n`` test structures, drawn at random by seed, as large as asked for; all where there are fewer."""
+        picked = np.random.default_rng([seed, 4]).permutation(len(self.test))[:n]
+        return [enlarge(self.test[k], min_atoms) for k in sorted(picked)]
 
     def counts(self) -> dict[str, SetCounts]:
         """Structures, atoms and labels of each set."""

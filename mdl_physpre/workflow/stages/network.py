@@ -1,4 +1,4 @@
-"""The third stage of a run: each network is trained, tested and simulated.
+"""The third stage of a run: each network is trained, tested, simulated, and put to stress tests.
 
 The networks of an arm are replicas that differ in their seed alone: their initial weights, the order of structures in
 training, and the velocities at the start of the dynamics. Data, embedded-atom potential and pretraining set are the
@@ -11,22 +11,19 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from ase import Atoms
-
 from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.dynamics.verdicts.verdict import summarise
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.runs.layout import DYNAMICS, PRETRAINING_SET, Network, Plan
 from mdl_physpre.runs.stage import Stage, decisive, stage_key
 from mdl_physpre.runs.summary import NetworkResult, network_result
-from mdl_physpre.structures.supercell import enlarge
 from mdl_physpre.utils.devices import device_of_parameters
 from mdl_physpre.utils.processes import Piece, run_in_processes
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.setup import device_of, threads
 from mdl_physpre.workflow.stages.errors import errors_stage
+from mdl_physpre.workflow.stages.stress import stress_stage
 from mdl_physpre.workflow.stages.training import training_stage
 
 logger = logging.getLogger(__name__)
@@ -51,13 +48,15 @@ def _in_process(folder: str, config: Config, plan: Plan, network: Network) -> No
 
 
 def network_stages(folder: Path, config: Config, data: RunData, plan: Plan, network: Network) -> NetworkResult:
-    """3: one network is trained, tested and simulated, on one device."""
+    """3: one network is trained, tested, simulated and put to stress tests, on one device."""
     device = device_of(config, plan.networks.index(network))
     pretraining_key = stage_key(folder / PRETRAINING_SET) if network.arm.uses_pretraining_set else ""
     potential, key = training_stage(folder, config, data, network, pretraining_key, device)
     errors_stage(folder, data, network, potential, key, with_eam=plan.eam)
     if plan.dynamics:
         dynamics_stage(folder, config, data, network, potential, key)
+    if plan.stress:
+        stress_stage(folder, config, data, network, potential, key)
     found = network_result(folder, network, plan)
     assert found is not None
     return found
@@ -67,7 +66,8 @@ def dynamics_stage(
     folder: Path, config: Config, data: RunData, network: Network, potential: Potential, key: str
 ) -> None:
     """3, dynamics: of test structures, the same for each network, each judged while it runs."""
-    structures = dynamics_structures(config, data)
+    wanted = config.physpre.dynamics
+    structures = data.drawn_tests(wanted.n_structures, wanted.min_atoms, config.task.seed)
     compiled = config.task.compiles_on(str(device_of_parameters(potential)))
     settings = config.dynamics_settings().changed(seed=network.seed, compile=compiled)
     sizes = [len(atoms) for atoms in structures]
@@ -80,10 +80,3 @@ def dynamics_stage(
     verdicts = simulate(potential, structures, settings, out=stage.folder)
     failing_steps = [verdict.first_failing_step for verdict in verdicts]
     stage.finish({"counts": summarise(verdicts), "failing_steps": failing_steps, "settings": settings.model_dump()})
-
-
-def dynamics_structures(config: Config, data: RunData) -> list[Atoms]:
-    """``n_structures`` test structures, drawn at random by seed; all where there are fewer."""
-    wanted = min(config.physpre.dynamics.n_structures, len(data.test))
-    picked = np.random.default_rng([config.task.seed, 4]).permutation(len(data.test))[:wanted]
-    return [enlarge(data.test[k], config.physpre.dynamics.min_atoms) for k in sorted(picked)]
