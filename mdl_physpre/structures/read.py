@@ -17,6 +17,8 @@ from mdl_physpre.errors import ConfigError, DataError, nearest
 from mdl_physpre.structures.check import check_structures
 from mdl_physpre.structures.formats.base import format_to_read, formats, known_formats, unknown
 from mdl_physpre.structures.label_sources import assign_labels
+from mdl_physpre.structures.plausibility import check_units_of_labels
+from mdl_physpre.structures.units import check_units, convert_labels
 from mdl_physpre.utils.files import existing_file
 from mdl_physpre.utils.progress import progress
 
@@ -27,6 +29,7 @@ def read_structures(
     path: str | Path,
     keys: Mapping[str, str] | None = None,
     *,
+    units: Mapping[str, str] | None = None,
     format: str | None = None,
     elements: Iterable[str] | None = None,
     check: bool = True,
@@ -40,12 +43,16 @@ def read_structures(
         MPtrj or ASE, told apart by content); any other that ASE reads (.traj, .cif, POSCAR, …); or "load-atoms:NAME".
     format : its format by name instead, or by the import path of a class of
         :class:`~mdl_physpre.structures.formats.base.Format`.
-    keys : where labels stand, {"energy": …, "forces": …, "stress": …}, any of them; names of entries of ``info``,
-        ``arrays`` or calculator results. Then ``REF_energy``, ``REF_forces``, ``REF_stress`` count, then calculator
-        results. Energies are totals in eV, forces eV/Å, stress eV/Å³ with tension positive, as (6,) in Voigt order,
-        (3, 3) or (1, 3, 3).
+    keys : where labels stand, {"energy": …, "forces": …, "stress": …, "virial": …}, any of them; names of entries of
+        ``info``, ``arrays`` or calculator results. Then ``REF_energy``, ``REF_forces``, ``REF_stress`` count, then
+        calculator results. Energies are totals in eV, forces eV/Å, stress eV/Å³ with tension positive, as (6,) in Voigt
+        order, (3, 3) or (1, 3, 3); a virial, eV, counts where there is no stress. Of two energies that a code gives,
+        ``energy`` counts (ASE: extrapolated to zero smearing); for the other, {"energy": "free_energy"}.
+    units : of labels that are in others, {"energy": "Hartree", "forces": "Hartree/Bohr", "stress": "kbar"}; with a
+        minus sign before it of the other sign.
     elements : only structures that hold nothing but these elements (symbols).
-    check : whether to check the structures (``check_structures``).
+    check : whether to check the structures (``check_structures``), and the units of their labels
+        (``check_units_of_labels``).
     options : of some formats, left out by others: ``energy``, "corrected" (default) or "uncorrected", MPtrj; ``root``,
         download folder, load-atoms.
 
@@ -60,8 +67,10 @@ def read_structures(
     ConfigError : an unknown option or label, or a value that an option does not take.
     """
     source, wanted = str(path), _symbols(elements)
+    factors = check_units(units or {})
     structures = _read(Path(path).expanduser(), format, {"elements": wanted, **options})
     assign_labels(structures, keys, source)
+    convert_labels(structures, factors)
     _assign_ids(structures, source)
     indices: Sequence[int] = range(len(structures))
     if wanted:
@@ -72,13 +81,14 @@ def read_structures(
         raise DataError(f"{source}: holds no structure{only}")
     if check:
         check_structures(list(progress(structures, description="checking")), source, indices=indices)
+        check_units_of_labels(structures, source)
     logger.info("%s: %d structures, %d atoms", source, len(structures), sum(len(a) for a in structures))
     return structures
 
 
 def _read(path: Path, format: str | None, options: dict[str, Any]) -> list[Atoms]:
     if len(options) > 1:  # beside the elements
-        known = {"format", "elements", "check"}.union(*(one.options for one in formats()))
+        known = {"format", "elements", "check", "units"}.union(*(one.options for one in formats()))
         for name in options:
             if name not in known:
                 raise ConfigError(f"read_structures: unknown option {name!r}; {nearest(name, known)}")
