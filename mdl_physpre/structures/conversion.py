@@ -9,6 +9,7 @@ from typing import Any
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.formats.base import format_to_write
+from mdl_physpre.structures.label_sources import look_like_labels
 from mdl_physpre.structures.labels import label_counts
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.write import write_structures
@@ -40,6 +41,10 @@ def convert(
         raise DataError(f"{target}: input and output are the same file; give another name")
     structures = read_structures(source, keys=keys, **options)
     warnings = chosen.losses(structures)
+    warnings += [
+        f"{name} looks like {label} and was not read as that; name it in keys ({label}={name})"
+        for name, label in look_like_labels(structures).items()
+    ]
     write_structures(target, structures)
     for text in warnings:
         logger.warning("%s: %s", target, text)

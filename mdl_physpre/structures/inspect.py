@@ -13,7 +13,8 @@ from ase.data import chemical_symbols
 from scipy.spatial import cKDTree
 
 from mdl_physpre.structures.check import describe
-from mdl_physpre.structures.labels import get_labels, label_counts, largest_force
+from mdl_physpre.structures.label_sources import look_like_labels
+from mdl_physpre.structures.labels import LABELS, get_labels, label_counts, largest_force
 from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 from mdl_physpre.structures.splits import format_label_counts
 from mdl_physpre.utils.progress import progress
@@ -43,7 +44,7 @@ def inspect_structures(
     Returns
     -------
     {"sets": {name: {"structures", "atoms", "atoms_per_structure" [min, median, max], "elements" {symbol: structures},
-    "periodic", "labels", "ranges", "info"}}, "closest_pairs": [{"pair", "distance" (Å, None beyond 10 Å), "set",
+    "periodic", "labels", "ranges", "info", "columns", "other results", "unread labels"}}, "closest_pairs": [{"pair", "distance" (Å, None beyond 10 Å), "set",
     "structure"}], "duplicates": [{"sets", "number", "examples"}]}; all of it can be written as JSON.
     """
     sets: dict[str, Sequence[Atoms]] = (
@@ -92,6 +93,8 @@ def _describe_set(structures: Sequence[Atoms]) -> dict[str, Any]:
     sizes = [len(a) for a in structures] or [0]
     elements = Counter(s for a in structures for s in set(a.symbols))
     keys = Counter(str(k) for a in structures for k in a.info if k != "structure_id")
+    columns = Counter(str(k) for a in structures for k in a.arrays if k not in ("numbers", "positions"))
+    results = Counter(str(k) for a in structures if a.calc is not None for k in getattr(a.calc, "results", ()))
     return {
         "structures": len(structures),
         "atoms": int(sum(sizes)),
@@ -102,6 +105,9 @@ def _describe_set(structures: Sequence[Atoms]) -> dict[str, Any]:
         "labels": label_counts(structures),
         "ranges": _ranges(structures),
         "info": dict(keys.most_common(20)),
+        "columns": dict(columns.most_common(20)),
+        "other results": {k: n for k, n in results.items() if k not in LABELS},
+        "unread labels": look_like_labels(structures),
     }
 
 
@@ -182,8 +188,11 @@ def format_inspection(result: Mapping[str, Any]) -> str:
             f"  {key:<22} {low:>12.4f} {mid:>12.4f} {high:>12.4f}   (smallest, median, largest)"
             for key, (low, mid, high) in part["ranges"].items()
         ]
-        if part["info"]:
-            lines.append("  info: " + ", ".join(f"{k} ({n})" for k, n in part["info"].items()))
+        for key in ("info", "columns", "other results"):
+            if part[key]:
+                lines.append(f"  {key}: " + ", ".join(f"{k} ({n})" for k, n in part[key].items()))
+        for entry, label in part["unread labels"].items():
+            lines.append(f"  {entry} looks like {label} and is not read: --key {label}={entry}, or dataset.keys")
     lines += ["", "labels", format_label_counts({name: part["labels"] for name, part in result["sets"].items()})]
     lines += ["", "closest pairs (periodic images included)"]
     for row in result["closest_pairs"]:

@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mdl_physpre.errors import ConfigError, DataError, nearest
-from mdl_physpre.structures.labels import LABELS, as_stress_matrix, set_labels
+from mdl_physpre.structures.labels import LABELS, as_stress_matrix, label_counts, set_labels
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,19 @@ def label_names(structures: Sequence[Atoms]) -> list[str]:
         if isinstance(atoms.calc, SinglePointCalculator):
             names.update(atoms.calc.results)
     return sorted(names)
+
+
+def look_like_labels(structures: Sequence[Atoms]) -> dict[str, str]:
+    """Entries that no label was taken from and that are called like one: name -> label, such as dft_force -> forces."""
+    have = label_counts(structures)
+    found = {}
+    for name in label_names(structures):
+        for word, label in (("force", "forces"), ("stress", "stress"), ("virial", "virial"), ("energy", "energy")):
+            target = "stress" if label == "virial" else label
+            if word in name.lower() and name not in LABELS and not have[target]:
+                found[name] = label
+                break
+    return found
 
 
 def _assign(atoms: Atoms, keys: Mapping[str, str]) -> tuple[dict[str, str], Any]:

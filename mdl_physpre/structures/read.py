@@ -39,8 +39,9 @@ def read_structures(
 
     Parameters
     ----------
-    path : a file, its format taken from its name: .extxyz/.xyz (also .gz), .db (ASE), .json (also .gz; MatDeepLearn,
-        MPtrj or ASE, told apart by content); any other that ASE reads (.traj, .cif, POSCAR, …); or "load-atoms:NAME".
+    path : a file, its format taken from its name: .extxyz/.xyz (also .gz), .db (ASE, SchNetPack in the units that it
+        states), .json (also .gz; MatDeepLearn, MPtrj, ASE or FitSNAP, told apart by content), .lammpstrj/.dump (LAMMPS);
+        any other that ASE reads (.traj, .cif, POSCAR, …); a folder of DeePMD-kit; or "load-atoms:NAME".
     format : its format by name instead, or by the import path of a class of
         :class:`~mdl_physpre.structures.formats.base.Format`.
     keys : where labels stand, {"energy": …, "forces": …, "stress": …, "virial": …}, any of them; names of entries of
@@ -54,7 +55,7 @@ def read_structures(
     check : whether to check the structures (``check_structures``), and the units of their labels
         (``check_units_of_labels``).
     options : of some formats, left out by others: ``energy``, "corrected" (default) or "uncorrected", MPtrj; ``root``,
-        download folder, load-atoms.
+        download folder, load-atoms; ``types``, elements in the order of the types, LAMMPS.
 
     Returns
     -------
@@ -118,6 +119,8 @@ def _read_by_ase(path: Path) -> list[Atoms]:
         raise DataError(f"{unknown(path)}; nor does ASE know it") from None
     except Exception as error:  # ASE's readers raise errors of many kinds
         raise DataError(f"{path}: ASE cannot read it ({type(error).__name__}: {error}); {known_formats()}") from error
+    if isinstance(found, list) and not found:
+        raise DataError(f"{path}: ASE finds no structure in it; did the calculation end, and is this its output?")
     return found if isinstance(found, list) else [found]
 
 

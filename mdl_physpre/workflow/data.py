@@ -72,7 +72,7 @@ def load_data(config: Config) -> RunData:
     dataset = config.dataset
 
     def read(path: str) -> list[Atoms]:
-        return read_structures(path, keys=dataset.keys, **dataset.options)
+        return read_structures(path, keys=dataset.keys, units=dataset.units, **dataset.options)
 
     if isinstance(dataset.src, dict):
         train, val, test = _given_files(config, read)
@@ -91,9 +91,10 @@ def load_data(config: Config) -> RunData:
             raise DataError(
                 f"the {name} set is empty; give dataset.split sizes, or files, that leave structures for it"
             )
-    how = dataset.model_dump(exclude={"src", "extra_tests"})
+    how = dataset.model_dump(exclude={"src", "extra_tests", *(() if dataset.units else ("units",))})
     key = hash_of({"files": _hashes(sources), "dataset": how, "seed": config.task.seed})
-    extra_key = hash_of({"files": _hashes(dataset.extra_tests), "keys": dataset.keys, "options": dataset.options})
+    extra: dict[str, Any] = {"files": _hashes(dataset.extra_tests), "keys": dataset.keys, "options": dataset.options}
+    extra_key = hash_of({**extra, "units": dataset.units} if dataset.units else extra)
     data = RunData(train, val, test, extra, key, extra_key)
     for name, part in (("training set", train), ("validation set", val)):
         require_labels(part, config.optim.weights(), name)

@@ -23,6 +23,7 @@ TENSORS = ("stress", "virial")
 PAIR = re.compile(
     r"""([^\s="'{}\[\]]+)\s*=\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{[^}]*\}|\[[^\]]*\]|\S*)""", re.DOTALL
 )
+PROPERTIES = re.compile(r"[^:]+:[SRIL]:\d+(:[^:]+:[SRIL]:\d+)*")
 TRUE, FALSE = {"t", "true", ".true.", "1", "yes"}, {"f", "false", ".false.", "0", "no"}
 
 
@@ -49,6 +50,11 @@ def parse_header(line: str) -> dict[str, Any]:
             info[name] = _tensor(name, given)
             if is_asymmetric(given):
                 info[ASYMMETRIC] = True
+    if "Properties" in info and not PROPERTIES.fullmatch(str(info["Properties"])):
+        raise DataError(
+            f"Properties is {str(info['Properties'])[:60]!r}; expected name:type:columns for each, types S, R, I or L, "
+            "such as species:S:1:pos:R:3"
+        )
     if "Lattice" not in info:
         _refuse_other_cell(info)
     if "pbc" in info:
@@ -109,7 +115,7 @@ def directions(text: str) -> list[bool]:
     if len(words) == 1:
         words *= 3
     if len(words) != 3 or not set(words) <= TRUE | FALSE:
-        raise DataError(f"pbc is {text[:40]}; expected T or F for each of three directions, such as pbc=\"T T F\"")
+        raise DataError(f'pbc is {text[:40]}; expected T or F for each of three directions, such as pbc="T T F"')
     return [word in TRUE for word in words]
 
 
