@@ -44,7 +44,8 @@ def inspect_structures(
     Returns
     -------
     {"sets": {name: {"structures", "atoms", "atoms_per_structure" [min, median, max], "elements" {symbol: structures},
-    "periodic", "labels", "ranges", "info", "columns", "other results", "unread labels"}}, "closest_pairs": [{"pair", "distance" (Å, None beyond 10 Å), "set",
+    "periodic", "labels", "ranges", "info", "columns",
+    "other results", "unread labels"}}, "closest_pairs": [{"pair", "distance" (Å, None beyond 10 Å), "set",
     "structure"}], "duplicates": [{"sets", "number", "examples"}]}; all of it can be written as JSON.
     """
     sets: dict[str, Sequence[Atoms]] = (

@@ -48,7 +48,8 @@ def fit_pairs(structures: Sequence[Atoms], seed: int = 0) -> PairFit | None:
     if len(usable) < 10:
         return None
     order = np.random.default_rng(seed).permutation(len(usable))[:MOST_STRUCTURES]
-    chosen, atoms = [], 0
+    chosen: list[Atoms] = []
+    atoms = 0
     for k in sorted(order):
         if atoms + len(usable[k]) <= MOST_ATOMS or len(chosen) < 10:
             chosen.append(usable[k])

@@ -86,10 +86,10 @@ def _near_frames(structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_energies(fit: PairFit, source: str) -> None:
     """Energies against those of the pair potential, what composition explains of both taken out."""
-    known = [k for k, a in enumerate(fit.structures) if get_labels(a).energy is not None]
+    energies = {k: e / len(a) for k, a in enumerate(fit.structures) if (e := get_labels(a).energy) is not None}
+    known, labels = list(energies), np.array(list(energies.values()))
     if len(known) < 10:
         return
-    labels = np.array([get_labels(fit.structures[k]).energy / len(fit.structures[k]) for k in known])
     composition = fit.composition[known]
     hat = composition @ np.linalg.pinv(composition)
     found, expected = labels - hat @ labels, fit.energies[known] - hat @ fit.energies[known]
@@ -140,7 +140,7 @@ def _check_stress(structures: Sequence[Atoms], fit: PairFit | None, source: str)
 
 
 def _against_pairs(fit: PairFit) -> tuple[float, bool] | None:
-    """The stress over that of the pair potential, with its sign, and whether it is rather a virial; ``None``: unclear."""
+    """The stress over that of the pair potential, and whether it is rather a virial; ``None``: unclear."""
     rows = [(s, fit.stress[k], a.cell.volume) for k, a in enumerate(fit.structures)
             if (s := get_labels(a).stress) is not None]  # fmt: skip
     if len(rows) < 10:

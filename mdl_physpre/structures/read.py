@@ -40,8 +40,8 @@ def read_structures(
     Parameters
     ----------
     path : a file, its format taken from its name: .extxyz/.xyz (also .gz), .db (ASE, SchNetPack in the units that it
-        states), .json (also .gz; MatDeepLearn, MPtrj, ASE or FitSNAP, told apart by content), .lammpstrj/.dump (LAMMPS);
-        any other that ASE reads (.traj, .cif, POSCAR, …); a folder of DeePMD-kit; or "load-atoms:NAME".
+        states), .json (also .gz; MatDeepLearn, MPtrj, ASE or FitSNAP, told apart by content), .lammpstrj (LAMMPS); any
+        other that ASE reads (.traj, .cif, POSCAR, …); a folder of DeePMD-kit; or "load-atoms:NAME".
     format : its format by name instead, or by the import path of a class of
         :class:`~mdl_physpre.structures.formats.base.Format`.
     keys : where labels stand, {"energy": …, "forces": …, "stress": …, "virial": …}, any of them; names of entries of

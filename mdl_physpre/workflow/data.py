@@ -93,8 +93,8 @@ def load_data(config: Config) -> RunData:
             )
     how = dataset.model_dump(exclude={"src", "extra_tests", *(() if dataset.units else ("units",))})
     key = hash_of({"files": _hashes(sources), "dataset": how, "seed": config.task.seed})
-    extra: dict[str, Any] = {"files": _hashes(dataset.extra_tests), "keys": dataset.keys, "options": dataset.options}
-    extra_key = hash_of({**extra, "units": dataset.units} if dataset.units else extra)
+    others: dict[str, Any] = {"files": _hashes(dataset.extra_tests), "keys": dataset.keys, "options": dataset.options}
+    extra_key = hash_of({**others, "units": dataset.units} if dataset.units else others)
     data = RunData(train, val, test, extra, key, extra_key)
     for name, part in (("training set", train), ("validation set", val)):
         require_labels(part, config.optim.weights(), name)

@@ -49,7 +49,7 @@ def test_a_dump_with_elements(tmp_path):
 def test_fitsnap(tmp_path):
     stress = [[10.0, 1, 0], [1, 20, 0], [0, 0, 30]]
     data = {"AtomTypes": ["Cu", "Cu"], "Positions": [[0, 0, 0], [1.8, 1.8, 0]], "Energy": -7.0, "NumAtoms": 2,
-            "Forces": [[0, 0, 0.1], [0, 0, -0.1]], "Lattice": np.diag([3.6] * 3).tolist(), "Stress": stress}  # fmt: skip
+            "Forces": [[0, 0, 0.1], [0, 0, -0.1]], "Lattice": (3.6 * np.eye(3)).tolist(), "Stress": stress}  # fmt: skip
     path = tmp_path / "a.json"
     path.write_text("# a comment\n" + json.dumps({"Dataset": {"Data": [data], "StressStyle": "kB"}}))
     labels = get_labels(read_structures(path)[0])
@@ -65,7 +65,7 @@ def test_a_folder_of_deepmd(tmp_path):
     (tmp_path / "type.raw").write_text("0 1\n")
     (tmp_path / "type_map.raw").write_text("Cu\nAu\n")
     virial = np.diag([0.3, 0.2, 0.1])
-    arrays = {"coord": np.array([[0, 0, 0, 1.8, 1.8, 0.0]] * 3), "box": np.array([np.diag([3.6] * 3).ravel()] * 3),
+    arrays = {"coord": np.array([[0, 0, 0, 1.8, 1.8, 0.0]] * 3), "box": np.array([(3.6 * np.eye(3)).ravel()] * 3),
               "energy": np.arange(3.0), "force": np.zeros((3, 6)), "virial": np.array([virial.ravel()] * 3)}  # fmt: skip
     for name, values in arrays.items():
         np.save(tmp_path / "set.000" / f"{name}.npy", values)

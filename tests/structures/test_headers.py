@@ -54,7 +54,7 @@ def test_directions_that_mean_nothing(tmp_path, text):
      ('cell="4 0 0 0 5 0 0 0 6"', "has cell and no Lattice"),
      (f'Lattice="{CELL}" stress="1 2 3"', "stress is .*; expected 6 or 9 numbers"),
      (f'Lattice="{CELL}" x="_JSON [1, "', "x is .*, which is no JSON"),
-     (f'Lattice="{CELL}" Properties=species:S:1:pos:R:3:forces:R:3', r"structure 0: line 3: 4 columns, Properties announces 7"),
+     (f'Lattice="{CELL}" Properties=species:S:1:pos:R:3:forces:R:3', "structure 0: line 3: 4 columns, .* announces 7"),
      ("Properties=species:S:1:pos:R:3:tags:I", "Properties is .*; expected name:type:columns")],
 )  # fmt: skip
 def test_what_is_wrong_is_said(tmp_path, header, message):

@@ -34,9 +34,8 @@ def parse_header(line: str) -> dict[str, Any]:
     def canonical(match: re.Match[str]) -> str:
         key, value = match[1], match[2]
         name = RESERVED.get(key.lower(), key)
-        if name in RESERVED.values():
-            if seen.setdefault(name, value) != value:
-                raise DataError(f"the header holds {name} twice, {seen[name]} and {key}={value}; keep one of them")
+        if name in RESERVED.values() and seen.setdefault(name, value) != value:
+            raise DataError(f"the header holds {name} twice, {seen[name]} and {key}={value}; keep one of them")
         return f"{name}={value}" if name in RESERVED.values() else match[0]
 
     line = PAIR.sub(canonical, line)

@@ -1,4 +1,4 @@
-"""JSON files of FitSNAP: a comment line, and one configuration in ``Dataset: {Data: […]}`` with the units of its labels.
+"""JSON files of FitSNAP: a comment line, and ``Dataset: {Data: […]}`` with the units of its labels.
 
 Stress is that of DFT codes, compression positive, in the unit that ``StressStyle`` names; energies and lengths are eV
 and Å.

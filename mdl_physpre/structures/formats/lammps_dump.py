@@ -1,4 +1,4 @@
-"""Text dumps of LAMMPS, by ASE's reader, which takes the types of atoms for atomic numbers where it finds no elements."""
+"""Text dumps of LAMMPS, by ASE's reader, which takes types of atoms for atomic numbers where there are no elements."""
 
 from __future__ import annotations
 
