@@ -39,7 +39,9 @@ Types = Annotated[str | None, typer.Option(help="Elements of the types of a LAMM
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="Structures, or load-atoms:NAME.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="Structures: a file, a folder, a pattern in quotes, or load-atoms:NAME.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=".extxyz[.gz], .db, or .json (MatDeepLearn).")],
     key: Key = None,
     unit: Unit = None,

@@ -27,11 +27,15 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class SetCounts(Record):
-    """Structures, atoms, and structures with each label, of a set of structures."""
+    """Structures, atoms, and structures with each label, of a set of structures.
+
+    in_training : structures that are suspected to be among the training structures, too.
+    """
 
     structures: int
     atoms: int
     labels: dict[str, int] = {}
+    in_training: int = 0
 
 
 class FittedEAM(Record):

@@ -26,6 +26,7 @@ USUAL_ENERGY = 0.3  # eV per atom in |σ|V: 5 GPa in 10 Å³
 LARGEST_STEP = 0.15  # Å, root mean square displacement between frames that count as near
 FEWEST_PAIRS = 5
 CLEAR = 0.7  # correlation with the pair potential from which on its word counts
+SURE, MANY = 0.85, 20  # correlation and structures from which on its word counts on a sign
 STRESS_UNITS = ("eV/Å^3", "GPa", "kbar", "bar", "MPa", "Pa", "Hartree/Bohr^3", "Ry/Bohr^3")
 CONVERT = "Convert: dataset.units={{{0}}} in a configuration, --unit {1} in convert and inspect"
 MIXED = {
@@ -96,7 +97,7 @@ def _check_energies(fit: PairFit, source: str) -> None:
     if abs(r := _correlation(expected, found)) < CLEAR or fit.force_share < CLEAR:
         return
     size = float(np.sqrt((found @ found) / (expected @ expected)))
-    if r < 0 or not 1 / 6 < size < 6:
+    if (r < -SURE and len(known) >= MANY) or (r > 0 and not 1 / 6 < size < 6):
         said = f"energies differ between structures by {np.sign(r) * size:.3g} times what the forces explain"
         _refuse_energies(source, said, float(np.sign(r)) * size)
 
@@ -118,7 +119,7 @@ def _check_stress(structures: Sequence[Atoms], fit: PairFit | None, source: str)
     found = None if fit is None else _against_pairs(fit)
     if found is not None:
         size, is_virial = found
-        if not is_virial and (_nearest_unit(size) == STRESS_UNITS[0] or _off(size) > 4):
+        if not is_virial and (not size or _nearest_unit(size) == STRESS_UNITS[0] or _off(size) > 4):
             return
         reason = f"it is about {size:.2g} times what the forces explain"
     else:
@@ -127,7 +128,7 @@ def _check_stress(structures: Sequence[Atoms], fit: PairFit | None, source: str)
             return
         size, is_virial = float(np.median(energies)) / USUAL_ENERGY, False
         reason = f"times volume it is {np.median(energies):.3g} eV per atom (median; 1 TPa gives some tens)"
-    unit = _nearest_unit(size)
+    unit = _nearest_unit(size) if size else STRESS_UNITS[0]
     likely = f"It looks as if it were in {unit.lstrip('-')}"
     likely += ", of the other sign (a pressure, compression positive)" if unit.startswith("-") else ""
     likely += f". {_advice({'stress': unit})}" + ("" if found else f"; where compression is positive, -{unit}")
@@ -141,35 +142,43 @@ def _check_stress(structures: Sequence[Atoms], fit: PairFit | None, source: str)
 
 def _against_pairs(fit: PairFit) -> tuple[float, bool] | None:
     """The stress over that of the pair potential, and whether it is rather a virial; ``None``: unclear."""
-    rows = [(s, fit.stress[k], a.cell.volume) for k, a in enumerate(fit.structures)
-            if (s := get_labels(a).stress) is not None]  # fmt: skip
+    labelled = [(k, a, s) for k, a in enumerate(fit.structures) if (s := get_labels(a).stress) is not None]
+    rows = [(s, fit.stress[k], a.cell.volume, k) for k, a, s in labelled]
     if len(rows) < 10:
         return None
-    labels, expected = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
-    volumes = np.array([row[2] for row in rows])[:, None, None]
-    r, size = _compared(labels, expected)
-    r_virial, size_virial = _compared(-labels / volumes, expected)
-    if r_virial > max(abs(r) + 0.01, CLEAR) and 0.1 < size_virial < 10 and not 0.1 < size < 10:
-        return size, True
-    return (size, False) if abs(r) > CLEAR else None
+    labels, expected, volumes = (np.array(column) for column in zip(*[row[:3] for row in rows]))
+    composition = fit.composition[[row[3] for row in rows]]
+    is_virial = _compared(-labels / volumes[:, None, None], expected, composition)
+    is_stress = _compared(labels, expected, composition)
+    if is_virial is not None and 0.1 < is_virial[1] < 10:
+        off = is_stress is None or not 0.1 < is_stress[1] < 10
+        if off and (is_stress is None or is_virial[0] > is_stress[0] + 0.01):
+            return (0.0 if is_stress is None else is_stress[1]), True
+    return None if is_stress is None else (is_stress[1], False)
 
 
-def _compared(labels: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """Correlation with its sign, and ratio, of the isotropic part beyond its mean or of the rest: whichever says more.
+def _compared(labels: np.ndarray, expected: np.ndarray, composition: np.ndarray) -> tuple[float, float] | None:
+    """How well labels follow the pair potential, 0 to 1, and how large they are beside it, with their sign.
 
-    0 where the two contradict each other in their sign.
+    Two parts are compared: the isotropic one, less its mean and what composition explains, and the rest. ``None``
+    where neither follows, where the two disagree in sign, or where they say another sign and are not sure.
     """
+    hat = composition @ np.linalg.pinv(composition)
     parts = []
     for tensor in (labels, expected):
         mean = np.trace(tensor, axis1=1, axis2=2) / 3
-        parts.append((mean - mean.mean(), (tensor - mean[:, None, None] * np.eye(3)).ravel()))
+        parts.append((mean - hat @ mean, (tensor - mean[:, None, None] * np.eye(3)).ravel()))
     found = []
     for label, fitted in zip(*parts):
-        r = _correlation(fitted, label)
-        ratio = float(np.sqrt((label @ label) / (fitted @ fitted))) if fitted.any() else 0.0
-        found.append((r, float(np.sign(r)) * ratio))
-    more, less = sorted(found, key=lambda pair: -abs(pair[0]))
-    return (0.0, 0.0) if more[0] * less[0] < 0 and abs(less[0]) > 0.2 else more
+        if fitted.any():
+            found.append((_correlation(fitted, label), float(np.sqrt((label @ label) / (fitted @ fitted)))))
+    rs = [r for r, _ in found] or [0.0]
+    r, size = max(found, key=lambda pair: abs(pair[0]), default=(0.0, 0.0))
+    if abs(r) < CLEAR or (r > 0 and min(rs) < -0.2):
+        return None
+    if r < 0 and (len(labels) < MANY or r > -SURE or max(rs) > -0.4):
+        return None
+    return abs(r), float(np.sign(r)) * size
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -18,6 +18,7 @@ from mdl_physpre.structures.check import check_structures
 from mdl_physpre.structures.formats.base import format_to_read, formats, known_formats, unknown
 from mdl_physpre.structures.label_sources import assign_labels
 from mdl_physpre.structures.plausibility import check_units_of_labels
+from mdl_physpre.structures.sources import Source, files_of
 from mdl_physpre.structures.units import check_units, convert_labels
 from mdl_physpre.utils.files import existing_file
 from mdl_physpre.utils.progress import progress
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_structures(
-    path: str | Path,
+    path: Source,
     keys: Mapping[str, str] | None = None,
     *,
     units: Mapping[str, str] | None = None,
@@ -41,7 +42,8 @@ def read_structures(
     ----------
     path : a file, its format taken from its name: .extxyz/.xyz (also .gz), .db (ASE, SchNetPack in the units that it
         states), .json (also .gz; MatDeepLearn, MPtrj, ASE or FitSNAP, told apart by content), .lammpstrj (LAMMPS); any
-        other that ASE reads (.traj, .cif, POSCAR, …); a folder of DeePMD-kit; or "load-atoms:NAME".
+        other that ASE reads (.traj, .cif, POSCAR, …); a folder of DeePMD-kit; or "load-atoms:NAME". Several of them as
+        a list, a pattern ("data/*.xyz") or a folder, one after another.
     format : its format by name instead, or by the import path of a class of
         :class:`~mdl_physpre.structures.formats.base.Format`.
     keys : where labels stand, {"energy": …, "forces": …, "stress": …, "virial": …}, any of them; names of entries of
@@ -59,17 +61,18 @@ def read_structures(
 
     Returns
     -------
-    Structures with labels as calculator results (``get_labels``), and ``info["structure_id"]``, a string that is
-    unique in the file: the file's own where it has one, else the index.
+    Structures with labels as calculator results, and ``info["structure_id"]``, unique text: that of the file, or else the
+    index.
 
     Raises
     ------
     DataError : whatever is wrong with the file or a structure; file and index or key are named.
     ConfigError : an unknown option or label, or a value that an option does not take.
     """
-    source, wanted = str(path), _symbols(elements)
+    wanted, files = _symbols(elements), files_of(path)
+    source = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     factors = check_units(units or {})
-    structures = _read(Path(path).expanduser(), format, {"elements": wanted, **options})
+    structures = _read_all(files, format, {"elements": wanted, **options})
     assign_labels(structures, keys, source)
     convert_labels(structures, factors)
     _assign_ids(structures, source)
@@ -84,6 +87,17 @@ def read_structures(
         check_structures(list(progress(structures, description="checking")), source, indices=indices)
         check_units_of_labels(structures, source)
     logger.info("%s: %d structures, %d atoms", source, len(structures), sum(len(a) for a in structures))
+    return structures
+
+
+def _read_all(files: Sequence[str], format: str | None, options: dict[str, Any]) -> list[Atoms]:
+    """The structures of all files; of several, each has the name of its file, where it has none of its own."""
+    structures: list[Atoms] = []
+    for file in files:
+        part = _read(Path(file).expanduser(), format, options)
+        for k, atoms in enumerate(part if len(files) > 1 else ()):
+            atoms.info.setdefault("structure_id", f"{Path(file).name}-{k}")
+        structures += part
     return structures
 
 

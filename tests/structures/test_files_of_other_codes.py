@@ -65,8 +65,9 @@ def test_a_folder_of_deepmd(tmp_path):
     (tmp_path / "type.raw").write_text("0 1\n")
     (tmp_path / "type_map.raw").write_text("Cu\nAu\n")
     virial = np.diag([0.3, 0.2, 0.1])
-    arrays = {"coord": np.array([[0, 0, 0, 1.8, 1.8, 0.0]] * 3), "box": np.array([(3.6 * np.eye(3)).ravel()] * 3),
-              "energy": np.arange(3.0), "force": np.zeros((3, 6)), "virial": np.array([virial.ravel()] * 3)}  # fmt: skip
+    rows = {"coord": [0, 0, 0, 1.8, 1.8, 0.0], "box": 3.6 * np.eye(3), "force": np.zeros(6), "virial": virial}
+    arrays = {name: np.array([np.ravel(row)] * 3, dtype=float) for name, row in rows.items()}
+    arrays["energy"] = np.arange(3.0)
     for name, values in arrays.items():
         np.save(tmp_path / "set.000" / f"{name}.npy", values)
     found = read_structures(tmp_path)

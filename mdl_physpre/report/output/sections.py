@@ -218,6 +218,7 @@ def _making(run: Run, hashes: Mapping[str, str]) -> Section:
     if not run.summary.data:
         section.missing.append("The run holds no counts of its data.")
     e = run.environment
+    section.text += [f"{sentence}." for sentence in e.get("doubts", ())]
     versions = {"mdl_physpre": e.get("mdl_physpre"), "python": e.get("python"), **(e.get("packages") or {})}
     task = run.config.get("task", {})
     rows = [
