@@ -61,8 +61,7 @@ def read_structures(
 
     Returns
     -------
-    Structures with labels as calculator results, and ``info["structure_id"]``, unique text: that of the file, or else the
-    index.
+    Structures with labels as calculator results, and ``info["structure_id"]``, unique text: the file's, or the index.
 
     Raises
     ------
@@ -71,10 +70,9 @@ def read_structures(
     """
     wanted, files = _symbols(elements), files_of(path)
     source = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    factors = check_units(units or {})
     structures = _read_all(files, format, {"elements": wanted, **options})
     assign_labels(structures, keys, source)
-    convert_labels(structures, factors)
+    convert_labels(structures, check_units(units or {}))
     _assign_ids(structures, source)
     indices: Sequence[int] = range(len(structures))
     if wanted:
