@@ -45,7 +45,7 @@ def test_a_usual_run_is_not_doubted():
     ("sections", "sentence"),
     [({"physpre": {"dynamics": {"timestep": 500}}}, "physpre.dynamics.timestep is 500 fs"),
      ({"physpre": {"dynamics": {"temperature": 0}}}, "temperature is 0 K"),
-     ({"model": {"name": "CGCNN", "cutoff": 30.0}}, "model.cutoff is 30 Å: about 95"),
+     ({"model": {"name": "CGCNN", "cutoff": 30.0}}, "model.cutoff is 30 Å: about 96"),
      ({"optim": {"batch_size": 64}}, "optim.batch_size is 64, the training set has 10")],
 )  # fmt: skip
 def test_what_is_seldom_meant(sections, sentence):

@@ -80,8 +80,8 @@ class Dataset(Settings):
     src: str | list[str] | dict[Literal["train", "val", "test"], str | list[str]] = setting(
         ...,
         "File (extended XYZ, ASE database, JSON of MatDeepLearn or MPtrj), load-atoms:NAME, a folder, a pattern "
-        "such as data/*.xyz, a list of these, or one of them for each of train, val and test. ~ and $VARIABLES are put in; "
-        "relative paths are looked for from the working directory, then from the folder of this file.",
+        "such as data/*.xyz, a list of these, or one of them for each of train, val and test. ~ and $VARIABLES are put "
+        "in; relative paths are looked for from the working directory, then from the folder of this file.",
     )
     keys: dict[str, str] | None = setting(
         None, "Names of labels in the file, such as {energy: dft_energy}, {virial: dft_virial}."
