@@ -12,7 +12,11 @@ from mdl_physpre.cli.program import Modules
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A checkpoint, calculator:package.module.Class?key=value, or torchsim:…"),
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint, RUN/ARM (its networks as a committee), committee:a.pt,b.pt, "
+        "calculator:package.module.Class?key=value, or torchsim:…",
+    ),
 ]
 Device = Annotated[
     str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:1; a calculator has one of its own.")
