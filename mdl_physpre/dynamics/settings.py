@@ -41,6 +41,14 @@ class DynamicsProtocol(Settings):
         0.5, "Overlap: the smallest distance is at most this times the smallest distance at the start.", gt=0
     )
     stop_on_overlap: bool = setting(True, "An overlap ends the run of its structure.")
+    max_force_spread: float | None = setting(
+        None,
+        "Of a committee: with a larger force spread on one atom, a structure is uncertain; null: no bound.",
+        "eV/Å",
+        gt=0,
+        later=True,
+    )
+    stop_on_uncertain: bool = setting(True, "To be uncertain ends the run of a structure.", later=True)
     lindemann_local: float = setting(0.25, "Bound of the largest Lindemann index of an atom.", gt=0)
     lindemann_global: float = setting(0.2, "Bound of the mean Lindemann index.", gt=0)
     distance: Literal["continuous", "minimum_image"] = setting(

@@ -12,11 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.memory import PeakMemory
 from mdl_physpre.utils.record import without_nan
+from mdl_physpre.utils.settings import Settings
 
 logger = logging.getLogger(__name__)
 BEGUN, DONE = "stage.json", "done.json"
@@ -67,7 +66,7 @@ def hash_of_file(path: Path) -> str:
 def decisive(settings: Any) -> dict[str, Any]:
     """What a result depends on of settings: not how often it is stored, what logs it, or where it runs."""
     where = ("loggers", "device", "devices", "compile", "recompute_edges")
-    values = settings.model_dump() if isinstance(settings, BaseModel) else asdict(settings)
+    values = settings.deciding() if isinstance(settings, Settings) else asdict(settings)
     return {k: v for k, v in values.items() if k not in where and not k.startswith("checkpoint_")}
 
 

@@ -72,7 +72,7 @@ def run_key(
     for shared in dict.fromkeys(each):
         work = ("compile", "checkpoint_steps", "checkpoint_seconds")
         # settings that came later are left out where they ask for nothing, so that older runs go on
-        physics = {k: v for k, v in shared.model_dump().items() if k not in work and not (k == "observers" and not v)}
+        physics = {k: v for k, v in shared.deciding().items() if k not in work and not (k == "observers" and not v)}
         digest.update(repr(sorted(physics.items())).encode())
     numbered = {shared: number for number, shared in enumerate(dict.fromkeys(each))}
     which = [numbered[s] for s in each]
@@ -203,7 +203,7 @@ class TrajectoryFiles:
     def add(self, index: int, atoms: Atoms) -> None:
         """Take one frame."""
         text = io.StringIO()
-        columns = ["symbols", "positions", *(name for name in ("momenta", "forces") if atoms.has(name))]
+        columns = ["symbols", "positions", *(name for name in ("momenta", "forces", "force_spread") if atoms.has(name))]
         write_extxyz(text, [atoms], columns=columns)
         self.waiting.setdefault(index, []).append(text.getvalue())
 
