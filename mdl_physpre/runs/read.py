@@ -153,7 +153,7 @@ def read_run(folder: str | Path, summary: Summary | None = None) -> Run:
     if found.pretraining_set is not None:
         run.pretraining_set = read_json(folder / layout.PRETRAINING_SET / "report.json")
     for arm in run.arms:
-        own = [network for network in plan.networks if network.arm.name == arm]
+        own = plan.of_arm(arm)
         if summary is not None:  # what lies there of later networks may be of other settings
             own = own[: len(run.networks(arm))]
         run.simulations[arm] = {n.name: one for n in own if (one := _simulation(folder, n))}

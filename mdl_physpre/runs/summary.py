@@ -14,11 +14,23 @@ from typing import Any, TypeVar
 
 from pydantic import computed_field
 
+from mdl_physpre.analysis.calibration import CommitteeErrors
 from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.analysis.force_alignment import ForceAlignment, pooled_alignment
 from mdl_physpre.dynamics.verdicts.statistics import pooled_counts
 from mdl_physpre.dynamics.verdicts.verdict import Counts
-from mdl_physpre.runs.layout import DATA, DYNAMICS, EAM, ERRORS, PRETRAINING_SET, SUMMARY, TEACHER, Network, Plan
+from mdl_physpre.runs.layout import (
+    COMMITTEE,
+    DATA,
+    DYNAMICS,
+    EAM,
+    ERRORS,
+    PRETRAINING_SET,
+    SUMMARY,
+    TEACHER,
+    Network,
+    Plan,
+)  # fmt: skip
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.stage import read_json, stage_result, write_json
 from mdl_physpre.utils.record import Record
@@ -119,9 +131,13 @@ class NetworkResult(Record):
 
 
 class ArmResult(Record):
-    """What the networks of an arm say together. Errors and trainings are means over the networks."""
+    """What the networks of an arm say together. Errors and trainings are means over the networks.
+
+    committee : of two networks or more, by test set: errors of their mean, and how their spread is calibrated.
+    """
 
     networks: tuple[NetworkResult, ...] = ()
+    committee: dict[str, CommitteeErrors] = {}
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
@@ -191,6 +207,12 @@ class Summary(Record):
             arms[result.arm] = ArmResult(networks=(*arms.get(result.arm, ArmResult()).networks, result))
         return self.model_copy(update={"arms": arms})
 
+    def with_committee(self, arm: str, found: dict[str, CommitteeErrors]) -> Summary:
+        """The same with what the networks of an arm are as a committee."""
+        return self.model_copy(
+            update={"arms": {**self.arms, arm: ArmResult(networks=self.arms[arm].networks, committee=found)}}
+        )
+
     def write(self, folder: Path) -> None:
         """Write ``summary.json`` of the run in a folder."""
         write_json(folder / SUMMARY, self.plain())
@@ -228,6 +250,12 @@ def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult 
     )
 
 
+def committee_result(folder: Path, plan: Plan, arm: str) -> dict[str, CommitteeErrors]:
+    """What the networks of an arm are as a committee, by test set; empty until that is computed."""
+    found = stage_result(plan.of_arm(arm)[0].folder(folder) / COMMITTEE).get("committee", {})
+    return {name: CommitteeErrors.model_validate(one) for name, one in found.items()}
+
+
 def summary_of_stages(folder: Path, plan: Plan) -> Summary:
     """As much of a summary as the finished stages in a folder give."""
     done = {name for name in (EAM, TEACHER, PRETRAINING_SET) if stage_result(folder / name)}
@@ -237,7 +265,10 @@ def summary_of_stages(folder: Path, plan: Plan) -> Summary:
         teacher=teacher_result(folder) if plan.teacher and TEACHER in done else None,
         pretraining_set=pretraining_set_result(folder) if plan.pretraining_set and PRETRAINING_SET in done else None,
     )
-    return begun.with_networks(*(found for n in plan.networks if (found := network_result(folder, n, plan))))
+    summary = begun.with_networks(*(found for n in plan.networks if (found := network_result(folder, n, plan))))
+    for arm in summary.arms:
+        summary = summary.with_committee(arm, committee_result(folder, plan, arm))
+    return summary
 
 
 def _with_errors(folder: Path) -> dict[str, Any]:

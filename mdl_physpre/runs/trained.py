@@ -31,7 +31,7 @@ def arm_checkpoints(path: Path) -> list[Path]:
     if arm not in arms:
         raise CheckpointError(f"{folder}: this run has no arm {arm!r}; {nearest(arm, arms)}")
     found = trained_networks(folder, plan, arm)
-    wanted = sum(network.arm.name == arm for network in plan.networks)
+    wanted = len(plan.of_arm(arm))
     if len(found) < 2:
         said = f"{path}: a committee needs two networks, and {len(found)} of {wanted} is trained"
         only = f"; open it by its file, {found[0]}" if found else ""
@@ -45,5 +45,5 @@ def arm_checkpoints(path: Path) -> list[Path]:
 
 def trained_networks(folder: Path, plan: Plan, arm: str) -> list[Path]:
     """Checkpoints of the networks of an arm that are trained, by what their stages say."""
-    own = [network.folder(folder) for network in plan.networks if network.arm.name == arm]
-    return [folder / done["checkpoint"] for place in own if (done := stage_result(place))]
+    results = [stage_result(network.folder(folder)) for network in plan.of_arm(arm)]
+    return [folder / done["checkpoint"] for done in results if done]
