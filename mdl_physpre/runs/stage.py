@@ -12,10 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.memory import PeakMemory
 from mdl_physpre.utils.record import without_nan
-from mdl_physpre.utils.settings import Settings
 
 logger = logging.getLogger(__name__)
 BEGUN, DONE = "stage.json", "done.json"
@@ -64,10 +65,14 @@ def hash_of_file(path: Path) -> str:
 
 
 def decisive(settings: Any) -> dict[str, Any]:
-    """What a result depends on of settings: not how often it is stored, what logs it, or where it runs."""
+    """What a result depends on of settings: not how often it is stored, what logs it, or where it runs.
+
+    Of settings that came ``LATER``, those that ask for nothing are left out, so that older results are known again.
+    """
     where = ("loggers", "device", "devices", "compile", "recompute_edges")
-    values = settings.deciding() if isinstance(settings, Settings) else asdict(settings)
-    return {k: v for k, v in values.items() if k not in where and not k.startswith("checkpoint_")}
+    values = settings.model_dump() if isinstance(settings, BaseModel) else asdict(settings)
+    kept = {k: v for k, v in values.items() if k not in where and not k.startswith("checkpoint_")}
+    return {k: v for k, v in kept.items() if (k, v) not in getattr(settings, "LATER", {}).items()}
 
 
 def stage_result(folder: Path) -> dict[str, Any]:

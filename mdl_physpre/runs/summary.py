@@ -5,12 +5,11 @@ What a stage found stands in its ``done.json``. Results of networks and arms are
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import computed_field
 
@@ -30,12 +29,11 @@ from mdl_physpre.runs.layout import (
     TEACHER,
     Network,
     Plan,
-)  # fmt: skip
+)
+from mdl_physpre.runs.over_networks import over_networks
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.stage import read_json, stage_result, write_json
 from mdl_physpre.utils.record import Record
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class SetCounts(Record):
@@ -143,25 +141,25 @@ class ArmResult(Record):
     @cached_property
     def errors(self) -> dict[str, Errors]:
         """By test set."""
-        return _over([n.errors for n in self.networks], Errors, fmean)
+        return over_networks([n.errors for n in self.networks], Errors, fmean)
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def deviation(self) -> dict[str, Errors]:
         """Standard deviations (n − 1) of the errors between networks; empty with fewer than two."""
-        return _over([n.errors for n in self.networks], Errors, stdev) if len(self.networks) > 1 else {}
+        return over_networks([n.errors for n in self.networks], Errors, stdev) if len(self.networks) > 1 else {}
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def errors_before_finetuning(self) -> dict[str, Errors]:
         """By test set; empty where nothing was pretrained."""
-        return _over([n.errors_before_finetuning for n in self.networks], Errors, fmean)
+        return over_networks([n.errors_before_finetuning for n in self.networks], Errors, fmean)
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def training(self) -> dict[str, TrainingStage]:
         """By stage."""
-        return _over([n.training for n in self.networks], TrainingStage, fmean)
+        return over_networks([n.training for n in self.networks], TrainingStage, fmean)
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
@@ -279,24 +277,3 @@ def spent_with_total(stages: Mapping[str, Spent]) -> dict[str, Spent]:
     """What each stage of a training took, and under ``total`` all of them together."""
     total = {key: sum(getattr(stage, key) for stage in stages.values()) for key in Spent.model_fields}
     return {**stages, "total": Spent(**total)} if stages else {}
-
-
-def _over(
-    results: Sequence[Mapping[str, AnyRecord]], record: type[AnyRecord], how: Callable[[Sequence[float]], float]
-) -> dict[str, AnyRecord]:
-    """Records of several networks by name, taken together number by number."""
-    return {
-        name: record.model_validate(_combined([found[name].model_dump() for found in results], how))
-        for name in (results[0] if results else ())
-    }
-
-
-def _combined(values: Sequence[Any], how: Callable[[Sequence[float]], float]) -> Any:
-    """Mappings of numbers, number by number; what is the same everywhere, or no number, as it is in the first."""
-    first = values[0]
-    if isinstance(first, Mapping):
-        return {key: _combined([v[key] for v in values], how) for key in first}
-    if isinstance(first, bool | int) and all(v == first for v in values):
-        return first
-    numbers = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
-    return how(numbers) if len(numbers) == len(values) else first

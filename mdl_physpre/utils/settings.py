@@ -16,7 +16,7 @@ else:
     ModelMetaclass = type(BaseModel)
 
 
-def setting(default: Any, text: str, unit: str = "", *, later: bool = False, **limits: Any) -> Any:
+def setting(default: Any, text: str, unit: str = "", **limits: Any) -> Any:
     """A field of :class:`Settings`.
 
     Parameters
@@ -24,13 +24,9 @@ def setting(default: Any, text: str, unit: str = "", *, later: bool = False, **l
     default : its value where none is given; ``...`` where one must be.
     text : what it does: a sentence, without its default, range and unit.
     unit : such as ``Å`` or ``1/fs``.
-    later : whether stored results of versions without it are still known where it has its default.
     limits : ``gt``, ``ge``, ``lt``, ``le``, ``min_length`` and the like, as pydantic has them.
     """
-    extra: dict[str, Any] = {"unit": unit} if unit else {}
-    if later:
-        extra["later"] = True
-    return Field(default, description=text, json_schema_extra=extra or None, **limits)
+    return Field(default, description=text, json_schema_extra={"unit": unit} if unit else None, **limits)
 
 
 class _Checked(ModelMetaclass):
@@ -51,17 +47,6 @@ class Settings(BaseModel, metaclass=_Checked):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    def deciding(self) -> dict[str, Any]:
-        """The values by which stored results are known: not those of ``later`` settings that have their default."""
-        later = {
-            name
-            for name, field in type(self).model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("later")
-        }
-        values = self.model_dump()
-        same = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
-        return {name: value for name, value in values.items() if name not in same}
 
     def changed(self, **values: Any) -> Self:
         """The same settings but for some values, checked. Raises ConfigError as the constructor does."""
