@@ -60,6 +60,7 @@ class Committee(Potential):
             raise ConfigError(f"committee: its members are {found}; bring them to one precision with .to(dtype)")
         self.elements = first.elements
         self.cutoff = max(member.cutoff for member in members)
+        self.training_energies = getattr(first, "training_energies", None)  # the members have seen the same
         self.gives_stress = all(member.gives_stress for member in members)
         self.concurrent = all(member.concurrent for member in members)
 

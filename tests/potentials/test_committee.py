@@ -256,3 +256,10 @@ def test_one_network_is_no_committee(tmp_path, wanted):
     with pytest.raises(CheckpointError, match=said) as raised:
         open_potential(f"{run}/pretrain")
     assert ("physpre.n_networks" in str(raised.value)) == (wanted == 1)
+
+
+def test_the_energies_of_the_training_data_are_those_of_the_first_member():
+    members = networks(2)
+    members[0].training_energies = {"O2Si": -7.0}
+    assert Committee(members).training_energies == {"O2Si": -7.0}
+    assert Committee(networks(2)).training_energies is None
