@@ -140,7 +140,7 @@ def label(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Structures.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Labelled structures.")],
     teacher: Annotated[
-        str, typer.Option(help="A checkpoint, calculator:package.module.Class?key=value, or an import path.")
+        str, typer.Option(help="A checkpoint, RUN/ARM, calculator:package.module.Class?key=value, or an import path.")
     ],
     short_range: ShortRange = None,
     short_range_radius: ShortRangeRadius = None,

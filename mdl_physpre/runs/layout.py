@@ -6,6 +6,7 @@
                        finetune/    its training on DFT labels,
                        errors/      its errors on the test sets, and the angles between forces,
                        dynamics/    its molecular dynamics
+3-networks/pretrain/committee/      errors of all networks of the arm as a committee
 report/  report.html  summary.json
 """
 
@@ -23,6 +24,7 @@ CONFIG, ENVIRONMENT, DATA, SUMMARY = "config.yml", "environment.json", "data.jso
 LOG, REPORT, REPORT_FILES = "log.txt", "report.html", "report"
 EAM, TEACHER, PRETRAINING_SET, NETWORKS = "1-eam", "1-teacher", "2-pretraining-set", "3-networks"
 PRETRAIN, FINETUNE, ERRORS, DYNAMICS = "pretrain", "finetune", "errors", "dynamics"
+COMMITTEE = "committee"
 EAM_FILE, VERDICTS = f"{EAM}/eam.pt", "verdicts.json"
 EARLIER = ("3-train", "4-dynamics")  # stage folders of earlier versions
 
@@ -60,6 +62,10 @@ class Plan:
     teacher: bool
     pretraining_set: bool
     dynamics: bool
+
+    def of_arm(self, name: str) -> list[Network]:
+        """The networks of an arm, in order."""
+        return [network for network in self.networks if network.arm.name == name]
 
     @property
     def hybrids(self) -> bool:

@@ -204,7 +204,7 @@ class TrajectoryFiles:
     def add(self, index: int, atoms: Atoms) -> None:
         """Take one frame."""
         text = io.StringIO()
-        columns = ["symbols", "positions", *(name for name in ("momenta", "forces") if atoms.has(name))]
+        columns = ["symbols", "positions", *(name for name in ("momenta", "forces", "force_spread") if atoms.has(name))]
         write_extxyz(text, [atoms], columns=columns)
         self.waiting.setdefault(index, []).append(text.getvalue())
 

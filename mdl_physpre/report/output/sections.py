@@ -13,6 +13,7 @@ from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.running.storage import RDFS
+from mdl_physpre.report.figures.calibration import draw_calibration
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
 from mdl_physpre.report.figures.potentials import draw_curves, draw_eam_parts
 from mdl_physpre.report.figures.rdf import draw_rdfs
@@ -22,6 +23,7 @@ from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
 from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
 from mdl_physpre.report.output.page import Section, downloads_item, text_item
+from mdl_physpre.report.tables.committee import committee_table, force_calibrations
 from mdl_physpre.report.tables.page import (
     Table,
     angle_table,
@@ -95,6 +97,9 @@ def _errors(run: Run, measured: Measured, beside: Path) -> Section:
     section.add(table)
     if table is None:
         section.missing.append("No network has been tested yet.")
+    section.add(committee_table(run))
+    if curves := force_calibrations(run):
+        _drawn(section, "Error against spread", draw_calibration, curves, beside)
     for test_set, found in measured.predictions.items():
         _drawn(section, f"Parity of {test_set}", draw_parity, found, test_set, beside)
     section.missing += [f"{one}." for one in measured.missing if one.startswith("parity")]

@@ -266,7 +266,7 @@ def cost_table(run: Run) -> Table | None:
         numbers = [getattr(spent, k, None) for k in ("epochs", "steps", "structures")]
         seconds = max(seconds, spent.seconds if spent else 0.0)
         values.append([name, seconds, *used, *numbers])
-        if not name.endswith(f"/{layout.ERRORS}"):
+        if not name.endswith((f"/{layout.ERRORS}", f"/{layout.COMMITTEE}")):
             forms = ("{:,.1f}", "{:,.1f}", *["{:,.0f}"] * 5)
             rows.append([name, *(shown(v, form) for v, form in zip(values[-1][1:], forms))])
     if not rows:

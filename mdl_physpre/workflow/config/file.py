@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import ConfigError, PhyspreError
-from mdl_physpre.potentials.open import is_scheme
+from mdl_physpre.potentials.open import is_scheme, names_a_potential
 from mdl_physpre.utils.settings import explained
 from mdl_physpre.utils.strict_yaml import load_yaml, told
 from mdl_physpre.workflow.config.schema import Config
@@ -197,7 +197,7 @@ def with_absolute_paths(config: Config, folder: Path, source: str = "configurati
     teacher = physpre.teacher
     if teacher is not None and teacher.potential is not None and not is_scheme(teacher.potential):
         found = resolve_path(teacher.potential, folder)
-        if Path(found).is_file():
+        if names_a_potential(found):
             more["teacher"] = teacher.model_copy(update={"potential": found})
         elif Path(teacher.potential).suffix in (".pt", ".pth", ".ckpt"):
             raise ConfigError(f"{source}: physpre.teacher.potential: {found}: no such file")
