@@ -97,7 +97,10 @@ def md(
     oracle_frames: OracleFrames = 20,
     reference: Annotated[
         str | None,
-        typer.Option(help="Compare radial distribution functions with a trajectory, a folder of them, or a MODEL."),
+        typer.Option(
+            help="Compare radial distribution functions with a trajectory, a folder of them, or a MODEL; with a MODEL "
+            "and --trajectory-interval also mean square displacements and vibrations."
+        ),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Share the structures among so many processes.")] = 1,
     device: Annotated[

@@ -39,7 +39,7 @@ def simulate_and_show(
             workers = {**workers, "modules": modules}
             compared = compare_with_reference(potential, structures, reference, settings, folder, **workers)
             print(format_verdicts(compared["verdicts"], summarise(compared["verdicts"])))
-            show_rdfs(compared, name, out)
+            show_reference(compared, name, out)
         if oracle is not None and folder is not None:
             show_oracle(folder, oracle, along, name, kept=out is not None)
 
@@ -71,14 +71,19 @@ def open_for_workers(
     return potential, {"processes": processes, "devices": places if several else None}
 
 
-def show_rdfs(compared: dict[str, Any], name: str, out: Path | None) -> None:
-    """Print a comparison of radial distribution functions, and write it and its figure to a folder."""
+def show_reference(compared: dict[str, Any], name: str, out: Path | None) -> None:
+    """Print a comparison with a reference, and write it and its figures to a folder."""
+    from mdl_physpre.dynamics.compare_motion import format_motion
     from mdl_physpre.dynamics.compare_rdf import format_rdf_errors
-    from mdl_physpre.dynamics.running.storage import RDF_ERRORS
+    from mdl_physpre.dynamics.running.storage import MOTION, RDF_ERRORS
+    from mdl_physpre.report.figures.motion import draw_motion
     from mdl_physpre.report.figures.rdf import draw_rdfs
     from mdl_physpre.runs.stage import write_json
 
+    motion = compared.get("motion")
     print(format_rdf_errors(compared))
+    if motion is not None:
+        print(format_motion(motion))
     if out is None:
         return
     from pydantic_core import to_jsonable_python
@@ -90,3 +95,6 @@ def show_rdfs(compared: dict[str, Any], name: str, out: Path | None) -> None:
     write_json(errors, content)
     draw_rdfs({name: compared["rdf"]}, figure, reference=compared["reference_rdf"])
     print(f"figure: {figure}")
+    if motion is not None and motion.structures:
+        write_json(out / MOTION[0], motion)
+        print(f"figure: {draw_motion({name: motion}, out / MOTION[1])[0]}")

@@ -1,5 +1,6 @@
 """Molecular dynamics of many structures at once."""
 
+from .compare_motion import compare_motion as compare_motion
 from .compare_rdf import compare_with_reference as compare_with_reference
 from .engine.ensembles import Ensemble as Ensemble
 from .oracle import OracleSettings as OracleSettings
