@@ -126,6 +126,7 @@ class BatchRun:
         atoms, integrator = self.atoms, self.integrator
         noise = None if self.noise is None else self.noise.next()
         self.step += 1
+        integrator.begin_step(atoms, self.step)
         if self.changing:
             integrator.rescale(atoms)
             self.moved(broken, step_done=False)
@@ -240,8 +241,7 @@ class BatchRun:
 
     def let_go(self, leaving: Any) -> Tensor:
         """Go on without these structures; returns the numbers of the others."""
-        gone = set(leaving)
-        kept = [k for k in range(len(self.active)) if k not in gone]
+        kept = [k for k in range(len(self.active)) if k not in leaving]
         where = torch.tensor(kept, dtype=torch.int64, device=self.device)
         self.active = [self.active[k] for k in kept]
         atoms = self.atoms.keep(where)

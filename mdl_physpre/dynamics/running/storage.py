@@ -74,7 +74,8 @@ def run_key(
     for shared in dict.fromkeys(each):
         work = ("compile", "checkpoint_steps", "checkpoint_seconds")
         # settings that came later are left out where they ask for nothing, so that older runs go on
-        physics = {k: v for k, v in shared.model_dump().items() if k not in work and not (k == "observers" and not v)}
+        nothing = {"observers": (), **shared.LATER}
+        physics = {k: v for k, v in shared.model_dump().items() if k not in work and (k, v) not in nothing.items()}
         digest.update(repr(sorted(physics.items())).encode())
     numbered = {shared: number for number, shared in enumerate(dict.fromkeys(each))}
     which = [numbered[s] for s in each]

@@ -95,6 +95,8 @@ def _verdict(
 ) -> Verdict:
     conditions: dict[str, int | float] = {"temperature": settings.temperature, "timestep": settings.timestep}
     conditions["steps"] = settings.steps
+    if settings.temperature_end is not None:
+        conditions["temperature_end"] = settings.temperature_end
     if ensemble_of(settings.ensemble).cls.changes_cells:
         conditions["pressure"] = settings.pressure
     metrics["temperature_bound"] = settings.temperature_bound(len(atoms))
