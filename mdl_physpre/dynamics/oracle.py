@@ -242,7 +242,7 @@ def _row(
         step=step,
         time_fs=step * settings.timestep,
         temperature=float(frame.get_temperature()) if frame.has("momenta") else None,
-        thermostat=settings.temperature,
+        thermostat=settings.temperature_at(step),
         min_distance=distance if np.isfinite(distance) else None,
         energy_error=energy_error,
         forces_mae=float(np.abs(forces - theirs).mean()),

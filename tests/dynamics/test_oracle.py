@@ -1,11 +1,14 @@
 """Frames of a simulation evaluated by a reference: errors along it, and what is whole and wrong."""
 
 import json
+import re
+from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
 import torch
+import yaml
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
@@ -206,3 +209,25 @@ def test_silicon_by_matscipy_on_the_command_line(other, tmp_path):
     assert (tmp_path / "run" / "oracle-errors.png").exists() and "oracle-errors.png" in said
     said = CliRunner().invoke(app, words, catch_exceptions=False).output
     assert "Against " in said and "figure" not in said
+
+
+def test_the_page_is_right(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "oracle.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(first, {})
+    assert capsys.readouterr().out == "0 11 True\n"
+    pytest.importorskip("matscipy")
+    (tmp_path / "silicon.py").write_text(second)
+    monkeypatch.syspath_prepend(tmp_path)
+    open_oracle("calculator:silicon:kumagai_silicon", [bulk("Si")])
+    open_oracle("calculator:silicon:stillinger_weber_silicon", [bulk("Si")])
+    settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.S).group(1))["physpre"]["dynamics"]
+    assert OracleSettings(**settings) == OracleSettings(oracle=settings["oracle"])  # the defaults
+
+
+def test_chgnet_by_its_name():
+    pytest.importorskip("chgnet")
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.05)
+    open_oracle("calculator:chgnet.model.dynamics:CHGNetCalculator?use_device=cpu", [atoms])

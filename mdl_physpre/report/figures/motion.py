@@ -52,6 +52,6 @@ def draw_motion(found: Mapping[str, MotionComparison], path: str | Path) -> list
 
 
 def _end(frequency: np.ndarray, dos: np.ndarray) -> float:
-    """Where all but a hundredth of the states lie below, and a quarter more."""
+    """Where all but a thirtieth of the states lie below, and a quarter more."""
     below = np.cumsum(np.maximum(dos, 0.0))
-    return float(1.25 * frequency[np.searchsorted(below, 0.99 * below[-1])])
+    return float(1.25 * frequency[np.searchsorted(below, 29 / 30 * below[-1])])
