@@ -238,6 +238,8 @@ def _missing(run: Run) -> list[str]:
         simulated = sum(result.dynamics is not None for result in results)
         if run.plan.dynamics and simulated < wanted:
             found.append(f"{arm}: molecular dynamics is not finished{of(simulated)}")
+        elif run.plan.oracle and any(result.dynamics and result.dynamics.oracle is None for result in results):
+            found.append(f"{arm}: the dynamics are not compared with the oracle")
         elif len(run.simulations[arm]) < simulated:
             found.append(f"{arm}: verdicts.json is missing, or of another version of mdl-physpre; simulate again")
     return found

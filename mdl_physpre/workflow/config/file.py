@@ -194,13 +194,16 @@ def with_absolute_paths(config: Config, folder: Path, source: str = "configurati
         if not Path(checkpoint).is_file():
             raise ConfigError(f"{source}: physpre.eam.checkpoint: {checkpoint}: no such file")
         more["eam"] = physpre.eam.model_copy(update={"checkpoint": checkpoint})
-    teacher = physpre.teacher
-    if teacher is not None and teacher.potential is not None and not is_scheme(teacher.potential):
-        found = resolve_path(teacher.potential, folder)
+    for section, key in (("teacher", "potential"), ("dynamics", "oracle")):
+        settings = getattr(physpre, section)
+        name = getattr(settings, key, None)
+        if name is None or is_scheme(name):
+            continue
+        found = resolve_path(name, folder)
         if names_a_potential(found):
-            more["teacher"] = teacher.model_copy(update={"potential": found})
-        elif Path(teacher.potential).suffix in (".pt", ".pth", ".ckpt"):
-            raise ConfigError(f"{source}: physpre.teacher.potential: {found}: no such file")
+            more[section] = settings.model_copy(update={key: found})
+        elif Path(name).suffix in (".pt", ".pth", ".ckpt"):
+            raise ConfigError(f"{source}: physpre.{section}.{key}: {found}: no such file")
     return config.model_copy(
         update={"dataset": dataset.model_copy(update=data_files), "physpre": physpre.model_copy(update=more)}
     )

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from mdl_physpre.dynamics.oracle import OracleSettings
 from mdl_physpre.dynamics.settings import DynamicsProtocol, DynamicsSettings
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.errors import ConfigError
@@ -184,7 +185,7 @@ class Perturbation(PerturbationSettings):
     validation: bool = setting(True, "Perturb the validation structures, too; else they are labelled as they are.")
 
 
-class Dynamics(DynamicsProtocol):
+class Dynamics(OracleSettings, DynamicsProtocol):
     """Molecular dynamics of test structures: the run, when a structure has failed, what is measured, and the work."""
 
     n_structures: int = setting(100, "Test structures, drawn at random; 0: no dynamics.", ge=0)
@@ -287,4 +288,4 @@ class Config(Settings):
     def dynamics_settings(self) -> DynamicsSettings:
         """Settings of the dynamics."""
         own = {key: getattr(self.physpre.dynamics, key) for key in DynamicsProtocol.model_fields}
-        return DynamicsSettings(seed=self.task.seed, **own)
+        return self.physpre.dynamics.with_frames(DynamicsSettings(seed=self.task.seed, **own))

@@ -27,6 +27,7 @@ from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.setup import device_of, threads
 from mdl_physpre.workflow.stages.errors import errors_stage
+from mdl_physpre.workflow.stages.oracle import oracle_stage
 from mdl_physpre.workflow.stages.training import training_stage
 
 logger = logging.getLogger(__name__)
@@ -51,13 +52,15 @@ def _in_process(folder: str, config: Config, plan: Plan, network: Network) -> No
 
 
 def network_stages(folder: Path, config: Config, data: RunData, plan: Plan, network: Network) -> NetworkResult:
-    """3: one network is trained, tested and simulated, on one device."""
+    """3: one network is trained, tested, simulated, and compared with an oracle where one is given, on one device."""
     device = device_of(config, plan.networks.index(network))
     pretraining_key = stage_key(folder / PRETRAINING_SET) if network.arm.uses_pretraining_set else ""
     potential, key = training_stage(folder, config, data, network, pretraining_key, device)
     errors_stage(folder, data, network, potential, key, with_eam=plan.eam)
     if plan.dynamics:
         dynamics_stage(folder, config, data, network, potential, key)
+    if plan.oracle:
+        oracle_stage(folder, config, plan, network, dynamics_structures(config, data))
     found = network_result(folder, network, plan)
     assert found is not None
     return found
