@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from mdl_physpre.dynamics.running.storage import FORMAT
-from mdl_physpre.dynamics.verdicts.verdict import Survival, Verdict, survival_curve
+from mdl_physpre.dynamics.verdicts.survival import Survival, survival_curve
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout

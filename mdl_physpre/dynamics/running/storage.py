@@ -19,7 +19,8 @@ from ase import Atoms
 from ase.io.extxyz import write_extxyz
 
 from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings
-from mdl_physpre.dynamics.verdicts.verdict import Verdict, summarise, survival_curve
+from mdl_physpre.dynamics.verdicts.survival import survival_curve
+from mdl_physpre.dynamics.verdicts.verdict import Verdict, summarise
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.graph import content_hash
