@@ -95,35 +95,10 @@ INLINE vec reciprocal(vec x) {
 #endif
 }
 
-/* 1 / (1 + exp(-x)) */
-INLINE vec sigmoid(vec x) {
-  vec z = exponential(-absolute(x));
-  return where_positive(x, all(1.0f), z) * reciprocal(1.0f + z);
-}
-
-/* The same to rounding, in fewer steps where AVX-512 has them: exp(-x) = 2^n 2^r with n + r = -x log2(e), |r| <= 1/2 */
+/* 1 / (1 + exp(-x)) to rounding */
+INLINE vec logistic(vec x) { return reciprocal(1.0f + exponential(at_most(-x, 87.0f))); }
+#else
 INLINE vec logistic(vec x) {
-#ifdef __AVX512F__
-  const vec magic = all(12582912.0f);
-  x = (vec)_mm512_max_ps((__m512)all(-87.0f), _mm512_min_ps((__m512)all(87.0f), (__m512)x)); /* NaN stays */
-  vec n = (magic - x * 1.44269502f) - magic;
-  vec r = -x * 1.44269502f - n;
-  r = r - x * 1.92596303e-8f;
-  vec p = all(1.535336196e-4f);
-  p = p * r + 1.339887385e-3f;
-  p = p * r + 9.618436918e-3f;
-  p = p * r + 5.550332367e-2f;
-  p = p * r + 2.402264774e-1f;
-  p = p * r + 6.931471825e-1f;
-  p = p * r + 1.0f;
-  return reciprocal(1.0f + (vec)_mm512_scalef_ps((__m512)p, (__m512)n));
-#else
-  return sigmoid(x);
-#endif
-}
-#else
-#define logistic sigmoid
-INLINE vec sigmoid(vec x) {
   for (int k = 0; k < W; k++) {
     REAL z = exp(-fabs(x[k]));
     x[k] = (x[k] >= 0 ? 1 : z) / (1 + z);
