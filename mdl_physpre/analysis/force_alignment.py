@@ -110,6 +110,8 @@ def pooled_alignment(found: Sequence[ForceAlignment]) -> ForceAlignment:
 
     def mean(means: Sequence[float | None], sizes: Sequence[float]) -> float | None:
         known = [(m, n) for m, n in zip(means, sizes) if m is not None]
+        if len(known) == 1:
+            return known[0][0]
         return sum(m * n for m, n in known) / sum(n for _, n in known) if known else None
 
     return ForceAlignment(

@@ -24,4 +24,4 @@ def smoothstep(distances: Tensor, start: float, stop: float) -> Tensor:
 
 
 def _quintic(s: Tensor) -> Tensor:
-    return s * s * s * (10.0 + s * (6.0 * s - 15.0))
+    return s**3 * (10.0 + s * (6.0 * s - 15.0))

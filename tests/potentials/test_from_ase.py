@@ -120,12 +120,12 @@ def test_errors_against_labels(structures):
         atoms.calc = SinglePointCalculator(atoms, energy=energy + 0.5, forces=forces - 0.1, stress=stress)
         labelled.append(atoms)
     errors = prediction_errors(CalculatorPotential(argon), labelled)
-    assert errors["energy_mae"] == pytest.approx(0.5)
-    assert errors["forces_mae"] == pytest.approx(0.1)
-    assert errors["stress_mae"] == pytest.approx(0.0, abs=1e-12)
+    assert errors.energy_mae == pytest.approx(0.5)
+    assert errors.forces_mae == pytest.approx(0.1)
+    assert errors.stress_mae == pytest.approx(0.0, abs=1e-12)
     without = prediction_errors(CalculatorPotential(NoStress()), labelled)
-    assert without["stress_mae"] is None
-    assert without["forces_mae"] is not None
+    assert without.stress_mae is None
+    assert without.forces_mae is not None
 
 
 @pytest.mark.parametrize("workers", [1, 2])
