@@ -95,8 +95,26 @@ INLINE vec reciprocal(vec x) {
 #endif
 }
 
-/* 1 / (1 + exp(-x)) to rounding */
-INLINE vec logistic(vec x) { return reciprocal(1.0f + exponential(at_most(-x, 87.0f))); }
+/* 1 / (1 + exp(-x)) to rounding; with AVX-512 exp(-x) = 2^n 2^r with n + r = -x log2(e), |r| <= 1/2 */
+INLINE vec logistic(vec x) {
+#ifdef __AVX512F__
+  const vec magic = all(12582912.0f);
+  x = (vec)_mm512_max_ps((__m512)all(-87.0f), _mm512_min_ps((__m512)all(87.0f), (__m512)x)); /* NaN stays */
+  vec n = (magic - x * 1.44269502f) - magic;
+  vec r = -x * 1.44269502f - n;
+  r = r - x * 1.92596303e-8f;
+  vec p = all(1.535336196e-4f);
+  p = p * r + 1.339887385e-3f;
+  p = p * r + 9.618436918e-3f;
+  p = p * r + 5.550332367e-2f;
+  p = p * r + 2.402264774e-1f;
+  p = p * r + 6.931471825e-1f;
+  p = p * r + 1.0f;
+  return reciprocal(1.0f + (vec)_mm512_scalef_ps((__m512)p, (__m512)n));
+#else
+  return reciprocal(1.0f + exponential(at_most(-x, 87.0f)));
+#endif
+}
 #else
 INLINE vec logistic(vec x) {
   for (int k = 0; k < W; k++) {
