@@ -4,6 +4,10 @@ A structure breaks by any reason of molecular dynamics but the Lindemann index: 
 is the temperature of the thermostat at the step at which it broke. All networks should be heated at one ``rate``, so
 that their breaking points can be compared; where the ramp ends only says where a structure that holds is let go.
 
+**Of a committee** with ``dynamics: {max_force_spread: 1.0, stop_on_uncertain: false}`` the temperature at which the
+spread passes the bound is the metric ``uncertain_temperature``, beside where the structure breaks; with
+``stop_on_uncertain`` it is where it breaks.
+
 **The end of the ramp**, where none is given, is ``times_melting`` times the melting temperature of the potential
 itself (:mod:`mdl_physpre.stress_tests.melting`), at most 20,000 K.
 """
@@ -104,15 +108,18 @@ class Heating(StressTest):
         return [_breaking_point(verdict, ramp, more) for verdict in verdicts]
 
 
-def breaks(verdict: Verdict) -> Failure | None:
-    """The first failure of a structure that is more than melting."""
-    return next((failure for failure in verdict.failures if not failure.reason.startswith("lindemann")), None)
+def breaks(verdict: Verdict, but: Sequence[str] = ()) -> Failure | None:
+    """The first failure of a structure that is more than melting, and none of the reasons ``but``."""
+    found = (failure for failure in verdict.failures if not failure.reason.startswith("lindemann"))
+    return next((failure for failure in found if failure.reason not in but), None)
 
 
 def _breaking_point(verdict: Verdict, ramp: DynamicsSettings, more: Mapping[str, Any]) -> BreakingPoint:
-    failure = breaks(verdict)
+    failure = breaks(verdict, () if ramp.stop_on_uncertain else ("uncertain",))
     step = verdict.steps_run if failure is None else failure.step
-    melted = verdict.metrics.get("lindemann_global_first_exceeded_step")
+    melted, uncertain = (
+        verdict.metrics.get(f"{what}_step") for what in ("lindemann_global_first_exceeded", "uncertain")
+    )
     return BreakingPoint(
         structure_id=verdict.structure_id,
         index=verdict.index,
@@ -128,5 +135,6 @@ def _breaking_point(verdict: Verdict, ramp: DynamicsSettings, more: Mapping[str,
             **more,
             "time_fs": step * ramp.timestep,
             "lindemann_temperature": None if melted is None else ramp.temperature_at(melted),
+            "uncertain_temperature": None if uncertain is None else ramp.temperature_at(uncertain),
         },
     )

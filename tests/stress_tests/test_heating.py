@@ -12,6 +12,7 @@ from ase.io import read
 
 from mdl_physpre.dynamics import DynamicsSettings, simulate
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials import Committee
 from mdl_physpre.stress_tests import run_stress_tests
 from mdl_physpre.stress_tests.melting import melting_temperature, nearest_distance
 from tests.helpers.pair_potentials import Attraction, AttractiveGold, Frozen, Killed, Morse
@@ -130,3 +131,18 @@ def test_mistakes_are_named(settings: dict, words: str) -> None:
     with pytest.raises(ConfigError) as error:
         run_stress_tests(Morse(), crystals(1), {"heating": settings})
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_the_temperature_at_which_a_committee_becomes_uncertain(stops: bool) -> None:
+    """Of two wells of unlike depth the forces part in proportion to how far atoms swing."""
+    committee = Committee([Morse(depth=0.2), Morse(depth=0.24)])
+    free = heat(committee, crystals(), temperature_end=3000.0)
+    bound = float(np.median([point.metrics["max_force_spread"] for point in free.points])) * 0.7
+    settings = {"max_force_spread": bound, "stop_on_uncertain": stops}
+    found = heat(committee, crystals(), temperature_end=3000.0, dynamics=settings)
+    for point in found.points:
+        assert 300 < point.metrics["uncertain_temperature"] < 3000
+        assert point.broken == stops and point.reason == ("uncertain" if stops else None)
+        assert point.value == (point.metrics["uncertain_temperature"] if stops else 3000)
+    assert all(point.metrics["uncertain_temperature"] is None for point in free.points)

@@ -12,7 +12,7 @@ import pytest
 
 from mdl_physpre import write_structures
 from mdl_physpre.errors import ConfigError, PhyspreError
-from mdl_physpre.report.tables.stress import format_stress, median_breaking_point
+from mdl_physpre.report.tables.stress import format_stress
 from mdl_physpre.stress_tests import BreakingPoint, StressResult, run_stress_tests
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.workflow.config.file import parse_config, stress_settings
@@ -149,13 +149,7 @@ def point(value: float, broken: bool, k: int = 0) -> BreakingPoint:
     )
 
 
-def test_tables() -> None:
-    """Medians by hand: of all that broke, the middle one; censored ones count as long as they were there."""
-    assert median_breaking_point([point(v, True) for v in (5, 1, 3)]) == 3
-    assert median_breaking_point([point(1, True), point(2, True), point(3, False), point(3, False)]) == 2
-    assert median_breaking_point([point(1, True), point(3, False), point(3, False)]) is None
-    assert median_breaking_point([point(1, False), point(2, True), point(3, False)]) == 2
-    assert median_breaking_point([]) is None
+def test_the_table_of_the_terminal() -> None:
     points = (point(812.34, True), point(900, False, 1))
     told = format_stress({"heating": StressResult(test="heating", quantity="temperature", unit="K", points=points)})
     assert "heating: median breaking point 812 K; 1 of 2 broke: overlap 1" in told and "> 900" in told

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from mdl_physpre.dynamics.verdicts.survival import breaking_statistics
 from mdl_physpre.report.tables.text import rounded, worded
-from mdl_physpre.stress_tests.result import BreakingPoint, StressResult
+from mdl_physpre.stress_tests.result import StressResult
 from mdl_physpre.utils.text_table import MISSING, text_table
-
-
-def median_breaking_point(points: Sequence[BreakingPoint]) -> float | None:
-    """The lowest value at which Kaplan and Meier's S(v) = Π(1 − d_k/n_k) is at most one half; ``None``: it never is."""
-    survival = 1.0
-    for value in sorted({point.value for point in points if point.broken}):
-        at_risk = sum(point.value >= value for point in points)
-        survival *= 1 - sum(point.broken and point.value == value for point in points) / at_risk
-        if survival <= 0.5 + 1e-12:
-            return value
-    return None
 
 
 def format_stress(results: Mapping[str, StressResult]) -> str:
@@ -28,11 +17,10 @@ def format_stress(results: Mapping[str, StressResult]) -> str:
 
 def _format(name: str, result: StressResult) -> str:
     points, unit = result.points, result.unit
-    broken = Counter(worded(point.reason or "") for point in points if point.broken)
-    median, end = median_breaking_point(points), max((point.value for point in points), default=0.0)
-    at = f"above {rounded(end)} {unit}" if median is None else f"{rounded(median)} {unit}"
-    reasons = ": " + ", ".join(f"{reason} {n}" for reason, n in broken.most_common()) if broken else ""
-    counted = f"{broken.total()} of {len(points)} broke{reasons}"
+    found = breaking_statistics(result.observations(), result.quantity, unit)
+    at = f"above {rounded(found.curve.end)} {unit}" if found.median is None else f"{rounded(found.median)} {unit}"
+    reasons = ", ".join(f"{worded(reason)} {n}" for reason, n in found.reasons.items())
+    counted = f"{found.broken} of {found.n} broke{': ' if reasons else ''}{reasons}"
     rows = [["structure", "atoms", f"{result.quantity}, {unit}", "step", "broke by", "why"]]
     for point in points:
         value = rounded(point.value) if point.broken else f"> {rounded(point.value)}"

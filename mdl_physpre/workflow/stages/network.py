@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from ase import Atoms
+
 from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.dynamics.verdicts.verdict import summarise
 from mdl_physpre.potentials.base import Potential
@@ -23,6 +25,7 @@ from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.setup import device_of, threads
 from mdl_physpre.workflow.stages.errors import errors_stage
+from mdl_physpre.workflow.stages.oracle import oracle_stage
 from mdl_physpre.workflow.stages.stress import stress_stage
 from mdl_physpre.workflow.stages.training import training_stage
 
@@ -48,13 +51,15 @@ def _in_process(folder: str, config: Config, plan: Plan, network: Network) -> No
 
 
 def network_stages(folder: Path, config: Config, data: RunData, plan: Plan, network: Network) -> NetworkResult:
-    """3: one network is trained, tested, simulated and put to stress tests, on one device."""
+    """3: one network is trained, tested, simulated, compared with an oracle, put to stress tests; on one device."""
     device = device_of(config, plan.networks.index(network))
     pretraining_key = stage_key(folder / PRETRAINING_SET) if network.arm.uses_pretraining_set else ""
     potential, key = training_stage(folder, config, data, network, pretraining_key, device)
     errors_stage(folder, data, network, potential, key, with_eam=plan.eam)
     if plan.dynamics:
         dynamics_stage(folder, config, data, network, potential, key)
+    if plan.oracle:
+        oracle_stage(folder, config, plan, network, dynamics_structures(config, data))
     if plan.stress:
         stress_stage(folder, config, data, network, potential, key)
     found = network_result(folder, network, plan)
@@ -66,8 +71,7 @@ def dynamics_stage(
     folder: Path, config: Config, data: RunData, network: Network, potential: Potential, key: str
 ) -> None:
     """3, dynamics: of test structures, the same for each network, each judged while it runs."""
-    wanted = config.physpre.dynamics
-    structures = data.drawn_tests(wanted.n_structures, wanted.min_atoms, config.task.seed)
+    structures = dynamics_structures(config, data)
     compiled = config.task.compiles_on(str(device_of_parameters(potential)))
     settings = config.dynamics_settings().changed(seed=network.seed, compile=compiled)
     sizes = [len(atoms) for atoms in structures]
@@ -80,3 +84,9 @@ def dynamics_stage(
     verdicts = simulate(potential, structures, settings, out=stage.folder)
     failing_steps = [verdict.first_failing_step for verdict in verdicts]
     stage.finish({"counts": summarise(verdicts), "failing_steps": failing_steps, "settings": settings.model_dump()})
+
+
+def dynamics_structures(config: Config, data: RunData) -> list[Atoms]:
+    """The test structures that are simulated."""
+    wanted = config.physpre.dynamics
+    return data.drawn_tests(wanted.n_structures, wanted.min_atoms, config.task.seed)
