@@ -20,9 +20,10 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
 from mdl_physpre.utils.devices import device_of_parameters
 

@@ -21,9 +21,9 @@ from mdl_physpre.eam_fit.routes import BestState, fit_fast, fit_reference, param
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.eam_fit.wall import WallPrior
 from mdl_physpre.errors import ConfigError, DataError, FitError
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.eam.potential import EAMInteraction, element_numbers
 from mdl_physpre.potentials.energy_reference import composition_matrix
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.progress import progress as show_progress

@@ -27,11 +27,11 @@ from mdl_physpre.eam_fit.routes import (
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.eam_fit.wall import WallPrior
 from mdl_physpre.errors import ConfigError, DataError, FitError
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction, pair_curve
 from mdl_physpre.potentials.eam.radial import radial_functions
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.zbl import nuclear_repulsion
 from mdl_physpre.structures.graph import GraphDataset, build_graph
 from mdl_physpre.structures.labels import set_labels
