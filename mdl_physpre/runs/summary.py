@@ -18,6 +18,7 @@ from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.analysis.force_alignment import ForceAlignment, pooled_alignment
 from mdl_physpre.dynamics.verdicts.statistics import pooled_counts
 from mdl_physpre.dynamics.verdicts.verdict import Counts
+from mdl_physpre.eam_fit.report import FittedPair
 from mdl_physpre.runs.layout import DATA, DYNAMICS, EAM, ERRORS, PRETRAINING_SET, SUMMARY, TEACHER, Network, Plan
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.stage import read_json, stage_result, write_json
@@ -40,7 +41,7 @@ class FittedEAM(Record):
     table : a row for each pair of elements. fit_errors : on training and validation set. errors : on each test set.
     """
 
-    table: tuple[dict[str, Any], ...] = ()
+    table: tuple[FittedPair, ...] = ()
     fit_errors: dict[str, Errors] = {}
     errors: dict[str, Errors] = {}
     seconds: float = 0.0
