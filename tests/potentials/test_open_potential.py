@@ -211,7 +211,7 @@ def test_a_new_format_is_one_line_in_the_table(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("nothing.pt", CheckpointError, "no such file; expected a checkpoint file, calculator:"),
+        ("nothing.pt", CheckpointError, "no such file; expected a checkpoint file, RUN/ARM"),
         ("ase.calculators.lj.LennardJones", CheckpointError, "did you mean calculator:ase.calculators.lj.LennardJones"),
         ("calculater:ase.calculators.lj.LennardJones", CheckpointError, "did you mean 'calculator'"),
         ("calculator:ase.calculators.lj.LenardJones", ConfigError, "did you mean 'LennardJones'"),
