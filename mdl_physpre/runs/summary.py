@@ -19,6 +19,7 @@ from mdl_physpre.analysis.force_alignment import ForceAlignment, pooled_alignmen
 from mdl_physpre.dynamics.oracle_errors import OracleErrors, pooled_oracle_errors
 from mdl_physpre.dynamics.verdicts.statistics import pooled_counts
 from mdl_physpre.dynamics.verdicts.verdict import Counts
+from mdl_physpre.eam_fit.report import FittedPair
 from mdl_physpre.runs.layout import (
     COMMITTEE,
     DATA,
@@ -34,7 +35,7 @@ from mdl_physpre.runs.layout import (
 )
 from mdl_physpre.runs.over_networks import over_networks
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
-from mdl_physpre.runs.stage import read_json, stage_result, write_json
+from mdl_physpre.runs.stage import AnyRecord, read_json, record_of, stage_result, write_json
 from mdl_physpre.utils.record import Record
 
 
@@ -56,7 +57,7 @@ class FittedEAM(Record):
     table : a row for each pair of elements. fit_errors : on training and validation set. errors : on each test set.
     """
 
-    table: tuple[dict[str, Any], ...] = ()
+    table: tuple[FittedPair, ...] = ()
     fit_errors: dict[str, Errors] = {}
     errors: dict[str, Errors] = {}
     seconds: float = 0.0
@@ -232,17 +233,17 @@ class Summary(Record):
 
 def eam_result(folder: Path) -> FittedEAM:
     """What the fit of the embedded-atom potential, which is done, found."""
-    return FittedEAM(**_with_errors(folder / EAM))
+    return _with_errors(FittedEAM, folder / EAM)
 
 
 def teacher_result(folder: Path) -> TeacherResult:
     """What is known of another teacher, whose zero of energy is fitted."""
-    return TeacherResult(**_with_errors(folder / TEACHER))
+    return _with_errors(TeacherResult, folder / TEACHER)
 
 
 def pretraining_set_result(folder: Path) -> PretrainingSetResult:
     """What the pretraining set, which is made, holds."""
-    return PretrainingSetResult(**stage_result(folder / PRETRAINING_SET))
+    return record_of(PretrainingSetResult, stage_result(folder / PRETRAINING_SET), folder / PRETRAINING_SET)
 
 
 def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult | None:
@@ -254,21 +255,18 @@ def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult 
     simulated = stage_result(place / DYNAMICS) if plan.dynamics else {}
     if simulated and plan.oracle:
         simulated["oracle"] = stage_result(place / ORACLE) or None
-    return NetworkResult(
-        name=network.name,
-        arm=network.arm.name,
-        seed=network.seed,
-        checkpoint=trained["checkpoint"],
-        training=trained["training"],
-        dynamics=simulated or None,
-        **{key: found for key, found in tested.items() if key != "seconds"},
-    )
+    found = {key: value for key, value in tested.items() if key != "seconds"}
+    found |= {key: trained[key] for key in ("checkpoint", "training") if key in trained}
+    found |= {"name": network.name, "arm": network.arm.name, "seed": network.seed, "dynamics": simulated or None}
+    stages = {"checkpoint": place, "training": place, "dynamics": place / DYNAMICS}
+    return record_of(NetworkResult, found, place / ERRORS, **stages)
 
 
 def committee_result(folder: Path, plan: Plan, arm: str) -> dict[str, CommitteeErrors]:
     """What the networks of an arm are as a committee, by test set; empty until that is computed."""
-    found = stage_result(plan.of_arm(arm)[0].folder(folder) / COMMITTEE).get("committee", {})
-    return {name: CommitteeErrors.model_validate(one) for name, one in found.items()}
+    place = plan.of_arm(arm)[0].folder(folder) / COMMITTEE
+    found = stage_result(place).get("committee", {})
+    return {name: record_of(CommitteeErrors, one, place) for name, one in found.items()}
 
 
 def summary_of_stages(folder: Path, plan: Plan) -> Summary:
@@ -286,8 +284,9 @@ def summary_of_stages(folder: Path, plan: Plan) -> Summary:
     return summary
 
 
-def _with_errors(folder: Path) -> dict[str, Any]:
-    return {**stage_result(folder), **stage_result(folder / ERRORS), "seconds": stage_result(folder)["seconds"]}
+def _with_errors(kind: type[AnyRecord], folder: Path) -> AnyRecord:
+    tests = folder / ERRORS
+    return record_of(kind, {**stage_result(tests), **stage_result(folder)}, folder, errors=tests)
 
 
 def spent_with_total(stages: Mapping[str, Spent]) -> dict[str, Spent]:
