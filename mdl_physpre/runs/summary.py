@@ -28,6 +28,7 @@ from mdl_physpre.runs.layout import (
     ERRORS,
     ORACLE,
     PRETRAINING_SET,
+    STRESS,
     SUMMARY,
     TEACHER,
     Network,
@@ -36,6 +37,7 @@ from mdl_physpre.runs.layout import (
 from mdl_physpre.runs.over_networks import over_networks
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.stage import AnyRecord, read_json, record_of, stage_result, write_json
+from mdl_physpre.stress_tests.result import StressResult
 from mdl_physpre.utils.record import Record
 
 
@@ -124,6 +126,7 @@ class NetworkResult(Record):
     checkpoint : its file, from the folder of the run on.
     errors, errors_before_finetuning, force_angles : by test set; the second where it was pretrained.
     training : by stage, ``pretrain`` and ``finetune``.
+    stress : by the name of the test, those that are done.
     """
 
     name: str
@@ -135,6 +138,7 @@ class NetworkResult(Record):
     force_angles: dict[str, ForceAlignment] = {}
     training: dict[str, TrainingStage] = {}
     dynamics: Dynamics | None = None
+    stress: dict[str, StressResult] = {}
 
 
 class ArmResult(Record):
@@ -258,7 +262,8 @@ def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult 
     found = {key: value for key, value in tested.items() if key != "seconds"}
     found |= {key: trained[key] for key in ("checkpoint", "training") if key in trained}
     found |= {"name": network.name, "arm": network.arm.name, "seed": network.seed, "dynamics": simulated or None}
-    stages = {"checkpoint": place, "training": place, "dynamics": place / DYNAMICS}
+    found["stress"] = {n: one for n in plan.stress if (one := stage_result(network.stress_folder(folder, n)))}
+    stages = {"checkpoint": place, "training": place, "dynamics": place / DYNAMICS, "stress": place / STRESS}
     return record_of(NetworkResult, found, place / ERRORS, **stages)
 
 
