@@ -145,21 +145,19 @@ def edge_vectors(graph: AtomGraph) -> Tensor:
     return graph.pos.index_select(0, j) - graph.pos.index_select(0, i) + shift
 
 
-def edges_within(graph: AtomGraph, cutoff: float) -> AtomGraph:
-    """The graph without the edges at or beyond ``cutoff`` Å; as it is where there are none."""
+def worth_cutting(graph: AtomGraph, cutoff: float) -> AtomGraph:
+    """The graph without the edges at or beyond ``cutoff`` Å, on a CPU.
+
+    On a GPU, where to count edges costs more than they do, the graph as it is.
+    """
+    if torch.compiler.is_compiling() or graph.pos.device.type != "cpu":
+        return graph
     with torch.no_grad():
         near = torch.linalg.vector_norm(edge_vectors(graph), dim=1) < cutoff
         if bool(near.all()):
             return graph
         edge_index, offsets = graph.edge_index[:, near], graph.cell_offsets[near]
     return AtomGraph.from_tensors(graph, edge_index=edge_index, cell_offsets=offsets)
-
-
-def worth_cutting(graph: AtomGraph, cutoff: float) -> AtomGraph:
-    """:func:`edges_within` on a CPU; on a GPU, where to count edges costs more than they do, the graph as it is."""
-    if torch.compiler.is_compiling() or graph.pos.device.type != "cpu":
-        return graph
-    return edges_within(graph, cutoff)
 
 
 def sum_by_structure(values: Tensor, graph: AtomGraph) -> Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ ACCEPTED = (
     "torchsim:package.module:Class?key=value"
 )
 COMMITTEE = "committee"
+_SCHEMES = ("calculator", "torchsim")
 DTYPES = {"torch.float32": torch.float32, "torch.float64": torch.float64}
 
 
@@ -115,23 +116,12 @@ def _built(text: str, kwargs: Mapping[str, Any]) -> Potential:
     if not callable(target):
         raise ConfigError(f"{text}: found {type(target).__name__}, expected a class or a function")
     factory = partial(target, **arguments) if arguments else target
-    return _SCHEMES[scheme](factory, _identity(path, arguments), source_of(target, path))
+    identity, source = _identity(path, arguments), source_of(target, path)
+    if scheme == "calculator":
+        return CalculatorPotential(factory, name=identity, source=source)
+    from mdl_physpre.potentials.adapters.torchsim import TorchSimPotential  # TorchSim need not be installed
 
-
-def _calculator(factory: Callable[[], Any], name: str, source: str) -> Potential:
-    return CalculatorPotential(factory, name=name, source=source)
-
-
-def _torchsim(factory: Callable[[], Any], name: str, source: str) -> Potential:
-    from mdl_physpre.potentials.adapters.torchsim import TorchSimPotential
-
-    return TorchSimPotential(factory, name=name, source=source)
-
-
-_SCHEMES: dict[str, Callable[[Callable[[], Any], str, str], Potential]] = {
-    "calculator": _calculator,
-    "torchsim": _torchsim,
-}
+    return TorchSimPotential(factory, name=identity, source=source)
 
 
 def _identity(path: str, arguments: Mapping[str, Any]) -> str:

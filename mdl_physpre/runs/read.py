@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from mdl_physpre.dynamics.running.storage import FORMAT
-from mdl_physpre.dynamics.verdicts.verdict import Survival, Verdict, survival_curve
+from mdl_physpre.dynamics.verdicts.survival import Survival, survival_curve
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout
@@ -238,6 +239,8 @@ def _missing(run: Run) -> list[str]:
         simulated = sum(result.dynamics is not None for result in results)
         if run.plan.dynamics and simulated < wanted:
             found.append(f"{arm}: molecular dynamics is not finished{of(simulated)}")
+        elif run.plan.oracle and any(result.dynamics and result.dynamics.oracle is None for result in results):
+            found.append(f"{arm}: the dynamics are not compared with the oracle")
         elif len(run.simulations[arm]) < simulated:
             found.append(f"{arm}: verdicts.json is missing, or of another version of mdl-physpre; simulate again")
     return found

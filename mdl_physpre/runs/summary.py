@@ -16,6 +16,7 @@ from pydantic import computed_field
 from mdl_physpre.analysis.calibration import CommitteeErrors
 from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.analysis.force_alignment import ForceAlignment, pooled_alignment
+from mdl_physpre.dynamics.oracle_errors import OracleErrors, pooled_oracle_errors
 from mdl_physpre.dynamics.verdicts.statistics import pooled_counts
 from mdl_physpre.dynamics.verdicts.verdict import Counts
 from mdl_physpre.runs.layout import (
@@ -24,6 +25,7 @@ from mdl_physpre.runs.layout import (
     DYNAMICS,
     EAM,
     ERRORS,
+    ORACLE,
     PRETRAINING_SET,
     SUMMARY,
     TEACHER,
@@ -37,11 +39,15 @@ from mdl_physpre.utils.record import Record
 
 
 class SetCounts(Record):
-    """Structures, atoms, and structures with each label, of a set of structures."""
+    """Structures, atoms, and structures with each label, of a set of structures.
+
+    in_training : structures that are suspected to be among the training structures, too.
+    """
 
     structures: int
     atoms: int
     labels: dict[str, int] = {}
+    in_training: int = 0
 
 
 class FittedEAM(Record):
@@ -100,12 +106,14 @@ class Dynamics(Record):
 
     failing_steps : the first failing step of each structure; ``None``: none.
     settings : as :class:`~mdl_physpre.dynamics.DynamicsSettings` has them; of the first network.
+    oracle : what a reference says of frames taken along it, without the rows; ``None`` where there is none.
     """
 
     counts: Counts
     failing_steps: tuple[int | None, ...]
     settings: dict[str, Any]
     seconds: float
+    oracle: OracleErrors | None = None
 
 
 class NetworkResult(Record):
@@ -177,7 +185,13 @@ class ArmResult(Record):
             return None
         settings, steps = each[0].settings, tuple(step for one in each for step in one.failing_steps)
         counts = pooled_counts([one.counts for one in each], steps, settings["timestep"])
-        return Dynamics(counts=counts, failing_steps=steps, settings=settings, seconds=sum(one.seconds for one in each))
+        return Dynamics(
+            counts=counts,
+            failing_steps=steps,
+            settings=settings,
+            seconds=sum(one.seconds for one in each),
+            oracle=pooled_oracle_errors([one.oracle for one in each if one.oracle is not None]),
+        )
 
     def spent(self) -> dict[str, Spent]:
         """What each stage took, and under ``total`` all of them together; means over networks."""
@@ -237,13 +251,16 @@ def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult 
     trained, tested = stage_result(place), stage_result(place / ERRORS)
     if not trained or not tested:
         return None
+    simulated = stage_result(place / DYNAMICS) if plan.dynamics else {}
+    if simulated and plan.oracle:
+        simulated["oracle"] = stage_result(place / ORACLE) or None
     return NetworkResult(
         name=network.name,
         arm=network.arm.name,
         seed=network.seed,
         checkpoint=trained["checkpoint"],
         training=trained["training"],
-        dynamics=(stage_result(place / DYNAMICS) or None) if plan.dynamics else None,
+        dynamics=simulated or None,
         **{key: found for key, found in tested.items() if key != "seconds"},
     )
 
