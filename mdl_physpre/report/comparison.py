@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.dynamics.verdicts.log_rank import compare_breaking
 from mdl_physpre.dynamics.verdicts.statistics import permutation_p_value
+from mdl_physpre.dynamics.verdicts.survival import BreakingStatistics, Observation, breaking_statistics, failure_times
 from mdl_physpre.dynamics.verdicts.verdict import Counts, Verdict, summarise
 from mdl_physpre.errors import DataError
 from mdl_physpre.report.tables.text import counts_table, paired_sentence
@@ -39,6 +41,7 @@ class Compared(Record):
     name: str
     settings: dict[str, Any]
     summary: Counts
+    failure_times: BreakingStatistics
 
 
 class Comparison(Record):
@@ -120,6 +123,10 @@ def paired_counts(first: Simulation, second: Simulation) -> StructurePair:
     same = {key: same_start(left[key], right[key]) for key in left if key in right}
     pairs = [(left[k].failed, right[k].failed) for k, is_same in same.items() if is_same]
     b, c = sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
+    times = None
+    if shared := [k for k, is_same in same.items() if is_same]:
+        one, other = ([_failure(own[k], k) for k in shared] for own in (left, right))
+        times = compare_breaking(one, other, (first.name, second.name))
     return StructurePair(
         first=first.name,
         second=second.name,
@@ -129,7 +136,14 @@ def paired_counts(first: Simulation, second: Simulation) -> StructurePair:
         second_only=c,
         both=sum(x and y for x, y in pairs),
         different=tuple(key[0] for key, is_same in same.items() if not is_same),
+        times=times,
     )
+
+
+def _failure(verdict: Verdict, structure: tuple[str, int]) -> Observation:
+    """When a structure failed, or until when it ran."""
+    time = verdict.time_run_fs if verdict.time_fs is None else verdict.time_fs
+    return Observation(time, verdict.failed, structure)
 
 
 def _by_structure(simulation: Simulation) -> dict[tuple[str, int], Verdict]:
@@ -159,8 +173,9 @@ def compare_arms(run: Run, first: str, second: str) -> StructurePair | ReplicaPa
     if min(map(len, each)) > 1:
         p = permutation_p_value(*([count / n for count in own] for own, n in zip(each, sizes)))
         return ReplicaPair(
-            first=first, second=second, p_value=p, first_each=each[0], second_each=each[1], n_each=sizes[0]
-        )
+            first=first, second=second, p_value=p, first_each=each[0], second_each=each[1], n_each=sizes[0],
+            times=run.summary.compare_breaking(layout.DYNAMICS, first, second),
+        )  # fmt: skip
     simulated = [list(run.simulations[arm].values())[:1] for arm in (first, second)]
     if not all(simulated):
         return None
@@ -184,7 +199,13 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     simulations = read_simulations(folders)
     return Comparison(
         simulations=tuple(
-            Compared(name=s.name, settings=s.settings, summary=summarise(s.verdicts)) for s in simulations
+            Compared(
+                name=s.name,
+                settings=s.settings,
+                summary=summarise(s.verdicts),
+                failure_times=breaking_statistics(failure_times(s.verdicts), "time", "fs"),
+            )
+            for s in simulations
         ),
         pairs=tuple(paired_counts(simulations[0], other) for other in simulations[1:]),
         differing_settings=differing_settings(simulations),
@@ -193,7 +214,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 
 def format_comparison(found: Comparison) -> str:
     """A comparison as text."""
-    parts = [counts_table([(one.name, one.summary) for one in found.simulations], "simulation")]
+    parts = [counts_table([(one.name, one.summary, one.failure_times) for one in found.simulations], "simulation")]
     for pair in found.pairs:
         parts.append(paired_sentence(pair))
         if names := pair.different:

@@ -18,8 +18,9 @@ from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout
+from mdl_physpre.runs.results import Spent, spent_with_total
 from mdl_physpre.runs.stage import BEGUN, DONE, read_json
-from mdl_physpre.runs.summary import ArmResult, NetworkResult, Spent, Summary, spent_with_total, summary_of_stages
+from mdl_physpre.runs.summary import ArmResult, NetworkResult, Summary, summary_of_stages
 
 
 @dataclass(frozen=True)
