@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mdl_physpre.analysis.errors import Errors
+from mdl_physpre.runs.layout import EAM, ERRORS, PRETRAINING_SET, TEACHER
+from mdl_physpre.runs.stage import stage_result
 from mdl_physpre.utils.record import Record
 
 
 class SetCounts(Record):
-    """Structures, atoms, and structures with each label, of a set of structures."""
+    """Structures, atoms, and structures with each label, of a set of structures.
+
+    in_training : structures that are suspected to be among the training structures, too.
+    """
 
     structures: int
     atoms: int
     labels: dict[str, int] = {}
+    in_training: int = 0
 
 
 class FittedEAM(Record):
@@ -72,3 +79,22 @@ def spent_with_total(stages: Mapping[str, Spent]) -> dict[str, Spent]:
     """What each stage of a training took, and under ``total`` all of them together."""
     total = {key: sum(getattr(stage, key) for stage in stages.values()) for key in Spent.model_fields}
     return {**stages, "total": Spent(**total)} if stages else {}
+
+
+def eam_result(folder: Path) -> FittedEAM:
+    """What the fit of the embedded-atom potential, which is done, found."""
+    return FittedEAM(**_with_errors(folder / EAM))
+
+
+def teacher_result(folder: Path) -> TeacherResult:
+    """What is known of another teacher, whose zero of energy is fitted."""
+    return TeacherResult(**_with_errors(folder / TEACHER))
+
+
+def pretraining_set_result(folder: Path) -> PretrainingSetResult:
+    """What the pretraining set, which is made, holds."""
+    return PretrainingSetResult(**stage_result(folder / PRETRAINING_SET))
+
+
+def _with_errors(folder: Path) -> dict[str, Any]:
+    return {**stage_result(folder), **stage_result(folder / ERRORS), "seconds": stage_result(folder)["seconds"]}

@@ -65,10 +65,14 @@ def hash_of_file(path: Path) -> str:
 
 
 def decisive(settings: Any) -> dict[str, Any]:
-    """What a result depends on of settings: not how often it is stored, what logs it, or where it runs."""
+    """What a result depends on of settings: not how often it is stored, what logs it, or where it runs.
+
+    Of settings that came ``LATER``, those that ask for nothing are left out, so that older results are known again.
+    """
     where = ("loggers", "device", "devices", "compile", "recompute_edges")
     values = settings.model_dump() if isinstance(settings, BaseModel) else asdict(settings)
-    return {k: v for k, v in values.items() if k not in where and not k.startswith("checkpoint_")}
+    kept = {k: v for k, v in values.items() if k not in where and not k.startswith("checkpoint_")}
+    return {k: v for k, v in kept.items() if (k, v) not in getattr(settings, "LATER", {}).items()}
 
 
 def stage_result(folder: Path) -> dict[str, Any]:

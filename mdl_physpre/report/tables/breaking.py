@@ -140,12 +140,21 @@ def breaking_sentences(summary: Summary, test: str) -> list[str]:
 
 def correctness_sentence(summary: Summary) -> str | None:
     """What is known of whether structures that stay whole are right; ``None`` where nothing was simulated."""
-    if not any(result.dynamics or result.stress for result in summary.arms.values()):
+    found = {arm: own.dynamics.oracle for arm, own in summary.arms.items() if own.dynamics and own.dynamics.oracle}
+    if found:
+        first = next(iter(found.values()))
+        counts = ", ".join(f"{arm} {e.whole_and_wrong.count} of {e.whole_and_wrong.n}" for arm, e in found.items())
+        beyond = " Of those in stress tests nothing of the kind is known." if summary.stress_tests else ""
+        return (
+            f"Of the structures that did not fail, {first.oracle} finds wrong: {counts} (force error above "
+            f"{first.bound:g} of its forces).{beyond}"
+        )
+    if not summary.stress_tests and not any(result.dynamics for result in summary.arms.values()):
         return None
     return (
-        "Whether structures that stay whole are right is not known: no reference (oracle) and no committee has looked "
-        "at them. A potential can hold structures together in a deep well that is not there. So what breaks later, or "
-        "less often, is not thereby the better potential."
+        "Whether structures that stay whole are right is not known: no reference (physpre.dynamics.oracle) and no "
+        "committee has looked at them. A potential can hold structures together in a deep well that is not there. So "
+        "what breaks later, or less often, is not thereby the better potential."
     )
 
 

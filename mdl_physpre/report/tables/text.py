@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.dynamics.verdicts.survival import BreakingStatistics
 from mdl_physpre.dynamics.verdicts.verdict import Count, Counts, Verdict
-from mdl_physpre.report.tables.breaking import breaking_text, difference_words, median_words
+from mdl_physpre.report.tables.breaking import breaking_text, correctness_sentence, difference_words, median_words
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.summary import Dynamics, Summary
 from mdl_physpre.utils.text_table import MISSING, shown, text_table
@@ -153,6 +153,8 @@ def format_summary(summary: Summary) -> str:
     if counts:
         parts += ["Molecular dynamics. " + protocol(summary), counts_table(counts, "arm")]
         parts += [*map(paired_sentence, summary.pairs), ""]
+    known = correctness_sentence(summary)
+    parts += [known, ""] if known else []
     spent = [["arm, stage", "epochs", "steps", "gradients", "structures seen", "seconds"]]
     for arm, result in summary.arms.items():
         for stage, s in result.spent().items():
