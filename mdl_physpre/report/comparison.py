@@ -15,10 +15,13 @@ from mdl_physpre.dynamics.verdicts.statistics import permutation_p_value
 from mdl_physpre.dynamics.verdicts.survival import BreakingStatistics, Observation, breaking_statistics, failure_times
 from mdl_physpre.dynamics.verdicts.verdict import Counts, Verdict, summarise
 from mdl_physpre.errors import DataError
+from mdl_physpre.report.stress_comparison import ComparedStress, compared_stress, format_stress_comparison
 from mdl_physpre.report.tables.text import counts_table, paired_sentence
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.read import Run, Simulation, read_simulation, simulation_files
+from mdl_physpre.runs.read_stress import read_stress
+from mdl_physpre.stress_tests.result import StressResult
 from mdl_physpre.utils.record import Record
 from mdl_physpre.utils.text_table import MISSING
 
@@ -48,11 +51,13 @@ class Comparison(Record):
     """Simulations side by side.
 
     pairs : each further simulation with the first. differing_settings : with their values in each simulation.
+    stress : their stress tests.
     """
 
     simulations: tuple[Compared, ...]
     pairs: tuple[StructurePair, ...]
     differing_settings: dict[str, list[Any]]
+    stress: tuple[ComparedStress, ...] = ()
 
 
 def read_simulations(folders: Sequence[str | Path]) -> list[Simulation]:
@@ -65,10 +70,10 @@ def read_simulations(folders: Sequence[str | Path]) -> list[Simulation]:
     found = []
     for folder in map(Path, folders):
         files = simulation_files(folder)
-        if not files:
+        if not files and not read_stress(folder):
             raise DataError(
-                f"{folder}: holds neither {layout.VERDICTS} nor those of networks in {layout.NETWORKS}; give a folder "
-                "that physpre md --out or physpre run has finished"
+                f"{folder}: holds neither {layout.VERDICTS} nor those of networks in {layout.NETWORKS}, and no stress "
+                "tests; give a folder that physpre md --out, physpre stress --out or physpre run has finished"
             )
         for path in files:
             place = path.parent.parent if path.parent.name == layout.DYNAMICS else path.parent
@@ -190,13 +195,17 @@ def arms_with_first(run: Run) -> tuple[StructurePair | ReplicaPair, ...]:
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:
-    """Simulations in folders, side by side.
+    """Simulations and stress tests in folders, side by side.
 
     Raises
     ------
     DataError : as :func:`read_simulations`.
     """
     simulations = read_simulations(folders)
+    stress: dict[str, dict[str, StressResult]] = {}
+    for folder in map(Path, folders):
+        found = read_stress(folder)
+        stress |= {name if len(found) == 1 else f"{folder.name}: {name}": own for name, own in found.items()}
     return Comparison(
         simulations=tuple(
             Compared(
@@ -209,12 +218,16 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
         ),
         pairs=tuple(paired_counts(simulations[0], other) for other in simulations[1:]),
         differing_settings=differing_settings(simulations),
+        stress=compared_stress(stress),
     )
 
 
 def format_comparison(found: Comparison) -> str:
     """A comparison as text."""
-    parts = [counts_table([(one.name, one.summary, one.failure_times) for one in found.simulations], "simulation")]
+    parts = [format_stress_comparison(one) + "\n" for one in found.stress]
+    if not found.simulations:
+        return "\n".join(parts).rstrip()
+    parts += [counts_table([(one.name, one.summary, one.failure_times) for one in found.simulations], "simulation")]
     for pair in found.pairs:
         parts.append(paired_sentence(pair))
         if names := pair.different:

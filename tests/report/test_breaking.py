@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mdl_physpre.errors import DataError
+from mdl_physpre.report.comparison import compare, format_comparison
 from mdl_physpre.report.measurements import Measured
 from mdl_physpre.report.output.write import write_report
 from mdl_physpre.report.tables.breaking import breaking_sentences, correctness_sentence, median_words
 from mdl_physpre.report.tables.text import format_summary
 from mdl_physpre.report.verdict import verdict_table
 from mdl_physpre.runs.read import read_run
+from mdl_physpre.runs.stage import write_json
 from mdl_physpre.runs.summary import Summary
 from tests.helpers.made_up_runs import make_run, stress_result, verdict, verdicts
 
@@ -118,3 +121,33 @@ def test_nothing_is_called_better_by_counts_alone(tmp_path: Path) -> None:
 
 def test_a_run_without_simulations_says_nothing_of_it() -> None:
     assert correctness_sentence(Summary()) is None
+
+
+def stored(folder: Path, values: list[float], end: float = 200.0, **settings) -> Path:
+    result = stress_result("compression", values, end).model_copy(update={"settings": settings})
+    (folder / "compression").mkdir(parents=True)
+    write_json(folder / "compression" / "result.json", {"key": "", "result": result.plain()})
+    return folder
+
+
+def test_folders_of_stress_tests_are_compared(tmp_path: Path) -> None:
+    """On the structures of both; of ``physpre stress --out``, of networks and of runs."""
+    one = stored(tmp_path / "one", [20, 40, 60, 80, 100, 120, 140], rate=1.0, compile=False)
+    two = stored(tmp_path / "two", [50, 90, 150, 160, 170, 180, 199, 250], rate=2.0, compile=True)
+    found = compare([one, two])
+    (stress,) = found.stress
+    assert list(stress.found) == ["one", "two"] and not found.simulations
+    assert stress.found["one"].median == 80 and stress.found["two"].median == 160
+    assert stress.pairs[0].structures == 7 and stress.pairs[0].later == "two"
+    assert stress.pairs[0].p_structures == pytest.approx(2 / 2**7)
+    text = format_comparison(found)
+    assert "this two network breaks later than this one network (p = 0.016" in text
+    assert "of the 7 structures that both have" in text
+    assert "They differ in compression.rate: 1.0, 2.0." in text and "compile" not in text
+    for name in ("baseline", "pretrain"):
+        stored(tmp_path / "run" / "3-networks" / name / "stress", [20, 40, 60, 80, 100, 120, 140])
+    assert list(compare([tmp_path / "run"]).stress[0].found) == ["run: baseline", "run: pretrain"]
+    assert list(compare([one, tmp_path / "run" / "3-networks" / "baseline"]).stress[0].found) == ["one", "baseline"]
+    (one / "compression" / "result.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read as the result of a stress test"):
+        compare([one, two])

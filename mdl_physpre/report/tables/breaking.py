@@ -192,9 +192,9 @@ def breaking_head(test: str, found: Mapping[str, BreakingStatistics]) -> str:
     return f"{titled(test)}: {some.quantity} at which half of the structures are broken, {shown_unit(some.unit)[0]}"
 
 
-def breaking_rows(found: Mapping[str, BreakingStatistics]) -> str:
-    """A row for each arm."""
-    rows: list[Sequence[str]] = [["arm", "median (95 %)", "of each network", "broken", "by"]]
+def breaking_rows(found: Mapping[str, BreakingStatistics], first: str = "arm") -> str:
+    """A row for each name; ``first``: what the names are of."""
+    rows: list[Sequence[str]] = [[first, "median (95 %)", "of each network", "broken", "by"]]
     for arm, s in found.items():
         each = medians_each(s) if len(s.networks) > 1 else MISSING
         rows.append([arm, median_words(s, unit=False), each, f"{s.broken} of {s.n}", reasons_words(s)])
