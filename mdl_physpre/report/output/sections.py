@@ -13,6 +13,7 @@ from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.running.storage import RDFS
+from mdl_physpre.report.figures.breaking import draw_breaking
 from mdl_physpre.report.figures.calibration import draw_calibration
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
 from mdl_physpre.report.figures.oracle import draw_oracle_errors
@@ -24,6 +25,8 @@ from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
 from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
 from mdl_physpre.report.output.page import Section, downloads_item, text_item
+from mdl_physpre.report.tables.breaking import breaking_sentences
+from mdl_physpre.report.tables.breaking_page import breaking_table, points_table
 from mdl_physpre.report.tables.committee import committee_table, force_calibrations
 from mdl_physpre.report.tables.oracle import oracle_errors_of, oracle_table
 from mdl_physpre.report.tables.page import (
@@ -51,6 +54,7 @@ REFERENCE = FOLDER / "reference_rdf.json"
 def all_sections(run: Run, measured: Measured, beside: Path, hashes: Mapping[str, str]) -> list[Section]:
     """Every section, its figures drawn into ``beside``."""
     return [
+        _breaking(run, beside),
         _stability(run, beside),
         _oracle(run, beside),
         _errors(run, measured, beside),
@@ -70,6 +74,25 @@ def _drawn(section: Section, what: str, draw: Callable[..., Figure], *arguments:
     except Exception as error:
         logger.warning("%s is not in the report: %s: %s", what, type(error).__name__, error)
         section.missing.append(f"{what} could not be drawn ({type(error).__name__}: {error}).")
+
+
+def _breaking(run: Run, beside: Path) -> Section:
+    section = Section("breaking", "Where it breaks")
+    if not run.summary.stress_tests:
+        section.missing.append("No stress test was run; physpre.stress asks for them in a run.")
+        return section
+    section.text.append(
+        "Each structure is taken along a scale until it breaks. One that does not break is shown at the end that it "
+        "reached, and breaks somewhere beyond."
+    )
+    for test in run.summary.stress_tests:
+        section.text += breaking_sentences(run.summary, test)
+        _drawn(section, f"Breaking points of {test}", draw_breaking, run.summary, test, beside)
+        section.add(breaking_table(run, test))
+    table = points_table(run)
+    if table is not None:
+        section.items.append({"kind": "folded_table", "summary": "Every structure in numbers", "table": table})
+    return section
 
 
 def _stability(run: Run, beside: Path) -> Section:
