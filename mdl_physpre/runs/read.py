@@ -17,7 +17,7 @@ from mdl_physpre.dynamics.verdicts.verdict import Survival, Verdict, survival_cu
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout
-from mdl_physpre.runs.stage import BEGUN, DONE, read_json
+from mdl_physpre.runs.stage import BEGUN, DONE, read_json, stage_result
 from mdl_physpre.runs.summary import ArmResult, NetworkResult, Spent, Summary, spent_with_total, summary_of_stages
 
 
@@ -237,4 +237,6 @@ def _missing(run: Run) -> list[str]:
             found.append(f"{arm}: the dynamics are not compared with the oracle")
         elif len(run.simulations[arm]) < simulated:
             found.append(f"{arm}: verdicts.json is missing, or of another version of mdl-physpre; simulate again")
+    if run.plan.oracle_trajectory and not stage_result(run.folder / layout.ORACLE_RUN / layout.MOTION):
+        found.append("the dynamics of the oracle itself are not finished")
     return found

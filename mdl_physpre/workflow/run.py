@@ -19,7 +19,7 @@ from mdl_physpre.workflow.reports import Reports
 from mdl_physpre.workflow.setup import data_of_run, working_in
 from mdl_physpre.workflow.stages.eam import eam_stage
 from mdl_physpre.workflow.stages.network import dynamics_structures, network_results
-from mdl_physpre.workflow.stages.oracle import try_oracle
+from mdl_physpre.workflow.stages.oracle import oracle_trajectory_stage, try_oracle
 from mdl_physpre.workflow.stages.pretraining_set import pretraining_set_stage
 from mdl_physpre.workflow.stages.teacher import teacher_stage
 
@@ -63,6 +63,8 @@ def _run(config: Config, out: str | Path | None) -> Summary:
         for network in network_results(folder, config, data, plan):
             summary = summary.with_networks(network)
             reports.refresh(summary)
+        if plan.oracle_trajectory:
+            oracle_trajectory_stage(folder, config, data, plan, dynamics_structures(config, data))
         return reports.finish(summary)
 
 
