@@ -1,5 +1,8 @@
 """Analyses of trajectories and predictions."""
 
+from .calibration import Calibration as Calibration
+from .calibration import CommitteeErrors as CommitteeErrors
+from .calibration import committee_errors as committee_errors
 from .errors import Errors as Errors
 from .errors import prediction_errors as prediction_errors
 from .force_alignment import ForceAlignment as ForceAlignment

@@ -13,7 +13,11 @@ from mdl_physpre.cli.simulations import open_for_workers, simulate_and_show
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A checkpoint, calculator:package.module.Class?key=value, or torchsim:…"),
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint, RUN/ARM (its networks as a committee), committee:a.pt,b.pt, "
+        "calculator:package.module.Class?key=value, or torchsim:…",
+    ),
 ]
 Device = Annotated[
     str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:1; a calculator has one of its own.")
@@ -35,18 +39,26 @@ def evaluate(
 ) -> None:
     """Errors of a potential on labelled structures.
 
-    Energy, forces and stress, in the paper's units and per atom.
+    Energy, forces and stress, in the paper's units and per atom. Of a committee the errors of its mean, and what its
+    spread says of them.
     """
+    from mdl_physpre.analysis.calibration import committee_errors, format_calibration
     from mdl_physpre.analysis.errors import format_errors, prediction_errors
     from mdl_physpre.potentials.open import open_potential
     from mdl_physpre.runs.stage import write_json
     from mdl_physpre.structures.read import read_structures
 
     potential = open_potential(model, modules=modules or (), map_location=device)
-    errors = prediction_errors(potential, read_structures(data), by=by)
-    print(format_errors({Path(model).name: errors}))
+    name, structures = Path(model).name, read_structures(data)
+    if potential.gives_spread:
+        found = committee_errors(potential, structures, by=by)
+        print(format_errors({name: found.errors}), format_calibration({name: found}), sep="\n\n")
+        written: Any = found
+    else:
+        written = prediction_errors(potential, structures, by=by)
+        print(format_errors({name: written}))
     if json:
-        write_json(json, errors)
+        write_json(json, written)
 
 
 def doctor(

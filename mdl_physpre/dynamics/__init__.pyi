@@ -11,7 +11,14 @@ from .running.reanalysis import judge_run as judge_run
 from .running.reanalysis import judge_trajectory as judge_trajectory
 from .running.simulate import simulate as simulate
 from .settings import DynamicsSettings as DynamicsSettings
+from .verdicts.log_rank import BreakingComparison as BreakingComparison
+from .verdicts.log_rank import compare_breaking as compare_breaking
 from .verdicts.observer import Observer as Observer
+from .verdicts.survival import BreakingStatistics as BreakingStatistics
+from .verdicts.survival import Observation as Observation
+from .verdicts.survival import breaking_statistics as breaking_statistics
+from .verdicts.survival import failure_times as failure_times
+from .verdicts.survival import kaplan_meier as kaplan_meier
+from .verdicts.survival import survival_curve as survival_curve
 from .verdicts.verdict import Verdict as Verdict
 from .verdicts.verdict import summarise as summarise
-from .verdicts.verdict import survival_curve as survival_curve

@@ -23,6 +23,7 @@ from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.verdict import summarise
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints.load import is_arm
 from mdl_physpre.potentials.open import is_scheme, open_potential
 from mdl_physpre.utils.devices import device_of_parameters, put_on
 
@@ -68,7 +69,7 @@ def compare_with_reference(
     settings = settings or DynamicsSettings()
     if not settings.rdf_interval:
         settings = settings.changed(rdf_interval=RDF_INTERVAL)
-    if not isinstance(reference, Potential) and (is_scheme(str(reference)) or Path(reference).suffix in CHECKPOINTS):
+    if not isinstance(reference, Potential) and _is_model(str(reference)):
         reference = put_on(open_potential(reference, modules=modules), device_of_parameters(potential))
     stored: Mapping[str, RDF] | None = None
     if not isinstance(reference, Potential):  # read before hours are spent on the simulation
@@ -130,3 +131,7 @@ def format_rdf_errors(compared: Mapping[str, Any]) -> str:
         found = summarise(compared["reference_verdicts"]).failed
         lines.append(f"Broken with the reference itself: {found.count} of {found.n}")
     return "\n".join(lines)
+
+
+def _is_model(name: str) -> bool:
+    return is_scheme(name) or is_arm(Path(name)) or Path(name).suffix in CHECKPOINTS

@@ -22,7 +22,9 @@ class DynamicsProtocol(Settings):
     """Molecular dynamics: the run, when a structure has failed, what else is measured, and the work."""
 
     SECTION: ClassVar[str] = "dynamics"
-    LATER: ClassVar[dict[str, Any]] = {"temperature_end": None}
+    LATER: ClassVar[dict[str, Any]] = {
+        "temperature_end": None, "max_force_spread": None, "stop_on_uncertain": True,
+    }  # fmt: skip
     """Settings that came later, with the value that asks for nothing: results of before are known without them."""
 
     ensemble: str = setting(
@@ -46,6 +48,13 @@ class DynamicsProtocol(Settings):
         0.5, "Overlap: the smallest distance is at most this times the smallest distance at the start.", gt=0
     )
     stop_on_overlap: bool = setting(True, "An overlap ends the run of its structure.")
+    max_force_spread: float | None = setting(
+        None,
+        "Of a committee: with a larger force spread on one atom, a structure is uncertain; null: no bound.",
+        "eV/Å",
+        gt=0,
+    )
+    stop_on_uncertain: bool = setting(True, "To be uncertain ends the run of a structure.")
     lindemann_local: float = setting(0.25, "Bound of the largest Lindemann index of an atom.", gt=0)
     lindemann_global: float = setting(0.2, "Bound of the mean Lindemann index.", gt=0)
     distance: Literal["continuous", "minimum_image"] = setting(

@@ -7,6 +7,7 @@
                        errors/      its errors on the test sets, and the angles between forces,
                        dynamics/    its molecular dynamics
                        oracle/      errors along it, where an oracle is given
+3-networks/pretrain/committee/      errors of all networks of the arm as a committee
 4-oracle/              the dynamics of the oracle itself, where that is asked for; in motion/, each arm against it
 report/  report.html  summary.json
 """
@@ -26,6 +27,7 @@ LOG, REPORT, REPORT_FILES = "log.txt", "report.html", "report"
 EAM, TEACHER, PRETRAINING_SET, NETWORKS = "1-eam", "1-teacher", "2-pretraining-set", "3-networks"
 ORACLE_RUN, MOTION = "4-oracle", "motion"
 PRETRAIN, FINETUNE, ERRORS, DYNAMICS, ORACLE = "pretrain", "finetune", "errors", "dynamics", "oracle"
+COMMITTEE = "committee"
 EAM_FILE, VERDICTS = f"{EAM}/eam.pt", "verdicts.json"
 EARLIER = ("3-train", "4-dynamics")  # stage folders of earlier versions
 
@@ -67,6 +69,10 @@ class Plan:
     dynamics: bool
     oracle: bool = False
     oracle_trajectory: bool = False
+
+    def of_arm(self, name: str) -> list[Network]:
+        """The networks of an arm, in order."""
+        return [network for network in self.networks if network.arm.name == name]
 
     @property
     def hybrids(self) -> bool:

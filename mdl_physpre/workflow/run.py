@@ -16,7 +16,8 @@ from mdl_physpre.training.ranks import leading
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.reports import Reports
-from mdl_physpre.workflow.setup import data_of_run, working_in
+from mdl_physpre.workflow.setup import data_of_run, device_of, working_in
+from mdl_physpre.workflow.stages.committee import committee_stage
 from mdl_physpre.workflow.stages.eam import eam_stage
 from mdl_physpre.workflow.stages.network import dynamics_structures, network_results
 from mdl_physpre.workflow.stages.oracle import oracle_trajectory_stage, try_oracle
@@ -63,6 +64,9 @@ def _run(config: Config, out: str | Path | None) -> Summary:
         for network in network_results(folder, config, data, plan):
             summary = summary.with_networks(network)
             reports.refresh(summary)
+        for arm in summary.arms:
+            found = committee_stage(folder, data, plan, arm, device_of(config))
+            summary = summary.with_committee(arm, found)
         if plan.oracle_trajectory:
             oracle_trajectory_stage(folder, config, data, plan, dynamics_structures(config, data))
         return reports.finish(summary)

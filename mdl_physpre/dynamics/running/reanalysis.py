@@ -133,6 +133,9 @@ def _watch(observers: Observers, frame: Atoms, first: Atoms, step: int) -> Broke
     atoms.energies[0] = float(results.get("energy", np.nan))
     if "forces" in results:
         atoms.forces = torch.from_numpy(np.array(results["forces"], dtype=float))
+    if "force_spread" in frame.arrays and "energy_spread" in frame.info:
+        atoms.force_spread = torch.from_numpy(np.array(frame.arrays["force_spread"], dtype=float))
+        atoms.energy_spread = torch.tensor([float(frame.info["energy_spread"])], dtype=torch.float64)
     if "stress" in results:
         atoms.stress[0] = torch.from_numpy(frame.get_stress(voigt=False))
     deformation = cell_change(first.cell[:], frame.cell[:], frame.pbc)

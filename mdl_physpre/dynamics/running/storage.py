@@ -19,7 +19,8 @@ from ase import Atoms
 from ase.io.extxyz import write_extxyz
 
 from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings
-from mdl_physpre.dynamics.verdicts.verdict import Verdict, summarise, survival_curve
+from mdl_physpre.dynamics.verdicts.survival import survival_curve
+from mdl_physpre.dynamics.verdicts.verdict import Verdict, summarise
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.graph import content_hash
@@ -206,7 +207,7 @@ class TrajectoryFiles:
     def add(self, index: int, atoms: Atoms) -> None:
         """Take one frame."""
         text = io.StringIO()
-        columns = ["symbols", "positions", *(name for name in ("momenta", "forces") if atoms.has(name))]
+        columns = ["symbols", "positions", *(name for name in ("momenta", "forces", "force_spread") if atoms.has(name))]
         write_extxyz(text, [atoms], columns=columns)
         self.waiting.setdefault(index, []).append(text.getvalue())
 

@@ -14,6 +14,7 @@ from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.compare_motion import MotionComparison
 from mdl_physpre.dynamics.running.storage import RDFS
+from mdl_physpre.report.figures.calibration import draw_calibration
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
 from mdl_physpre.report.figures.motion import draw_motion
 from mdl_physpre.report.figures.oracle import draw_oracle_errors
@@ -25,6 +26,7 @@ from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
 from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
 from mdl_physpre.report.output.page import Section, downloads_item, text_item
+from mdl_physpre.report.tables.committee import committee_table, force_calibrations
 from mdl_physpre.report.tables.oracle import motion_of, motion_table, oracle_errors_of, oracle_table
 from mdl_physpre.report.tables.page import (
     Table,
@@ -126,6 +128,9 @@ def _errors(run: Run, measured: Measured, beside: Path) -> Section:
     section.add(table)
     if table is None:
         section.missing.append("No network has been tested yet.")
+    section.add(committee_table(run))
+    if curves := force_calibrations(run):
+        _drawn(section, "Error against spread", draw_calibration, curves, beside)
     for test_set, found in measured.predictions.items():
         _drawn(section, f"Parity of {test_set}", draw_parity, found, test_set, beside)
     section.missing += [f"{one}." for one in measured.missing if one.startswith("parity")]
@@ -251,6 +256,7 @@ def _making(run: Run, hashes: Mapping[str, str]) -> Section:
     if not run.summary.data:
         section.missing.append("The run holds no counts of its data.")
     e = run.environment
+    section.text += [f"{sentence}." for sentence in e.get("doubts", ())]
     versions = {"mdl_physpre": e.get("mdl_physpre"), "python": e.get("python"), **(e.get("packages") or {})}
     task = run.config.get("task", {})
     rows = [

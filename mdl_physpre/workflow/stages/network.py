@@ -86,7 +86,7 @@ def dynamics_stage(
 
 
 def dynamics_structures(config: Config, data: RunData) -> list[Atoms]:
-    """``n_structures`` test structures, drawn at random by seed; all where there are fewer."""
-    wanted = min(config.physpre.dynamics.n_structures, len(data.test))
-    picked = np.random.default_rng([config.task.seed, 4]).permutation(len(data.test))[:wanted]
+    """``n_structures`` test structures of two atoms or more, drawn at random by seed; all where there are fewer."""
+    order = np.random.default_rng([config.task.seed, 4]).permutation(len(data.test))
+    picked = [k for k in order if len(data.test[k]) > 1][: config.physpre.dynamics.n_structures]  # one atom cannot fail
     return [enlarge(data.test[k], config.physpre.dynamics.min_atoms) for k in sorted(picked)]
