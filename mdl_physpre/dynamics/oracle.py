@@ -273,7 +273,7 @@ def format_oracle_errors(errors: OracleErrors) -> str:
     m, wrong, whole = errors.means, errors.wrong, errors.whole_and_wrong
     lines = [f"Against {errors.oracle}, {m.frames} frames:"]
     if m.frames:
-        head = ["time, ps", "frames", "energy, meV/atom", "forces, eV/Å", "oracle's forces", "cosine"]
+        head = ["time, ps", "frames", "T, K", "energy, meV/atom", "forces, eV/Å", "oracle's forces", "cosine"]
         rows = [_cells(f"{one.start_fs / 1000:.3g} to {one.end_fs / 1000:.3g}", one) for one in errors.bins]
         lines.append(text_table([head, *rows, _cells("all", m)]))
         lines.append(
@@ -289,6 +289,6 @@ def format_oracle_errors(errors: OracleErrors) -> str:
 
 
 def _cells(name: str, means: OracleMeans) -> list[str]:
-    values = (means.energy_mae, means.forces_rmse, means.oracle_forces_rms, means.forces_cosine)
-    forms = ("{:.1f}", "{:.3f}", "{:.3f}", "{:.3f}")
+    values = (means.temperature, means.energy_mae, means.forces_rmse, means.oracle_forces_rms, means.forces_cosine)
+    forms = ("{:.0f}", "{:.1f}", "{:.3f}", "{:.3f}", "{:.3f}")
     return [name, str(means.frames), *(shown(value, form) for value, form in zip(values, forms))]
