@@ -243,6 +243,10 @@ def _missing(run: Run) -> list[str]:
             found.append(f"{arm}: the dynamics are not compared with the oracle")
         elif len(run.simulations[arm]) < simulated:
             found.append(f"{arm}: verdicts.json is missing, or of another version of mdl-physpre; simulate again")
+        for name in run.plan.stress:
+            tested = sum(name in result.stress for result in results)
+            if tested < wanted:
+                found.append(f"{arm}: stress test {name} is not finished{of(tested)}")
     if run.plan.oracle_trajectory and not stage_result(run.folder / layout.ORACLE_RUN / layout.MOTION):
         found.append("the dynamics of the oracle itself are not finished")
     return found

@@ -35,6 +35,7 @@ from mdl_physpre.runs.layout import (
 from mdl_physpre.runs.over_networks import over_networks
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.stage import read_json, stage_result, write_json
+from mdl_physpre.stress_tests.result import StressResult
 from mdl_physpre.utils.record import Record
 
 
@@ -123,6 +124,7 @@ class NetworkResult(Record):
     checkpoint : its file, from the folder of the run on.
     errors, errors_before_finetuning, force_angles : by test set; the second where it was pretrained.
     training : by stage, ``pretrain`` and ``finetune``.
+    stress : by the name of the test, those that are done.
     """
 
     name: str
@@ -134,6 +136,7 @@ class NetworkResult(Record):
     force_angles: dict[str, ForceAlignment] = {}
     training: dict[str, TrainingStage] = {}
     dynamics: Dynamics | None = None
+    stress: dict[str, StressResult] = {}
 
 
 class ArmResult(Record):
@@ -261,6 +264,7 @@ def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult 
         checkpoint=trained["checkpoint"],
         training=trained["training"],
         dynamics=simulated or None,
+        stress={name: found for name in plan.stress if (found := stage_result(network.stress_folder(folder, name)))},
         **{key: found for key, found in tested.items() if key != "seconds"},
     )
 
