@@ -13,8 +13,9 @@ from mdl_physpre.dynamics.verdicts.verdict import summarise
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs.layout import plan_of
 from mdl_physpre.runs.read import read_run, read_simulation, read_summary
+from mdl_physpre.runs.results import TrainingStage
 from mdl_physpre.runs.stage import stage_key, write_json
-from mdl_physpre.runs.summary import ArmResult, Dynamics, NetworkResult, Summary, TrainingStage, summary_of_stages
+from mdl_physpre.runs.summary import ArmResult, Dynamics, NetworkResult, Summary, summary_of_stages
 from tests.helpers.made_up_runs import errors, make_run, verdict
 
 ANGLES = {"edges": (0.0, 90.0, 180.0), "isotropic": (0.5, 0.5), "zero_force_first": 0, "zero_force_second": 1}
@@ -41,7 +42,8 @@ def network(number: int, forces: float, failing: list[int | None], steps: int, m
             )
         },
         dynamics=Dynamics(
-            counts=summarise(found), failing_steps=tuple(failing), settings={"timestep": 2.0}, seconds=10.0
+            counts=summarise(found), failing_steps=tuple(failing), settings={"timestep": 2.0, "steps": 100},
+            seconds=10.0,
         ),
     )  # fmt: skip
 

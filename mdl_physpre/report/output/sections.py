@@ -12,9 +12,12 @@ import yaml
 from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
+from mdl_physpre.dynamics.compare_motion import MotionComparison
 from mdl_physpre.dynamics.running.storage import RDFS
+from mdl_physpre.report.figures.breaking import draw_breaking
 from mdl_physpre.report.figures.calibration import draw_calibration
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
+from mdl_physpre.report.figures.motion import draw_motion
 from mdl_physpre.report.figures.oracle import draw_oracle_errors
 from mdl_physpre.report.figures.potentials import draw_curves, draw_eam_parts
 from mdl_physpre.report.figures.rdf import draw_rdfs
@@ -24,8 +27,10 @@ from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
 from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
 from mdl_physpre.report.output.page import Section, downloads_item, text_item
+from mdl_physpre.report.tables.breaking import breaking_sentences
+from mdl_physpre.report.tables.breaking_page import breaking_table, points_table
 from mdl_physpre.report.tables.committee import committee_table, force_calibrations
-from mdl_physpre.report.tables.oracle import oracle_errors_of, oracle_table
+from mdl_physpre.report.tables.oracle import motion_of, motion_table, oracle_errors_of, oracle_table
 from mdl_physpre.report.tables.page import (
     Table,
     angle_table,
@@ -39,6 +44,7 @@ from mdl_physpre.report.tables.page import (
     structures_table,
 )
 from mdl_physpre.report.tables.text import protocol
+from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.stage import read_json
 from mdl_physpre.training.arms import BASELINE
@@ -51,6 +57,7 @@ REFERENCE = FOLDER / "reference_rdf.json"
 def all_sections(run: Run, measured: Measured, beside: Path, hashes: Mapping[str, str]) -> list[Section]:
     """Every section, its figures drawn into ``beside``."""
     return [
+        _breaking(run, beside),
         _stability(run, beside),
         _oracle(run, beside),
         _errors(run, measured, beside),
@@ -70,6 +77,25 @@ def _drawn(section: Section, what: str, draw: Callable[..., Figure], *arguments:
     except Exception as error:
         logger.warning("%s is not in the report: %s: %s", what, type(error).__name__, error)
         section.missing.append(f"{what} could not be drawn ({type(error).__name__}: {error}).")
+
+
+def _breaking(run: Run, beside: Path) -> Section:
+    section = Section("breaking", "Where it breaks")
+    if not run.summary.stress_tests:
+        section.missing.append("No stress test was run; physpre.stress asks for them in a run.")
+        return section
+    section.text.append(
+        "Each structure is taken along a scale until it breaks. One that does not break is shown at the end that it "
+        "reached, and breaks somewhere beyond."
+    )
+    for test in run.summary.stress_tests:
+        section.text += breaking_sentences(run.summary, test)
+        _drawn(section, f"Breaking points of {test}", draw_breaking, run.summary, test, beside)
+        section.add(breaking_table(run, test))
+    table = points_table(run)
+    if table is not None:
+        section.items.append({"kind": "folded_table", "summary": "Every structure in numbers", "table": table})
+    return section
 
 
 def _stability(run: Run, beside: Path) -> Section:
@@ -101,7 +127,22 @@ def _oracle(run: Run, beside: Path) -> Section:
         return section
     _drawn(section, "Errors along the simulations", draw_oracle_errors, found, beside)
     section.add(oracle_table(found))
+    motion = motion_of(run)
+    if any(one.structures for one in motion.values()):
+        _drawn(section, "Motion against the oracle's own", _motion_figure, motion, beside)
+    section.missing += [f"{arm}: {note}." for arm, one in motion.items() for note in one.notes]
+    section.add(motion_table(motion))
     return section
+
+
+def _motion_figure(found: Mapping[str, MotionComparison], beside: Path) -> Figure:
+    draw_motion(found, beside / "motion.png")
+    return Figure(
+        beside, "motion", "Motion against the oracle's own",
+        f"Mean square displacements and vibrational densities of states of {', '.join(found)} and of the oracle.",
+        "The first network of each arm and, in grey, the oracle, from the same start with the same random numbers: "
+        "structures that ran to the end with both.",
+    )  # fmt: skip
 
 
 def _errors(run: Run, measured: Measured, beside: Path) -> Section:
@@ -174,8 +215,10 @@ def _distributions(run: Run, beside: Path) -> Section:
         )
         return section
     reference = read_json(run.folder / REFERENCE)
+    if not reference and run.plan.oracle_trajectory:
+        reference = {"name": "oracle", **read_json(run.folder / layout.ORACLE_RUN / RDFS)}
     name = str(reference.get("name", "reference"))
-    theirs = RDF.model_validate(reference["average"]) if reference else None
+    theirs = RDF.model_validate(reference["average"]) if "average" in reference else None
     _drawn(section, "Radial distribution functions", _rdf_figure, found, theirs, name, beside)
     if theirs is None:
         section.missing.append("There is no reference; physpre report RUN --reference TRAJECTORY adds one.")

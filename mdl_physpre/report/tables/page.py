@@ -12,6 +12,7 @@ from typing import Any
 from mdl_physpre.analysis.energy_curves import EAMElement
 from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.dynamics.verdicts.verdict import Count, Verdict
+from mdl_physpre.report.tables.breaking import median_words
 from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_name, error_sources, other_reasons, worded
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
@@ -67,15 +68,15 @@ def stability_table(run: Run) -> Table | None:
     found = {arm: result.dynamics for arm, result in run.summary.arms.items() if result.dynamics}
     if not found:
         return None
-    head = ["arm", "networks", "failed", "atom overlap", "Lindemann index", "other reasons", "median failing time, ps"]
+    head = ["arm", "networks", "failed", "atom overlap", "Lindemann index", "other reasons", "half failed by, ps"]
     rows: list[list[str]] = []
     values: list[list[Any]] = []
     for arm, d in found.items():
         c, ensemble, called = d.counts, d.settings["ensemble"], f"{arm} ({ensemble_name(d.settings)})"
-        time = c.median_failing_time_fs
+        times = run.summary.arms[arm].failure_times
         rows.append([
             called, str(c.networks), *map(counted_each, (c.failed, c.overlap, c.lindemann)),
-            other_reasons(c, words=True), shown(None if time is None else time / 1000, "{:.3g}"),
+            other_reasons(c, words=True), median_words(times, unit=False),
         ])  # fmt: skip
         for reason, part in (("failed", c.failed), ("lindemann", c.lindemann), *c.by_reason.items()):
             ends, each = part.interval or (None, None), " ".join(map(str, part.each))
@@ -86,7 +87,10 @@ def stability_table(run: Run) -> Table | None:
         else "In brackets: Wilson 95 % interval over structures. One network stands behind each row: structures "
         "simulated with one network share its faults, and the interval does not hold the spread between trainings."
     )
-    notes += " A structure can pass several bounds, so that reasons may add up to more than the failures."
+    notes += (
+        " A structure can pass several bounds, so that reasons may add up to more than the failures. Half failed by: "
+        "Kaplan–Meier median with its 95 % interval; >: fewer than half failed before the end."
+    )
     value_head = ["arm", "ensemble", "networks", "reason", "count", "n", "low_95", "high_95", "each_network"]
     return Table("table-1-stability", "Table 1. Structures that failed", head, rows, values, value_head, notes=notes)
 
