@@ -176,9 +176,7 @@ def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
 
 
 def _with_curve(measured: Measured, *names: str) -> list[str]:
-    pairs = measured.curves.pairs.values() if measured.curves else ()
-    known = {name for found in pairs for name in found.curves}
-    return [name for name in names if name in known]
+    return [name for name in names if measured.curves and name in measured.curves.names]
 
 
 def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
