@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mdl_physpre.analysis.errors import Errors
+from mdl_physpre.eam_fit.report import FittedPair
 from mdl_physpre.runs.layout import EAM, ERRORS, PRETRAINING_SET, TEACHER
-from mdl_physpre.runs.stage import stage_result
+from mdl_physpre.runs.stage import AnyRecord, record_of, stage_result
 from mdl_physpre.utils.record import Record
 
 
@@ -30,7 +31,7 @@ class FittedEAM(Record):
     table : a row for each pair of elements. fit_errors : on training and validation set. errors : on each test set.
     """
 
-    table: tuple[dict[str, Any], ...] = ()
+    table: tuple[FittedPair, ...] = ()
     fit_errors: dict[str, Errors] = {}
     errors: dict[str, Errors] = {}
     seconds: float = 0.0
@@ -83,18 +84,19 @@ def spent_with_total(stages: Mapping[str, Spent]) -> dict[str, Spent]:
 
 def eam_result(folder: Path) -> FittedEAM:
     """What the fit of the embedded-atom potential, which is done, found."""
-    return FittedEAM(**_with_errors(folder / EAM))
+    return _with_errors(FittedEAM, folder / EAM)
 
 
 def teacher_result(folder: Path) -> TeacherResult:
     """What is known of another teacher, whose zero of energy is fitted."""
-    return TeacherResult(**_with_errors(folder / TEACHER))
+    return _with_errors(TeacherResult, folder / TEACHER)
 
 
 def pretraining_set_result(folder: Path) -> PretrainingSetResult:
     """What the pretraining set, which is made, holds."""
-    return PretrainingSetResult(**stage_result(folder / PRETRAINING_SET))
+    return record_of(PretrainingSetResult, stage_result(folder / PRETRAINING_SET), folder / PRETRAINING_SET)
 
 
-def _with_errors(folder: Path) -> dict[str, Any]:
-    return {**stage_result(folder), **stage_result(folder / ERRORS), "seconds": stage_result(folder)["seconds"]}
+def _with_errors(kind: type[AnyRecord], folder: Path) -> AnyRecord:
+    tests = folder / ERRORS
+    return record_of(kind, {**stage_result(tests), **stage_result(folder)}, folder, errors=tests)

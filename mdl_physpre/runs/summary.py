@@ -28,6 +28,7 @@ from mdl_physpre.runs.layout import (
     ERRORS,
     ORACLE,
     PRETRAINING_SET,
+    STRESS,
     SUMMARY,
     TEACHER,
     Network,
@@ -47,7 +48,7 @@ from mdl_physpre.runs.results import (
     spent_with_total,
     teacher_result,
 )
-from mdl_physpre.runs.stage import read_json, stage_result, write_json
+from mdl_physpre.runs.stage import read_json, record_of, stage_result, write_json
 from mdl_physpre.stress_tests.result import StressResult
 from mdl_physpre.training.arms import BASELINE
 from mdl_physpre.utils.record import Record
@@ -75,7 +76,7 @@ class NetworkResult(Record):
     checkpoint : its file, from the folder of the run on.
     errors, errors_before_finetuning, force_angles : by test set; the second where it was pretrained.
     training : by stage, ``pretrain`` and ``finetune``.
-    stress : by stress test.
+    stress : by the name of the test, those that are done.
     """
 
     name: str
@@ -253,21 +254,19 @@ def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult 
     simulated = stage_result(place / DYNAMICS) if plan.dynamics else {}
     if simulated and plan.oracle:
         simulated["oracle"] = stage_result(place / ORACLE) or None
-    return NetworkResult(
-        name=network.name,
-        arm=network.arm.name,
-        seed=network.seed,
-        checkpoint=trained["checkpoint"],
-        training=trained["training"],
-        dynamics=simulated or None,
-        **{key: found for key, found in tested.items() if key != "seconds"},
-    )
+    found = {key: value for key, value in tested.items() if key != "seconds"}
+    found |= {key: trained[key] for key in ("checkpoint", "training") if key in trained}
+    found |= {"name": network.name, "arm": network.arm.name, "seed": network.seed, "dynamics": simulated or None}
+    found["stress"] = {n: one for n in plan.stress if (one := stage_result(network.stress_folder(folder, n)))}
+    stages = {"checkpoint": place, "training": place, "dynamics": place / DYNAMICS, "stress": place / STRESS}
+    return record_of(NetworkResult, found, place / ERRORS, **stages)
 
 
 def committee_result(folder: Path, plan: Plan, arm: str) -> dict[str, CommitteeErrors]:
     """What the networks of an arm are as a committee, by test set; empty until that is computed."""
-    found = stage_result(plan.of_arm(arm)[0].folder(folder) / COMMITTEE).get("committee", {})
-    return {name: CommitteeErrors.model_validate(one) for name, one in found.items()}
+    place = plan.of_arm(arm)[0].folder(folder) / COMMITTEE
+    found = stage_result(place).get("committee", {})
+    return {name: record_of(CommitteeErrors, one, place) for name, one in found.items()}
 
 
 def summary_of_stages(folder: Path, plan: Plan) -> Summary:

@@ -145,7 +145,7 @@ def _errors(run: Run, measured: Measured, beside: Path) -> Section:
 def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("potentials", "Energy of two atoms")
     section.missing += [f"{one}." for one in measured.missing if one.startswith("energy curves")]
-    if any("EAM" in found["parts"] for found in measured.curves.get("pairs", {}).values()):
+    if measured.curves and any("EAM" in found.parts for found in measured.curves.pairs.values()):
         _drawn(section, "The parts of the embedded-atom potential", draw_eam_parts, measured.curves, beside)
     names = _with_curve(measured, "EAM", *run.arms)
     if names:
@@ -153,25 +153,26 @@ def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
         _drawn(section, "Energy curves", draw_curves, measured.curves, names, beside, "energy-curves", title)
     else:
         section.missing.append("No potential is there yet.")
-    section.add(*eam_tables(run, measured.curves))
+    section.add(*eam_tables(run, measured.curves.elements if measured.curves else ()))
     return section
 
 
 def _with_curve(measured: Measured, *names: str) -> list[str]:
-    known = {name for found in measured.curves.get("pairs", {}).values() for name in found["curves"]}
+    pairs = measured.curves.pairs.values() if measured.curves else ()
+    known = {name for found in pairs for name in found.curves}
     return [name for name in names if name in known]
 
 
 def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("pretraining", "Pretraining")
     section.add(set_table(run))
-    report = run.pretraining_set.get("training") or {}
-    if not report:
+    report = run.pretraining_set.get("training")
+    if report is None:
         section.missing.append("There is no pretraining set: no arm needs one, or it is not made yet.")
-    if (distances := report.get("smallest_distances", {})).get("pairs"):
-        _drawn(section, "Smallest distances", draw_smallest_distances, distances, beside)
-    if labels := report.get("labels"):
-        _drawn(section, "Labels of the pretraining set", draw_label_spread, labels, beside)
+    else:
+        if report.smallest_distances is not None and report.smallest_distances.pairs:
+            _drawn(section, "Smallest distances", draw_smallest_distances, report.smallest_distances, beside)
+        _drawn(section, "Labels of the pretraining set", draw_label_spread, report.labels, beside)
     for arm in run.arms:
         before = f"{arm}{BEFORE}"
         if _with_curve(measured, before):

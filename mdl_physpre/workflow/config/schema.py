@@ -32,6 +32,7 @@ from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms, parts_by_name
 from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay
 from mdl_physpre.training.settings import OptimSettings, TrainingSettings
 from mdl_physpre.utils.settings import Settings, explained, setting
+from mdl_physpre.workflow.config.stress import Stress
 
 
 class Task(Settings):
@@ -220,6 +221,7 @@ class Physpre(Settings):
     hybrid: Hybrid.Settings = setting(Hybrid.Settings(), "Arms with hybrid.")
     replay: Replay.Settings = setting(Replay.Settings(), "Arms with replay.")
     dynamics: Dynamics = setting(Dynamics(), "Molecular dynamics.")
+    stress: Stress = setting(Stress(), "Stress tests.")
     report: Report = setting(Report(), "The report.")
     _other_parts: dict[str, Any] = PrivateAttr(default_factory=dict)
 
