@@ -76,7 +76,7 @@ class NetworkResult(Record):
     checkpoint : its file, from the folder of the run on.
     errors, errors_before_finetuning, force_angles : by test set; the second where it was pretrained.
     training : by stage, ``pretrain`` and ``finetune``.
-    stress : by the name of the test, those that are done.
+    stress : by stress test.
     """
 
     name: str
