@@ -57,6 +57,7 @@ class HeatingSettings(Settings):
     friction: float = setting(0.02, "Of the Langevin thermostat (nvt); atoms lag by rate/friction.", "1/fs", gt=0)
     seed: int = setting(0, "Of velocities and noise; in a run each network has its own.", ge=0)
     compile: bool = setting(False, "Compile the potential; a run takes this from task.compile.")
+    frames: int = setting(0, "Frames of each structure that are stored along the ramp, evenly, as for an oracle.", ge=0)
     dynamics: dict[str, Any] = setting({}, "Further settings of physpre.dynamics by name, such as overlap_ratio.")
 
     @model_validator(mode="after")
@@ -81,7 +82,8 @@ class HeatingSettings(Settings):
         """Molecular dynamics from ``temperature`` up to ``end``, K, with further settings."""
         steps = max(1, round((end - self.temperature) / self.rate * 1000 / self.timestep))
         values = {name: getattr(self, name) for name in OWN} | {"temperature_end": end, "steps": steps}
-        return DynamicsSettings(**values, **{"pressure_interval": 0, **self.dynamics, **more})
+        stored = {"trajectory_interval": max(1, steps // self.frames)} if self.frames else {}
+        return DynamicsSettings(**values, **{"pressure_interval": 0, **stored, **self.dynamics, **more})
 
 
 class Heating(StressTest):

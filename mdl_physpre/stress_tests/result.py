@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mdl_physpre.dynamics.oracle_errors import OracleErrors
 from mdl_physpre.dynamics.verdicts.survival import Observation
 from mdl_physpre.utils.record import Record
 
@@ -38,6 +39,7 @@ class StressResult(Record):
     test : its registered name: ``heating``, ``compression``, ``collisions``, ``random_starts``, …
     quantity, unit : of the scale, such as ``temperature`` and ``K``.
     points : of each structure, in order. settings : of the test. seconds : that it took.
+    oracle : what a reference says of frames along the test; ``None`` where none was asked.
     """
 
     test: str
@@ -45,6 +47,7 @@ class StressResult(Record):
     unit: str
     points: tuple[BreakingPoint, ...]
     settings: dict[str, Any] = {}
+    oracle: OracleErrors | None = None
     seconds: float = 0.0
 
     def observations(self, network: str = "") -> list[Observation]:

@@ -21,7 +21,7 @@ from mdl_physpre.workflow.setup import data_of_run, device_of, working_in
 from mdl_physpre.workflow.stages.committee import committee_stage
 from mdl_physpre.workflow.stages.eam import eam_stage
 from mdl_physpre.workflow.stages.network import dynamics_structures, network_results
-from mdl_physpre.workflow.stages.oracle import try_oracle
+from mdl_physpre.workflow.stages.oracle import oracle_trajectory_stage, try_oracle
 from mdl_physpre.workflow.stages.pretraining_set import pretraining_set_stage
 from mdl_physpre.workflow.stages.teacher import teacher_stage
 
@@ -68,6 +68,8 @@ def _run(config: Config, out: str | Path | None) -> Summary:
         for arm in summary.arms:
             found = committee_stage(folder, data, plan, arm, device_of(config))
             summary = summary.with_committee(arm, found)
+        if plan.oracle_trajectory:
+            oracle_trajectory_stage(folder, config, data, plan, dynamics_structures(config, data))
         return reports.finish(summary)
 
 

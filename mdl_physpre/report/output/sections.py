@@ -12,10 +12,12 @@ import yaml
 from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
+from mdl_physpre.dynamics.compare_motion import MotionComparison
 from mdl_physpre.dynamics.running.storage import RDFS
 from mdl_physpre.report.figures.breaking import draw_breaking
 from mdl_physpre.report.figures.calibration import draw_calibration
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
+from mdl_physpre.report.figures.motion import draw_motion
 from mdl_physpre.report.figures.oracle import draw_oracle_errors
 from mdl_physpre.report.figures.potentials import draw_curves, draw_eam_parts
 from mdl_physpre.report.figures.rdf import draw_rdfs
@@ -29,7 +31,7 @@ from mdl_physpre.report.tables.breaking import breaking_sentences
 from mdl_physpre.report.tables.breaking_page import breaking_table, points_table
 from mdl_physpre.report.tables.committee import committee_table, force_calibrations
 from mdl_physpre.report.tables.cost import cost_table, method_cost
-from mdl_physpre.report.tables.oracle import oracle_errors_of, oracle_table
+from mdl_physpre.report.tables.oracle import motion_of, motion_table, oracle_errors_of, oracle_table
 from mdl_physpre.report.tables.page import (
     Table,
     angle_table,
@@ -41,6 +43,7 @@ from mdl_physpre.report.tables.page import (
     structures_table,
 )
 from mdl_physpre.report.tables.text import protocol
+from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.stage import read_json
 from mdl_physpre.training.arms import BASELINE
@@ -123,7 +126,22 @@ def _oracle(run: Run, beside: Path) -> Section:
         return section
     _drawn(section, "Errors along the simulations", draw_oracle_errors, found, beside)
     section.add(oracle_table(found))
+    motion = motion_of(run)
+    if any(one.structures for one in motion.values()):
+        _drawn(section, "Motion against the oracle's own", _motion_figure, motion, beside)
+    section.missing += [f"{arm}: {note}." for arm, one in motion.items() for note in one.notes]
+    section.add(motion_table(motion))
     return section
+
+
+def _motion_figure(found: Mapping[str, MotionComparison], beside: Path) -> Figure:
+    draw_motion(found, beside / "motion.png")
+    return Figure(
+        beside, "motion", "Motion against the oracle's own",
+        f"Mean square displacements and vibrational densities of states of {', '.join(found)} and of the oracle.",
+        "The first network of each arm and, in grey, the oracle, from the same start with the same random numbers: "
+        "structures that ran to the end with both.",
+    )  # fmt: skip
 
 
 def _errors(run: Run, measured: Measured, beside: Path) -> Section:
@@ -196,8 +214,10 @@ def _distributions(run: Run, beside: Path) -> Section:
         )
         return section
     reference = read_json(run.folder / REFERENCE)
+    if not reference and run.plan.oracle_trajectory:
+        reference = {"name": "oracle", **read_json(run.folder / layout.ORACLE_RUN / RDFS)}
     name = str(reference.get("name", "reference"))
-    theirs = RDF.model_validate(reference["average"]) if reference else None
+    theirs = RDF.model_validate(reference["average"]) if "average" in reference else None
     _drawn(section, "Radial distribution functions", _rdf_figure, found, theirs, name, beside)
     if theirs is None:
         section.missing.append("There is no reference; physpre report RUN --reference TRAJECTORY adds one.")

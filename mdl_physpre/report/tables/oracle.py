@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from mdl_physpre.dynamics.compare_motion import MotionComparison
 from mdl_physpre.dynamics.oracle_errors import OracleErrors
 from mdl_physpre.report.tables.page import Table, counted_each
+from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
+from mdl_physpre.runs.stage import stage_result
 from mdl_physpre.utils.text_table import MISSING, shown
 
 COLUMNS = (
@@ -49,6 +53,28 @@ def oracle_table(found: Mapping[str, OracleErrors]) -> Table | None:
     )
     value_head = ["arm", "from_fs", "to_fs", "frames", "energy_error_mev_per_atom", *(key for _, key, _ in COLUMNS)]
     return Table("oracle-errors", "Errors along the simulations", head, rows, values, value_head, notes=notes)
+
+
+def motion_of(run: Run) -> dict[str, MotionComparison]:
+    """The first network of each arm against the oracle's own dynamics; empty where that was not asked for."""
+    stored = stage_result(run.folder / layout.ORACLE_RUN / layout.MOTION) if run.plan.oracle_trajectory else {}
+    return {arm: MotionComparison.model_validate(one) for arm, one in stored.get("arms", {}).items()}
+
+
+def motion_table(found: Mapping[str, MotionComparison]) -> Table | None:
+    """How far atoms move, and how they vibrate, against the oracle."""
+    values: list[list[Any]] = [
+        [arm, len(one.structures), element, one.msd_ratio[element], one.dos_overlap.get(element)]
+        for arm, one in found.items()
+        for element in one.msd_ratio
+    ]
+    if not values:
+        return None
+    rows = [[arm, element, str(n), shown(ratio, "{:.2f}"), shown(o, "{:.3f}")] for arm, n, element, ratio, o in values]
+    head = ["arm", "element", "structures", "mean square displacement, of the oracle's", "overlap of vibrations"]
+    value_head = ["arm", "structures", "element", "msd_ratio", "dos_overlap"]
+    caption = "Motion against the oracle's own"
+    return Table("oracle-motion", caption, head, rows, values, value_head, words=2)
 
 
 def whole_and_wrong(run: Run, arm: str) -> str:
