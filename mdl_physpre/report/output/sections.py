@@ -30,15 +30,14 @@ from mdl_physpre.report.output.page import Section, downloads_item, text_item
 from mdl_physpre.report.tables.breaking import breaking_sentences
 from mdl_physpre.report.tables.breaking_page import breaking_table, points_table
 from mdl_physpre.report.tables.committee import committee_table, force_calibrations
+from mdl_physpre.report.tables.cost import cost_table, method_cost
 from mdl_physpre.report.tables.oracle import motion_of, motion_table, oracle_errors_of, oracle_table
 from mdl_physpre.report.tables.page import (
     Table,
     angle_table,
-    cost_table,
     data_table,
     eam_tables,
     error_table,
-    method_cost,
     set_table,
     stability_table,
     structures_table,
