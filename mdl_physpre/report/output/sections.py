@@ -27,7 +27,13 @@ from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest
 from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
 from mdl_physpre.report.output.page import Section, downloads_item, text_item
 from mdl_physpre.report.tables.committee import committee_table, force_calibrations
-from mdl_physpre.report.tables.oracle import motion_of, motion_table, oracle_errors_of, oracle_table
+from mdl_physpre.report.tables.oracle import (
+    motion_of,
+    motion_table,
+    oracle_errors_of,
+    oracle_table,
+    stress_oracle_errors,
+)
 from mdl_physpre.report.tables.page import (
     Table,
     angle_table,
@@ -98,12 +104,13 @@ def _stability(run: Run, beside: Path) -> Section:
 
 
 def _oracle(run: Run, beside: Path) -> Section:
-    section, found = Section("oracle", "Errors along the simulations"), oracle_errors_of(run)
-    if not found:
+    section = Section("oracle", "Errors along the simulations")
+    for test, found in {"": oracle_errors_of(run), **stress_oracle_errors(run)}.items():
+        if found:
+            _drawn(section, "Errors along the simulations", draw_oracle_errors, found, beside, test)
+            section.add(oracle_table(found, test))
+    if not section.items:
         section.missing.append("No reference was asked; physpre.dynamics.oracle names one.")
-        return section
-    _drawn(section, "Errors along the simulations", draw_oracle_errors, found, beside)
-    section.add(oracle_table(found))
     motion = motion_of(run)
     if any(one.structures for one in motion.values()):
         _drawn(section, "Motion against the oracle's own", _motion_figure, motion, beside)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mdl_physpre.dynamics.compare_motion import MotionComparison
-from mdl_physpre.dynamics.oracle_errors import OracleErrors
+from mdl_physpre.dynamics.oracle_errors import OracleErrors, pooled_oracle_errors
+from mdl_physpre.report.figures.style import safe_name
 from mdl_physpre.report.tables.page import Table, counted_each
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
@@ -28,7 +29,19 @@ def oracle_errors_of(run: Run) -> dict[str, OracleErrors]:
     return {arm: dynamics.oracle for arm, dynamics in found.items() if dynamics.oracle is not None}
 
 
-def oracle_table(found: Mapping[str, OracleErrors]) -> Table | None:
+def stress_oracle_errors(run: Run) -> dict[str, dict[str, OracleErrors]]:
+    """What an oracle says of each stress test, by the name of the test, then by arm."""
+    tests: dict[str, dict[str, OracleErrors]] = {}
+    for arm, result in run.summary.arms.items():
+        for test in run.plan.stress:
+            each = [n.stress[test].oracle for n in result.networks if test in n.stress]
+            pooled = pooled_oracle_errors([one for one in each if one is not None])
+            if pooled is not None:
+                tests.setdefault(test, {})[arm] = pooled
+    return tests
+
+
+def oracle_table(found: Mapping[str, OracleErrors], test: str = "") -> Table | None:
     """Errors along the simulations of each arm, over all times and by time, and how many structures are wrong."""
     if not found:
         return None
@@ -52,7 +65,9 @@ def oracle_table(found: Mapping[str, OracleErrors]) -> Table | None:
         + (f" {left_out} frames could not be compared." if left_out else "")
     )
     value_head = ["arm", "from_fs", "to_fs", "frames", "energy_error_mev_per_atom", *(key for _, key, _ in COLUMNS)]
-    return Table("oracle-errors", "Errors along the simulations", head, rows, values, value_head, notes=notes)
+    file = f"oracle-errors-{safe_name(test)}" if test else "oracle-errors"
+    caption = f"Errors along the stress test {test}" if test else "Errors along the simulations"
+    return Table(file, caption, head, rows, values, value_head, notes=notes)
 
 
 def motion_of(run: Run) -> dict[str, MotionComparison]:
