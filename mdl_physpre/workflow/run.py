@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mdl_physpre.runs.layout import EAM_FILE, plan_of
-from mdl_physpre.runs.summary import FittedEAM, Summary
+from mdl_physpre.runs.results import FittedEAM
+from mdl_physpre.runs.summary import Summary
 from mdl_physpre.training.ranks import leading
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.config.schema import Config

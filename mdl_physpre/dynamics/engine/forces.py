@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mdl_physpre.dynamics.engine.neighbour_lists import Chunk, MovingLists
-from mdl_physpre.potentials.base import Potential, Predictions, evaluate
+from mdl_physpre.potentials.base import Potential, Predictions
+from mdl_physpre.potentials.evaluation import evaluate
 
 logger = logging.getLogger(__name__)
 SHARE_EDGES = 25_000

@@ -14,6 +14,7 @@ from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.compare_motion import MotionComparison
 from mdl_physpre.dynamics.running.storage import RDFS
+from mdl_physpre.report.figures.breaking import draw_breaking
 from mdl_physpre.report.figures.calibration import draw_calibration
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
 from mdl_physpre.report.figures.motion import draw_motion
@@ -26,6 +27,8 @@ from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
 from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
 from mdl_physpre.report.output.page import Section, downloads_item, text_item
+from mdl_physpre.report.tables.breaking import breaking_sentences
+from mdl_physpre.report.tables.breaking_page import breaking_table, points_table
 from mdl_physpre.report.tables.committee import committee_table, force_calibrations
 from mdl_physpre.report.tables.oracle import (
     motion_of,
@@ -60,6 +63,7 @@ REFERENCE = FOLDER / "reference_rdf.json"
 def all_sections(run: Run, measured: Measured, beside: Path, hashes: Mapping[str, str]) -> list[Section]:
     """Every section, its figures drawn into ``beside``."""
     return [
+        _breaking(run, beside),
         _stability(run, beside),
         _oracle(run, beside),
         _errors(run, measured, beside),
@@ -79,6 +83,25 @@ def _drawn(section: Section, what: str, draw: Callable[..., Figure], *arguments:
     except Exception as error:
         logger.warning("%s is not in the report: %s: %s", what, type(error).__name__, error)
         section.missing.append(f"{what} could not be drawn ({type(error).__name__}: {error}).")
+
+
+def _breaking(run: Run, beside: Path) -> Section:
+    section = Section("breaking", "Where it breaks")
+    if not run.summary.stress_tests:
+        section.missing.append("No stress test was run; physpre.stress asks for them in a run.")
+        return section
+    section.text.append(
+        "Each structure is taken along a scale until it breaks. One that does not break is shown at the end that it "
+        "reached, and breaks somewhere beyond."
+    )
+    for test in run.summary.stress_tests:
+        section.text += breaking_sentences(run.summary, test)
+        _drawn(section, f"Breaking points of {test}", draw_breaking, run.summary, test, beside)
+        section.add(breaking_table(run, test))
+    table = points_table(run)
+    if table is not None:
+        section.items.append({"kind": "folded_table", "summary": "Every structure in numbers", "table": table})
+    return section
 
 
 def _stability(run: Run, beside: Path) -> Section:
@@ -147,7 +170,7 @@ def _errors(run: Run, measured: Measured, beside: Path) -> Section:
 def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("potentials", "Energy of two atoms")
     section.missing += [f"{one}." for one in measured.missing if one.startswith("energy curves")]
-    if any("EAM" in found["parts"] for found in measured.curves.get("pairs", {}).values()):
+    if measured.curves and any("EAM" in found.parts for found in measured.curves.pairs.values()):
         _drawn(section, "The parts of the embedded-atom potential", draw_eam_parts, measured.curves, beside)
     names = _with_curve(measured, "EAM", *run.arms)
     if names:
@@ -155,25 +178,26 @@ def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
         _drawn(section, "Energy curves", draw_curves, measured.curves, names, beside, "energy-curves", title)
     else:
         section.missing.append("No potential is there yet.")
-    section.add(*eam_tables(run, measured.curves))
+    section.add(*eam_tables(run, measured.curves.elements if measured.curves else ()))
     return section
 
 
 def _with_curve(measured: Measured, *names: str) -> list[str]:
-    known = {name for found in measured.curves.get("pairs", {}).values() for name in found["curves"]}
+    pairs = measured.curves.pairs.values() if measured.curves else ()
+    known = {name for found in pairs for name in found.curves}
     return [name for name in names if name in known]
 
 
 def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("pretraining", "Pretraining")
     section.add(set_table(run))
-    report = run.pretraining_set.get("training") or {}
-    if not report:
+    report = run.pretraining_set.get("training")
+    if report is None:
         section.missing.append("There is no pretraining set: no arm needs one, or it is not made yet.")
-    if (distances := report.get("smallest_distances", {})).get("pairs"):
-        _drawn(section, "Smallest distances", draw_smallest_distances, distances, beside)
-    if labels := report.get("labels"):
-        _drawn(section, "Labels of the pretraining set", draw_label_spread, labels, beside)
+    else:
+        if report.smallest_distances is not None and report.smallest_distances.pairs:
+            _drawn(section, "Smallest distances", draw_smallest_distances, report.smallest_distances, beside)
+        _drawn(section, "Labels of the pretraining set", draw_label_spread, report.labels, beside)
     for arm in run.arms:
         before = f"{arm}{BEFORE}"
         if _with_curve(measured, before):

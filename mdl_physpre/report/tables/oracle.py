@@ -96,21 +96,3 @@ def whole_and_wrong(run: Run, arm: str) -> str:
     """Structures of an arm that did not fail and are wrong all the same."""
     errors = oracle_errors_of(run).get(arm)
     return MISSING if errors is None else counted_each(errors.whole_and_wrong)
-
-
-def oracle_sentence(run: Run) -> str | None:
-    """What is known of structures that did not fail; ``None`` where nothing was simulated."""
-    found = oracle_errors_of(run)
-    if found:
-        first = next(iter(found.values()))
-        counts = ", ".join(f"{arm} {e.whole_and_wrong.count} of {e.whole_and_wrong.n}" for arm, e in found.items())
-        return (
-            f"Of the structures that did not fail, {first.oracle} finds wrong: {counts} (force error above "
-            f"{first.bound:g} of its forces)."
-        )
-    if not any(result.dynamics for result in run.summary.arms.values()):
-        return None
-    return (
-        "A structure that does not fail is not known to be right: no reference has looked at it. "
-        "physpre.dynamics.oracle names one."
-    )

@@ -18,7 +18,7 @@ def format_stress(results: Mapping[str, StressResult]) -> str:
 def _format(name: str, result: StressResult) -> str:
     points, unit = result.points, result.unit
     found = breaking_statistics(result.observations(), result.quantity, unit)
-    at = f"above {rounded(found.curve.end)} {unit}" if found.median is None else f"{rounded(found.median)} {unit}"
+    at = f"above {rounded(found.end)} {unit}" if found.median is None else f"{rounded(found.median)} {unit}"
     reasons = ", ".join(f"{worded(reason)} {n}" for reason, n in found.reasons.items())
     counted = f"{found.broken} of {found.n} broke{': ' if reasons else ''}{reasons}"
     rows = [["structure", "atoms", f"{result.quantity}, {unit}", "step", "broke by", "why"]]
