@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mdl_physpre.dynamics.compare_motion import MotionComparison
-from mdl_physpre.dynamics.oracle_errors import OracleErrors, pooled_oracle_errors
+from mdl_physpre.dynamics.oracle_errors import OracleErrors
 from mdl_physpre.report.figures.style import safe_name
 from mdl_physpre.report.tables.page import Table, counted_each
 from mdl_physpre.runs import layout
+from mdl_physpre.runs.oracle import dynamics_oracle_errors
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.stage import stage_result
 from mdl_physpre.utils.text_table import MISSING, shown
@@ -21,24 +22,6 @@ COLUMNS = (
     ("oracle's forces (rms), eV/Å", "oracle_forces_rms", "{:.3f}"),
     ("cosine", "forces_cosine", "{:.3f}"),
 )
-
-
-def oracle_errors_of(run: Run) -> dict[str, OracleErrors]:
-    """What an oracle says of each arm that it was asked about."""
-    found = {arm: result.dynamics for arm, result in run.summary.arms.items() if result.dynamics}
-    return {arm: dynamics.oracle for arm, dynamics in found.items() if dynamics.oracle is not None}
-
-
-def stress_oracle_errors(run: Run) -> dict[str, dict[str, OracleErrors]]:
-    """What an oracle says of each stress test, by the name of the test, then by arm."""
-    tests: dict[str, dict[str, OracleErrors]] = {}
-    for arm, result in run.summary.arms.items():
-        for test in run.plan.stress:
-            each = [n.stress[test].oracle for n in result.networks if test in n.stress]
-            pooled = pooled_oracle_errors([one for one in each if one is not None])
-            if pooled is not None:
-                tests.setdefault(test, {})[arm] = pooled
-    return tests
 
 
 def oracle_table(found: Mapping[str, OracleErrors], test: str = "") -> Table | None:
@@ -94,5 +77,5 @@ def motion_table(found: Mapping[str, MotionComparison]) -> Table | None:
 
 def whole_and_wrong(run: Run, arm: str) -> str:
     """Structures of an arm that did not fail and are wrong all the same."""
-    errors = oracle_errors_of(run).get(arm)
+    errors = dynamics_oracle_errors(run.summary).get(arm)
     return MISSING if errors is None else counted_each(errors.whole_and_wrong)
