@@ -21,7 +21,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from mdl_physpre.dynamics.oracle import OracleSettings
+from mdl_physpre.dynamics.oracle import OracleRunSettings
 from mdl_physpre.dynamics.settings import DynamicsProtocol, DynamicsSettings
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.errors import ConfigError
@@ -186,7 +186,7 @@ class Perturbation(PerturbationSettings):
     validation: bool = setting(True, "Perturb the validation structures, too; else they are labelled as they are.")
 
 
-class Dynamics(OracleSettings, DynamicsProtocol):
+class Dynamics(OracleRunSettings, DynamicsProtocol):
     """Molecular dynamics of test structures: the run, when a structure has failed, what is measured, and the work."""
 
     n_structures: int = setting(100, "Test structures, drawn at random; 0: no dynamics.", ge=0)
