@@ -5,84 +5,53 @@ What a stage found stands in its ``done.json``. Results of networks and arms are
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import computed_field
 
+from mdl_physpre.analysis.calibration import CommitteeErrors
 from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.analysis.force_alignment import ForceAlignment, pooled_alignment
+from mdl_physpre.dynamics.oracle_errors import OracleErrors, pooled_oracle_errors
+from mdl_physpre.dynamics.verdicts.log_rank import BreakingComparison, compare_breaking
 from mdl_physpre.dynamics.verdicts.statistics import pooled_counts
+from mdl_physpre.dynamics.verdicts.survival import BreakingStatistics, Observation, breaking_statistics
 from mdl_physpre.dynamics.verdicts.verdict import Counts
-from mdl_physpre.runs.layout import DATA, DYNAMICS, EAM, ERRORS, PRETRAINING_SET, SUMMARY, TEACHER, Network, Plan
+from mdl_physpre.runs.layout import (
+    COMMITTEE,
+    DATA,
+    DYNAMICS,
+    EAM,
+    ERRORS,
+    ORACLE,
+    PRETRAINING_SET,
+    STRESS,
+    SUMMARY,
+    TEACHER,
+    Network,
+    Plan,
+)
+from mdl_physpre.runs.over_networks import over_networks
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
-from mdl_physpre.runs.stage import read_json, stage_result, write_json
+from mdl_physpre.runs.results import (
+    FittedEAM,
+    PretrainingSetResult,
+    SetCounts,
+    Spent,
+    TeacherResult,
+    TrainingStage,
+    eam_result,
+    pretraining_set_result,
+    spent_with_total,
+    teacher_result,
+)
+from mdl_physpre.runs.stage import read_json, record_of, stage_result, write_json
+from mdl_physpre.stress_tests.result import StressResult
+from mdl_physpre.training.arms import BASELINE
 from mdl_physpre.utils.record import Record
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
-
-
-class SetCounts(Record):
-    """Structures, atoms, and structures with each label, of a set of structures."""
-
-    structures: int
-    atoms: int
-    labels: dict[str, int] = {}
-
-
-class FittedEAM(Record):
-    """The embedded-atom potential of a run.
-
-    table : a row for each pair of elements. fit_errors : on training and validation set. errors : on each test set.
-    """
-
-    table: tuple[dict[str, Any], ...] = ()
-    fit_errors: dict[str, Errors] = {}
-    errors: dict[str, Errors] = {}
-    seconds: float = 0.0
-
-
-class TeacherResult(Record):
-    """Another teacher than the embedded-atom potential: its zero of energy, and its errors on each test set.
-
-    zero_of_energy : as :func:`~mdl_physpre.pretraining.fit_teacher_zero` found it.
-    """
-
-    name: str
-    zero_of_energy: dict[str, Any]
-    errors: dict[str, Errors] = {}
-    seconds: float = 0.0
-
-
-class PretrainingSetResult(Record):
-    """Structures made for training and validation, and how many draws were rejected: by set, then by reason."""
-
-    structures: int
-    validation: int = 0
-    rejected: dict[str, dict[str, int]] = {}
-    seconds: float = 0.0
-
-
-class Spent(Record):
-    """What a training took. steps : of the optimiser. structures : seen, repeats counted."""
-
-    epochs: int | float
-    steps: int | float
-    gradients: int | float
-    structures: int | float
-    seconds: float
-
-
-class TrainingStage(Spent):
-    """One stage of a training: its lowest validation loss, the epoch of that, what ended it, and what it took."""
-
-    best_loss: float | None
-    best_epoch: int | float
-    stopped_by: str
 
 
 class Dynamics(Record):
@@ -90,12 +59,14 @@ class Dynamics(Record):
 
     failing_steps : the first failing step of each structure; ``None``: none.
     settings : as :class:`~mdl_physpre.dynamics.DynamicsSettings` has them; of the first network.
+    oracle : what a reference says of frames taken along it, without the rows; ``None`` where there is none.
     """
 
     counts: Counts
     failing_steps: tuple[int | None, ...]
     settings: dict[str, Any]
     seconds: float
+    oracle: OracleErrors | None = None
 
 
 class NetworkResult(Record):
@@ -105,6 +76,7 @@ class NetworkResult(Record):
     checkpoint : its file, from the folder of the run on.
     errors, errors_before_finetuning, force_angles : by test set; the second where it was pretrained.
     training : by stage, ``pretrain`` and ``finetune``.
+    stress : by stress test.
     """
 
     name: str
@@ -116,36 +88,54 @@ class NetworkResult(Record):
     force_angles: dict[str, ForceAlignment] = {}
     training: dict[str, TrainingStage] = {}
     dynamics: Dynamics | None = None
+    stress: dict[str, StressResult] = {}
+
+    def breaking_points(self, test: str) -> list[Observation]:
+        """Where each structure broke in a stress test; of ``dynamics`` at a fixed temperature, when, in fs."""
+        if test in self.stress:
+            return self.stress[test].observations(self.name)
+        if test != DYNAMICS or self.dynamics is None:
+            return []
+        steps, settings = self.dynamics.failing_steps, self.dynamics.settings
+        ends = [settings["steps"] if step is None else step for step in steps]
+        return [
+            Observation(end * settings["timestep"], step is not None, k, self.name)
+            for k, (step, end) in enumerate(zip(steps, ends))
+        ]
 
 
 class ArmResult(Record):
-    """What the networks of an arm say together. Errors and trainings are means over the networks."""
+    """What the networks of an arm say together. Errors and trainings are means over the networks.
+
+    committee : of two networks or more, by test set: errors of their mean, and how their spread is calibrated.
+    """
 
     networks: tuple[NetworkResult, ...] = ()
+    committee: dict[str, CommitteeErrors] = {}
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def errors(self) -> dict[str, Errors]:
         """By test set."""
-        return _over([n.errors for n in self.networks], Errors, fmean)
+        return over_networks([n.errors for n in self.networks], Errors, fmean)
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def deviation(self) -> dict[str, Errors]:
         """Standard deviations (n − 1) of the errors between networks; empty with fewer than two."""
-        return _over([n.errors for n in self.networks], Errors, stdev) if len(self.networks) > 1 else {}
+        return over_networks([n.errors for n in self.networks], Errors, stdev) if len(self.networks) > 1 else {}
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def errors_before_finetuning(self) -> dict[str, Errors]:
         """By test set; empty where nothing was pretrained."""
-        return _over([n.errors_before_finetuning for n in self.networks], Errors, fmean)
+        return over_networks([n.errors_before_finetuning for n in self.networks], Errors, fmean)
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def training(self) -> dict[str, TrainingStage]:
         """By stage."""
-        return _over([n.training for n in self.networks], TrainingStage, fmean)
+        return over_networks([n.training for n in self.networks], TrainingStage, fmean)
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
@@ -163,7 +153,31 @@ class ArmResult(Record):
             return None
         settings, steps = each[0].settings, tuple(step for one in each for step in one.failing_steps)
         counts = pooled_counts([one.counts for one in each], steps, settings["timestep"])
-        return Dynamics(counts=counts, failing_steps=steps, settings=settings, seconds=sum(one.seconds for one in each))
+        return Dynamics(
+            counts=counts,
+            failing_steps=steps,
+            settings=settings,
+            seconds=sum(one.seconds for one in each),
+            oracle=pooled_oracle_errors([one.oracle for one in each if one.oracle is not None]),
+        )
+
+    @computed_field  # type: ignore[prop-decorator]
+    @cached_property
+    def stress(self) -> dict[str, BreakingStatistics]:
+        """Where structures broke, by stress test."""
+        tests = {name: found for n in self.networks for name, found in n.stress.items()}
+        return {t: breaking_statistics(self.breaking_points(t), r.quantity, r.unit) for t, r in tests.items()}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @cached_property
+    def failure_times(self) -> BreakingStatistics | None:
+        """When structures failed in molecular dynamics at a fixed temperature, fs."""
+        found = self.breaking_points(DYNAMICS)
+        return breaking_statistics(found, "time", "fs") if found else None
+
+    def breaking_points(self, test: str) -> list[Observation]:
+        """Of all networks, see :meth:`NetworkResult.breaking_points`."""
+        return [point for network in self.networks for point in network.breaking_points(test)]
 
     def spent(self) -> dict[str, Spent]:
         """What each stage took, and under ``total`` all of them together; means over networks."""
@@ -184,6 +198,35 @@ class Summary(Record):
     arms: dict[str, ArmResult] = {}
     pairs: tuple[StructurePair | ReplicaPair, ...] = ()
 
+    @property
+    def reference(self) -> str:
+        """What the other arms are compared with: plain training, or the first arm where there is none."""
+        return BASELINE if BASELINE in self.arms else next(iter(self.arms))
+
+    @property
+    def stress_tests(self) -> list[str]:
+        """Names of the stress tests of any arm."""
+        return list(dict.fromkeys(test for arm in self.arms.values() for test in arm.stress))
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def stress_pairs(self) -> dict[str, tuple[BreakingComparison, ...]]:
+        """By stress test, the reference arm with each of the others."""
+        pairs = {
+            test: tuple(
+                found
+                for arm in self.arms
+                if arm != self.reference and (found := self.compare_breaking(test, self.reference, arm))
+            )
+            for test in self.stress_tests
+        }
+        return {test: found for test, found in pairs.items() if found}
+
+    def compare_breaking(self, test: str, first: str, second: str) -> BreakingComparison | None:
+        """Where structures broke with two arms, see :meth:`NetworkResult.breaking_points`; ``None`` without both."""
+        one, other = (self.arms[arm].breaking_points(test) for arm in (first, second))
+        return compare_breaking(one, other, (first, second)) if one and other else None
+
     def with_networks(self, *results: NetworkResult) -> Summary:
         """The same with the results of more networks."""
         arms = dict(self.arms)
@@ -191,24 +234,15 @@ class Summary(Record):
             arms[result.arm] = ArmResult(networks=(*arms.get(result.arm, ArmResult()).networks, result))
         return self.model_copy(update={"arms": arms})
 
+    def with_committee(self, arm: str, found: dict[str, CommitteeErrors]) -> Summary:
+        """The same with what the networks of an arm are as a committee."""
+        return self.model_copy(
+            update={"arms": {**self.arms, arm: ArmResult(networks=self.arms[arm].networks, committee=found)}}
+        )
+
     def write(self, folder: Path) -> None:
         """Write ``summary.json`` of the run in a folder."""
         write_json(folder / SUMMARY, self.plain())
-
-
-def eam_result(folder: Path) -> FittedEAM:
-    """What the fit of the embedded-atom potential, which is done, found."""
-    return FittedEAM(**_with_errors(folder / EAM))
-
-
-def teacher_result(folder: Path) -> TeacherResult:
-    """What is known of another teacher, whose zero of energy is fitted."""
-    return TeacherResult(**_with_errors(folder / TEACHER))
-
-
-def pretraining_set_result(folder: Path) -> PretrainingSetResult:
-    """What the pretraining set, which is made, holds."""
-    return PretrainingSetResult(**stage_result(folder / PRETRAINING_SET))
 
 
 def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult | None:
@@ -217,15 +251,22 @@ def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult 
     trained, tested = stage_result(place), stage_result(place / ERRORS)
     if not trained or not tested:
         return None
-    return NetworkResult(
-        name=network.name,
-        arm=network.arm.name,
-        seed=network.seed,
-        checkpoint=trained["checkpoint"],
-        training=trained["training"],
-        dynamics=(stage_result(place / DYNAMICS) or None) if plan.dynamics else None,
-        **{key: found for key, found in tested.items() if key != "seconds"},
-    )
+    simulated = stage_result(place / DYNAMICS) if plan.dynamics else {}
+    if simulated and plan.oracle:
+        simulated["oracle"] = stage_result(place / ORACLE) or None
+    found = {key: value for key, value in tested.items() if key != "seconds"}
+    found |= {key: trained[key] for key in ("checkpoint", "training") if key in trained}
+    found |= {"name": network.name, "arm": network.arm.name, "seed": network.seed, "dynamics": simulated or None}
+    found["stress"] = {n: one for n in plan.stress if (one := stage_result(network.stress_folder(folder, n)))}
+    stages = {"checkpoint": place, "training": place, "dynamics": place / DYNAMICS, "stress": place / STRESS}
+    return record_of(NetworkResult, found, place / ERRORS, **stages)
+
+
+def committee_result(folder: Path, plan: Plan, arm: str) -> dict[str, CommitteeErrors]:
+    """What the networks of an arm are as a committee, by test set; empty until that is computed."""
+    place = plan.of_arm(arm)[0].folder(folder) / COMMITTEE
+    found = stage_result(place).get("committee", {})
+    return {name: record_of(CommitteeErrors, one, place) for name, one in found.items()}
 
 
 def summary_of_stages(folder: Path, plan: Plan) -> Summary:
@@ -237,35 +278,7 @@ def summary_of_stages(folder: Path, plan: Plan) -> Summary:
         teacher=teacher_result(folder) if plan.teacher and TEACHER in done else None,
         pretraining_set=pretraining_set_result(folder) if plan.pretraining_set and PRETRAINING_SET in done else None,
     )
-    return begun.with_networks(*(found for n in plan.networks if (found := network_result(folder, n, plan))))
-
-
-def _with_errors(folder: Path) -> dict[str, Any]:
-    return {**stage_result(folder), **stage_result(folder / ERRORS), "seconds": stage_result(folder)["seconds"]}
-
-
-def spent_with_total(stages: Mapping[str, Spent]) -> dict[str, Spent]:
-    """What each stage of a training took, and under ``total`` all of them together."""
-    total = {key: sum(getattr(stage, key) for stage in stages.values()) for key in Spent.model_fields}
-    return {**stages, "total": Spent(**total)} if stages else {}
-
-
-def _over(
-    results: Sequence[Mapping[str, AnyRecord]], record: type[AnyRecord], how: Callable[[Sequence[float]], float]
-) -> dict[str, AnyRecord]:
-    """Records of several networks by name, taken together number by number."""
-    return {
-        name: record.model_validate(_combined([found[name].model_dump() for found in results], how))
-        for name in (results[0] if results else ())
-    }
-
-
-def _combined(values: Sequence[Any], how: Callable[[Sequence[float]], float]) -> Any:
-    """Mappings of numbers, number by number; what is the same everywhere, or no number, as it is in the first."""
-    first = values[0]
-    if isinstance(first, Mapping):
-        return {key: _combined([v[key] for v in values], how) for key in first}
-    if isinstance(first, bool | int) and all(v == first for v in values):
-        return first
-    numbers = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
-    return how(numbers) if len(numbers) == len(values) else first
+    summary = begun.with_networks(*(found for n in plan.networks if (found := network_result(folder, n, plan))))
+    for arm in summary.arms:
+        summary = summary.with_committee(arm, committee_result(folder, plan, arm))
+    return summary

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mdl_physpre.dynamics.oracle_errors import OracleErrors
+from mdl_physpre.dynamics.verdicts.survival import Observation
 from mdl_physpre.utils.record import Record
 
 
@@ -37,6 +39,7 @@ class StressResult(Record):
     test : its registered name: ``heating``, ``compression``, ``collisions``, ``random_starts``, …
     quantity, unit : of the scale, such as ``temperature`` and ``K``.
     points : of each structure, in order. settings : of the test. seconds : that it took.
+    oracle : what a reference says of frames along the test; ``None`` where none was asked.
     """
 
     test: str
@@ -44,4 +47,14 @@ class StressResult(Record):
     unit: str
     points: tuple[BreakingPoint, ...]
     settings: dict[str, Any] = {}
+    oracle: OracleErrors | None = None
     seconds: float = 0.0
+
+    def observations(self, network: str = "") -> list[Observation]:
+        """Its points as observations of :func:`~mdl_physpre.dynamics.breaking_statistics`, each structure by its place.
+
+        Parameters
+        ----------
+        network : that was tested.
+        """
+        return [Observation(p.value, p.broken, p.index, network, p.reason) for p in self.points]

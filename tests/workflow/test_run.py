@@ -107,6 +107,63 @@ def test_only_what_changed_is_done_again(finished, config):
     run(config, out=folder)
 
 
+def test_an_oracle_sees_the_dynamics_of_every_network(finished, config, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    by = ["physpre.dynamics.oracle=calculator:ase.calculators.lj.LennardJones?sigma=1.8&epsilon=0.05&rc=4.0"]
+    by += ["physpre.dynamics.oracle_frames=6", "physpre.report.formats=[html, csv]"]
+    summary = run(config, by, out=folder)
+    for name in ("baseline", "pretrain"):
+        found = summary.arms[name].dynamics.oracle
+        assert found.wrong.n == 3 and found.means.forces_mae > 0.01 and found.rows == ()
+        stored = json.loads((folder / "3-networks" / name / "dynamics" / "oracle_errors.json").read_text())
+        assert len(stored["rows"]) >= found.means.frames > 0
+    assert read_summary(folder) == summary and not read_run(folder).missing
+    page = (folder / "report.html").read_text()
+    assert "wrong by the oracle, of those not failed" in page and "finds wrong" in page
+    rows = (folder / "report" / "oracle-errors.csv").read_text().splitlines()
+    assert rows[1].startswith("baseline,0.0,120.0,")
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}
+    run(config, by, out=folder)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")} == before
+    run(config, [*by, "physpre.dynamics.oracle_bound=0.9"], out=folder)  # frames alone are evaluated again
+    after = {p.parent.parent.name for p in before if p.stat().st_mtime_ns != before[p]}
+    assert after == {"baseline", "pretrain"}
+    assert {p.parent.name for p in before if p.stat().st_mtime_ns != before[p]} == {"oracle"}
+    without = run(config, out=folder).arms["baseline"].dynamics  # no oracle, no word of it
+    assert without.oracle is None and without == finished[1].arms["baseline"].dynamics.model_copy(
+        update={"seconds": without.seconds}
+    )
+    with pytest.raises(DataError, match="the oracle .* raises for every structure at the start"):
+        run(config, ["physpre.dynamics.oracle=calculator:ase.calculators.emt.EMT"], out=tmp_path / "other")
+    assert not (tmp_path / "other" / "1-eam").exists()
+
+
+def test_an_oracle_simulates_the_same_structures_itself(finished, config, tmp_path):
+    """The first network as the oracle: nothing is wrong with it, and it moves as it does."""
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    by = [f"physpre.dynamics.oracle={folder / '3-networks' / 'baseline' / 'finetune' / 'best.pt'}"]
+    by += [
+        "physpre.dynamics.oracle_trajectory=true",
+        "physpre.dynamics.temperature=50",
+        "physpre.report.formats=[html, csv]",
+    ]
+    summary = run(config, by, out=folder)
+    baseline, pretrain = (summary.arms[name].dynamics.oracle for name in ("baseline", "pretrain"))
+    assert baseline.means.forces_rmse < 1e-5 < pretrain.means.forces_rmse
+    assert baseline.wrong.count == 0 and not read_run(folder).missing
+    rows = [row.split(",") for row in (folder / "report" / "oracle-motion.csv").read_text().splitlines()[1:]]
+    assert {row[0] for row in rows} == {"baseline", "pretrain"}
+    for arm, structures, _, ratio, overlap in rows:
+        assert int(structures) > 0
+        assert (float(ratio) == pytest.approx(1, abs=1e-6)) == (arm == "baseline")
+        assert (float(overlap) == pytest.approx(1, abs=1e-6)) == (arm == "baseline")
+    page = (folder / "report.html").read_text()
+    assert "Radial distribution functions of baseline, pretrain and of oracle" in page
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}
+    run(config, by, out=folder)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")} == before
+
+
 def test_what_does_not_change_a_result_is_not_done_again(finished, config):
     folder, _ = finished
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}

@@ -12,7 +12,8 @@ from mdl_physpre import __version__
 from mdl_physpre.potentials.checkpoints.own import read_checkpoint
 from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_name, markdown_table
 from mdl_physpre.runs.read import Run
-from mdl_physpre.runs.summary import NetworkResult, SetCounts
+from mdl_physpre.runs.results import SetCounts
+from mdl_physpre.runs.summary import NetworkResult
 from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.text_table import shown

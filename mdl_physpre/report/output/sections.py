@@ -12,8 +12,13 @@ import yaml
 from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
+from mdl_physpre.dynamics.compare_motion import MotionComparison
 from mdl_physpre.dynamics.running.storage import RDFS
+from mdl_physpre.report.figures.breaking import draw_breaking
+from mdl_physpre.report.figures.calibration import draw_calibration
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
+from mdl_physpre.report.figures.motion import draw_motion
+from mdl_physpre.report.figures.oracle import draw_oracle_errors
 from mdl_physpre.report.figures.potentials import draw_curves, draw_eam_parts
 from mdl_physpre.report.figures.rdf import draw_rdfs
 from mdl_physpre.report.figures.stability import draw_structures, draw_survival
@@ -22,6 +27,10 @@ from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
 from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
 from mdl_physpre.report.output.page import Section, downloads_item, text_item
+from mdl_physpre.report.tables.breaking import breaking_sentences
+from mdl_physpre.report.tables.breaking_page import breaking_table, points_table
+from mdl_physpre.report.tables.committee import committee_table, force_calibrations
+from mdl_physpre.report.tables.oracle import motion_of, motion_table, oracle_errors_of, oracle_table
 from mdl_physpre.report.tables.page import (
     Table,
     angle_table,
@@ -35,6 +44,7 @@ from mdl_physpre.report.tables.page import (
     structures_table,
 )
 from mdl_physpre.report.tables.text import protocol
+from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.stage import read_json
 from mdl_physpre.training.arms import BASELINE
@@ -47,7 +57,9 @@ REFERENCE = FOLDER / "reference_rdf.json"
 def all_sections(run: Run, measured: Measured, beside: Path, hashes: Mapping[str, str]) -> list[Section]:
     """Every section, its figures drawn into ``beside``."""
     return [
+        _breaking(run, beside),
         _stability(run, beside),
+        _oracle(run, beside),
         _errors(run, measured, beside),
         _teacher(run, measured, beside),
         _pretraining(run, measured, beside),
@@ -65,6 +77,25 @@ def _drawn(section: Section, what: str, draw: Callable[..., Figure], *arguments:
     except Exception as error:
         logger.warning("%s is not in the report: %s: %s", what, type(error).__name__, error)
         section.missing.append(f"{what} could not be drawn ({type(error).__name__}: {error}).")
+
+
+def _breaking(run: Run, beside: Path) -> Section:
+    section = Section("breaking", "Where it breaks")
+    if not run.summary.stress_tests:
+        section.missing.append("No stress test was run; physpre.stress asks for them in a run.")
+        return section
+    section.text.append(
+        "Each structure is taken along a scale until it breaks. One that does not break is shown at the end that it "
+        "reached, and breaks somewhere beyond."
+    )
+    for test in run.summary.stress_tests:
+        section.text += breaking_sentences(run.summary, test)
+        _drawn(section, f"Breaking points of {test}", draw_breaking, run.summary, test, beside)
+        section.add(breaking_table(run, test))
+    table = points_table(run)
+    if table is not None:
+        section.items.append({"kind": "folded_table", "summary": "Every structure in numbers", "table": table})
+    return section
 
 
 def _stability(run: Run, beside: Path) -> Section:
@@ -89,12 +120,40 @@ def _stability(run: Run, beside: Path) -> Section:
     return section
 
 
+def _oracle(run: Run, beside: Path) -> Section:
+    section, found = Section("oracle", "Errors along the simulations"), oracle_errors_of(run)
+    if not found:
+        section.missing.append("No reference was asked; physpre.dynamics.oracle names one.")
+        return section
+    _drawn(section, "Errors along the simulations", draw_oracle_errors, found, beside)
+    section.add(oracle_table(found))
+    motion = motion_of(run)
+    if any(one.structures for one in motion.values()):
+        _drawn(section, "Motion against the oracle's own", _motion_figure, motion, beside)
+    section.missing += [f"{arm}: {note}." for arm, one in motion.items() for note in one.notes]
+    section.add(motion_table(motion))
+    return section
+
+
+def _motion_figure(found: Mapping[str, MotionComparison], beside: Path) -> Figure:
+    draw_motion(found, beside / "motion.png")
+    return Figure(
+        beside, "motion", "Motion against the oracle's own",
+        f"Mean square displacements and vibrational densities of states of {', '.join(found)} and of the oracle.",
+        "The first network of each arm and, in grey, the oracle, from the same start with the same random numbers: "
+        "structures that ran to the end with both.",
+    )  # fmt: skip
+
+
 def _errors(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("errors", "Errors on test structures")
     table = error_table(run)
     section.add(table)
     if table is None:
         section.missing.append("No network has been tested yet.")
+    section.add(committee_table(run))
+    if curves := force_calibrations(run):
+        _drawn(section, "Error against spread", draw_calibration, curves, beside)
     for test_set, found in measured.predictions.items():
         _drawn(section, f"Parity of {test_set}", draw_parity, found, test_set, beside)
     section.missing += [f"{one}." for one in measured.missing if one.startswith("parity")]
@@ -104,7 +163,7 @@ def _errors(run: Run, measured: Measured, beside: Path) -> Section:
 def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("potentials", "Energy of two atoms")
     section.missing += [f"{one}." for one in measured.missing if one.startswith("energy curves")]
-    if any("EAM" in found["parts"] for found in measured.curves.get("pairs", {}).values()):
+    if measured.curves and any("EAM" in found.parts for found in measured.curves.pairs.values()):
         _drawn(section, "The parts of the embedded-atom potential", draw_eam_parts, measured.curves, beside)
     names = _with_curve(measured, "EAM", *run.arms)
     if names:
@@ -112,25 +171,26 @@ def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
         _drawn(section, "Energy curves", draw_curves, measured.curves, names, beside, "energy-curves", title)
     else:
         section.missing.append("No potential is there yet.")
-    section.add(*eam_tables(run, measured.curves))
+    section.add(*eam_tables(run, measured.curves.elements if measured.curves else ()))
     return section
 
 
 def _with_curve(measured: Measured, *names: str) -> list[str]:
-    known = {name for found in measured.curves.get("pairs", {}).values() for name in found["curves"]}
+    pairs = measured.curves.pairs.values() if measured.curves else ()
+    known = {name for found in pairs for name in found.curves}
     return [name for name in names if name in known]
 
 
 def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("pretraining", "Pretraining")
     section.add(set_table(run))
-    report = run.pretraining_set.get("training") or {}
-    if not report:
+    report = run.pretraining_set.get("training")
+    if report is None:
         section.missing.append("There is no pretraining set: no arm needs one, or it is not made yet.")
-    if (distances := report.get("smallest_distances", {})).get("pairs"):
-        _drawn(section, "Smallest distances", draw_smallest_distances, distances, beside)
-    if labels := report.get("labels"):
-        _drawn(section, "Labels of the pretraining set", draw_label_spread, labels, beside)
+    else:
+        if report.smallest_distances is not None and report.smallest_distances.pairs:
+            _drawn(section, "Smallest distances", draw_smallest_distances, report.smallest_distances, beside)
+        _drawn(section, "Labels of the pretraining set", draw_label_spread, report.labels, beside)
     for arm in run.arms:
         before = f"{arm}{BEFORE}"
         if _with_curve(measured, before):
@@ -155,8 +215,10 @@ def _distributions(run: Run, beside: Path) -> Section:
         )
         return section
     reference = read_json(run.folder / REFERENCE)
+    if not reference and run.plan.oracle_trajectory:
+        reference = {"name": "oracle", **read_json(run.folder / layout.ORACLE_RUN / RDFS)}
     name = str(reference.get("name", "reference"))
-    theirs = RDF.model_validate(reference["average"]) if reference else None
+    theirs = RDF.model_validate(reference["average"]) if "average" in reference else None
     _drawn(section, "Radial distribution functions", _rdf_figure, found, theirs, name, beside)
     if theirs is None:
         section.missing.append("There is no reference; physpre report RUN --reference TRAJECTORY adds one.")
@@ -218,6 +280,7 @@ def _making(run: Run, hashes: Mapping[str, str]) -> Section:
     if not run.summary.data:
         section.missing.append("The run holds no counts of its data.")
     e = run.environment
+    section.text += [f"{sentence}." for sentence in e.get("doubts", ())]
     versions = {"mdl_physpre": e.get("mdl_physpre"), "python": e.get("python"), **(e.get("packages") or {})}
     task = run.config.get("task", {})
     rows = [
