@@ -5,6 +5,7 @@ from .engine.ensembles import Ensemble as Ensemble
 from .running.parallel import simulate_parallel as simulate_parallel
 from .running.reanalysis import judge_run as judge_run
 from .running.reanalysis import judge_trajectory as judge_trajectory
+from .running.simulate import run_and_return as run_and_return
 from .running.simulate import simulate as simulate
 from .settings import DynamicsSettings as DynamicsSettings
 from .verdicts.observer import Observer as Observer

@@ -26,10 +26,14 @@ class DynamicsProtocol(Settings):
     ensemble: str = setting(
         "nvt",
         "nvt (Langevin), nvt_bussi (stochastic velocity rescaling), nvt_nose_hoover (chain of three), npt (Berendsen), "
-        "nve (velocity Verlet), or a registered name or import path, with arguments: package.module:Class?rate=0.1.",
+        "nve (velocity Verlet), fire (relaxation), "
+        "or a registered name or import path, with arguments: package.module:Class?rate=0.1.",
     )
     temperature: float = setting(
         300.0, "Of the thermostat, and of the Maxwell–Boltzmann velocities at the start in every ensemble.", "K", ge=0
+    )
+    start_velocities: Literal["maxwell_boltzmann", "structures"] = setting(
+        "maxwell_boltzmann", "Velocities at the start: drawn for the temperature, or those of the given structures."
     )
     timestep: float = setting(1.0, "Time step.", "fs", gt=0)
     steps: int = setting(5000, "Time steps of every structure.", ge=0)

@@ -81,7 +81,7 @@ def judge_trajectory(
         if broken:
             break
         frame, number = next(listed, None), number + 1
-    return verdicts_of(observers, [0], step, broken, complete=False)[0]
+    return verdicts_of(observers, [0], step, broken)[0]
 
 
 def judge_run(out: str | Path) -> list[Verdict]:

@@ -50,6 +50,11 @@ RENAMED = {
 """Classes by the names that they had when runs began that may still go on."""
 
 
+LATER = {"observers": (), "start_velocities": "maxwell_boltzmann"}
+"""Settings that came later: left out of keys where they ask for nothing, so that older runs go on."""
+ALWAYS = object()  # equal to no value
+
+
 def run_key(
     potential: Potential,
     structures: Sequence[Atoms],
@@ -67,12 +72,13 @@ def run_key(
     digest.update(repr((getattr(potential, "cutoff", None), getattr(potential, "elements", None))).encode())
     with contextlib.suppress(CheckpointError):  # a potential need not be one that can be saved
         digest.update(repr(sorted(potential.hyperparameters().items())).encode())
+    momenta = any(shared.start_velocities == "structures" for shared in each)
     for atoms in structures:
         digest.update(atoms.get_masses().tobytes())
+        digest.update(atoms.get_momenta().tobytes() if momenta else b"")
     for shared in dict.fromkeys(each):
         work = ("compile", "checkpoint_steps", "checkpoint_seconds")
-        # settings that came later are left out where they ask for nothing, so that older runs go on
-        physics = {k: v for k, v in shared.model_dump().items() if k not in work and not (k == "observers" and not v)}
+        physics = {k: v for k, v in shared.model_dump().items() if k not in work and LATER.get(k, ALWAYS) != v}
         digest.update(repr(sorted(physics.items())).encode())
     numbered = {shared: number for number, shared in enumerate(dict.fromkeys(each))}
     which = [numbered[s] for s in each]
