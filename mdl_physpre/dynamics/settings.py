@@ -15,13 +15,18 @@ from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.utils.import_paths import path_and_arguments
 from mdl_physpre.utils.settings import Settings, setting
 
-PER_STRUCTURE = ("temperature", "pressure", "timestep", "steps")
+PER_STRUCTURE = ("temperature", "temperature_end", "pressure", "timestep", "steps")
 
 
 class DynamicsProtocol(Settings):
     """Molecular dynamics: the run, when a structure has failed, what else is measured, and the work."""
 
     SECTION: ClassVar[str] = "dynamics"
+    LATER: ClassVar[dict[str, Any]] = {
+        "temperature_end": None, "max_force_spread": None, "stop_on_uncertain": True,
+        "start_velocities": "maxwell_boltzmann",
+    }  # fmt: skip
+    """Settings that came later, with the value that asks for nothing: results of before are known without them."""
 
     ensemble: str = setting(
         "nvt",
@@ -35,6 +40,9 @@ class DynamicsProtocol(Settings):
     start_velocities: Literal["maxwell_boltzmann", "structures"] = setting(
         "maxwell_boltzmann", "Velocities at the start: drawn for the temperature, or those of the given structures."
     )
+    temperature_end: float | None = setting(
+        None, "Of the thermostat at the last step; it is raised evenly from temperature. null: it stays.", "K", ge=0
+    )
     timestep: float = setting(1.0, "Time step.", "fs", gt=0)
     steps: int = setting(5000, "Time steps of every structure.", ge=0)
     friction: float = setting(0.01, "Of the Langevin thermostat (nvt).", "1/fs", ge=0)
@@ -45,6 +53,13 @@ class DynamicsProtocol(Settings):
         0.5, "Overlap: the smallest distance is at most this times the smallest distance at the start.", gt=0
     )
     stop_on_overlap: bool = setting(True, "An overlap ends the run of its structure.")
+    max_force_spread: float | None = setting(
+        None,
+        "Of a committee: with a larger force spread on one atom, a structure is uncertain; null: no bound.",
+        "eV/Å",
+        gt=0,
+    )
+    stop_on_uncertain: bool = setting(True, "To be uncertain ends the run of a structure.")
     lindemann_local: float = setting(0.25, "Bound of the largest Lindemann index of an atom.", gt=0)
     lindemann_global: float = setting(0.2, "Bound of the mean Lindemann index.", gt=0)
     distance: Literal["continuous", "minimum_image"] = setting(
@@ -60,7 +75,8 @@ class DynamicsProtocol(Settings):
     )
     max_temperature: float | None = setting(
         None,
-        "Hotter structures have failed; null: 10 times the temperature, at least 10,000. It is multiplied by "
+        "Hotter structures have failed; null: 10 times the highest temperature of the thermostat, at least 10,000. It "
+        "is multiplied by "
         "1 + 3 sqrt(2/(3 N)) for N atoms, because the temperature of few atoms fluctuates.",
         "K",
         gt=0,
@@ -121,16 +137,29 @@ class DynamicsProtocol(Settings):
 
     @model_validator(mode="after")
     def _enough_for_the_ensemble(self) -> Self:
-        ensemble_of(self.ensemble).cls.check(self)
+        cls = ensemble_of(self.ensemble).cls
+        cls.check(self)
+        if self.temperature_end is not None and not cls.follows_temperature:
+            raise ValueError(
+                f"temperature_end is {self.temperature_end:g}, and ensemble {self.ensemble!r} has no thermostat that "
+                "follows it; take nvt, nvt_bussi, nvt_nose_hoover or npt, or leave temperature_end out"
+            )
         return self
 
     def further_observers(self) -> list[tuple[str, dict[str, Any]]]:
         """Name or import path of each of ``observers``, and its arguments."""
         return [path_and_arguments(text) for text in self.observers]
 
+    def temperature_at(self, step: int) -> float:
+        """Temperature of the thermostat at a step, K: T(k) = T(0) + (T_end − T(0)) k / steps."""
+        if self.temperature_end is None or not self.steps:
+            return self.temperature
+        return self.temperature + (self.temperature_end - self.temperature) * step / self.steps
+
     def temperature_bound(self, n_atoms: int) -> float:
         """Temperature, K, above which a structure of ``n_atoms`` atoms counts as broken."""
-        bound = max(10 * self.temperature, 10_000.0) if self.max_temperature is None else self.max_temperature
+        hottest = max(self.temperature, self.temperature_end or 0.0)
+        bound = max(10 * hottest, 10_000.0) if self.max_temperature is None else self.max_temperature
         return bound * (1 + 3 * math.sqrt(2 / (3 * max(n_atoms, 1))))
 
 
@@ -148,7 +177,8 @@ def settings_of_each(
 
     Parameters
     ----------
-    per_structure : values of ``temperature``, ``pressure``, ``timestep`` or ``steps``, one for each structure.
+    per_structure : values of ``temperature``, ``temperature_end``, ``pressure``, ``timestep`` or ``steps``, one for
+        each structure.
 
     Raises
     ------

@@ -10,16 +10,10 @@ from torch import Tensor, nn
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.backbones.registry import backbone_name, build_backbone
-from mdl_physpre.potentials.base import (
-    AtomicPotential,
-    Backbone,
-    Potential,
-    Predictions,
-    evaluate,
-    sum_by_structure,
-    worth_cutting,
-)
+from mdl_physpre.potentials.base import AtomicPotential, Backbone, Potential, Predictions, worth_cutting
+from mdl_physpre.potentials.derivatives import sum_by_structure
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph
 
 
@@ -44,6 +38,7 @@ class SumPotential(Backbone):
         self.elements = tuple(sorted(set.intersection(*known))) if known else None
         self.cutoff = max((part.cutoff for part in self.parts.values()), default=0.0)
         self.gives_stress = all(part.gives_stress for part in self.parts.values())
+        self.gives_spread = sum(part.gives_spread for part in self.parts.values()) == 1  # which is that of the sum
         self.concurrent = all(part.concurrent for part in self.parts.values())
 
     @property
@@ -105,6 +100,8 @@ class SumPotential(Backbone):
         for part in self.parts.values():
             one = evaluate(part, self._seen_by(part, graph), forces=forces, stress=stress)
             total.energies = total.energies + one.energies
+            if part.gives_spread and self.gives_spread:
+                total.energy_spread, total.force_spread = one.energy_spread, one.force_spread
             if forces:
                 total.forces = total.forces + one.forces  # type: ignore[operator]
             if stress:

@@ -5,7 +5,10 @@
 3-networks/pretrain-2/pretrain/     the second network of an arm: its training on labels of the teacher,
                        finetune/    its training on DFT labels,
                        errors/      its errors on the test sets, and the angles between forces,
-                       dynamics/    its molecular dynamics
+                       dynamics/    its molecular dynamics,
+                       oracle/      errors along it, where an oracle is given,
+                       stress/      its stress tests, a folder for each
+3-networks/pretrain/committee/      errors of all networks of the arm as a committee
 report/  report.html  summary.json
 """
 
@@ -17,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from mdl_physpre.errors import DataError
+from mdl_physpre.stress_tests.run import folder_of
 from mdl_physpre.training.arms import Arm, parse_arms
 
 CONFIG, ENVIRONMENT, DATA, SUMMARY = "config.yml", "environment.json", "data.json", "summary.json"
 LOG, REPORT, REPORT_FILES = "log.txt", "report.html", "report"
 EAM, TEACHER, PRETRAINING_SET, NETWORKS = "1-eam", "1-teacher", "2-pretraining-set", "3-networks"
-PRETRAIN, FINETUNE, ERRORS, DYNAMICS = "pretrain", "finetune", "errors", "dynamics"
+PRETRAIN, FINETUNE, ERRORS, DYNAMICS, ORACLE = "pretrain", "finetune", "errors", "dynamics", "oracle"
+COMMITTEE, STRESS = "committee", "stress"
 EAM_FILE, VERDICTS = f"{EAM}/eam.pt", "verdicts.json"
 EARLIER = ("3-train", "4-dynamics")  # stage folders of earlier versions
 
@@ -44,6 +49,10 @@ class Network:
         """Its folder in that of a run."""
         return run / NETWORKS / self.name
 
+    def stress_folder(self, run: Path, test: str) -> Path:
+        """The folder of one of its stress tests."""
+        return self.folder(run) / STRESS / folder_of(test)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -51,7 +60,8 @@ class Plan:
 
     networks : the first of each arm first, so that the arms can be compared early.
     eam : whether the embedded-atom potential is needed, as the teacher or as a part of hybrids.
-    teacher : whether another teacher is. pretraining_set, dynamics : whether these are.
+    teacher : whether another teacher is. pretraining_set, dynamics : whether these are. stress : names of the tests.
+    oracle : whether frames of the dynamics are evaluated by a reference.
     """
 
     arms: tuple[Arm, ...]
@@ -60,6 +70,12 @@ class Plan:
     teacher: bool
     pretraining_set: bool
     dynamics: bool
+    stress: tuple[str, ...] = ()
+    oracle: bool = False
+
+    def of_arm(self, name: str) -> list[Network]:
+        """The networks of an arm, in order."""
+        return [network for network in self.networks if network.arm.name == name]
 
     @property
     def hybrids(self) -> bool:
@@ -77,6 +93,7 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
     """
     physpre, seed = config["physpre"], int(config["task"]["seed"])
     arms, n = parse_arms(physpre["arms"], physpre), int(physpre.get("n_networks") or 1)
+    dynamics = physpre.get("dynamics") or {}
     labels, other = any(arm.uses_pretraining_set for arm in arms), physpre.get("teacher") is not None
     return Plan(
         arms=tuple(arms),
@@ -84,7 +101,9 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
         eam=any(arm.uses_eam for arm in arms) or (labels and not other),
         teacher=labels and other,
         pretraining_set=labels,
-        dynamics=bool((physpre.get("dynamics") or {}).get("n_structures", 0)),
+        dynamics=bool(dynamics.get("n_structures", 0)),
+        oracle=bool(dynamics.get("n_structures", 0) and dynamics.get("oracle")),
+        stress=tuple((physpre.get("stress") or {}).get("tests") or ()),
     )
 
 

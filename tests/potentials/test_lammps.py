@@ -21,9 +21,9 @@ from ase.units import GPa
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.eam.lammps import Setfl, write_setfl
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.zbl import ZBL
 from mdl_physpre.structures.graph import build_graph
 

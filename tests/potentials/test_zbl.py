@@ -9,9 +9,9 @@ from ase import Atoms
 from ase.build import bulk
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam.potential import EAMInteraction, pair_curve
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.zbl import SWITCH_START, ZBL, nuclear_repulsion
 from mdl_physpre.structures.graph import build_graph
 
@@ -84,6 +84,8 @@ def test_wrong_radii_are_named(radii, message):
 
 
 def test_wrong_cores_are_named():
+    with pytest.raises(ConfigError, match="'Sj' is no element"):
+        ZBL(["Sj"])
     with pytest.raises(ConfigError, match="expected zbl"):
         EAMInteraction(["Si"], short_range="morse")
     with pytest.raises(ConfigError, match="add short_range: zbl"):

@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError, DataError, PhyspreError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.sum import HybridPotential, SumPotential
 from mdl_physpre.potentials.zbl import ZBL
 from mdl_physpre.pretraining import labelling as teacher_module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from statistics import stdev
 
 import pytest
@@ -13,7 +14,7 @@ from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs.layout import plan_of
 from mdl_physpre.runs.read import read_run, read_simulation, read_summary
 from mdl_physpre.runs.stage import stage_key, write_json
-from mdl_physpre.runs.summary import ArmResult, Dynamics, NetworkResult, Summary, TrainingStage
+from mdl_physpre.runs.summary import ArmResult, Dynamics, NetworkResult, Summary, TrainingStage, summary_of_stages
 from tests.helpers.made_up_runs import errors, make_run, verdict
 
 ANGLES = {"edges": (0.0, 90.0, 180.0), "isotropic": (0.5, 0.5), "zero_force_first": 0, "zero_force_second": 1}
@@ -120,6 +121,36 @@ def test_a_finished_run_is_read_with_its_simulations(tmp_path):
     assert "verdicts.json is missing" in read_run(tmp_path).missing[0]
     with pytest.raises(DataError, match="cannot be read as verdicts"):
         read_simulation(path, "baseline-2")
+
+
+@pytest.mark.parametrize(("stage", "key", "named"), [
+    ("1-eam", "table", "table.0.rises: Field required"), ("3-networks/baseline", "checkpoint", "checkpoint: Field"),
+    ("3-networks/baseline/errors", "errors", "errors: Field required"),
+])  # fmt: skip
+def test_a_stage_that_lacks_a_key_is_named(tmp_path, stage, key, named):
+    plan = plan_of({"task": {"seed": 7}, "physpre": {"arms": ["baseline", "pretrain"]}})
+    spent = {"epochs": 1, "steps": 1, "gradients": 1, "structures": 1, "seconds": 1.0}
+    spent |= {"best_loss": 1.0, "best_epoch": 1, "stopped_by": "max_epochs"}
+    errors = {"errors": {}, "seconds": 1.0}
+    pair = {"pair": "O-O", "wall_at_0.5_A_eV": 1.0, **dict.fromkeys(("D_eV", "alpha_per_A", "r_e_A"), 1.0)}
+    pair |= {**dict.fromkeys(("well_depth_eV", "well_position_A", "closest_A")), "rises": True}
+    results = {
+        "1-eam": {"table": [pair], "seconds": 2.0}, "1-eam/errors": errors, "3-networks/baseline/errors": errors,
+        "3-networks/baseline": {"checkpoint": "best.pt", "training": {"finetune": spent}, "seconds": 1.0},
+    }  # fmt: skip
+    for name, result in results.items():
+        write_json(tmp_path / name / "done.json", {"key": "k", "result": result})
+    whole = summary_of_stages(tmp_path, plan)
+    assert whole.eam.seconds == 2.0 and whole.eam.table[0].wall_eV == 1.0
+    assert whole.arms["baseline"].networks[0].checkpoint == "best.pt"
+    if key == "table":
+        del results[stage]["table"][0]["rises"]
+    else:
+        del results[stage][key]
+    write_json(tmp_path / stage / "done.json", {"key": "k", "result": results[stage]})
+    where = f"{stage}/done.json: {named}"
+    with pytest.raises(DataError, match=re.escape(where) + r".*Delete it, and the same physpre run"):
+        summary_of_stages(tmp_path, plan)
 
 
 def test_a_key_of_a_stage_that_is_not_done_is_empty(tmp_path):

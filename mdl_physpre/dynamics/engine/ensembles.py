@@ -28,8 +28,9 @@ Noise = tuple[Tensor, ...]
 class Ensemble:
     """How all structures take a step; here that of velocity Verlet (NVE).
 
-    At each step: :meth:`rescale` and new forces where ``changes_cells``; :meth:`first_half`; forces at the new
-    positions; :meth:`second_half`, which sets the kinetic energies. They assign new tensors to the fields of the atoms.
+    At each step: :meth:`begin_step`; :meth:`rescale` and new forces where ``changes_cells``; :meth:`first_half`; forces
+    at the new positions; :meth:`second_half`, which sets the kinetic energies. They assign new tensors to the fields of
+    the atoms.
     Tensors are not changed in place, because steps may be taken again, and not read by the host (no ``float()``, no
     ``if``), because a device runs ahead of it.
 
@@ -47,6 +48,7 @@ class Ensemble:
     ATOM_FIELDS: ClassVar[tuple[str, ...]] = ()
     at_rest: ClassVar[bool] = False  # atoms have no velocities at the start
     changes_cells: ClassVar[bool] = False
+    follows_temperature: ClassVar[bool] = False  # whether it has a thermostat that takes each step at the present kT
 
     @staticmethod
     def draw(generator: np.random.Generator, steps: int, n_atoms: int) -> np.ndarray:
@@ -60,7 +62,10 @@ class Ensemble:
     def __init__(self, atoms: MovingAtoms, each: Sequence[Conditions]) -> None:
         self.each, self.device = list(each), atoms.positions.device
         self.timestep = self.values(lambda s: s.timestep) * FEMTOSECOND
-        self.kT = self.values(lambda s: s.temperature) * BOLTZMANN
+        self.temperature = self.start_temperature = self.values(lambda s: s.temperature)
+        self.kT = self.temperature * BOLTZMANN
+        changes = any(s.temperature_end is not None for s in self.each)
+        self.rise = self.values(lambda s: s.temperature_at(1) - s.temperature) if changes else None  # K in a step
         self.h = atoms.per_atom(self.timestep)[:, None]
         self.half_over_mass = 0.5 * self.h / atoms.masses
         self.heat = torch.zeros_like(self.timestep)
@@ -68,6 +73,12 @@ class Ensemble:
     def values(self, of: Callable[[Conditions], float]) -> Tensor:
         """One value for each structure, (B,)."""
         return torch.tensor([of(s) for s in self.each], dtype=torch.float64, device=self.device)
+
+    def begin_step(self, atoms: MovingAtoms, step: int) -> None:
+        """Set ``temperature``, K, and ``kT``, eV, both (B,), to those of a step where ``temperature_end`` is set."""
+        if self.rise is not None:
+            self.temperature = (self.start_temperature + step * self.rise).clamp(min=0)  # rounding may pass 0 K
+            self.kT = self.temperature * BOLTZMANN
 
     def rescale(self, atoms: MovingAtoms) -> None:
         """What is done to velocities and cells before the forces of the step are taken."""

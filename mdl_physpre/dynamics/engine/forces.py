@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mdl_physpre.dynamics.engine.neighbour_lists import Chunk, MovingLists
-from mdl_physpre.potentials.base import Potential, Predictions, evaluate
+from mdl_physpre.potentials.base import Potential, Predictions
+from mdl_physpre.potentials.evaluation import evaluate
 
 logger = logging.getLogger(__name__)
 SHARE_EDGES = 25_000
@@ -80,9 +81,8 @@ def evaluate_chunks(
 
     Without ``stress``, and where a structure has none, stress is NaN. A chunk for which the potential raises is
     evaluated again structure by structure, so that one structure does not lose the others. Where it raises for want of
-    memory, chunks are halved from then on. Structures whose forces are not finite are evaluated again alone, too: in a
-    batch, the derivative of one structure's NaN can reach the others (0 · NaN). Without ``one_by_one`` the first
-    error is raised, and nothing is looked at.
+    memory, chunks are halved from then on. Structures whose forces are not finite are evaluated alone, too: in a batch,
+    one structure's NaN can reach the others (0 · NaN). Without ``one_by_one`` the first error is raised.
     """
     n = len(lists.numbers)
     found = Predictions(
@@ -91,6 +91,8 @@ def evaluate_chunks(
         stress=torch.full((n, 3, 3), torch.nan, dtype=torch.float64, device=positions.device),
     )
     assert found.forces is not None
+    if potential.gives_spread:
+        found.force_spread, found.energy_spread = torch.zeros_like(positions[:, 0]), torch.zeros_like(found.energies)
     raised: dict[int, Exception] = {}
     too_large = 0
 
@@ -141,6 +143,10 @@ def _evaluate(
     assert one.forces is not None and into.forces is not None and into.stress is not None
     into.forces[chunk.atoms] = one.forces.to(torch.float64)
     into.energies[chunk.first : chunk.last] = one.energies.to(torch.float64)
+    if into.force_spread is not None and into.energy_spread is not None:
+        assert one.force_spread is not None and one.energy_spread is not None
+        into.force_spread[chunk.atoms] = one.force_spread.to(torch.float64)
+        into.energy_spread[chunk.first : chunk.last] = one.energy_spread.to(torch.float64)
     if stress and one.stress is not None:
         into.stress[chunk.first : chunk.last] = one.stress.to(torch.float64)
 

@@ -16,6 +16,8 @@ Eq. 23), with friction γ, σ = sqrt(2 kT γ / m) and independent standard norma
 With ``fixcm`` the random displacements and momenta of a structure of n atoms are made to sum to zero and scaled by
 sqrt(n/(n−1)), as in ASE. One atom alone would then have no noise at all (ASE divides by zero): it is left as it is.
 
+Where the temperature changes, c3, c4 and c5 of a step are those of its temperature: they are proportional to sqrt(kT).
+
 Every integrator keeps ``heat``, the energy in eV that thermostat and barostat have given to each structure, so that
 kinetic + potential energy − heat is conserved up to the error of the time step (G. Bussi and M. Parrinello, Phys. Rev.
 E 75, 056707 (2007)). Where that energy is not known directly it is what the kinetic energy gains beyond the work of the
@@ -33,7 +35,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdl_physpre.dynamics.engine.ensembles import FEMTOSECOND, Ensemble, Noise
+from mdl_physpre.dynamics.engine.ensembles import BOLTZMANN, FEMTOSECOND, Ensemble, Noise
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.engine.random_numbers import normal_noise
 from mdl_physpre.dynamics.settings import DynamicsSettings
@@ -47,21 +49,32 @@ class Langevin(Ensemble):
     """NVT, see the module."""
 
     draw = staticmethod(normal_noise)
+    follows_temperature = True
 
     def __init__(self, atoms: MovingAtoms, each: Sequence[DynamicsSettings]) -> None:
         super().__init__(atoms, each)
         h, gamma = self.h, atoms.per_atom(self.values(lambda s: s.friction / FEMTOSECOND))[:, None]
-        sigma = torch.sqrt(2 * atoms.per_atom(self.kT)[:, None] * gamma / atoms.masses)
+        # of what the noise is scaled to in each step where the temperature changes
+        hottest = self.values(lambda s: max(s.temperature, s.temperature_end or 0.0) or 1.0) * BOLTZMANN
+        self.reference = self.kT if self.rise is None else hottest
+        sigma = torch.sqrt(2 * atoms.per_atom(self.reference)[:, None] * gamma / atoms.masses)
         self.fixcm = any(s.fixcm for s in self.each)
         self.c1_over_mass = (h / 2 - h * h * gamma / 8) / atoms.masses
         self.c2 = h * gamma / 2 - h * h * gamma * gamma / 8
         self.c3 = h**0.5 * sigma / 2 - h**1.5 * gamma * sigma / 8
         self.c5 = h**1.5 * sigma / (2 * 3**0.5)
         self.c4 = gamma / 2 * self.c5
+        self.of_reference = (self.c3, self.c4, self.c5)
         counts = atoms.counts[:, None].to(torch.float64)
         alone = counts == 1
         self.mean = torch.where(alone, 0.0, 1 / counts)
         self.factor = torch.where(alone, 1.0, torch.sqrt(counts / (counts - 1).clamp(min=1)))
+
+    def begin_step(self, atoms: MovingAtoms, step: int) -> None:
+        super().begin_step(atoms, step)
+        if self.rise is not None:
+            scale = atoms.per_atom((self.kT / self.reference).sqrt())[:, None]
+            self.c3, self.c4, self.c5 = (scale * c for c in self.of_reference)
 
     def _fix_centre(self, atoms: MovingAtoms, displacement: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
         both = torch.cat([displacement, velocity * atoms.masses], dim=1)

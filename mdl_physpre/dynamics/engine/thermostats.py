@@ -10,7 +10,8 @@ A7), before each step, with c = exp(−h/τ_T), n = 3N, R standard normal and S 
 
 Nosé–Hoover chain of three (G. J. Martyna, M. L. Klein and M. E. Tuckerman, J. Chem. Phys. 97, 2635 (1992)), half a step
 of the thermostat before and after each step of velocity Verlet, by the fourth-order splitting of Yoshida and Suzuki,
-with Q₀ = 3N kT τ_T², Q_j = kT τ_T². It conserves K + U + 3N kT η₀ + kT (η₁ + η₂) + Σ_j p_j²/(2 Q_j).
+with Q₀ = 3N kT τ_T², Q_j = kT τ_T². It conserves K + U + 3N kT η₀ + kT (η₁ + η₂) + Σ_j p_j²/(2 Q_j). Where kT changes,
+the masses Q follow it, at constant momenta p, and what the last three terms change by that is no heat.
 
 Berendsen (H. J. C. Berendsen et al., J. Chem. Phys. 81, 3684 (1984)), before each step, with the pressure P of
 potential and motion and the compressibility β:
@@ -45,6 +46,7 @@ class Bussi(Ensemble):
     """NVT, see the module."""
 
     draw = staticmethod(rescaling_noise)
+    follows_temperature = True
 
     def __init__(self, atoms: MovingAtoms, each: Sequence[DynamicsSettings]) -> None:
         super().__init__(atoms, each)
@@ -66,19 +68,36 @@ class NoseHooverChain(Ensemble):
     """NVT, see the module. ``eta`` (B, 3) and ``p_eta`` (B, 3) are the thermostats' positions and momenta."""
 
     FIELDS: ClassVar[tuple[str, ...]] = ("heat", "eta", "p_eta")
+    follows_temperature = True
 
     @classmethod
     def check(cls, settings: DynamicsProtocol) -> None:
-        if not settings.temperature > 0:
-            raise ValueError("temperature is 0; the Nosé–Hoover thermostat needs a temperature above 0")
+        for key in ("temperature", "temperature_end"):
+            if getattr(settings, key) == 0:
+                raise ValueError(f"{key} is 0; the Nosé–Hoover thermostat needs a temperature above 0")
 
     def __init__(self, atoms: MovingAtoms, each: Sequence[DynamicsSettings]) -> None:
         super().__init__(atoms, each)
-        self.n_kT = 3 * atoms.counts * self.kT
-        unit = self.kT * (self.values(lambda s: s.taut) * FEMTOSECOND).square()
-        self.mass = [3 * atoms.counts * unit, *[unit] * (CHAIN - 1)]
+        self.time_squared = (self.values(lambda s: s.taut) * FEMTOSECOND).square()
+        self.energy_given: Tensor | None = None  # heat and energy of the chain, where the temperature changes
+        self._set_masses(atoms)
         self.eta = torch.zeros((len(self.each), CHAIN), dtype=torch.float64, device=self.device)
         self.p_eta = torch.zeros_like(self.eta)
+
+    def _set_masses(self, atoms: MovingAtoms) -> None:
+        self.n_kT = 3 * atoms.counts * self.kT
+        unit = self.kT * self.time_squared
+        self.mass = [3 * atoms.counts * unit, *[unit] * (CHAIN - 1)]
+
+    def begin_step(self, atoms: MovingAtoms, step: int) -> None:
+        super().begin_step(atoms, step)
+        if self.rise is not None:
+            self._set_masses(atoms)
+            self.energy_given = self.heat + self._chain_energy()
+
+    def _chain_energy(self) -> Tensor:
+        energy = self.n_kT * self.eta[:, 0] + self.kT * self.eta[:, 1:].sum(1)
+        return energy + sum(0.5 * self.p_eta[:, j].square() / self.mass[j] for j in range(CHAIN))
 
     def first_half(self, atoms: MovingAtoms, noise: Noise | None) -> None:
         self._thermostat(atoms)
@@ -87,9 +106,7 @@ class NoseHooverChain(Ensemble):
     def second_half(self, atoms: MovingAtoms) -> None:
         super().second_half(atoms)
         self._thermostat(atoms)
-        chain = self.n_kT * self.eta[:, 0] + self.kT * self.eta[:, 1:].sum(1)
-        chain = chain + sum(0.5 * self.p_eta[:, j].square() / self.mass[j] for j in range(CHAIN))
-        self.heat = -chain
+        self.heat = -self._chain_energy() if self.energy_given is None else self.energy_given - self._chain_energy()
 
     def _thermostat(self, atoms: MovingAtoms) -> None:
         """Half a time step of the chain; every quantity is one value for each structure."""
@@ -122,11 +139,11 @@ class Berendsen(Ensemble):
     """NPT, see the module."""
 
     changes_cells = True
+    follows_temperature = True
 
     def __init__(self, atoms: MovingAtoms, each: Sequence[DynamicsSettings]) -> None:
         super().__init__(atoms, each)
         self.over_taut = self.timestep / (self.values(lambda s: s.taut) * FEMTOSECOND)
-        self.temperature = self.values(lambda s: s.temperature)
         self.pressure = self.values(lambda s: s.pressure * BAR)
         beta = self.values(lambda s: s.compressibility / BAR)
         self.give = beta / 3 * self.timestep / (self.values(lambda s: s.taup) * FEMTOSECOND)

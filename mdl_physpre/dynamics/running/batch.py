@@ -26,10 +26,11 @@ from mdl_physpre.dynamics.verdicts.judging import verdicts_of
 from mdl_physpre.dynamics.verdicts.observer import Moment
 from mdl_physpre.dynamics.verdicts.observers import Observers
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
-from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions
-from mdl_physpre.potentials.compiled import CompiledPotential
+from mdl_physpre.potentials.base import Potential, Predictions
+from mdl_physpre.potentials.compiled import compiled
 
 logger = logging.getLogger(__name__)
+ONLY_THE_RUN_KNOWS = ("potential_error", "cell_collapsed")
 
 
 class BatchRun:
@@ -58,11 +59,10 @@ class BatchRun:
         folder: Path | None,
         key: str,
     ) -> None:
-        if settings.compile and isinstance(potential, AtomicPotential):
-            potential = CompiledPotential(potential)
-        self.potential, self.settings, self.each = potential, settings, list(each)
+        self.potential = compiled(potential) if settings.compile else potential
+        self.settings, self.each = settings, list(each)
         self.folder, self.key = folder, key
-        self.dtype, self.device = floating(potential)
+        self.dtype, self.device = floating(self.potential)
         self.structures, self.ids, self.places = list(structures), list(ids), list(places)
         self.verdicts: dict[int, Verdict] = {}
         self.files = TrajectoryFiles(folder / TRAJECTORIES) if folder and settings.trajectory_interval else None
@@ -126,6 +126,7 @@ class BatchRun:
         atoms, integrator = self.atoms, self.integrator
         noise = None if self.noise is None else self.noise.next()
         self.step += 1
+        integrator.begin_step(atoms, self.step)
         if self.changing:
             integrator.rescale(atoms)
             self.moved(broken, step_done=False)
@@ -166,10 +167,9 @@ class BatchRun:
         """Forces, energies and stress at the present positions; returns the errors that the potential raised."""
         judged = not isinstance(broken, Unread)
         found, raised = evaluate_chunks(self.potential, self.lists, self.atoms.positions, stress, one_by_one=judged)
-        assert found.forces is not None and found.stress is not None
         if raised and stress and not self.changing:
             raised = self.without_stress(found, raised)
-        self.atoms.forces, self.atoms.energies, self.atoms.stress = found.forces, found.energies, found.stress
+        self.atoms.take(found)
         for k, error in raised.items():
             broken.add(k, "potential_error", f"the potential raised {type(error).__name__}: {error}")
         return raised
@@ -180,14 +180,15 @@ class BatchRun:
         At constant volume the pressure is only watched: that it cannot be had ends no run.
         """
         again, still = evaluate_chunks(self.potential, self.lists, self.atoms.positions)
-        assert found.forces is not None and again.forces is not None
         for k in raised.keys() - still.keys():
             if not self.stress_missed:
                 self.stress_missed = True
                 said = f"{type(raised[k]).__name__}: {raised[k]}"
                 logger.warning("the potential raised for the stress (%s): such structures get no pressure", said)
             mine = self.atoms.batch == k
-            found.forces[mine], found.energies[k] = again.forces[mine], again.energies[k]
+            for name, rows in (("forces", mine), ("force_spread", mine), ("energies", k), ("energy_spread", k)):
+                if (values := getattr(found, name)) is not None:
+                    values[rows] = getattr(again, name)[rows]
         return {k: error for k, error in still.items() if k in raised}
 
     def settle(self, broken: Broken, deformation: Tensor | None, stress: bool) -> None:
@@ -245,8 +246,7 @@ class BatchRun:
 
     def let_go(self, leaving: Any) -> Tensor:
         """Go on without these structures; returns the numbers of the others."""
-        gone = set(leaving)
-        kept = [k for k in range(len(self.active)) if k not in gone]
+        kept = [k for k in range(len(self.active)) if k not in leaving]
         where = torch.tensor(kept, dtype=torch.int64, device=self.device)
         self.active = [self.active[k] for k in kept]
         atoms = self.atoms.keep(where)
@@ -287,10 +287,7 @@ class BatchRun:
         left = {k: self.left_at[place] for k, place in enumerate(self.active) if place in self.left_at}
         for k, frame in zip(structures, present_frames(self.atoms, structures, wholes, left), strict=True):
             place = self.active[k]
-            time = self.step * self.each[place].timestep
-            frame.info = {"structure_id": self.ids[place], "step": self.step, "time_fs": time}
-            frame.info["conserved_energy"] = conserved[k]
-            for reason, text in broken.get(k, {}).items():
-                if reason in ("potential_error", "cell_collapsed"):  # what only the run knows
-                    frame.info[reason] = " ".join(text.split())
+            frame.info |= {"structure_id": self.ids[place], "step": self.step}
+            frame.info |= {"time_fs": self.step * self.each[place].timestep, "conserved_energy": conserved[k]}
+            frame.info |= {r: " ".join(t.split()) for r, t in broken.get(k, {}).items() if r in ONLY_THE_RUN_KNOWS}
             yield self.places[place], frame

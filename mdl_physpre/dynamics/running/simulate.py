@@ -54,8 +54,8 @@ def simulate(
     out : folder for the verdicts, the state to continue from, frames of structures that failed, and what else is asked
         for (docs/dynamics.md). A finished run of the same potential, structures and settings is read, an unfinished one
         continued, any other replaced.
-    per_structure : ``temperature``, ``pressure``, ``timestep`` or ``steps``, one value for each structure, in place of
-        that of ``settings``. A structure with fewer steps leaves the batch when it has finished.
+    per_structure : ``temperature``, ``temperature_end``, ``pressure``, ``timestep`` or ``steps``, one value for each
+        structure, in place of that of ``settings``. A structure with fewer steps leaves the batch when it has finished.
     indices : place of each structure in a longer list, from which its random numbers come; 0, 1, … where ``None``.
     raise_at_start : whether an error that the potential raises at the start for every structure is raised; otherwise
         each gets a verdict with that reason.

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.extxyz import XYZError, read_xyz
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
+from mdl_physpre.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 def make_frame(
@@ -38,6 +44,7 @@ def present_frames(
     """The structures of these numbers as they are, of ``wholes``; positions and cells of some are those ``left_at``."""
     positions, momenta = atoms.positions.cpu().numpy(), (atoms.velocities * atoms.masses).cpu().numpy()
     forces, cells, stress = atoms.forces.cpu().numpy(), atoms.cells.cpu().numpy(), atoms.stress.cpu().numpy()
+    spread = None if atoms.force_spread is None else atoms.force_spread.cpu().numpy()
     energies = atoms.energies.tolist()
     ends = np.concatenate([[0], np.cumsum(atoms.counts.cpu().numpy())])
     for k in which:
@@ -45,4 +52,21 @@ def present_frames(
         where, cell = positions[mine], cells[k]
         if k in left_at:
             where, cell = (part.cpu().numpy() for part in left_at[k])
-        yield make_frame(wholes[k], where, cell, momenta[mine], forces[mine], energies[k], stress[k])
+        frame = make_frame(wholes[k], where, cell, momenta[mine], forces[mine], energies[k], stress[k])
+        if spread is not None and atoms.energy_spread is not None:
+            frame.arrays["force_spread"], frame.info["energy_spread"] = spread[mine], float(atoms.energy_spread[k])
+        yield frame
+
+
+def read_frames(path: Path) -> Iterator[Atoms]:
+    """Frames of an extended XYZ file; one that was cut short at the end is left out.
+
+    Raises DataError where the file cannot be opened.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            yield from read_xyz(file, slice(None))
+    except (XYZError, ValueError, KeyError, IndexError) as error:
+        logger.warning("%s: what follows the last whole frame is left out (%s)", path, error)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None

@@ -22,9 +22,15 @@ from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.built_in import Displacement, Forces, Temperature, Volume
 from mdl_physpre.dynamics.verdicts.distances import Lindemann, Overlap
 from mdl_physpre.dynamics.verdicts.observer import OBSERVERS, Moment, Observer, Watched
+from mdl_physpre.dynamics.verdicts.uncertainty import Uncertainty
 
-BUILT_IN: tuple[type[Observer], ...] = (Volume, Displacement, Forces, Temperature, Overlap, Lindemann)
+BUILT_IN: tuple[type[Observer], ...] = (
+    Volume, Displacement, Forces, Temperature, Overlap, Lindemann, Uncertainty,
+)  # fmt: skip
 """The observers of every run, in the order in which they look."""
+
+FIRST_NUMBER = 6
+"""Of others in stored states, however many observers of every run there are: states of before are read."""
 
 
 class Observers(Watched):
@@ -160,4 +166,5 @@ class Observers(Watched):
 
     def _prefix(self, place: int) -> str:
         """Before the names of an observer's arrays; of those of this package the names differ."""
-        return "" if place < len(BUILT_IN) else f"{place}_{type(self.all[place]).__name__}_"
+        number = place - len(BUILT_IN)
+        return "" if number < 0 else f"{FIRST_NUMBER + number}_{type(self.all[place]).__name__}_"

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from mdl_physpre.analysis.energy_curves import EAMElement
 from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.dynamics.verdicts.verdict import Count, Verdict
 from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_name, error_sources, other_reasons, worded
@@ -180,7 +181,7 @@ def _verdict_words(verdict: Verdict) -> str:
     return f"step {verdict.first_failing_step:,}: {', '.join(map(worded, verdict.reasons))}"
 
 
-def eam_tables(run: Run, curves: Mapping[str, Any]) -> list[Table]:
+def eam_tables(run: Run, elements: Sequence[EAMElement]) -> list[Table]:
     """Parameters of the embedded-atom potential, by pair and by element."""
     found = []
     pairs = run.summary.eam.table if run.summary.eam else ()
@@ -191,17 +192,24 @@ def eam_tables(run: Run, curves: Mapping[str, Any]) -> list[Table]:
             "well_depth_eV": "well depth, eV", "well_position_A": "well at, Å", "wall_at_0.5_A_eV": "wall at 0.5 Å, eV",
             "rises": "rises inwards",
         }  # fmt: skip
-        keys = [k for k in titles if k in pairs[0]] + [k for k in pairs[0] if k not in titles]
-        rows = [[_cell(row.get(k)) for k in keys] for row in pairs]
-        values = [[row.get(k) for k in keys] for row in pairs]
-        head = [titles.get(k, k.replace("_", " ")) for k in keys]
+        values = [[row.plain()[k] for k in titles] for row in pairs]
+        rows = [list(map(_cell, row)) for row in values]
         notes = "Morse parameters of the pair term; well and wall are of two atoms alone, embedding included."
-        found.append(Table("eam-pairs", "Embedded-atom potential: pairs", head, rows, values, keys, notes=notes))
-    elements = curves.get("elements") or []
+        found.append(
+            Table(
+                "eam-pairs",
+                "Embedded-atom potential: pairs",
+                list(titles.values()),
+                rows,
+                values,
+                list(titles),
+                notes=notes,
+            )
+        )
     if elements:
-        rows = [[_cell(v) for v in row.values()] for row in elements]
         head = ["element", "B, eV", "ρ₀", "E₀, eV"]
-        raw = [list(row.values()) for row in elements]
+        raw = [list(row.plain().values()) for row in elements]
+        rows = [list(map(_cell, row)) for row in raw]
         notes = "F(ρ) = B (ρ − ρ₀)²; E₀: energy of the atom without neighbours, less F(0)."
         found.append(Table("eam-elements", "Embedded-atom potential: elements", head, rows, raw, head, notes=notes))
     return found
@@ -221,10 +229,10 @@ def set_table(run: Run) -> Table | None:
         return None
     rows = []
     for name, r in run.pretraining_set.items():
-        rejected = ", ".join(f"{n:,} by {worded(reason)}" for reason, n in r["rejected"].items()) or "none"
+        rejected = ", ".join(f"{n:,} by {worded(reason)}" for reason, n in r.rejected.items()) or "none"
         rows.append([
-            name, f"{r['parents']:,}", f"{r['structures']:,} of {r['wanted']:,}", f"{r['drawn']:,}", rejected,
-            f"{r['redrawn']:,}", f"{r['weakened']:,}", f"{r['given_up']:,}",
+            name, f"{r.parents:,}", f"{r.structures:,} of {r.wanted:,}", f"{r.drawn:,}", rejected,
+            f"{r.redrawn:,}", f"{r.weakened:,}", f"{r.given_up:,}",
         ])  # fmt: skip
     head = ["set", "parents", "made", "draws", "rejected draws", "drawn again", "of these weaker", "given up"]
     notes = (
@@ -266,7 +274,7 @@ def cost_table(run: Run) -> Table | None:
         numbers = [getattr(spent, k, None) for k in ("epochs", "steps", "structures")]
         seconds = max(seconds, spent.seconds if spent else 0.0)
         values.append([name, seconds, *used, *numbers])
-        if not name.endswith(f"/{layout.ERRORS}"):
+        if not name.endswith((f"/{layout.ERRORS}", f"/{layout.COMMITTEE}")):
             forms = ("{:,.1f}", "{:,.1f}", *["{:,.0f}"] * 5)
             rows.append([name, *(shown(v, form) for v, form in zip(values[-1][1:], forms))])
     if not rows:
@@ -283,9 +291,10 @@ def cost_table(run: Run) -> Table | None:
 def data_table(run: Run, hashes: Mapping[str, str]) -> Table | None:
     """Structures and labels of each set, and hashes of the files."""
     rows = [
-        [name, *(f"{n:,}" for n in (found.structures, found.atoms, *(found.labels.get(k, 0) for k in LABELS)))]
+        [name, *(f"{n:,}" for n in (found.structures, found.atoms, *(found.labels.get(k, 0) for k in LABELS))),
+         MISSING if name == "train" else f"{found.in_training:,}"]
         for name, found in run.summary.data.items()
-    ]
-    head = ["set", "structures", "atoms", *(f"with {label}" for label in LABELS)]
+    ]  # fmt: skip
+    head = ["set", "structures", "atoms", *(f"with {label}" for label in LABELS), "also in training"]
     notes = "; ".join(f"{path}: SHA-256 {value}" for path, value in hashes.items())
     return Table("data", "Data", head, rows, notes=notes) if rows else None

@@ -154,10 +154,13 @@ def format_summary(summary: Summary) -> str:
 
 
 def format_verdicts(verdicts: Sequence[Verdict], found: Counts) -> str:
-    """A row for each structure, and the counts."""
+    """A row for each structure, and the counts; of a committee with the largest spread of the forces on an atom."""
     rows = [["structure", "atoms", "verdict", "first failing step", "reasons"]]
+    spread = any(v.metrics.get("max_force_spread") is not None for v in verdicts)
+    rows[0] += ["force spread, eV/Å"] * spread
     for v in verdicts:
         step, reasons = shown(v.first_failing_step, "{:d}"), ", ".join(v.reasons) or MISSING
         rows.append([f"{v.structure_id} {v.formula}", str(v.n_atoms), v.status, step, reasons])
+        rows[-1] += [shown(v.metrics.get("max_force_spread"), "{:.3g}")] * spread
     counts = (("broken", found.failed), ("atom overlap", found.overlap), ("Lindemann", found.lindemann))
     return text_table(rows) + "\n" + ", ".join(f"{what} {counted(count)}" for what, count in counts)

@@ -83,6 +83,6 @@ def make_set_stage(
         texts = [f"{name} set\n{format_report(found)}\n" for name, found in reports.items()]
         write_text(stage.folder / "report.txt", "\n".join(texts))
         write_json(stage.folder / "report.json", reports)
-        rejected = {name: found["rejected"] for name, found in reports.items()}
+        rejected = {name: found.rejected for name, found in reports.items()}
         stage.finish({"structures": sizes["training"], "validation": sizes.get("validation", 0), "rejected": rejected})
     return pretraining_set_result(folder)
