@@ -100,8 +100,8 @@ def register_gradients(of: Any, in_positions: Any, in_parameters: Any = None, ke
     """Gradients of an operator are those that other operators give, from its adjoints and arguments.
 
     Results of these are gradients in the arguments that they are like. Where there are two, the first is asked inside
-    :func:`derivatives_in_geometry`, the second elsewhere. Results of numbers ``kept`` have no gradient of their own, and
-    are given after the adjoints of the others.
+    :func:`derivatives_in_geometry`, the second elsewhere. Results of numbers ``kept`` have no gradient of their own,
+    and are given after the adjoints of the others.
     """
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
