@@ -197,17 +197,8 @@ def eam_tables(run: Run, elements: Sequence[EAMElement]) -> list[Table]:
         values = [[row.plain()[k] for k in titles] for row in pairs]
         rows = [list(map(_cell, row)) for row in values]
         notes = "Morse parameters of the pair term; well and wall are of two atoms alone, embedding included."
-        found.append(
-            Table(
-                "eam-pairs",
-                "Embedded-atom potential: pairs",
-                list(titles.values()),
-                rows,
-                values,
-                list(titles),
-                notes=notes,
-            )
-        )
+        head, keys = list(titles.values()), list(titles)
+        found.append(Table("eam-pairs", "Embedded-atom potential: pairs", head, rows, values, keys, notes=notes))
     if elements:
         head = ["element", "B, eV", "ρ₀", "E₀, eV"]
         raw = [list(row.plain().values()) for row in elements]
