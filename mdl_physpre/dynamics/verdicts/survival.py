@@ -108,8 +108,8 @@ def kaplan_meier(observations: Sequence[Observation], unit: str = "fs") -> Survi
     V_N = K/(K−1) S² Σ_networks (Σ a_i)² and V_S alike, and V = max(V₀, V_N, V_S, V_N + V_S − V₀) (A. C. Cameron,
     J. B. Gelbach and D. L. Miller, J. Bus. Econ. Stat. 29, 238 (2011)). Because V_N comes from K networks alone, n* is
     multiplied by [t(n−1)/t(f)]², with Student's quantiles and f = V² / (V_N²/(K−1) + V_S²/(M−1)) for M structures
-    (F. E. Satterthwaite, 1946), at least K−1, where S is nearest to a half. With one network V = V₀, which without structures that leave is the
-    variance of a proportion: it says nothing on other trainings.
+    (F. E. Satterthwaite, 1946), at least K−1, taken where S is nearest to a half. With one network V = V₀, which
+    without structures that leave is the variance of a proportion: it says nothing on other trainings.
 
     Parameters
     ----------
