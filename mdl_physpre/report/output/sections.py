@@ -26,14 +26,13 @@ from mdl_physpre.report.output.page import Section, downloads_item, drawn, text_
 from mdl_physpre.report.tables.breaking import breaking_sentences
 from mdl_physpre.report.tables.breaking_page import breaking_table, points_table
 from mdl_physpre.report.tables.committee import committee_table, force_calibrations
+from mdl_physpre.report.tables.cost import cost_table, method_cost
 from mdl_physpre.report.tables.page import (
     Table,
     angle_table,
-    cost_table,
     data_table,
     eam_tables,
     error_table,
-    method_cost,
     set_table,
     stability_table,
     structures_table,
@@ -136,9 +135,7 @@ def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
 
 
 def _with_curve(measured: Measured, *names: str) -> list[str]:
-    pairs = measured.curves.pairs.values() if measured.curves else ()
-    known = {name for found in pairs for name in found.curves}
-    return [name for name in names if name in known]
+    return [name for name in names if measured.curves and name in measured.curves.names]
 
 
 def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
