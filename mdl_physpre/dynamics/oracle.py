@@ -66,6 +66,17 @@ class OracleSettings(Settings):
         "of the oracle's forces.",
         gt=0,
     )
+
+    def with_frames(self, settings: DynamicsSettings) -> DynamicsSettings:
+        """The settings of a simulation, with frames for the oracle where there is one and no other are stored."""
+        if self.oracle is None or settings.trajectory_interval:
+            return settings
+        return settings.changed(trajectory_interval=max(1, settings.steps // self.oracle_frames))
+
+
+class OracleRunSettings(OracleSettings):
+    """The same, where the oracle may also simulate."""
+
     oracle_trajectory: bool = setting(
         False,
         "In a run, the oracle also simulates the structures itself, from the same start as the first network of each "
@@ -73,18 +84,12 @@ class OracleSettings(Settings):
     )
 
     def with_frames(self, settings: DynamicsSettings) -> DynamicsSettings:
-        """The settings of a simulation, with frames for the oracle where there is one and no other are stored."""
-        if self.oracle is None:
-            return settings
-        if self.oracle_trajectory:
+        """As above, with frames that show how atoms vibrate where the oracle simulates, too."""
+        if self.oracle is not None and self.oracle_trajectory:
             often = max(1, int(MOTION_EVERY / settings.timestep))
-            settings = settings.changed(
-                trajectory_interval=settings.trajectory_interval or often,
-                rdf_interval=settings.rdf_interval or RDF_INTERVAL,
-            )
-        if settings.trajectory_interval:
-            return settings
-        return settings.changed(trajectory_interval=max(1, settings.steps // self.oracle_frames))
+            every, rdf_every = settings.trajectory_interval or often, settings.rdf_interval or RDF_INTERVAL
+            settings = settings.changed(trajectory_interval=every, rdf_interval=rdf_every)
+        return super().with_frames(settings)
 
 
 def open_oracle(

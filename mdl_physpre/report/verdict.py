@@ -23,9 +23,10 @@ from mdl_physpre.report.tables.breaking import (
     titled,
     with_caveat,
 )
-from mdl_physpre.report.tables.oracle import oracle_errors_of, whole_and_wrong
+from mdl_physpre.report.tables.oracle import whole_and_wrong
 from mdl_physpre.report.tables.page import Table, counted_each
 from mdl_physpre.report.tables.text import error_sources, rounded
+from mdl_physpre.runs.oracle import dynamics_oracle_errors
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.read import Run
 from mdl_physpre.utils.text_table import MISSING
@@ -206,7 +207,7 @@ def verdict_table(run: Run, measured: Measured) -> Table:
         tests = [None if arm == first else compare_arms(run, first, arm) for arm in run.arms]
         cells = [MISSING if test is None or test.p_value is None else p_value(test.p_value) for test in tests]
         rows.append([f"against {first}", *cells])
-    if oracle_errors_of(run):
+    if dynamics_oracle_errors(run.summary):
         rows.append(["wrong by the oracle, of those not failed", *(whole_and_wrong(run, arm) for arm in run.arms)])
     for test_set in _test_sets(run):
         for quantity, text, unit, digits in QUANTITIES:

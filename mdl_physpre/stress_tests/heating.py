@@ -5,7 +5,7 @@ is the temperature of the thermostat at the step at which it broke. All networks
 that their breaking points can be compared; where the ramp ends only says where a structure that holds is let go.
 
 **Of a committee** with ``dynamics: {max_force_spread: 1.0, stop_on_uncertain: false}`` the temperature at which the
-spread passes the bound is the metric ``uncertain_temperature``, beside where the structure breaks; with
+spread passes the bound is the metric ``uncertain_value``, beside where the structure breaks; with
 ``stop_on_uncertain`` it is where it breaks.
 
 **The end of the ramp**, where none is given, is ``times_melting`` times the melting temperature of the potential
@@ -30,7 +30,7 @@ from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.stress_tests.kinds import StressTest
 from mdl_physpre.stress_tests.melting import melting_temperature
-from mdl_physpre.stress_tests.result import BreakingPoint
+from mdl_physpre.stress_tests.result import UNCERTAIN, BreakingPoint
 from mdl_physpre.utils.settings import Settings, setting
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ def _breaking_point(verdict: Verdict, ramp: DynamicsSettings, more: Mapping[str,
     melted, uncertain = (
         verdict.metrics.get(f"{what}_step") for what in ("lindemann_global_first_exceeded", "uncertain")
     )
+    if ramp.max_force_spread is not None and verdict.metrics.get("max_force_spread") is not None:
+        more = {**more, UNCERTAIN: None if uncertain is None else ramp.temperature_at(uncertain)}
     return BreakingPoint(
         structure_id=verdict.structure_id,
         index=verdict.index,
@@ -137,6 +139,5 @@ def _breaking_point(verdict: Verdict, ramp: DynamicsSettings, more: Mapping[str,
             **more,
             "time_fs": step * ramp.timestep,
             "lindemann_temperature": None if melted is None else ramp.temperature_at(melted),
-            "uncertain_temperature": None if uncertain is None else ramp.temperature_at(uncertain),
         },
     )

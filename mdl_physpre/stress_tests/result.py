@@ -8,6 +8,9 @@ from mdl_physpre.dynamics.oracle_errors import OracleErrors
 from mdl_physpre.dynamics.verdicts.survival import Observation
 from mdl_physpre.utils.record import Record
 
+UNCERTAIN = "uncertain_value"
+"""Metric: where on the scale the spread of a committee passed its bound, whether the structure broke by it or not."""
+
 
 class BreakingPoint(Record):
     """Where one structure broke.
@@ -58,3 +61,14 @@ class StressResult(Record):
         network : that was tested.
         """
         return [Observation(p.value, p.broken, p.index, network, p.reason) for p in self.points]
+
+    def uncertain_observations(self, network: str = "") -> list[Observation]:
+        """The same of where the spread of a committee passed its bound; a structure that broke before is censored.
+
+        Empty without a bound, and of a potential that gives no spread.
+        """
+        judged = [p for p in self.points if UNCERTAIN in p.metrics]
+        return [
+            Observation(p.value if at is None else at, at is not None, p.index, network, "uncertain")
+            for p, at in ((p, p.metrics[UNCERTAIN]) for p in judged)
+        ]

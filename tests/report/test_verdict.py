@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mdl_physpre.analysis.parity import LabelledPredictions
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.report.measurements import Measured
 from mdl_physpre.report.tables.breaking import p_value
@@ -84,10 +85,12 @@ def test_errors_without_an_interval_that_excludes_zero_are_no_gain(tmp_path: Pat
         "baseline": {**base, "forces_error": 0.9 * rng.uniform(0.5, 1.5, 30)},
         "pretrain": {**base, "forces_error": 0.9 * rng.uniform(0.5, 1.5, 30)},
     }
+    none = np.full(30, np.nan)
     for found in stored.values():
-        found |= {"energy": np.full(30, np.nan), "energy_label": np.full(30, np.nan)}
-        found |= {"stress_error": np.full(30, np.nan), "stress_count": np.zeros(30)}
-    _, errors = said(folder, Measured(predictions={"test": stored}))
+        found |= {"energy": none, "energy_label": none, "stress_error": none, "stress_count": np.zeros(30)}
+        found |= dict.fromkeys(("forces", "forces_label", "stress", "stress_label"), np.zeros(0))
+    predictions = {name: LabelledPredictions(**found) for name, found in stored.items()}
+    _, errors = said(folder, Measured(predictions={"test": predictions}))
     assert "−2.0 %" in errors and "no difference is shown" in errors
     _, worse = said(make_run(tmp_path / "w", {"baseline": [failing({0})], "pretrain": [failing({0})]},
                              {"baseline": [0.1], "pretrain": [0.2]}))  # fmt: skip

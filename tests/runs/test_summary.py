@@ -54,6 +54,19 @@ def arm() -> ArmResult:
     return ArmResult(networks=each)
 
 
+def test_times_of_failure_are_those_of_all_networks(arm):
+    assert [(p.value, p.broken, p.structure, p.network) for p in arm.breaking_points("dynamics")] == [
+        (20.0, True, 0, "pretrain"), (200.0, False, 1, "pretrain"),
+        (200.0, False, 0, "pretrain-2"), (200.0, False, 1, "pretrain-2"),
+    ]  # fmt: skip
+    times = arm.failure_times
+    assert (times.n, times.broken, times.median, times.end, times.unit) == (4, 1, None, 200.0, "fs")
+    assert times.broken_each == (1, 0) and arm.stress == {} and ArmResult().failure_times is None
+    both = Summary(arms={"baseline": arm, "pretrain": arm})
+    assert both.compare_breaking("dynamics", "baseline", "pretrain").z == pytest.approx(0)
+    assert both.reference == "baseline" and both.stress_pairs == {} and both.stress_tests == []
+
+
 def test_errors_of_an_arm_are_means_with_deviations(arm):
     assert arm.errors["test"].forces_mae == pytest.approx(0.2)
     assert arm.deviation["test"].forces_mae == pytest.approx(stdev([0.1, 0.3]))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from ase.build import bulk
+from ase.io import write
+from typer.testing import CliRunner
 
+from mdl_physpre.cli.main import app
 from mdl_physpre.dynamics import OracleSettings
 from mdl_physpre.stress_tests import StressResult, run_stress_tests
 from mdl_physpre.stress_tests.heating import HeatingSettings
@@ -40,3 +44,36 @@ def test_tests_without_frames_stay_as_they_are(tmp_path: Path, caplog: pytest.Lo
     result = StressResult(test="squeezing", quantity="pressure", unit="GPa", points=())
     assert with_oracle(result, tmp_path, Morse(), ALONG) == result
     assert "squeezing: stores no frames" in caplog.text
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    crystal = bulk("Cu", cubic=True).repeat((2, 2, 2))
+    crystal.rattle(0.02, seed=0)
+    write(tmp_path / "copper.extxyz", crystal)
+    emt = "calculator:ase.calculators.emt.EMT"
+    words = [
+        "stress",
+        emt,
+        str(tmp_path / "copper.extxyz"),
+        "--tests",
+        "heating",
+        "--oracle",
+        emt,
+        "--oracle-frames",
+        "4",
+    ]
+    words += [
+        "--set",
+        "heating.temperature_end=500",
+        "--set",
+        "heating.rate=10000",
+        "--json",
+        str(tmp_path / "all.json"),
+    ]
+    said = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run")], catch_exceptions=False).output
+    assert f"heating: Against {emt}" in said and "0 of 1" in said
+    assert (tmp_path / "run" / "heating" / "oracle-errors.png").exists()
+    stored = json.loads((tmp_path / "all.json").read_text())["heating"]["oracle"]
+    assert [row["thermostat"] for row in stored["rows"]] == [300.0, 350.0, 400.0, 450.0, 500.0]
+    said = CliRunner().invoke(app, words, catch_exceptions=False).output  # without a folder
+    assert "heating: Against" in said and "figure" not in said

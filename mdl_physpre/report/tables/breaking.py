@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mdl_physpre.dynamics.verdicts.log_rank import LEVEL, BreakingComparison
 from mdl_physpre.dynamics.verdicts.survival import BreakingStatistics
+from mdl_physpre.runs.oracle import dynamics_oracle_errors, stress_oracle_errors
 from mdl_physpre.runs.summary import Summary
 from mdl_physpre.utils.text_table import MISSING, text_table
 
@@ -140,14 +141,18 @@ def breaking_sentences(summary: Summary, test: str) -> list[str]:
 
 def correctness_sentence(summary: Summary) -> str | None:
     """What is known of whether structures that stay whole are right; ``None`` where nothing was simulated."""
-    found = {arm: own.dynamics.oracle for arm, own in summary.arms.items() if own.dynamics and own.dynamics.oracle}
-    if found:
-        first = next(iter(found.values()))
-        counts = ", ".join(f"{arm} {e.whole_and_wrong.count} of {e.whole_and_wrong.n}" for arm, e in found.items())
-        beyond = " Of those in stress tests nothing of the kind is known." if summary.stress_tests else ""
+    found = {"molecular dynamics": dynamics_oracle_errors(summary), **stress_oracle_errors(summary)}
+    counts = []
+    for what, arms in found.items():
+        each = [f"{arm} {e.whole_and_wrong.count} of {e.whole_and_wrong.n}" for arm, e in arms.items()]
+        counts += [f"{titled(what).lower()}: {', '.join(each)}"] if each else []
+    if counts:
+        first = next(own for arms in found.values() for own in arms.values())
+        unknown = [titled(test).lower() for test in summary.stress_tests if test not in found]
+        beyond = f" Nothing of the kind is known of those in the stress tests {', '.join(unknown)}." if unknown else ""
         return (
-            f"Of the structures that did not fail, {first.oracle} finds wrong: {counts} (force error above "
-            f"{first.bound:g} of its forces).{beyond}"
+            f"Of the structures that did not fail, {first.oracle} finds wrong ({'; '.join(counts)}): force error above "
+            f"{first.bound:g} of its forces.{beyond}"
         )
     if not summary.stress_tests and not any(result.dynamics for result in summary.arms.values()):
         return None

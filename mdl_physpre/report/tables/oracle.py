@@ -7,8 +7,10 @@ from typing import Any
 
 from mdl_physpre.dynamics.compare_motion import MotionComparison
 from mdl_physpre.dynamics.oracle_errors import OracleErrors
+from mdl_physpre.report.figures.style import safe_name
 from mdl_physpre.report.tables.page import Table, counted_each
 from mdl_physpre.runs import layout
+from mdl_physpre.runs.oracle import dynamics_oracle_errors
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.stage import stage_result
 from mdl_physpre.utils.text_table import MISSING, shown
@@ -22,13 +24,7 @@ COLUMNS = (
 )
 
 
-def oracle_errors_of(run: Run) -> dict[str, OracleErrors]:
-    """What an oracle says of each arm that it was asked about."""
-    found = {arm: result.dynamics for arm, result in run.summary.arms.items() if result.dynamics}
-    return {arm: dynamics.oracle for arm, dynamics in found.items() if dynamics.oracle is not None}
-
-
-def oracle_table(found: Mapping[str, OracleErrors]) -> Table | None:
+def oracle_table(found: Mapping[str, OracleErrors], test: str = "") -> Table | None:
     """Errors along the simulations of each arm, over all times and by time, and how many structures are wrong."""
     if not found:
         return None
@@ -52,7 +48,9 @@ def oracle_table(found: Mapping[str, OracleErrors]) -> Table | None:
         + (f" {left_out} frames could not be compared." if left_out else "")
     )
     value_head = ["arm", "from_fs", "to_fs", "frames", "energy_error_mev_per_atom", *(key for _, key, _ in COLUMNS)]
-    return Table("oracle-errors", "Errors along the simulations", head, rows, values, value_head, notes=notes)
+    file = f"oracle-errors-{safe_name(test)}" if test else "oracle-errors"
+    caption = f"Errors along the stress test {test}" if test else "Errors along the simulations"
+    return Table(file, caption, head, rows, values, value_head, notes=notes)
 
 
 def motion_of(run: Run) -> dict[str, MotionComparison]:
@@ -79,5 +77,5 @@ def motion_table(found: Mapping[str, MotionComparison]) -> Table | None:
 
 def whole_and_wrong(run: Run, arm: str) -> str:
     """Structures of an arm that did not fail and are wrong all the same."""
-    errors = oracle_errors_of(run).get(arm)
+    errors = dynamics_oracle_errors(run.summary).get(arm)
     return MISSING if errors is None else counted_each(errors.whole_and_wrong)

@@ -25,21 +25,27 @@ from mdl_physpre.workflow.setup import device_of
 logger = logging.getLogger(__name__)
 
 
-def try_oracle(folder: Path, config: Config, plan: Plan, structures: Sequence[Atoms]) -> None:
-    """Open and try the oracle, before anything is trained; raises what :func:`open_oracle` says.
+def try_oracles(folder: Path, config: Config, data: RunData, plan: Plan) -> None:
+    """Open and try oracles before anything is trained; raises what :func:`open_oracle` says.
 
     Not where every network has been compared with one.
     """
-    name = config.physpre.dynamics.oracle
-    if name is not None and plan.dynamics and not all(stage_result(n.folder(folder) / ORACLE) for n in plan.networks):
-        open_oracle(name, structures, device=device_of(config))
+    folders = [network.folder(folder) for network in plan.networks]
+    dynamics, stress, seed = config.physpre.dynamics, config.physpre.stress, config.task.seed
+    if dynamics.oracle and plan.oracle and not all(stage_result(place / ORACLE) for place in folders):
+        structures = data.drawn_tests(dynamics.n_structures, dynamics.min_atoms, seed)
+        open_oracle(dynamics.oracle, structures, device=device_of(config))
+    tested = [stage_result(n.stress_folder(folder, test)) for n in plan.networks for test in plan.stress]
+    if stress.oracle and tested and not all(tested):
+        structures = data.drawn_tests(stress.n_structures, stress.min_atoms, seed)
+        open_oracle(stress.oracle, structures, device=device_of(config))
 
 
 def oracle_stage(folder: Path, config: Config, plan: Plan, network: Network, structures: Sequence[Atoms]) -> None:
     """3, oracle: frames of the dynamics, which are done, evaluated by the oracle."""
     settings, dynamics = config.physpre.dynamics, network.folder(folder) / DYNAMICS
     frames = [settings.oracle_frames, settings.oracle_bound]
-    depends = {"dynamics": stage_key(dynamics), "oracle": _identity(settings.oracle), "frames": frames}
+    depends = {"dynamics": stage_key(dynamics), "oracle": identity_of(settings.oracle), "frames": frames}
     stage = Stage(network.folder(folder) / ORACLE, depends)
     if stage.done:
         return
@@ -56,7 +62,7 @@ def oracle_trajectory_stage(
     networks = [network for network in plan.networks if network.number == 1]
     settings = config.dynamics_settings().changed(seed=networks[0].seed)
     name, sizes = config.physpre.dynamics.oracle, [len(atoms) for atoms in structures]
-    depends = {"oracle": _identity(name), "settings": decisive(settings), "data": data.key, "structures": sizes}
+    depends = {"oracle": identity_of(name), "settings": decisive(settings), "data": data.key, "structures": sizes}
     stage = Stage(folder / ORACLE_RUN, {**depends, "seed": config.task.seed})
     if not stage.done:
         logger.info("molecular dynamics, %s: %d structures, %d steps", name, len(structures), settings.steps)
@@ -71,7 +77,7 @@ def oracle_trajectory_stage(
         compared.finish({"arms": {arm: compare_motion(place, stage.folder) for arm, place in dynamics.items()}})
 
 
-def _identity(name: str | None) -> list[str]:
+def identity_of(name: str | None) -> list[str]:
     """The name of an oracle, and a hash of the file that it is."""
     file = Path(str(name))
     return [str(name), hash_of_file(file) if file.is_file() else ""]
