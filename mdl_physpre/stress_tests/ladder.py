@@ -168,8 +168,8 @@ def needs_volume(atoms: Atoms, name: str, test: str, why: str) -> None:
     """Raise DataError for a structure that is not periodic in three directions."""
     if not atoms.pbc.all() or abs(atoms.cell.volume) < 1e-9:
         raise DataError(
-            f"structure {name} is periodic along {atoms.pbc.tolist()} with a volume of {atoms.cell.volume:g} Å³; {test} "
-            f"needs three periodic directions, because {why}. Leave it out, or take heating or collisions for it"
+            f"structure {name} is periodic along {atoms.pbc.tolist()}, with a volume of {atoms.cell.volume:g} Å³; "
+            f"{test} needs three periodic directions, because {why}. Leave it out, or take heating or collisions for it"
         )
 
 
