@@ -58,6 +58,11 @@ class EnergyCurves(Record):
     distances: tuple[float, ...]
     pairs: dict[str, PairCurves]
 
+    @property
+    def names(self) -> set[str]:
+        """Potentials that have a curve."""
+        return {name for found in self.pairs.values() for name in found.curves}
+
 
 class EAMElement(Record):
     """Parameters of an element in an embedded-atom potential: B, eV, ρ0, and E0, eV."""

@@ -83,7 +83,7 @@ class FitObjective:
         n = torch.bincount(inverse, minlength=len(distinct))
         self.r = torch.zeros(len(distinct), dtype=torch.float64).index_add_(0, inverse, r) / n.clamp(min=1)
         self.pair = torch.div(distinct, _bins_per_pair(self.cutoff), rounding_mode="floor").to(torch.int32)
-        self.core = potential.core_functions(self.pair, self.r)
+        self.repulsion = potential.repulsion_functions(self.pair, self.r)
         start = 0
         for block in self.blocks:
             end = start + len(block.i)
@@ -116,7 +116,7 @@ class FitObjective:
         pairs = PairParameters(*(leaves[name] for name in PairParameters._fields))
         with torch.set_grad_enabled(gradient):
             phi, dphi, rho, drho = radial_functions(self.r, self.pair, pairs, self.cutoff)
-            exact = (phi + self.core[0], dphi + self.core[1], rho, drho)
+            exact = (phi + self.repulsion[0], dphi + self.repulsion[1], rho, drho)
         tables = [t.detach().float() for t in exact]
         adjoint = [torch.zeros_like(t) for t in tables] if gradient else None
         by_element = {name: leaves[name].detach() for name in ("B", "rho0", "E0")}

@@ -76,9 +76,9 @@ def describe(
         f"exponentials in the density of each pair, start {potential.init!r}.",
         how,
     ]
-    if potential.core is not None:
+    if potential.repulsion is not None:
         named = zip(potential.pair_names(), potential.pairs)
-        radii = [f"{name} {potential.core.pair_radius(*pair):.3g}" for name, pair in named]
+        radii = [f"{name} {potential.repulsion.pair_radius(*pair):.3g}" for name, pair in named]
         lines.append(
             "The repulsion of the nuclei (Ziegler, Biersack, Littmark) is added, and is part of every number here; it "
             f"has vanished at, Å: {', '.join(radii)}."

@@ -66,6 +66,7 @@ def run_status(folder: str | Path) -> Status:
         stages += [_dynamics(run, network, running)] if plan.dynamics else []
         stages += [_stage(run, f"{layout.NETWORKS}/{network.name}/{layout.ORACLE}", running)] if plan.oracle else []
         stages += [_stress(run, network, test, running) for test in plan.stress]
+    stages += [_stage(run, layout.ORACLE_RUN, running)] if plan.oracle_trajectory else []
     unfinished = [one for one in stages if one.state != "done"]
     known = [one.left for one in unfinished if one.left is not None]
     return Status(

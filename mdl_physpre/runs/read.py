@@ -19,8 +19,9 @@ from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.pretraining.set_report import SetReport
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout
-from mdl_physpre.runs.stage import BEGUN, DONE, read_json
-from mdl_physpre.runs.summary import ArmResult, NetworkResult, Spent, Summary, spent_with_total, summary_of_stages
+from mdl_physpre.runs.results import Spent, spent_with_total
+from mdl_physpre.runs.stage import BEGUN, DONE, read_json, stage_result
+from mdl_physpre.runs.summary import ArmResult, NetworkResult, Summary, summary_of_stages
 
 
 @dataclass(frozen=True)
@@ -249,4 +250,6 @@ def _missing(run: Run) -> list[str]:
             tested = sum(name in result.stress for result in results)
             if tested < wanted:
                 found.append(f"{arm}: stress test {name} is not finished{of(tested)}")
+    if run.plan.oracle_trajectory and not stage_result(run.folder / layout.ORACLE_RUN / layout.MOTION):
+        found.append("the dynamics of the oracle itself are not finished")
     return found

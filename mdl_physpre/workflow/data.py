@@ -14,8 +14,8 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mdl_physpre.errors import DataError
+from mdl_physpre.runs.results import SetCounts
 from mdl_physpre.runs.stage import hash_of, hash_of_file
-from mdl_physpre.runs.summary import SetCounts
 from mdl_physpre.structures.check import require_labels
 from mdl_physpre.structures.duplicates import also_in_training
 from mdl_physpre.structures.labels import label_counts

@@ -185,9 +185,9 @@ def test_stored_trajectories_are_judged_by_it_again(tmp_path):
 
 
 def test_a_repulsion_beside_a_committee_keeps_its_spread():
-    core = ZBL(elements=["Cu"])
-    both = SumPotential(base=committee(), core=core)
-    assert both.gives_spread and not SumPotential(core=core).gives_spread
+    repulsion = ZBL(elements=["Cu"])
+    both = SumPotential(base=committee(), repulsion=repulsion)
+    assert both.gives_spread and not SumPotential(repulsion=repulsion).gives_spread
     graph = build_graph(crystals(1)[0], both.cutoff, dtype=torch.float64)
     found, alone = evaluate(both, graph), evaluate(committee(), build_graph(crystals(1)[0], 5.0, dtype=torch.float64))
     assert torch.allclose(found.force_spread, alone.force_spread)

@@ -103,10 +103,10 @@ def perturbed(potential: EAMInteraction, seed: int = 1) -> EAMInteraction:
     return potential
 
 
-@pytest.mark.parametrize("core", [{}, {"short_range": "zbl", "short_range_radii": {"O-O": 1.9}}])
-def test_objective_is_the_loss_of_evaluate_and_masks_what_is_missing(data, core):
+@pytest.mark.parametrize("repulsion", [{}, {"short_range": "zbl", "short_range_radii": {"O-O": 1.9}}])
+def test_objective_is_the_loss_of_evaluate_and_masks_what_is_missing(data, repulsion):
     dataset = GraphDataset(with_gaps(data), CUTOFF, dtype=torch.float64)
-    potential = perturbed(EAMInteraction(["O", "Si"], CUTOFF, **core))
+    potential = perturbed(EAMInteraction(["O", "Si"], CUTOFF, **repulsion))
     objective = FitObjective(dataset, potential, WEIGHTS)
     found = objective(parameters_of(potential))
     from_elsewhere = FitObjective(dataset, copy.deepcopy(potential).to("meta"), WEIGHTS)  # it works on the CPU
@@ -181,20 +181,20 @@ def test_fast_route_recovers_a_known_potential(data):
 
 
 @pytest.mark.parametrize("route", ["fast", "reference"])
-def test_a_fit_with_a_core_makes_the_sum_fit(route, tmp_path):
-    """Labels of a potential with a core that reaches into the data: the fit knows of the core, and takes it along."""
-    core = {"short_range": "zbl", "short_range_radii": {"O-Si": 2.4, "O-O": 2.4}}
-    known = EAMInteraction(["O", "Si"], cutoff=CUTOFF, n_basis=2, **core)
+def test_a_fit_with_a_repulsion_makes_the_sum_fit(route, tmp_path):
+    """Labels of a potential with a repulsion that reaches into the data: the fit knows of it."""
+    repulsion = {"short_range": "zbl", "short_range_radii": {"O-Si": 2.4, "O-O": 2.4}}
+    known = EAMInteraction(["O", "Si"], cutoff=CUTOFF, n_basis=2, **repulsion)
     known.load_state_dict(teacher().state_dict())
     structures = labelled(random_structures(24), known)
-    settings = {"n_basis": 2, "epochs": 120, "route": route, **core}
+    settings = {"n_basis": 2, "epochs": 120, "route": route, **repulsion}
     fit = fitted(structures[:20], structures[20:], **settings)
     losses = [row["val_loss"] for row in fit.history]
     assert min(losses) < losses[0] / (50 if route == "fast" else 2)
     assert fit.errors["val"].total == pytest.approx(min(losses), rel=1e-3)
     assert "repulsion of the nuclei" in fit.text and "O-Si 2.4, O-O 2.4, Si-Si 2.32" in fit.text
     loaded = load_potential(save_potential(tmp_path / "eam.pt", fit.potential))
-    assert loaded.core.radii == {"O-Si": 2.4, "O-O": 2.4}
+    assert loaded.repulsion.radii == {"O-Si": 2.4, "O-O": 2.4}
     for row, (zi, zj) in zip(fit.table, fit.potential.pairs):
         close = pair_curve(loaded, zi, zj, [0.5, 0.005]).detach()
         assert row.wall_eV == pytest.approx(float(close[0]))

@@ -13,8 +13,9 @@ from mdl_physpre.dynamics.verdicts.verdict import summarise
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs.layout import plan_of
 from mdl_physpre.runs.read import read_run, read_simulation, read_summary
+from mdl_physpre.runs.results import TrainingStage
 from mdl_physpre.runs.stage import stage_key, write_json
-from mdl_physpre.runs.summary import ArmResult, Dynamics, NetworkResult, Summary, TrainingStage, summary_of_stages
+from mdl_physpre.runs.summary import ArmResult, Dynamics, NetworkResult, Summary, summary_of_stages
 from tests.helpers.made_up_runs import errors, make_run, verdict
 
 ANGLES = {"edges": (0.0, 90.0, 180.0), "isotropic": (0.5, 0.5), "zero_force_first": 0, "zero_force_second": 1}
@@ -41,7 +42,8 @@ def network(number: int, forces: float, failing: list[int | None], steps: int, m
             )
         },
         dynamics=Dynamics(
-            counts=summarise(found), failing_steps=tuple(failing), settings={"timestep": 2.0}, seconds=10.0
+            counts=summarise(found), failing_steps=tuple(failing), settings={"timestep": 2.0, "steps": 100},
+            seconds=10.0,
         ),
     )  # fmt: skip
 
@@ -50,6 +52,19 @@ def network(number: int, forces: float, failing: list[int | None], steps: int, m
 def arm() -> ArmResult:
     each = (network(1, 0.1, [10, None], 20, 40.0), network(2, 0.3, [None, None], 30, 60.0))
     return ArmResult(networks=each)
+
+
+def test_times_of_failure_are_those_of_all_networks(arm):
+    assert [(p.value, p.broken, p.structure, p.network) for p in arm.breaking_points("dynamics")] == [
+        (20.0, True, 0, "pretrain"), (200.0, False, 1, "pretrain"),
+        (200.0, False, 0, "pretrain-2"), (200.0, False, 1, "pretrain-2"),
+    ]  # fmt: skip
+    times = arm.failure_times
+    assert (times.n, times.broken, times.median, times.end, times.unit) == (4, 1, None, 200.0, "fs")
+    assert times.broken_each == (1, 0) and arm.stress == {} and ArmResult().failure_times is None
+    both = Summary(arms={"baseline": arm, "pretrain": arm})
+    assert both.compare_breaking("dynamics", "baseline", "pretrain").z == pytest.approx(0)
+    assert both.reference == "baseline" and both.stress_pairs == {} and both.stress_tests == []
 
 
 def test_errors_of_an_arm_are_means_with_deviations(arm):

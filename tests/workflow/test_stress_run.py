@@ -77,6 +77,24 @@ def test_added_later_it_is_all_that_is_done(finished, config):
     assert read_summary(folder).arms["baseline"].networks[0].stress["heating"].settings["seed"] == 5
 
 
+def test_an_oracle_along_stress_tests(finished, config):
+    folder, _ = finished
+    by = [*HEAT, "physpre.stress.oracle=calculator:ase.calculators.emt.EMT", "physpre.stress.oracle_frames=5"]
+    summary = run(config, [*by, "physpre.report.formats=[html,csv]"], out=folder)
+    for network in summary.arms["baseline"].networks:
+        found = network.stress["heating"].oracle
+        assert found.wrong.n == 2 and found.means.frames > 0 and found.rows == ()
+        stored = folder / "3-networks" / network.name / "stress" / "heating" / "oracle_errors.json"
+        assert json.loads(stored.read_text())["rows"][-1]["thermostat"] <= 600
+    assert "Errors along the stress test heating" in (folder / "report.html").read_text()
+    assert (folder / "report" / "oracle-errors-heating.csv").exists()
+    assert summary == read_summary(folder)
+    after = times(folder)
+    run(config, by, out=folder)
+    assert times(folder) == after
+    assert run(config, HEAT, out=folder).arms["baseline"].networks[0].stress["heating"].oracle is None
+
+
 def test_what_is_missing_is_said(finished, config):
     folder, _ = finished
     run(config, HEAT, out=folder)

@@ -12,11 +12,10 @@ from typing import Any
 from mdl_physpre.analysis.energy_curves import EAMElement
 from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.dynamics.verdicts.verdict import Count, Verdict
+from mdl_physpre.report.tables.breaking import median_words
 from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_name, error_sources, other_reasons, worded
-from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
 from mdl_physpre.structures.labels import LABELS
-from mdl_physpre.training.arms import FINETUNE
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.text_table import MISSING, shown
 
@@ -67,15 +66,15 @@ def stability_table(run: Run) -> Table | None:
     found = {arm: result.dynamics for arm, result in run.summary.arms.items() if result.dynamics}
     if not found:
         return None
-    head = ["arm", "networks", "failed", "atom overlap", "Lindemann index", "other reasons", "median failing time, ps"]
+    head = ["arm", "networks", "failed", "atom overlap", "Lindemann index", "other reasons", "half failed by, ps"]
     rows: list[list[str]] = []
     values: list[list[Any]] = []
     for arm, d in found.items():
         c, ensemble, called = d.counts, d.settings["ensemble"], f"{arm} ({ensemble_name(d.settings)})"
-        time = c.median_failing_time_fs
+        times = run.summary.arms[arm].failure_times
         rows.append([
             called, str(c.networks), *map(counted_each, (c.failed, c.overlap, c.lindemann)),
-            other_reasons(c, words=True), shown(None if time is None else time / 1000, "{:.3g}"),
+            other_reasons(c, words=True), median_words(times, unit=False),
         ])  # fmt: skip
         for reason, part in (("failed", c.failed), ("lindemann", c.lindemann), *c.by_reason.items()):
             ends, each = part.interval or (None, None), " ".join(map(str, part.each))
@@ -86,7 +85,10 @@ def stability_table(run: Run) -> Table | None:
         else "In brackets: Wilson 95 % interval over structures. One network stands behind each row: structures "
         "simulated with one network share its faults, and the interval does not hold the spread between trainings."
     )
-    notes += " A structure can pass several bounds, so that reasons may add up to more than the failures."
+    notes += (
+        " A structure can pass several bounds, so that reasons may add up to more than the failures. Half failed by: "
+        "Kaplan–Meier median with its 95 % interval; >: fewer than half failed before the end."
+    )
     value_head = ["arm", "ensemble", "networks", "reason", "count", "n", "low_95", "high_95", "each_network"]
     return Table("table-1-stability", "Table 1. Structures that failed", head, rows, values, value_head, notes=notes)
 
@@ -195,17 +197,8 @@ def eam_tables(run: Run, elements: Sequence[EAMElement]) -> list[Table]:
         values = [[row.plain()[k] for k in titles] for row in pairs]
         rows = [list(map(_cell, row)) for row in values]
         notes = "Morse parameters of the pair term; well and wall are of two atoms alone, embedding included."
-        found.append(
-            Table(
-                "eam-pairs",
-                "Embedded-atom potential: pairs",
-                list(titles.values()),
-                rows,
-                values,
-                list(titles),
-                notes=notes,
-            )
-        )
+        head, keys = list(titles.values()), list(titles)
+        found.append(Table("eam-pairs", "Embedded-atom potential: pairs", head, rows, values, keys, notes=notes))
     if elements:
         head = ["element", "B, eV", "ρ₀", "E₀, eV"]
         raw = [list(row.plain().values()) for row in elements]
@@ -240,52 +233,6 @@ def set_table(run: Run) -> Table | None:
         "max_force, and drawn again, with weaker strengths after some attempts."
     )
     return Table("pretraining-set", "Draws of the pretraining set", head, rows, notes=notes)
-
-
-def method_cost(run: Run) -> str:
-    """What pretraining takes beyond plain training, in seconds (the paper's section 4.1); empty where there is none."""
-    parts = {}
-    if run.summary.eam:
-        parts["fit of the embedded-atom potential"] = run.summary.eam.seconds
-    if run.summary.pretraining_set:
-        parts["pretraining set"] = run.summary.pretraining_set.seconds
-    for arm, result in run.summary.arms.items():
-        if layout.PRETRAIN not in result.training or FINETUNE not in result.training:
-            continue
-        parts[f"pretraining of {arm}"] = result.training[layout.PRETRAIN].seconds
-        said = ", ".join(f"{what} {seconds:,.0f} s" for what, seconds in parts.items())
-        return (
-            f"Beyond plain training the method took {sum(parts.values()):,.0f} s: {said}. Finetuning one network "
-            f"took {result.training[FINETUNE].seconds:,.0f} s."
-        )
-    return ""
-
-
-def cost_table(run: Run) -> Table | None:
-    """Time, processor time and memory of each stage."""
-    rows: list[list[str]] = []
-    values: list[list[Any]] = []
-    for name, stage in run.stages.items():
-        seconds = stage.result.get("seconds")
-        if seconds is None:
-            continue
-        spent = stage.spent
-        used = [stage.cost.get(k) for k in ("processor_seconds", "peak_memory_mb", "peak_gpu_memory_mb")]
-        numbers = [getattr(spent, k, None) for k in ("epochs", "steps", "structures")]
-        seconds = max(seconds, spent.seconds if spent else 0.0)
-        values.append([name, seconds, *used, *numbers])
-        if not name.endswith((f"/{layout.ERRORS}", f"/{layout.COMMITTEE}")):
-            forms = ("{:,.1f}", "{:,.1f}", *["{:,.0f}"] * 5)
-            rows.append([name, *(shown(v, form) for v, form in zip(values[-1][1:], forms))])
-    if not rows:
-        return None
-    head = ["stage", "seconds", "processor, s", "memory, MB", "GPU memory, MB", "epochs", "steps", "structures seen"]
-    notes = (
-        "Wall time since the stage was last started (training: over all its starts), processor time of all threads, "
-        f"and the largest memory of the process while it ran. {MISSING}: was not recorded. cost.csv has the "
-        "computation of errors and angles, too."
-    )
-    return Table("cost", "Time, memory and cost of each stage", head, rows, values, head, notes=notes)
 
 
 def data_table(run: Run, hashes: Mapping[str, str]) -> Table | None:

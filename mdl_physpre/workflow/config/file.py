@@ -211,7 +211,7 @@ def with_absolute_paths(config: Config, folder: Path, source: str = "configurati
         if not Path(checkpoint).is_file():
             raise ConfigError(f"{source}: physpre.eam.checkpoint: {checkpoint}: no such file")
         more["eam"] = physpre.eam.model_copy(update={"checkpoint": checkpoint})
-    for section, key in (("teacher", "potential"), ("dynamics", "oracle")):
+    for section, key in (("teacher", "potential"), ("dynamics", "oracle"), ("stress", "oracle")):
         settings = getattr(physpre, section)
         name = getattr(settings, key, None)
         if name is None or is_scheme(name):

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 from typing_extensions import Self
 
+from mdl_physpre.dynamics.oracle import OracleSettings
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.stress_tests.kinds import STRESS_TESTS
+from mdl_physpre.stress_tests.oracle import with_frames
 from mdl_physpre.stress_tests.run import make_test
 from mdl_physpre.utils.settings import Settings, setting
 
 
-class StressSection(Settings):
+class StressSection(OracleSettings):
     """Stress tests of test structures: how far each network goes before it breaks. Each test has its own section."""
 
     model_config = ConfigDict(extra="allow")
@@ -49,7 +51,8 @@ class StressSection(Settings):
     def chosen(self) -> dict[str, Settings]:
         """The settings of each of ``tests``."""
         sections = dict(self)
-        return {name: sections.get(name) or STRESS_TESTS.find(name).Settings() for name in self.tests}
+        settings = {name: sections.get(name) or STRESS_TESTS.find(name).Settings() for name in self.tests}
+        return {name: with_frames(one, self) for name, one in settings.items()}
 
 
 if TYPE_CHECKING:

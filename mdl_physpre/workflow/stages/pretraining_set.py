@@ -14,8 +14,8 @@ from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.pretraining.pretraining_set import make_pretraining_set
 from mdl_physpre.pretraining.set_report import format_report
 from mdl_physpre.runs.layout import EAM_FILE, PRETRAINING_SET, TEACHER
+from mdl_physpre.runs.results import PretrainingSetResult, pretraining_set_result
 from mdl_physpre.runs.stage import Stage, hash_of_file, stage_key, write_json
-from mdl_physpre.runs.summary import PretrainingSetResult, pretraining_set_result
 from mdl_physpre.structures.write import write_structures
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.workflow.config.schema import Config, Perturbation
