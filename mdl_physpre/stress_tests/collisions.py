@@ -193,7 +193,9 @@ class Collisions(Ladder):
             self.note(climber.notes, verdict.metrics)
             found = self.judge(shot, verdict, energy)
             if found is not None and climber.end is None:
-                climber.breaks(energy, found[0], f"{found[1]} ({shot.named()})", shot.atoms, frame)
+                climber.breaks(
+                    energy, found[0], f"{found[1]} ({shot.named()})", plain_atoms(shot.atoms, shot.atoms), frame
+                )
 
     def collisions(self, climber: Climber, energy: float) -> list[Collision]:
         """The same pairs at every energy."""

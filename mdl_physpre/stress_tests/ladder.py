@@ -119,6 +119,7 @@ def _keep_frames(out: Path | None, climber: Climber) -> None:
         return
     text = io.StringIO()
     for frame in climber.frames:
+        frame.info = {**frame.info, "structure_id": climber.name}
         columns = ["symbols", "positions", *(name for name in ("momenta", "forces") if frame.has(name))]
         write_extxyz(text, [frame], columns=columns)
     (out / FAILING).mkdir(parents=True, exist_ok=True)

@@ -93,6 +93,7 @@ def test_an_attraction_breaks_at_the_start(name: str, tmp_path: Path) -> None:
         assert point.broken and point.value == pytest.approx(STARTS[name]) and point.text
         frames = read(tmp_path / name / "failing_frames" / f"{point.index:05d}.extxyz", ":")
         assert len(frames) == 2 and (frames[0].numbers == 29).all()
+        assert {frame.info["structure_id"] for frame in frames} == {point.structure_id}
 
 
 @pytest.mark.parametrize("name", SCALES)
@@ -218,5 +219,5 @@ def test_settings_that_cannot_be_are_refused() -> None:
 
 
 def test_a_sum_with_a_core_is_walled_too() -> None:
-    potential = SumPotential(Morse(), ZBL(["Cu"], {"Cu-Cu": 2.2}))
+    potential = SumPotential(network=Morse(), core=ZBL(["Cu"], {"Cu-Cu": 2.2}))
     assert not test_of("collisions", potential, crystals(1))[0].broken
