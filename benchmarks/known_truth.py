@@ -33,27 +33,32 @@ from truths import TRUTHS, Truth
 import mdl_physpre
 from mdl_physpre.analysis import prediction_errors, rdf_errors
 from mdl_physpre.dynamics import DynamicsSettings, simulate
+from mdl_physpre.dynamics.oracle import OracleSettings, compare_with_oracle
 from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.potentials import ZBL, Potential, SumPotential, load_potential, open_potential
 from mdl_physpre.pretraining import label
 from mdl_physpre.runs.stage import Stage, hash_of_file, stage_result, write_json
 from mdl_physpre.runs.summary import Summary
-from mdl_physpre.structures import get_labels, read_structures, write_structures
+from mdl_physpre.stress_tests import run_stress_tests
+from mdl_physpre.structures import read_structures, write_structures
 from mdl_physpre.workflow.config.schema import Config
 
 ARMS = ("baseline", "pretrain", "replay", "hybrid")
 WITH_CORE = "baseline + ZBL"
 DATA, RUN, MEASURED = "data", "run", "measured"
+FRAMES = 38  # of each structure, that the truth evaluates
+TOO_DEEP = 0.2  # eV/atom below the lowest in the training data
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How much is done.
 
-    crystals : of the truth's, that it begins with. train, val, test : structures of each set. sampling : steps of the truth's runs; hot_runs : how many of them at
-    each high temperature. epochs, pretrain_epochs, n_aug : of the networks. model : hyperparameters.
-    own, own_steps, breaking, breaking_steps, heated : structures and steps of the runs of each network.
+    crystals : of the truth's, at most. train, val, test : structures of each set. sampling : steps of the truth's runs.
+    hot_runs : how many of them at each high temperature. n_aug, eam_epochs, channels, layers, epochs, pretrain_epochs :
+    of the method and the networks. own, own_steps, breaking, breaking_steps, heated, heating_rate : structures,
+    steps and K/ps of the runs of each network.
     """
 
     crystals: int = 10
@@ -70,14 +75,15 @@ class Sizes:
     layers: int = 3
     own: int = 4
     own_steps: int = 950
-    breaking: int = 8
-    breaking_steps: int = 1000
+    breaking: int = 4
+    breaking_steps: int = 500
     heated: int = 4
+    heating_rate: float = 10_000.0
 
 
 QUICK = Sizes(
-    crystals=1, train=4, val=2, test=3, sampling=40, hot_runs=1, epochs=2, pretrain_epochs=1, n_aug=1, eam_epochs=5, channels=8, layers=1, own=2,
-    own_steps=20, breaking=2, breaking_steps=20, heated=1,
+    crystals=1, train=4, val=2, test=3, sampling=40, hot_runs=1, epochs=2, pretrain_epochs=1, n_aug=1, eam_epochs=5,
+    channels=8, layers=1, own=2, own_steps=20, breaking=2, breaking_steps=20, heated=1, heating_rate=400_000.0,
 )  # fmt: skip
 
 
@@ -218,6 +224,8 @@ def subjects(truth: Truth, run: Path, summary: Summary, shortest: dict[str, floa
     yield Subject("truth", 1, known, known.identity)
     for number in range(max(len(arm.networks) for arm in summary.arms.values())):
         for arm, result in summary.arms.items():
+            if number >= len(result.networks):
+                continue
             file = run / result.networks[number].checkpoint
             network = load_potential(file)
             yield Subject(arm, number + 1, network, hash_of_file(file))
@@ -244,7 +252,8 @@ def measured(
     errors = {name: prediction_errors(subject.potential, structures).plain() for name, structures in sets.items()}
     starts = [atoms for atoms in sets["test"]]
     place = folder / subject.folder
-    own = own_run(subject, truth, oracle, starts[: sizes.own], sizes, place / "own")
+    known = [atoms.get_potential_energy() / len(atoms) for atoms in read_structures(files["train"])]
+    own = own_run(subject, truth, oracle, starts[: sizes.own], min(known), sizes, place / "own")
     settings = DynamicsSettings(
         temperature=truth.breaking, steps=sizes.breaking_steps, pressure_interval=0, checkpoint_steps=10_000
     )
@@ -252,33 +261,45 @@ def measured(
     verdicts = simulate(
         subject.potential, starts[: sizes.breaking], settings, place / "breaking", progress=False, indices=places
     )
-    return stage.finish({"errors": errors, "own": own, "breaking": counted(verdicts)})
+    ramp = heated(subject, truth, starts[: sizes.heated], sizes, place / "stress")
+    return stage.finish({"errors": errors, "own": own, "breaking": counted(verdicts), "heating": ramp})
 
 
 def own_run(
-    subject: Subject, truth: Truth, oracle: Potential, starts: list[Atoms], sizes: Sizes, out: Path
+    subject: Subject, truth: Truth, oracle: Potential, starts: list[Atoms], lowest: float, sizes: Sizes, out: Path
 ) -> dict[str, Any]:
-    """A run at a high temperature, and the errors of energy (meV/atom, signed) and forces (eV/Å) along it."""
-    every = max(sizes.own_steps // 38, 1)
+    """A run at a high temperature, with its errors by the truth, and how many structures sink too deep."""
     settings = DynamicsSettings(
-        temperature=truth.own, steps=sizes.own_steps, trajectory_interval=every, pressure_interval=0, rdf_interval=5,
-        rdf_start=sizes.own_steps // 3,
+        temperature=truth.own, steps=sizes.own_steps, trajectory_interval=max(sizes.own_steps // FRAMES, 1),
+        pressure_interval=0, rdf_interval=5, rdf_start=sizes.own_steps // 3,
     )  # fmt: skip
     places = [100 * subject.number + k for k in range(len(starts))]
     verdicts = simulate(subject.potential, starts, settings, out, progress=False, indices=places)
-    points = []
+    along = compare_with_oracle(out, oracle, OracleSettings(oracle=truth.potential, oracle_frames=FRAMES))
+    deepest = []
     for place in places:
         frames = ase.io.read(out / "trajectories" / f"{place:05d}.extxyz", ":")
-        true = label([frame.copy() for frame in frames], oracle, workers=1, progress=False)
-        for frame, right in zip(frames, true):
-            n, labels = len(frame), get_labels(right)
-            points.append({
-                "time_fs": frame.info["time_fs"],
-                "energy": 1e3 * (frame.get_potential_energy() - labels.energy) / n,
-                "forces": float(np.abs(frame.get_forces() - labels.forces).mean()),
-                "true_forces": float(np.abs(labels.forces).mean()),
-            })  # fmt: skip
-    return {**counted(verdicts), "along": points}
+        deepest.append(min(frame.get_potential_energy() / len(frame) for frame in frames))
+    return {
+        **counted(verdicts),
+        "too_deep": sum(bool(energy < lowest - TOO_DEEP) for energy in deepest),
+        "deepest": min(deepest),
+        "wrong": along.wrong.count,
+        "whole_and_wrong": along.whole_and_wrong.count,
+        "along": [row.plain() for row in along.rows],
+    }
+
+
+def heated(subject: Subject, truth: Truth, starts: list[Atoms], sizes: Sizes, out: Path) -> dict[str, Any]:
+    """Where structures break and melt on a ramp of the temperature; ``None``: not up to its end."""
+    heating = {"temperature_end": truth.heating, "rate": sizes.heating_rate, "seed": subject.number}
+    points = run_stress_tests(subject.potential, starts, {"heating": heating}, out, progress=False)["heating"].points
+    return {
+        "broke": [point.value if point.broken else None for point in points],
+        "melted": [point.metrics["lindemann_temperature"] for point in points],
+        "reasons": [point.reason for point in points],
+        "end": truth.heating,
+    }
 
 
 def counted(verdicts: Sequence[Verdict]) -> dict[str, Any]:

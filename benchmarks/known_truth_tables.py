@@ -22,12 +22,17 @@ def arm_results(networks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
         errors[name] = {key: float(np.mean(values)) for key, values in each.items()}
         errors[name] |= {f"{key}_deviation": stdev(v) if len(v) > 1 else 0.0 for key, v in each.items()}
-    points = [point for n in networks for point in n["own"]["along"]]
-    along = {key: median(point[key] for point in points) for key in ("energy", "forces", "true_forces")}
+    frames = [frame for n in networks for frame in n["own"]["along"]]
+    keys = ("energy_error", "forces_mae", "forces_rmse", "oracle_forces_rms")
+    own = together([n["own"] for n in networks]) | {key: median(frame[key] for frame in frames) for key in keys}
+    own |= {key: sum(n["own"][key] for n in networks) for key in ("too_deep", "wrong", "whole_and_wrong")}
+    own["deepest"] = min(n["own"]["deepest"] for n in networks)
     return {
+        "networks": len(networks),
         "errors": errors,
-        "own": together([n["own"] for n in networks]) | along,
+        "own": own,
         "breaking": together([n["breaking"] for n in networks]),
+        "heating": ramps([n["heating"] for n in networks]),
         "rdf": {key: float(np.mean([n["rdf"][key] for n in networks])) for key in networks[0]["rdf"]},
     }
 
@@ -38,28 +43,50 @@ def together(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: sum(c[key] for c in counts) for key in ("structures", "failed")} | {"reasons": reasons}
 
 
+def ramps(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians of the temperatures at which structures broke and melted; ``None`` where most did not."""
+    found: dict[str, Any] = {"structures": sum(len(ramp["broke"]) for ramp in each), "end": each[0]["end"]}
+    for key in ("broke", "melted"):
+        values = [value for ramp in each for value in ramp[key]]
+        middle = median(np.inf if value is None else value for value in values)
+        found[key] = None if np.isinf(middle) else middle
+        found[f"{key}_structures"] = sum(value is not None for value in values)
+    return found
+
+
 def table(content: Mapping[str, Any]) -> str:
-    """The arms in Markdown."""
+    """The arms in Markdown: errors on sets of structures, then what they do by themselves."""
     arms = content["arms"]
-    sets = list(arms["truth"]["errors"])
-    heads = [
-        "",
-        *(name.replace("_", " ") for name in sets),
-        "own run: overlaps; errors",
-        "forces off by",
-        "RDF",
-        "broken",
+    first = [["", *(name.replace("_", " ") for name in arms["truth"]["errors"])]]
+    second = [
+        ["", "overlaps", "too deep", "whole and wrong", "energy off by", "forces off by", "RDF off by", "broken"]
+        + ["heating: breaks at", "melts at"]
     ]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for arm, found in arms.items():
-        own, breaking = found["own"], found["breaking"]
-        cells = [f"{e['energy']:.0f} / {e['forces']:.3g}" for e in found["errors"].values()]
-        cells.append(f"{overlaps(own)} of {own['structures']}; {own['energy']:+.0f} / {own['forces']:.2g}")
-        cells.append(f"{100 * own['forces'] / own['true_forces']:.0f} %")
-        cells.append(f"{found['rdf']['mae']:.3f}")
-        cells.append(f"{breaking['failed']} of {breaking['structures']}, {overlaps(breaking)} by overlap")
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        own, breaking, heating = found["own"], found["breaking"], found["heating"]
+        n = own["structures"]
+        first.append([arm, *(f"{e['energy']:.0f} / {e['forces']:.3f}" for e in found["errors"].values())])
+        second.append([
+            arm, f"{overlaps(own)} of {n}", f"{own['too_deep']} of {n}", f"{own['whole_and_wrong']} of {n}",
+            f"{own['energy_error']:+.0f}", f"{own['forces_mae']:.2f}", f"{found['rdf']['mae']:.3f}",
+            f"{overlaps(breaking)} of {breaking['structures']}",
+            at(heating, "broke"), at(heating, "melted"),
+        ])  # fmt: skip
+    return f"{markdown(first)}\n{markdown(second)}"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first of them the head."""
+    head, *others = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|---|" + "---:|" * (len(rows[0]) - 1), *others]) + "\n"
+
+
+def at(heating: Mapping[str, Any], what: str) -> str:
+    """A median temperature, and how many structures came to it."""
+    count = f"{heating[f'{what}_structures']} of {heating['structures']}"
+    if heating[what] is None:
+        return f"not up to {heating['end']:.0f} K ({count})"
+    return f"{heating[what]:.0f} K ({count})"
 
 
 def overlaps(counts: Mapping[str, Any]) -> int:
@@ -68,17 +95,23 @@ def overlaps(counts: Mapping[str, Any]) -> int:
 
 
 def draw(content: Mapping[str, Any], folder: Path) -> None:
-    """Median error of forces against time along the own runs of each arm."""
-    arms = [arm for arm in content["networks"] if arm != "truth"]
+    """Median errors along the own runs of each arm, and the share of structures not broken on the ramp."""
+    networks = {arm: found for arm, found in content["networks"].items()}
     with styled() as plt:
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.9))
-        for axis, key, label in zip(axes, ("energy", "forces"), ("energy error, meV/atom", "force error, eV/Å")):
-            for arm, style in styles_of(arms).items():
-                points = [p for n in content["networks"][arm] for p in n["own"]["along"]]
-                times = sorted({p["time_fs"] for p in points})
-                axis.plot(
-                    times, [median(abs(p[key]) for p in points if p["time_fs"] == t) for t in times], label=arm, **style
-                )
-            axis.set(xlabel="time, fs", ylabel=f"median {label}", yscale="log")
-        axes[0].legend()
+        figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.9))
+        for arm, style in styles_of(networks).items():
+            frames = [frame for n in networks[arm] for frame in n["own"]["along"]]
+            times = sorted({frame["time_fs"] for frame in frames}) if arm != "truth" else []
+            for axis, key in zip(axes, ("energy_error", "forces_mae")):
+                middle = [median(abs(f[key]) for f in frames if f["time_fs"] == time) for time in times]
+                axis.plot(times[1:], middle[1:], **style)
+            broke = [value for n in networks[arm] for value in n["heating"]["broke"]]
+            points = sorted(value for value in broke if value is not None)
+            whole = [1 - k / len(broke) for k in range(len(points) + 1)]
+            end = networks[arm][0]["heating"]["end"]
+            axes[2].step([0, *points, end], [*whole, whole[-1]], where="post", label=arm, **style)
+        axes[0].set(xlabel="time, fs", ylabel="error of energy, meV/atom", yscale="log", title="own runs, median")
+        axes[1].set(xlabel="time, fs", ylabel="error of forces, eV/Å", yscale="log", title="own runs, median")
+        axes[2].set(xlabel="temperature, K", ylabel="not broken", title="heating", ylim=(-0.05, 1.05))
+        axes[2].legend()
         save(figure, folder / "known_truth.png")

@@ -1,10 +1,14 @@
-"""``benchmarks/gpu.py`` runs in small: on the CPU, and on the stand-in for a GPU without a clash of devices."""
+"""``benchmarks/gpu.py`` runs in small: on the CPU, and on the stand-in for a GPU without a clash of devices.
+
+``benchmarks/known_truth.py`` runs in small, goes on where it was stopped, and finds the truth without error.
+"""
 
 from __future__ import annotations
 
 import json
 
 import gpu as script
+import known_truth
 import pytest
 
 from tests.helpers.gpu_stand_in import DEVICE, counting
@@ -79,3 +83,33 @@ def test_a_section_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch
     assert sections["same"]["rows"] == [{"first": 1}] and "no such kernel" in sections["same"]["error"]
     assert all(row["forces"] == "same bits" for row in sections["repeatable"]["rows"])
     assert all(row["error"] == "no time left" for row in sections["training"]["rows"])
+
+
+def test_an_experiment_with_a_known_truth(tmp_path, capsys):
+    arguments = ["--truth", "emt", "--quick", "--replicas", "1", "--out", str(tmp_path)]
+    content = known_truth.main(arguments)
+    arms = content["arms"]
+    assert list(arms) == ["truth", "baseline", "baseline + ZBL", "pretrain", "replay", "hybrid"]
+    right = arms.pop("truth")
+    assert all(e["energy"] < 1e-3 and e["forces"] < 1e-6 for e in right["errors"].values())
+    assert right["own"]["wrong"] == 0 and right["own"]["forces_mae"] < 1e-6 and right["rdf"]["mae"] == 0
+    for found in arms.values():
+        assert list(found["errors"]) == ["test", "hot_2000", "hot_4000", "volume_85", "pair_pushed"]
+        assert (
+            found["errors"]["test"]["forces"] > 1e-3 and found["own"]["forces_mae"] > 1e-3 and found["rdf"]["mae"] > 0
+        )
+    pushed = [arms[name]["errors"]["pair_pushed"]["forces"] for name in ("baseline", "baseline + ZBL")]
+    assert pushed[1] < pushed[0]  # the repulsion is there where the data end
+    stored = json.loads((tmp_path / "known_truth.json").read_text())
+    assert set(stored["arms"]) == {"truth", *arms} and (tmp_path / "known_truth.png").exists()
+    assert (tmp_path / "known_truth.md").read_text() in capsys.readouterr().out
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/done.json")}
+    known_truth.main(arguments)
+    assert done and {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/done.json")} == done
+
+
+def test_a_truth_that_is_not_installed_is_told(monkeypatch, capsys):
+    monkeypatch.setattr("truths.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        known_truth.main(["--truth", "sio2"])
+    assert ended.value.code == 0 and "chgnet is not installed" in capsys.readouterr().err

@@ -86,7 +86,8 @@ class Approach(Observer):
         pairs = [a.info[PAIR] for a in watched.structures]
         device = watched.start.device
         self.i, self.j = (torch.tensor([p[k] for p in pairs], dtype=torch.int64, device=device) for k in (0, 1))
-        self.image = torch.from_numpy(np.array([p[2] for p in pairs]).reshape(-1, 3)).to(device)
+        image = np.array([p[2] for p in pairs], dtype=float).reshape(-1, 3)
+        self.image = torch.from_numpy(image).to(device)
         self.closest = torch.full_like(watched.sizes, torch.inf)
         self.first, self.total, self.lowest, self.error = (torch.zeros_like(self.closest) for _ in range(4))
         self.begun = 0

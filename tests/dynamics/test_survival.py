@@ -153,6 +153,13 @@ def test_intervals_of_the_median_hold_it(networks, structures, between, of_struc
     assert held / runs >= 0.85
 
 
+def test_two_networks_that_agree_have_an_interval():
+    """Nothing that is broken below 1 or whole above 12 belongs to it."""
+    points = [Observation(float(s + 1 + 0.1 * k), True, s, k) for s in range(12) for k in range(2)]
+    low, high = kaplan_meier(points).median_interval
+    assert 1 < low < 5 and 7 < high < 12
+
+
 def test_one_network_says_nothing_on_others():
     rng, held = np.random.default_rng(3), 0
     for _ in range(40):

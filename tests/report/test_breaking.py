@@ -96,6 +96,20 @@ def test_what_is_said_of_four_and_of_one(tmp_path: Path) -> None:
     assert "no difference is shown (p = " in alike and "whole networks permuted" in alike
 
 
+def test_the_floor_alone_is_no_difference(tmp_path: Path) -> None:
+    """With two and two networks every third division is at the floor; it says nothing where structures do not."""
+    stress = {
+        "baseline": [{"heating": stress_result("heating", [1000, 2000, 3000, 4000], 6000)}] * 2,
+        "pretrain": [{"heating": stress_result("heating", [1000, 2000, 3000, 4000 + k], 6000)} for k in (10, 20)],
+        "sam": [{"heating": stress_result("heating", [1000, 2000, 3000, 4000], 6000)}] * 2,
+    }
+    failures = {arm: [verdicts(4, 0, 1)] * 2 for arm in stress}
+    summary = read_run(make_run(tmp_path / "run", failures, frames=False, stress=stress)).summary
+    pretrain, same = breaking_sentences(summary, "heating")
+    assert "no difference is shown (p = 0.33, the smallest that 2 and 2 networks can give" in pretrain
+    assert "cannot be told apart" in same
+
+
 def test_where_nothing_breaks_nothing_is_claimed(tmp_path: Path) -> None:
     summary = made(tmp_path / "run", 3, arms={"baseline": 9000.0, "pretrain": 9000.0})
     assert breaking_sentences(summary, "heating") == ["Heating: nothing broke with baseline or pretrain up to 6,000 K."]

@@ -12,7 +12,7 @@ from mdl_physpre.dynamics.verdicts.verdict import Count, Verdict
 from mdl_physpre.report.measurements import _checkpoints
 from mdl_physpre.report.output.write import write_report
 from mdl_physpre.report.status import run_status
-from mdl_physpre.report.tables.text import format_summary
+from mdl_physpre.report.tables.text import ensemble_and_temperature, format_summary
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import read_run
 from mdl_physpre.runs.summary import ArmResult
@@ -86,3 +86,11 @@ def test_an_arm_with_a_stage_of_its_own(tmp_path: Path) -> None:
     assert "warm, warm_up: lowest validation loss 1" in page and "could not be drawn" not in page
     training = next(one for one in run_status(folder).stages if one.stage == f"{layout.NETWORKS}/warm")
     assert training.progress == "warm_up: epoch 1 of 3, finetune: epoch 1 of 10"
+
+
+def test_a_temperature_that_changes_is_told() -> None:
+    settings = {"ensemble": "nvt", "temperature": 300.0}
+    assert ensemble_and_temperature(settings) == "NVT at 300 K"
+    assert ensemble_and_temperature(settings | {"temperature_end": 300.0}) == "NVT at 300 K"
+    assert ensemble_and_temperature(settings | {"temperature_end": 900.0}) == "NVT heated from 300 to 900 K"
+    assert ensemble_and_temperature(settings | {"temperature_end": 0.0}) == "NVT cooled from 300 to 0 K"

@@ -120,6 +120,18 @@ def test_where_all_break_at_once_the_ramp_ends_at_6000_kelvin() -> None:
     assert point.broken and point.metrics["melting_temperature"] is None and point.metrics["temperature_end"] == 6000
 
 
+class WithoutStress(Morse):
+    gives_stress = False
+
+    def predictions(self, graph, forces=True, stress=True):
+        assert not stress
+        return super().predictions(graph, forces, stress)
+
+
+def test_a_model_without_stress_can_be_heated() -> None:
+    assert heat(WithoutStress(), crystals(1), temperature_end=600.0).points[0].value == 600
+
+
 def test_frozen_structures_hold() -> None:
     found = heat(Frozen(), [Atoms("Cu", cell=[9, 9, 9], pbc=True)], temperature_end=500.0)
     assert not found.points[0].broken and found.points[0].metrics["lindemann_temperature"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -129,6 +130,7 @@ def test_the_section_of_a_configuration() -> None:
     dumped = made.model_dump(mode="json")["physpre"]["stress"]
     assert dumped["heating"]["rate"] == 900 and dumped[OTHER]["largest"] == 2
     assert Config.model_validate(made.model_dump(mode="json")) == made
+    assert pickle.loads(pickle.dumps(made)) == made  # it goes to the processes of a run
     assert (
         parse_config({**LEAST, "physpre": {"stress": {"tests": [OTHER]}}}).physpre.stress.chosen()[OTHER].points == 20
     )

@@ -108,8 +108,8 @@ def kaplan_meier(observations: Sequence[Observation], unit: str = "fs") -> Survi
     V_N = K/(K−1) S² Σ_networks (Σ a_i)² and V_S alike, and V = max(V₀, V_N, V_S, V_N + V_S − V₀) (A. C. Cameron,
     J. B. Gelbach and D. L. Miller, J. Bus. Econ. Stat. 29, 238 (2011)). Because V_N comes from K networks alone, n* is
     multiplied by [t(n−1)/t(f)]², with Student's quantiles and f = V² / (V_N²/(K−1) + V_S²/(M−1)) for M structures
-    (F. E. Satterthwaite, 1946), at least K−1. With one network V = V₀, which without structures that leave is the
-    variance of a proportion: it says nothing on other trainings.
+    (F. E. Satterthwaite, 1946), at least K−1, taken where S is nearest to a half. With one network V = V₀, which
+    without structures that leave is the variance of a proportion: it says nothing on other trainings.
 
     Parameters
     ----------
@@ -126,7 +126,9 @@ def kaplan_meier(observations: Sequence[Observation], unit: str = "fs") -> Survi
     survival = np.cumprod(1 - failed / at_risk)
     known = len(x) - np.searchsorted(left, t, "left")
     spread = _Spread(observations, x, broken, t, at_risk, failed)
-    ends = [_band(s, int(n), *spread.of(k, s)) for k, (s, n) in enumerate(zip(survival.tolist(), known))]
+    middle = int(np.abs(survival - 0.5).argmin())
+    freedom = spread.freedom(middle, float(survival[middle]))
+    ends = [_band(s, int(n), spread.of(k, s), freedom) for k, (s, n) in enumerate(zip(survival.tolist(), known))]
     return Survival(
         n=len(x),
         unit=unit,
@@ -180,14 +182,22 @@ class _Spread:
         alone = len(groups) == len(self._place)
         return total * (1.0 if alone else len(groups) / (len(groups) - 1)), len(groups)
 
-    def of(self, k: int, survival: float) -> tuple[float, float | None]:
-        """V at the k-th value, and f; ``None`` for f with one network."""
-        alone, networks, structures = (survival**2 * float(v[k]) for v in (self.alone, self.networks, self.structures))
+    def of(self, k: int, survival: float) -> float:
+        """V at the k-th value."""
+        alone, networks, structures = (float(v[k]) for v in (self.alone, self.networks, self.structures))
+        several = self.n_networks > 1
+        return survival**2 * (max(alone, networks, structures, networks + structures - alone) if several else alone)
+
+    def freedom(self, k: int, survival: float) -> float | None:
+        """f at the k-th value; ``None`` with one network."""
         if self.n_networks < 2:
-            return alone, None
-        variance, least = max(alone, networks, structures, networks + structures - alone), self.n_networks - 1
-        parts = networks**2 / least + structures**2 / max(self.n_structures - 1, 1)
-        return variance, max(least, variance**2 / parts if parts > 0 else least)
+            return None
+        least, networks, structures = (
+            self.n_networks - 1,
+            *(survival**2 * v[k] for v in (self.networks, self.structures)),
+        )
+        parts = float(networks**2 / least + structures**2 / max(self.n_structures - 1, 1))
+        return max(least, self.of(k, survival) ** 2 / parts if parts > 0 else least)
 
 
 def _band(survival: float, known: int, variance: float, freedom: float | None) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mdl_physpre.potentials.eam.radial import RadialTable
 from mdl_physpre.potentials.kernels.c_code import Call, CCode, is_sorted, structure
-from mdl_physpre.potentials.kernels.edge_op import arguments_of, operator
+from mdl_physpre.potentials.kernels.edge_op import arguments_of, operator, register_gradients
 from mdl_physpre.structures.graph import AtomGraph
 
 CODE = CCode(
@@ -84,21 +84,11 @@ def by_geometry(of_phi: Tensor, of_rho: Tensor, scratch: Tensor, *edges: Any) ->
     return position, cell.total().to(position.dtype)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    *tensors, ctx.scale, ctx.intervals = inputs
-    ctx.save_for_backward(output[2], *tensors)
-    ctx.mark_non_differentiable(output[2])
-
-
-def _backward(ctx: Any, of_phi: Tensor, of_rho: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    return *by_geometry(of_phi, of_rho, *ctx.saved_tensors, ctx.scale, ctx.intervals), *[None] * 9
-
-
 def _results(position: Tensor, cell: Tensor, offset: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return position.new_empty(len(position)), position.new_empty(len(position)), position.new_empty(6, len(offset))
 
 
-pair_sums.register_autograd(_backward, setup_context=_keep)
+register_gradients(pair_sums, by_geometry, kept=(2,))
 pair_sums.register_fake(_results)
 
 

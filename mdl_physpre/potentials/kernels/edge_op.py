@@ -96,21 +96,25 @@ def operator(name: str, arguments: str, like: Sequence[str] = (), results: int =
     return register
 
 
-def register_gradients(of: Any, in_positions: Any, in_parameters: Any = None) -> None:
+def register_gradients(of: Any, in_positions: Any, in_parameters: Any = None, kept: Sequence[int] = ()) -> None:
     """Gradients of an operator are those that other operators give, from its adjoints and arguments.
 
     Results of these are gradients in the arguments that they are like. Where there are two, the first is asked inside
-    :func:`derivatives_in_geometry`, the second elsewhere.
+    :func:`derivatives_in_geometry`, the second elsewhere. Results of numbers ``kept`` have no gradient of their own,
+    and are given after the adjoints of the others.
     """
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*(t if isinstance(t, Tensor) else None for t in inputs))
-        ctx.others = [None if isinstance(t, Tensor) else t for t in inputs]
+        given = [*(output[k] for k in kept), *inputs]
+        ctx.save_for_backward(*(t if isinstance(t, Tensor) else None for t in given))
+        ctx.others = [None if isinstance(t, Tensor) else t for t in given]
+        ctx.mark_non_differentiable(*given[: len(kept)])
 
     def backward(ctx: Any, *adjoints: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = [other if t is None else t for t, other in zip(ctx.saved_tensors, ctx.others)]
+        given = [other if t is None else t for t, other in zip(ctx.saved_tensors, ctx.others)]
+        wanted = [adjoint for k, adjoint in enumerate(adjoints) if k not in kept]
         gradient = in_positions if in_parameters is None or in_geometry() else in_parameters
-        found = dict(zip(_names[gradient][1], gradient(*adjoints, *inputs)))
-        return tuple(None if t is None else found.get(name) for name, t in zip(_names[of][0], inputs))
+        found = dict(zip(_names[gradient][1], gradient(*wanted, *given)))
+        return tuple(None if t is None else found.get(name) for name, t in zip(_names[of][0], given[len(kept) :]))
 
     of.register_autograd(backward, setup_context=keep)

@@ -12,7 +12,7 @@ from mdl_physpre import __version__
 from mdl_physpre.dynamics.verdicts.survival import breaking_statistics
 from mdl_physpre.potentials.checkpoints.own import read_checkpoint
 from mdl_physpre.report.tables.breaking import median_words, reasons_words, titled
-from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_name, markdown_table
+from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_and_temperature, markdown_table
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.results import SetCounts
 from mdl_physpre.runs.summary import NetworkResult
@@ -99,7 +99,7 @@ def card(run: Run, network: NetworkResult, hashes: Mapping[str, str]) -> str:
     if network.dynamics:
         s, c = network.dynamics.settings, network.dynamics.counts
         dynamics = (
-            f"{ensemble_name(s)} at {s['temperature']:g} K, {s['steps']} steps of {s['timestep']:g} fs: "
+            f"{ensemble_and_temperature(s)}, {s['steps']} steps of {s['timestep']:g} fs: "
             f"{counted(c.failed)} structures failed, {counted(c.overlap)} by atom overlap, {counted(c.lindemann)} by "
             "the Lindemann index. In brackets: Wilson 95 % intervals over structures."
         )

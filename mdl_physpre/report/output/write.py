@@ -13,7 +13,7 @@ from mdl_physpre.report.output.model_card import source_files, write_cards
 from mdl_physpre.report.output.page import page
 from mdl_physpre.report.output.pdf import write_pdf
 from mdl_physpre.report.output.sections import REFERENCE, all_sections
-from mdl_physpre.report.tables.text import ensemble_name, some_dynamics
+from mdl_physpre.report.tables.text import ensemble_and_temperature, some_dynamics
 from mdl_physpre.report.verdict import cautions, verdict_sentences, verdict_table
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run, read_run
@@ -93,7 +93,7 @@ def _facts(run: Run) -> str:
     if dynamics := some_dynamics(run.summary):
         s = dynamics.settings
         length = s["steps"] * s["timestep"] / 1000
-        parts.append(f"{ensemble_name(s)} at {s['temperature']:g} K for {length:g} ps")
+        parts.append(f"{ensemble_and_temperature(s)} for {length:g} ps")
     parts.append("data " + ", ".join(Path(file).name for file in source_files(run.config)))
     return " · ".join(parts)
 

@@ -82,7 +82,7 @@ def tests_words(pair: BreakingComparison) -> str:
 
 def difference_words(pair: BreakingComparison) -> str:
     """Which of two arms breaks later, as far as the tests tell, and how many networks would tell."""
-    if pair.later is None or pair.p_structures is None:
+    if pair.p_structures is None:
         return "the two cannot be told apart, because no structure broke earlier with one than with the other"
     earlier = pair.first if pair.later == pair.second else pair.second
     tests = tests_words(pair)
@@ -92,7 +92,8 @@ def difference_words(pair: BreakingComparison) -> str:
         return f"this {pair.later} network breaks later than this {earlier} network ({tests})"
     if pair.p_networks < LEVEL:
         return f"{pair.later} breaks later ({tests})"
-    if pair.smallest_p is not None and LEVEL <= pair.smallest_p >= pair.p_networks * (1 - 1e-9):
+    apart = pair.smallest_p is not None and pair.p_networks <= pair.smallest_p * (1 + 1e-9)
+    if apart and pair.p_structures < LEVEL:
         return f"{pair.later} breaks later, as far as so few networks can tell ({tests}){_networks_needed(pair)}"
     return f"no difference is shown ({tests}){_networks_needed(pair)}"
 

@@ -112,6 +112,14 @@ def ensemble_name(settings: Mapping[str, Any]) -> str:
     return name.upper() if name.isidentifier() else name
 
 
+def ensemble_and_temperature(settings: Mapping[str, Any]) -> str:
+    """``NVT at 300 K``, or ``NVT heated from 300 to 2000 K``; cooled where the temperature falls."""
+    name, start, end = ensemble_name(settings), settings["temperature"], settings.get("temperature_end")
+    if end is None or end == start:
+        return f"{name} at {start:g} K"
+    return f"{name} {'heated' if end > start else 'cooled'} from {start:g} to {end:g} K"
+
+
 def protocol(summary: Summary) -> str:
     """What was simulated, and what counts as broken."""
     found = some_dynamics(summary)
@@ -120,7 +128,7 @@ def protocol(summary: Summary) -> str:
     s, networks = found.settings, found.counts.networks
     several = f" with each of {networks} networks for every arm" if networks > 1 else ""
     return (
-        f"{found.counts.n // networks} test structures{several}, {ensemble_name(s)} at {s['temperature']:g} K, "
+        f"{found.counts.n // networks} test structures{several}, {ensemble_and_temperature(s)}, "
         f"{s['steps']} steps of {s['timestep']:g} fs. Broken, that is failed: the smallest distance falls to "
         f"{s['overlap_ratio']:g} of its start (atom overlap), or a Lindemann index passes {s['lindemann_local']:g} "
         f"(one atom) or {s['lindemann_global']:g} (mean)."
