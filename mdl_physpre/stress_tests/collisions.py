@@ -1,7 +1,7 @@
 """Collisions: neighbours are shot at each other with rising energy until a structure breaks.
 
-The structure, repeated until its cell is ``min_width`` wide, is relaxed by FIRE. Then of some pairs of neighbours, drawn
-by seed, one of each pair of elements first, the two atoms approach each other, the others at rest: along the bond, and
+The structure, repeated until its cell is ``min_width`` wide, is relaxed by FIRE. Then of some pairs of neighbours, by
+seed, one of each pair of elements first, the two atoms approach each other, the others at rest: along the bond, and
 past it by an impact parameter b, that is at the angle asin(b/d) to the bond of length d. With the reduced mass μ the
 energy of the pair in its centre-of-mass frame is E = ½ μ v². NVE with time steps of ``fraction`` · d/v until ``passes``
 · d/v has passed, in which they meet and part.
@@ -54,7 +54,7 @@ class CollisionsSettings(Settings):
     rungs: int = setting(7, "Energies.", ge=1)
     pairs: int = setting(3, "Pairs of neighbours in each structure.", ge=1)
     impact_parameters: tuple[float, ...] = setting(
-        (0.0, 0.5), "Each pair passes by so far, Å; 0: head-on.", min_length=1
+        (0.0, 0.5), "Each pair is shot with each of these; 0: head-on.", "Å", min_length=1
     )
     min_width: float = setting(7.0, "Structures are repeated until their cells are so wide.", "Å", ge=0)
     relax_steps: int = setting(200, "Of the relaxation before; 0: none.", ge=0)
@@ -194,13 +194,15 @@ class Collisions(Ladder):
             self.note(climber.notes, verdict.metrics)
             found = self.judge(shot, verdict, energy)
             if found is not None and climber.end is None:
-                climber.breaks(energy, found[0], f"{found[1]} ({shot.named()})", shot.atoms, frame)
+                climber.breaks(
+                    energy, found[0], f"{found[1]} ({shot.named()})", plain_atoms(shot.atoms, shot.atoms), frame
+                )
 
     def collisions(self, climber: Climber, energy: float) -> list[Collision]:
         """The same pairs at every energy."""
         s, atoms = self.settings, climber.atoms
         rng = np.random.default_rng([s.seed, climber.place])
-        reach = 1.3
+        reach = 1.2
         i, j, vectors, _ = bonds(atoms, reach)
         while not len(i):
             reach *= 1.5
@@ -248,11 +250,9 @@ class Collisions(Ladder):
         failure = breaks(verdict)
         if failure is not None:
             return failure.reason, failure.text
-        if -metrics["lowest_energy"] > s.well:
-            return (
-                "well",
-                f"the potential energy falls by {-metrics['lowest_energy']:.3g} eV, at most {s.well:g} allowed",
-            )
+        fall = -metrics["lowest_energy"]
+        if fall > s.well:
+            return "well", f"the potential energy falls by {fall:.3g} eV, at most {s.well:g} allowed"
         error, allowed = metrics["largest_energy_error"], s.energy_error * energy + SLACK
         if error > allowed:
             return "energy_drift", f"the total energy is off by {error:.3g} eV, at most {allowed:.3g} allowed"

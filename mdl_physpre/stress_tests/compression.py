@@ -1,7 +1,7 @@
 """Compression: the volume falls step by step until a structure breaks.
 
-At each volume the cell keeps its shape, and the positions follow in proportion. Then at ``temperature`` 0 the forces are
-relaxed by FIRE, else there are ``steps`` of Langevin dynamics that begin with the last velocities. No stress is needed:
+At each volume the cell keeps its shape, and the positions follow in proportion. Then at ``temperature`` 0 the forces
+are relaxed by FIRE, else ``steps`` of Langevin dynamics begin with the last velocities. No stress is needed:
 
 - at 0 K the pressure is −(E₂ − E₁)/(V₂ − V₁) of the relaxed energies at neighbouring volumes;
 - above, it is the mean pressure of the dynamics where the potential has a stress; else as before with mean potential
@@ -77,9 +77,7 @@ class MeanEnergy(Observer):
             self.energy_sum, self.samples = self.energy_sum + moment.atoms.energies, self.samples + 1
 
     def measured(self) -> dict[str, Tensor]:
-        return {
-            "mean_potential_energy": self.energy_sum / self.samples if self.samples else self.energy_sum * torch.nan
-        }
+        return {"mean_potential_energy": self.energy_sum / self.samples}  # NaN where there is no sample
 
 
 class Compression(Ladder):
@@ -145,7 +143,7 @@ class Compression(Ladder):
         s, metrics = self.settings, verdict.metrics
         ratio, n = (1 - s.volume_step) ** rung, len(frame)
         relaxed = s.temperature == 0
-        energy = frame.get_potential_energy() if relaxed else metrics["mean_potential_energy"]
+        energy = float(frame.get_potential_energy()) if relaxed else metrics["mean_potential_energy"]
         start = notes.setdefault("start_min_distance", metrics["start_min_distance"])
         distance = metrics["min_distance"]
         for name, value in (("volume_ratios", ratio), ("energies", energy), ("min_distances", distance)):
@@ -161,7 +159,7 @@ class Compression(Ladder):
             pressures.append(metrics["mean_pressure"] * BAR_IN_GPA)
         elif rung:
             before = frame.get_volume() / (1 - s.volume_step)
-            pressures.append((energy - notes["energies"][-2]) / (before - frame.get_volume()) / units.GPa)
+            pressures.append(float((energy - notes["energies"][-2]) / (before - frame.get_volume()) / units.GPa))
         least = max(pressures, default=0.0) - s.pressure_fall
         if len(pressures) > 2 and pressures[-2] < least and pressures[-1] <= min(least, pressures[-2]):
             return "soft", f"the pressure falls to {pressures[-1]:.4g} GPa after {max(pressures):.4g} GPa"

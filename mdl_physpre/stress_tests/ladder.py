@@ -119,6 +119,7 @@ def _keep_frames(out: Path | None, climber: Climber) -> None:
         return
     text = io.StringIO()
     for frame in climber.frames:
+        frame.info = {**frame.info, "structure_id": climber.name}
         columns = ["symbols", "positions", *(name for name in ("momenta", "forces") if frame.has(name))]
         write_extxyz(text, [frame], columns=columns)
     (out / FAILING).mkdir(parents=True, exist_ok=True)
@@ -168,8 +169,8 @@ def needs_volume(atoms: Atoms, name: str, test: str, why: str) -> None:
     """Raise DataError for a structure that is not periodic in three directions."""
     if not atoms.pbc.all() or abs(atoms.cell.volume) < 1e-9:
         raise DataError(
-            f"structure {name} is periodic along {atoms.pbc.tolist()} with a volume of {atoms.cell.volume:g} Å³; {test} "
-            f"needs three periodic directions, because {why}. Leave it out, or take heating or collisions for it"
+            f"structure {name} is periodic along {atoms.pbc.tolist()}, with a volume of {atoms.cell.volume:g} Å³; "
+            f"{test} needs three periodic directions, because {why}. Leave it out, or take heating or collisions for it"
         )
 
 

@@ -120,7 +120,7 @@ class RandomStarts(Ladder):
     def judge(self, climber: Climber, verdict: Verdict, frame: Atoms, rung: int) -> tuple[str, str] | None:
         """Reason and sentence where a relaxed structure has broken."""
         s, notes = self.settings, climber.notes
-        energy = frame.get_potential_energy() / len(frame)
+        energy = float(frame.get_potential_energy() / len(frame))
         i, j, _, ratios = bonds(frame, s.bound)
         if len(ratios):
             k = int(ratios.argmin())
