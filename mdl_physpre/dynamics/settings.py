@@ -22,7 +22,7 @@ class DynamicsProtocol(Settings):
     """Molecular dynamics: the run, when a structure has failed, what else is measured, and the work."""
 
     SECTION: ClassVar[str] = "dynamics"
-    LATER: ClassVar[dict[str, Any]] = {"temperature_end": None}
+    LATER: ClassVar[dict[str, Any]] = {"temperature_end": None, "too_deep_margin": 0.2, "stop_on_too_deep": False}
     """Settings that came later, with the value that asks for nothing: results of before are known without them."""
 
     ensemble: str = setting(
@@ -46,6 +46,16 @@ class DynamicsProtocol(Settings):
         0.5, "Overlap: the smallest distance is at most this times the smallest distance at the start.", gt=0
     )
     stop_on_overlap: bool = setting(True, "An overlap ends the run of its structure.")
+    too_deep_margin: float | None = setting(
+        0.2,
+        "Too deep: the potential energy per atom falls so far below the lowest in the training data, or at the start "
+        "where that is lower. null: not judged.",
+        "eV",
+        ge=0,
+    )
+    stop_on_too_deep: bool = setting(
+        False, "A structure that is too deep ends its run; otherwise it goes on, to be judged by the other bounds, too."
+    )
     lindemann_local: float = setting(0.25, "Bound of the largest Lindemann index of an atom.", gt=0)
     lindemann_global: float = setting(0.2, "Bound of the mean Lindemann index.", gt=0)
     distance: Literal["continuous", "minimum_image"] = setting(

@@ -25,4 +25,5 @@ from .energy_reference import fit_energy_reference as fit_energy_reference
 from .open import open_potential as open_potential
 from .sum import HybridPotential as HybridPotential
 from .sum import SumPotential as SumPotential
+from .training_energies import TrainingEnergies as TrainingEnergies
 from .zbl import ZBL as ZBL

@@ -14,6 +14,7 @@ from mdl_physpre.errors import CheckpointError, DataError
 from mdl_physpre.potentials.energy_reference import N_ELEMENTS, EnergyReference
 from mdl_physpre.potentials.kernels.edge_op import derivatives_in_geometry, energies_for_derivatives
 from mdl_physpre.potentials.recompute import parts_of, recomputed
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.structures.graph import AtomGraph
 
 
@@ -36,6 +37,7 @@ class Potential(nn.Module, ABC):
     gives_stress : False for a potential that has no stress; asking it for one is then a DataError.
     concurrent : whether several threads are to evaluate it at the same time in dynamics on the CPU: where that is
         safe, and where most of its work is done outside Python, which only one thread at a time can be in.
+    training_energies : energies per atom of the structures that it was trained on; ``None`` where that is not known.
     """
 
     def __init_subclass__(cls, **given: Any) -> None:
@@ -47,6 +49,7 @@ class Potential(nn.Module, ABC):
     elements: tuple[int, ...] | None = None
     gives_stress: bool = True
     concurrent: bool = False
+    training_energies: TrainingEnergies | None = None
 
     @abstractmethod
     def predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:

@@ -32,7 +32,8 @@ class SumPotential(Backbone):
 
     Parameters
     ----------
-    parts : potentials by name; each is an attribute of this name. They are not copied. ``None`` is left out.
+    parts : potentials by name; each is an attribute of this name. They are not copied. ``None`` is left out. Where one
+        of them knows the energies it was trained on, these are the sum's: the others correct it elsewhere.
     """
 
     def __init__(self, **parts: Potential | None) -> None:
@@ -45,6 +46,8 @@ class SumPotential(Backbone):
         self.cutoff = max((part.cutoff for part in self.parts.values()), default=0.0)
         self.gives_stress = all(part.gives_stress for part in self.parts.values())
         self.concurrent = all(part.concurrent for part in self.parts.values())
+        trained = [part.training_energies for part in self.parts.values() if part.training_energies is not None]
+        self.training_energies = trained[0] if len(trained) == 1 else None
 
     @property
     def parts(self) -> dict[str, Potential]:
@@ -59,7 +62,7 @@ class SumPotential(Backbone):
     def without(self, name: str) -> SumPotential:
         """The sum of E0 and of all parts but one."""
         rest = SumPotential(**{key: part for key, part in self.parts.items() if key != name})
-        rest.reference = self.reference
+        rest.reference, rest.training_energies = self.reference, None
         return rest
 
     def take_over_references(self) -> None:

@@ -25,10 +25,11 @@ METRICS = (
     "lindemann_samples", "mean_temperature", "max_temperature", "max_force", "max_displacement", "total_energy_start",
     "total_energy_end", "conserved_energy_start", "conserved_energy_end", "energy_drift", "mean_pressure",
     "pressure_samples", "volume_start", "volume_end", "mean_volume", "temperature_bound", "lindemann_local_bound",
-    "lindemann_global_bound",
+    "lindemann_global_bound", "lowest_energy", "lowest_energy_step", "lowest_training_energy", "lowest_energy_allowed",
 )  # fmt: skip
 """What is measured of each structure: distances in Å, temperatures in K, forces in eV/Å, energies in eV, pressure in
-bar, volumes in Å³, and ``energy_drift`` of the conserved energy in eV per atom and ps."""
+bar, volumes in Å³, what begins with ``lowest`` in eV per atom, and ``energy_drift`` of the conserved energy in eV per
+atom and ps."""
 
 
 def verdicts_of(

@@ -53,7 +53,8 @@ class Watched:
     smallest distances, NaN where there is no pair. ``settings``: what all share; ``each``: the settings of each;
     ``ids`` and ``indices``: names and places in the caller's list; ``batch`` (n,): the structure of each atom;
     ``sizes`` (B,): atoms; ``periodic`` (B,): whether in three directions. ``counted`` steps were survived, up to
-    ``last_step``.
+    ``last_step``. ``trained_on``: the lowest energy per atom, eV, of each one's composition in the data that the
+    potential was trained on; ``None`` where that is not known.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Watched:
         indices: Sequence[int],
         start: Tensor,
         smallest: Tensor,
+        trained_on: Sequence[float | None] | None = None,
     ) -> None:
         self.settings, self.each = settings, list(each)
         self.structures, self.ids, self.indices = list(structures), list(ids), list(indices)
         self.start, self.smallest = start.clone(), smallest
+        self.trained_on = [None] * len(self.each) if trained_on is None else list(trained_on)
         cells = np.array([a.cell[:] for a in structures], dtype=float).reshape(-1, 3, 3)
         self.start_cells = torch.from_numpy(cells).to(start.device)
         self.counted, self.last_step = 0, -1
@@ -182,10 +185,10 @@ class Observer:
         return tensors | {name: np.array(getattr(self, name)) for name in self.FOR_ALL}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Go on from :meth:`state`, with the same structures."""
-        for name in (*self.BY_STRUCTURE, *self.BY_ATOM):
+        """Go on from :meth:`state`, with the same structures; what a state of an earlier version lacks begins anew."""
+        for name in arrays.keys() & {*self.BY_STRUCTURE, *self.BY_ATOM}:
             setattr(self, name, torch.from_numpy(arrays[name].copy()).to(self.watched.start.device))
-        for name in self.FOR_ALL:
+        for name in arrays.keys() & set(self.FOR_ALL):
             setattr(self, name, int(arrays[name]))
 
 

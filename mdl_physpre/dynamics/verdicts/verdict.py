@@ -15,6 +15,7 @@ REASONS = (
     "overlap",
     "lindemann_local",
     "lindemann_global",
+    "too_deep",
     "temperature",
     "not_finite",
     "escaped",
