@@ -12,7 +12,7 @@ and stress_mae_gpa. A label that no structure carries has ``None``, shown as "â€
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ def prediction_errors(
     by: str | None = None,
     max_edges: int = MAX_EDGES,
     device: str | torch.device | None = None,
+    see: Callable[[AtomGraph, Predictions], None] | None = None,
 ) -> Errors:
     """Errors of ``potential`` on labelled structures.
 
@@ -78,6 +79,7 @@ def prediction_errors(
     by : an ``info`` key; the errors of each of its values are added under ``groups``.
     max_edges : of a batch; a limit on memory.
     device : where to compute; where the potential is, if ``None``.
+    see : called with the graph of each batch, labels included, and what was predicted of it.
 
     Raises
     ------
@@ -94,6 +96,8 @@ def prediction_errors(
     table = error_table(dataset.n_atoms)
     asked = {label: counts[label] > 0 for label in ("forces", "stress")}
     for batch in predicted_batches(potential, dataset, max_edges=max_edges, device=device, **asked):
+        if see is not None:
+            see(*batch[1:])
         for label, owners, found, true in predicted_and_labelled(*batch):
             add_errors(table, label, owners, found, true)
     result = _summary(table, np.arange(len(dataset)), weights)

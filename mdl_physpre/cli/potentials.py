@@ -9,14 +9,23 @@ from typing import Annotated, Any
 import typer
 
 from mdl_physpre.cli.program import Modules
+from mdl_physpre.cli.simulations import open_for_workers, simulate_and_show
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A checkpoint, calculator:package.module.Class?key=value, or torchsim:…"),
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint, RUN/ARM (its networks as a committee), committee:a.pt,b.pt, "
+        "calculator:package.module.Class?key=value, or torchsim:…",
+    ),
 ]
 Device = Annotated[
     str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:1; a calculator has one of its own.")
 ]
+Oracle = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Evaluate frames along each run by this reference, to see errors.")
+]
+OracleFrames = Annotated[int, typer.Option(min=1, help="Frames of each structure, evenly in time, for the oracle.")]
 Json = Annotated[Path | None, typer.Option(help="Write all figures to this file.")]
 
 
@@ -30,18 +39,26 @@ def evaluate(
 ) -> None:
     """Errors of a potential on labelled structures.
 
-    Energy, forces and stress, in the paper's units and per atom.
+    Energy, forces and stress, in the paper's units and per atom. Of a committee the errors of its mean, and what its
+    spread says of them.
     """
+    from mdl_physpre.analysis.calibration import committee_errors, format_calibration
     from mdl_physpre.analysis.errors import format_errors, prediction_errors
     from mdl_physpre.potentials.open import open_potential
     from mdl_physpre.runs.stage import write_json
     from mdl_physpre.structures.read import read_structures
 
     potential = open_potential(model, modules=modules or (), map_location=device)
-    errors = prediction_errors(potential, read_structures(data), by=by)
-    print(format_errors({Path(model).name: errors}))
+    name, structures = Path(model).name, read_structures(data)
+    if potential.gives_spread:
+        found = committee_errors(potential, structures, by=by)
+        print(format_errors({name: found.errors}), format_calibration({name: found}), sep="\n\n")
+        written: Any = found
+    else:
+        written = prediction_errors(potential, structures, by=by)
+        print(format_errors({name: written}))
     if json:
-        write_json(json, errors)
+        write_json(json, written)
 
 
 def doctor(
@@ -90,9 +107,14 @@ def md(
     n_structures: Annotated[int | None, typer.Option(min=1, help="The first so many; all if not given.")] = None,
     min_atoms: Annotated[int, typer.Option(help="Smaller structures are doubled until they have so many.")] = 1,
     trajectory_interval: Annotated[int, typer.Option(help="Steps between stored frames; 0 stores none.")] = 0,
+    oracle: Oracle = None,
+    oracle_frames: OracleFrames = 20,
     reference: Annotated[
         str | None,
-        typer.Option(help="Compare radial distribution functions with a trajectory, a folder of them, or a MODEL."),
+        typer.Option(
+            help="Compare radial distribution functions with a trajectory, a folder of them, or a MODEL; with a MODEL "
+            "and --trajectory-interval also mean square displacements and vibrations."
+        ),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Share the structures among so many processes.")] = 1,
     device: Annotated[
@@ -106,54 +128,19 @@ def md(
 
     All structures take their steps together. With --out the same command goes on where it stopped.
     """
-    from mdl_physpre.dynamics import compare_with_reference, simulate_parallel, summarise
-    from mdl_physpre.potentials.open import open_potential
-    from mdl_physpre.report.tables.text import format_verdicts
+    from mdl_physpre.dynamics.oracle import OracleSettings
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.structures.supercell import enlarge
-    from mdl_physpre.utils.devices import device_in_turn
     from mdl_physpre.workflow.config.file import dynamics_settings
 
     named: dict[str, Any] = {"ensemble": ensemble, "temperature": temperature, "pressure": pressure}
     named |= {"timestep": timestep, "steps": steps, "trajectory_interval": trajectory_interval, "seed": seed}
     chosen = dynamics_settings(named, settings or ())
-    processes = max(processes, len(device))
-    places = [str(device_in_turn(device[k % len(device)], k)) for k in range(processes)]
-    potential = open_potential(model, modules=modules or (), map_location="auto" if device == ["auto"] else places[0])
-    several = processes > 1 and next(potential.parameters(), None) is not None and set(places) != {"cpu"}
-    if several:  # each process moves its own
-        potential = potential.cpu()
+    potential, workers = open_for_workers(model, device, processes, modules or ())
     # unchecked: a start from which no step can be taken is a verdict, and stops no other structure
     found = [enlarge(atoms, min_atoms) for atoms in read_structures(structures, check=False)[:n_structures]]
-    workers: dict[str, Any] = {"processes": processes, "devices": places if several else None}
-    if reference is None:
-        verdicts = simulate_parallel(potential, found, chosen, out, **workers)
-        print(format_verdicts(verdicts, summarise(verdicts)))
-    else:
-        compared = compare_with_reference(potential, found, reference, chosen, out, modules=modules or (), **workers)
-        print(format_verdicts(compared["verdicts"], summarise(compared["verdicts"])))
-        show_rdfs(compared, Path(model).name, out)
-
-
-def show_rdfs(compared: dict[str, Any], name: str, out: Path | None) -> None:
-    """Print a comparison of radial distribution functions, and write it and its figure to a folder."""
-    from mdl_physpre.dynamics.compare_rdf import format_rdf_errors
-    from mdl_physpre.dynamics.running.storage import RDF_ERRORS
-    from mdl_physpre.report.figures.rdf import draw_rdfs
-    from mdl_physpre.runs.stage import write_json
-
-    print(format_rdf_errors(compared))
-    if out is None:
-        return
-    from pydantic_core import to_jsonable_python
-
-    errors, figure = (out / name for name in RDF_ERRORS[:2])
-    content = to_jsonable_python({name: compared[name] for name in ("structures", "errors", "structure_errors")})
-    if "reference_verdicts" in compared:
-        content["reference_verdicts"] = [verdict.plain() for verdict in compared["reference_verdicts"]]
-    write_json(errors, content)
-    draw_rdfs({name: compared["rdf"]}, figure, reference=compared["reference_rdf"])
-    print(f"figure: {figure}")
+    along = OracleSettings(oracle=oracle, oracle_frames=oracle_frames)
+    simulate_and_show(potential, found, chosen, along, reference, Path(model).name, out, modules or (), workers)
 
 
 def judge(

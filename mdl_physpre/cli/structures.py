@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,12 +28,24 @@ Device = Annotated[
 Processes = Annotated[int | None, typer.Option(min=1, help="Worker processes; as many as cores if not given.")]
 
 
+Key = Annotated[
+    list[str] | None, typer.Option(help="Where a label is: energy=my_energy, forces=…, stress=…, virial=…; repeat.")
+]
+Unit = Annotated[
+    list[str] | None,
+    typer.Option(help="Unit of a label that is not in eV and Å: stress=kbar, energy=Hartree, stress=-GPa; repeat."),
+]
+Types = Annotated[str | None, typer.Option(help="Elements of the types of a LAMMPS dump, in order, such as Cu,Au.")]
+
+
 def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="Structures, or load-atoms:NAME.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="Structures: a file, a folder, a pattern in quotes, or load-atoms:NAME.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=".extxyz[.gz], .db, or .json (MatDeepLearn).")],
-    key: Annotated[
-        list[str] | None, typer.Option(help="Where a label is: energy=my_energy, forces=…, stress=…; repeat for each.")
-    ] = None,
+    key: Key = None,
+    unit: Unit = None,
+    types: Types = None,
     elements: Annotated[
         str | None, typer.Option(help="Only structures of these elements, such as Li,Mn,O,P (MPtrj).")
     ] = None,
@@ -42,17 +54,19 @@ def convert(
     """Convert structures and labels between formats."""
     from mdl_physpre.structures.conversion import convert as convert_structures
 
-    keys = dict(k.split("=", 1) for k in key or () if "=" in k)
-    if len(keys) != len(key or ()):
-        raise ConfigError(f"--key takes energy=NAME, forces=NAME or stress=NAME; found {', '.join(key or ())}")
-    options = {"elements": elements.split(",")} if elements else {}
-    done = convert_structures(source, target, keys or None, energy=energy, **options)
+    options: dict[str, Any] = {"elements": elements.split(",")} if elements else {}
+    options |= {"types": types} if types else {}
+    keys, units = _pairs("--key", key, "energy=NAME"), _pairs("--unit", unit, "stress=kbar")
+    done = convert_structures(source, target, keys, units=units, energy=energy, **options)
     labels = ", ".join(f"{name} on {done['labels'][name]}" for name in ("energy", "forces", "stress"))
     print(f"{target}: {done['structures']} structures; {labels}")
 
 
 def inspect(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Structures; several files are compared.")],
+    key: Key = None,
+    unit: Unit = None,
+    types: Types = None,
 ) -> None:
     """Describe structures and find suspected duplicates.
 
@@ -61,7 +75,10 @@ def inspect(
     from mdl_physpre.structures.inspect import format_inspection, inspect_structures
     from mdl_physpre.structures.read import read_structures
 
-    print(format_inspection(inspect_structures({f: read_structures(f) for f in files})))
+    keys, units = _pairs("--key", key, "energy=NAME"), _pairs("--unit", unit, "stress=kbar")
+    options: dict[str, Any] = {"types": types} if types else {}
+    read = {f: read_structures(f, keys, units=units, **options) for f in files}
+    print(format_inspection(inspect_structures(read)))
 
 
 def perturb(
@@ -123,7 +140,7 @@ def label(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Structures.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Labelled structures.")],
     teacher: Annotated[
-        str, typer.Option(help="A checkpoint, calculator:package.module.Class?key=value, or an import path.")
+        str, typer.Option(help="A checkpoint, RUN/ARM, calculator:package.module.Class?key=value, or an import path.")
     ],
     short_range: ShortRange = None,
     short_range_radius: ShortRangeRadius = None,
@@ -150,6 +167,16 @@ def label(
     left = [describe(atoms, k) for k, atoms in enumerate(structures) if atoms.info["structure_id"] not in kept]
     told = f"; {len(left)} of {len(structures)} left out: {', '.join(left)}" if left else ""
     print(f"{target}: {len(labelled)} structures{told}")
+
+
+def _pairs(option: str, given: Sequence[str] | None, example: str) -> dict[str, str]:
+    """NAME=VALUE of an option that is repeated."""
+    pairs = dict(text.split("=", 1) for text in given or () if "=" in text)
+    if len(pairs) != len(given or ()):
+        raise ConfigError(
+            f"{option} takes LABEL=VALUE, such as {example}, each label once; found {', '.join(given or ())}"
+        )
+    return pairs
 
 
 def _check_target(target: Path) -> None:

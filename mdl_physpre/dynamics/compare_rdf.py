@@ -1,4 +1,5 @@
-"""Molecular dynamics against a reference: radial distribution functions from the same start (the paper's Figure 5).
+"""Molecular dynamics against a reference, from the same start (the paper's Figure 5): radial distribution functions,
+and, where trajectories are stored, how atoms move.
 
 The reference is a stored trajectory, or another potential (a calculator, a model of another make), which is then
 simulated from the same structures with the same settings and the same random numbers.
@@ -15,12 +16,14 @@ from ase import Atoms
 
 from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors, reference_rdf
+from mdl_physpre.dynamics.compare_motion import compare_motion
 from mdl_physpre.dynamics.running.parallel import simulate_parallel
 from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.verdict import summarise
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints.load import is_arm
 from mdl_physpre.potentials.open import is_scheme, open_potential
 from mdl_physpre.utils.devices import device_of_parameters, put_on
 
@@ -55,7 +58,8 @@ def compare_with_reference(
     ``verdicts`` of the potential; ``reference_verdicts`` where the reference was simulated; ``rdf`` and
     ``reference_rdf``, averages over the structures that both have; ``errors`` by pair of elements, ``mae`` and
     ``wasserstein`` (Å), of the averages; ``structure_errors``, the same for each structure by name; ``structures``,
-    how many both have.
+    how many both have. ``motion`` where the reference was simulated and ``trajectory_interval`` is set: see
+    :func:`mdl_physpre.dynamics.compare_motion.compare_motion`.
 
     Raises
     ------
@@ -65,7 +69,7 @@ def compare_with_reference(
     settings = settings or DynamicsSettings()
     if not settings.rdf_interval:
         settings = settings.changed(rdf_interval=RDF_INTERVAL)
-    if not isinstance(reference, Potential) and (is_scheme(str(reference)) or Path(reference).suffix in CHECKPOINTS):
+    if not isinstance(reference, Potential) and _is_model(str(reference)):
         reference = put_on(open_potential(reference, modules=modules), device_of_parameters(potential))
     stored: Mapping[str, RDF] | None = None
     if not isinstance(reference, Potential):  # read before hours are spent on the simulation
@@ -83,6 +87,8 @@ def compare_with_reference(
             beside = folder / "reference"
             result["reference_verdicts"] = simulate_parallel(reference, structures, settings, beside, **options)
             stored = _by_name(beside)
+            if settings.trajectory_interval:
+                result["motion"] = compare_motion(folder, beside)
     assert stored is not None
     return result | _compared(found, stored, reference)
 
@@ -125,3 +131,7 @@ def format_rdf_errors(compared: Mapping[str, Any]) -> str:
         found = summarise(compared["reference_verdicts"]).failed
         lines.append(f"Broken with the reference itself: {found.count} of {found.n}")
     return "\n".join(lines)
+
+
+def _is_model(name: str) -> bool:
+    return is_scheme(name) or is_arm(Path(name)) or Path(name).suffix in CHECKPOINTS

@@ -22,7 +22,10 @@ class DynamicsProtocol(Settings):
     """Molecular dynamics: the run, when a structure has failed, what else is measured, and the work."""
 
     SECTION: ClassVar[str] = "dynamics"
-    LATER: ClassVar[dict[str, Any]] = {"temperature_end": None, "too_deep_margin": 0.2, "stop_on_too_deep": False}
+    LATER: ClassVar[dict[str, Any]] = {
+        "temperature_end": None, "max_force_spread": None, "stop_on_uncertain": True,
+        "too_deep_margin": 0.2, "stop_on_too_deep": False,
+    }  # fmt: skip
     """Settings that came later, with the value that asks for nothing: results of before are known without them."""
 
     ensemble: str = setting(
@@ -56,6 +59,13 @@ class DynamicsProtocol(Settings):
     stop_on_too_deep: bool = setting(
         False, "A structure that is too deep ends its run; otherwise it goes on, to be judged by the other bounds, too."
     )
+    max_force_spread: float | None = setting(
+        None,
+        "Of a committee: with a larger force spread on one atom, a structure is uncertain; null: no bound.",
+        "eV/Å",
+        gt=0,
+    )
+    stop_on_uncertain: bool = setting(True, "To be uncertain ends the run of a structure.")
     lindemann_local: float = setting(0.25, "Bound of the largest Lindemann index of an atom.", gt=0)
     lindemann_global: float = setting(0.2, "Bound of the mean Lindemann index.", gt=0)
     distance: Literal["continuous", "minimum_image"] = setting(

@@ -17,6 +17,7 @@ from .checkpoints.mattersim import read_mattersim_checkpoint as read_mattersim_c
 from .checkpoints.mattersim import write_mattersim_checkpoint as write_mattersim_checkpoint
 from .checkpoints.mattertune import read_mattertune_checkpoint as read_mattertune_checkpoint
 from .checkpoints.own import save_potential as save_potential
+from .committee import Committee as Committee
 from .convert import convert_checkpoint as convert_checkpoint
 from .eam.lammps import write_setfl as write_setfl
 from .eam.potential import EAMInteraction as EAMInteraction

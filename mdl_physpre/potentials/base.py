@@ -20,11 +20,17 @@ from mdl_physpre.structures.graph import AtomGraph
 
 @dataclass
 class Predictions:
-    """Energies (n_structures,) eV, summed in float64; forces (n_atoms, 3) eV/Å; stress (n_structures, 3, 3) eV/Å³."""
+    """Energies (n_structures,) eV, summed in float64; forces (n_atoms, 3) eV/Å; stress (n_structures, 3, 3) eV/Å³.
+
+    Of a potential that gives a spread, such as a :class:`~mdl_physpre.potentials.Committee`: ``energy_spread``
+    (n_structures,) eV and ``force_spread`` (n_atoms,) eV/Å; ``None`` for any other.
+    """
 
     energies: Tensor
     forces: Tensor | None = None
     stress: Tensor | None = None
+    energy_spread: Tensor | None = None
+    force_spread: Tensor | None = None
 
 
 class Potential(nn.Module, ABC):
@@ -35,6 +41,7 @@ class Potential(nn.Module, ABC):
     cutoff : Å; the graph must hold every edge within it. Edges at or beyond it count nothing.
     elements : atomic numbers that the potential knows, or ``None`` for any.
     gives_stress : False for a potential that has no stress; asking it for one is then a DataError.
+    gives_spread : whether it says how uncertain energies and forces are.
     concurrent : whether several threads are to evaluate it at the same time in dynamics on the CPU: where that is
         safe, and where most of its work is done outside Python, which only one thread at a time can be in.
     training_energies : energies per atom of the structures that it was trained on; ``None`` where that is not known.
@@ -48,6 +55,7 @@ class Potential(nn.Module, ABC):
     cutoff: float
     elements: tuple[int, ...] | None = None
     gives_stress: bool = True
+    gives_spread: bool = False
     concurrent: bool = False
     training_energies: TrainingEnergies | None = None
 
@@ -140,21 +148,19 @@ def edge_vectors(graph: AtomGraph) -> Tensor:
     return graph.pos.index_select(0, j) - graph.pos.index_select(0, i) + shift
 
 
-def edges_within(graph: AtomGraph, cutoff: float) -> AtomGraph:
-    """The graph without the edges at or beyond ``cutoff`` Å; as it is where there are none."""
+def worth_cutting(graph: AtomGraph, cutoff: float) -> AtomGraph:
+    """The graph without the edges at or beyond ``cutoff`` Å, on a CPU.
+
+    On a GPU, where to count edges costs more than they do, the graph as it is.
+    """
+    if torch.compiler.is_compiling() or graph.pos.device.type != "cpu":
+        return graph
     with torch.no_grad():
         near = torch.linalg.vector_norm(edge_vectors(graph), dim=1) < cutoff
         if bool(near.all()):
             return graph
         edge_index, offsets = graph.edge_index[:, near], graph.cell_offsets[near]
     return AtomGraph.from_tensors(graph, edge_index=edge_index, cell_offsets=offsets)
-
-
-def worth_cutting(graph: AtomGraph, cutoff: float) -> AtomGraph:
-    """:func:`edges_within` on a CPU; on a GPU, where to count edges costs more than they do, the graph as it is."""
-    if torch.compiler.is_compiling() or graph.pos.device.type != "cpu":
-        return graph
-    return edges_within(graph, cutoff)
 
 
 def sum_by_structure(values: Tensor, graph: AtomGraph) -> Tensor:
@@ -169,13 +175,20 @@ def check_elements(potential: Potential, graph: AtomGraph) -> None:
     if known is None or graph.elements <= known:
         return
     strange = ", ".join(_symbol(z) for z in sorted(graph.elements - known))
-    have = ", ".join(_symbol(z) for z in sorted(known))
-    if potential.elements is None:
-        have = f"{_symbol(min(known))} to {_symbol(max(known))}"
     raise DataError(
-        f"the structure holds {strange}, which this potential does not know (it knows {have}); "
+        f"the structure holds {strange}, which this potential does not know (it knows {element_names(potential)}); "
         "leave such structures out, or train a potential on data that contain the element"
     )
+
+
+def element_names(potential: Potential) -> str:
+    """The elements that a potential knows, in words."""
+    known = potential.known_elements()
+    if not known:
+        return "any element" if known is None else "no element"
+    if potential.elements is None:
+        return f"{_symbol(min(known))} to {_symbol(max(known))}"
+    return ", ".join(_symbol(z) for z in sorted(known))
 
 
 def _symbol(z: int) -> str:

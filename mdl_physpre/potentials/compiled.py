@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mdl_physpre.potentials.base import AtomicPotential, Predictions, derivatives
+from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions, derivatives
+from mdl_physpre.potentials.committee import Committee
 from mdl_physpre.structures.graph import AtomGraph
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,13 @@ class CompiledPotential(AtomicPotential):
             rest.pop(0)[:n_atoms] if forces else None,
             rest.pop(0)[:n_structures] if stress else None,
         )
+
+
+def compiled(potential: Potential) -> Potential:
+    """The potential compiled; a committee of compiled members; as it is where it has no atomic energies to compile."""
+    if isinstance(potential, Committee):
+        return Committee([compiled(member) for member in potential.potentials])
+    return CompiledPotential(potential) if isinstance(potential, AtomicPotential) else potential
 
 
 def _plain(potential: AtomicPotential, graph: PlainGraph, forces: bool, stress: bool) -> tuple[Tensor, ...]:

@@ -65,6 +65,6 @@ def convert_checkpoint(
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise ConfigError(f"{target}: is the checkpoint that is read; give another file")
     if is_scheme(str(source)):
-        raise ConfigError(f"{source}: is no checkpoint; a calculator cannot be converted into one")
+        raise ConfigError(f"{source}: is no checkpoint; a calculator or a committee cannot be converted into one")
     potential = open_potential(source) if config is None else read_matdeeplearn_checkpoint(source, config)
     return WRITERS[format](target, potential)

@@ -4,6 +4,8 @@
     calculator:package.module.Class                     an ASE calculator: a class, or a function that returns one
     calculator:package.module:function?key=value&key=value
     torchsim:package.module:Class?key=value             a TorchSim ModelInterface
+    runs/demo/pretrain                                  all networks of an arm of a run, as a committee
+    committee:a.pt,b.pt                                 a committee of checkpoints
 
 Values after ``?`` are read as Python writes them (``rc=4.0``, ``1e-3``, ``[1, 2]``, ``None``), with ``true``, ``false``
 and ``null`` as in YAML, and ``torch.float32`` or ``torch.float64``; anything else is text. ``%26`` and ``%3D`` stand
@@ -15,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,17 @@ import torch
 from mdl_physpre.errors import CheckpointError, ConfigError, nearest
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.checkpoints.load import is_arm, load_potential
+from mdl_physpre.potentials.committee import Committee
 from mdl_physpre.utils.import_paths import import_named_module, import_object, path_and_arguments
 
 ACCEPTED = (
-    "a checkpoint file, calculator:package.module.Class, calculator:package.module:function?key=value, or "
+    "a checkpoint file, RUN/ARM (all networks of an arm of a run), committee:a.pt,b.pt, "
+    "calculator:package.module.Class, calculator:package.module:function?key=value, or "
     "torchsim:package.module:Class?key=value"
 )
+COMMITTEE = "committee"
+_SCHEMES = ("calculator", "torchsim")
 DTYPES = {"torch.float32": torch.float32, "torch.float64": torch.float64}
 
 
@@ -46,7 +52,8 @@ def open_potential(
 
     Parameters
     ----------
-    name : a checkpoint file, ``calculator:…`` or ``torchsim:…``; see the head of this file.
+    name : a checkpoint file, ``RUN/ARM``, ``committee:…``, ``calculator:…`` or ``torchsim:…``; see the head of this
+        file.
     kwargs : more arguments for a calculator or TorchSim model; they win over those in the name.
     modules : modules to import first. A checkpoint whose backbone is somebody else's class can only be loaded where
         its module has been imported or registered: a file alone may not name code to run.
@@ -69,6 +76,11 @@ def open_potential(
     for module in modules:
         import_named_module(module)
     text = str(name)
+    if text.startswith(f"{COMMITTEE}:"):
+        if kwargs:
+            raise ConfigError(f"{text}: a committee takes no arguments, found {', '.join(sorted(kwargs))}")
+        names = [one.strip() for one in text.partition(":")[2].split(",") if one.strip()]
+        return Committee([open_potential(one, map_location=map_location) for one in names]).eval()
     if is_scheme(text):
         if str(map_location).partition(":")[0] not in ("auto", "cpu"):
             raise ConfigError(
@@ -80,14 +92,19 @@ def open_potential(
     if kwargs:
         raise ConfigError(f"{text}: a checkpoint takes no arguments, found {', '.join(sorted(kwargs))}")
     file = Path(text)
-    if not file.is_file():
+    if not file.is_file() and not is_arm(file):
         raise CheckpointError(_not_found(text, file))
     return load_potential(file, map_location)
 
 
 def is_scheme(name: str) -> bool:
-    """Whether a name begins with ``calculator:`` or ``torchsim:``."""
-    return name.partition(":")[0] in _SCHEMES and ":" in name
+    """Whether a name begins with ``calculator:``, ``torchsim:`` or ``committee:``."""
+    return name.partition(":")[0] in (*_SCHEMES, COMMITTEE) and ":" in name
+
+
+def names_a_potential(name: str | Path) -> bool:
+    """Whether :func:`open_potential` takes a name: an existing file, the arm of a run, or a scheme."""
+    return Path(name).is_file() or is_arm(Path(name)) or is_scheme(str(name))
 
 
 def _built(text: str, kwargs: Mapping[str, Any]) -> Potential:
@@ -99,23 +116,12 @@ def _built(text: str, kwargs: Mapping[str, Any]) -> Potential:
     if not callable(target):
         raise ConfigError(f"{text}: found {type(target).__name__}, expected a class or a function")
     factory = partial(target, **arguments) if arguments else target
-    return _SCHEMES[scheme](factory, _identity(path, arguments), source_of(target, path))
+    identity, source = _identity(path, arguments), source_of(target, path)
+    if scheme == "calculator":
+        return CalculatorPotential(factory, name=identity, source=source)
+    from mdl_physpre.potentials.adapters.torchsim import TorchSimPotential  # TorchSim need not be installed
 
-
-def _calculator(factory: Callable[[], Any], name: str, source: str) -> Potential:
-    return CalculatorPotential(factory, name=name, source=source)
-
-
-def _torchsim(factory: Callable[[], Any], name: str, source: str) -> Potential:
-    from mdl_physpre.potentials.adapters.torchsim import TorchSimPotential
-
-    return TorchSimPotential(factory, name=name, source=source)
-
-
-_SCHEMES: dict[str, Callable[[Callable[[], Any], str, str], Potential]] = {
-    "calculator": _calculator,
-    "torchsim": _torchsim,
-}
+    return TorchSimPotential(factory, name=identity, source=source)
 
 
 def _identity(path: str, arguments: Mapping[str, Any]) -> str:
@@ -151,6 +157,8 @@ def _not_found(text: str, path: Path) -> str:
         return f"{text}: a folder; expected {ACCEPTED}"
     scheme, colon, _ = text.partition(":")
     if colon and "/" not in scheme:
-        return f"{text}: unknown kind {scheme!r} ({nearest(scheme, _SCHEMES)}); expected {ACCEPTED}"
+        return f"{text}: unknown kind {scheme!r} ({nearest(scheme, (*_SCHEMES, COMMITTEE))}); expected {ACCEPTED}"
+    if path.name and path.suffix == "" and "/" in text and not path.parent.is_dir():
+        return f"{text}: no such file, and no run in {path.parent}; expected {ACCEPTED}"
     hint = "" if path.suffix in (".pt", ".pth", ".ckpt") or "/" in text else f"; did you mean calculator:{text}?"
     return f"{text}: no such file; expected {ACCEPTED}{hint if '.' in text else ''}"

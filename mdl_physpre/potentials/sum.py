@@ -45,6 +45,7 @@ class SumPotential(Backbone):
         self.elements = tuple(sorted(set.intersection(*known))) if known else None
         self.cutoff = max((part.cutoff for part in self.parts.values()), default=0.0)
         self.gives_stress = all(part.gives_stress for part in self.parts.values())
+        self.gives_spread = sum(part.gives_spread for part in self.parts.values()) == 1  # which is that of the sum
         self.concurrent = all(part.concurrent for part in self.parts.values())
         trained = [part.training_energies for part in self.parts.values() if part.training_energies is not None]
         self.training_energies = trained[0] if len(trained) == 1 else None
@@ -108,6 +109,8 @@ class SumPotential(Backbone):
         for part in self.parts.values():
             one = evaluate(part, self._seen_by(part, graph), forces=forces, stress=stress)
             total.energies = total.energies + one.energies
+            if part.gives_spread and self.gives_spread:
+                total.energy_spread, total.force_spread = one.energy_spread, one.force_spread
             if forces:
                 total.forces = total.forces + one.forces  # type: ignore[operator]
             if stress:

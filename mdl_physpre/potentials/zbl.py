@@ -10,8 +10,10 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
 from mdl_physpre.errors import ConfigError, nearest
+from mdl_physpre.potentials.backbones.arguments import atomic_number
 from mdl_physpre.potentials.base import AtomicPotential, edge_vectors
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
+from mdl_physpre.potentials.energy_reference import N_ELEMENTS
 from mdl_physpre.potentials.envelopes import cutoff_function
 from mdl_physpre.structures.graph import AtomGraph
 
@@ -19,7 +21,6 @@ COULOMB = 14.399645  # e²/(4π ε0), eV·Å
 SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
 # The repulsion is whole up to this fraction of the radius at which it has vanished: later, and it weighs on bonds.
 SWITCH_START = 1 / 3
-N_ELEMENTS = 119
 
 
 def nuclear_repulsion(zi: int | Tensor, zj: int | Tensor, r: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ class ZBL(AtomicPotential):
         super().__init__()
         known = range(1, N_ELEMENTS)
         if elements is not None:
-            self.elements = tuple(atomic_numbers[e] if isinstance(e, str) else int(e) for e in elements)
+            self.elements = tuple(atomic_number(e) for e in elements)
             known = self.elements  # type: ignore[assignment]
         single = torch.tensor([0.0, *(covalent_radius(z) for z in range(1, N_ELEMENTS))], dtype=torch.float64)
         radius = single[:, None] + single[None, :]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.open import is_scheme, open_potential, source_of
+from mdl_physpre.potentials.open import names_a_potential, open_potential, source_of
 from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.potentials.zbl import ZBL, core_for
 from mdl_physpre.utils.devices import put_on
@@ -37,9 +36,10 @@ def make_teacher(
 
     Parameters
     ----------
-    name : a checkpoint file in any format that is read here; ``calculator:package.module.Class?key=value`` or
-        ``torchsim:…``; a name registered in the entry-point group ``mdl_physpre.teachers``; or an import path. Behind
-        the last two stands a callable that returns a potential or an ASE calculator.
+    name : a checkpoint file in any format that is read here; ``RUN/ARM`` or ``committee:a.pt,b.pt``, whose mean it
+        is; ``calculator:package.module.Class?key=value`` or ``torchsim:…``; a name registered in the entry-point group
+        ``mdl_physpre.teachers``; or an import path. Behind the last two stands a callable that returns a potential or
+        an ASE calculator.
     arguments : of a calculator, or of the callable.
     short_range, short_range_radii : ``zbl`` adds the repulsion of nuclei (:class:`~mdl_physpre.potentials.ZBL`), which
         the teacher itself must not have yet.
@@ -51,7 +51,7 @@ def make_teacher(
         not there.
     CheckpointError : a file that no format recognises.
     """
-    if Path(name).is_file() or is_scheme(name):
+    if names_a_potential(name):
         base = open_potential(name, arguments)
     else:
         target, found = _by_name(name), resolve_teacher(name, arguments)
@@ -73,7 +73,7 @@ def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -
     ConfigError : nothing of that name, or arguments that it does not take.
     """
     if isinstance(teacher, str):
-        if Path(teacher).is_file() or is_scheme(teacher):
+        if names_a_potential(teacher):
             teacher, kwargs = open_potential(teacher, kwargs), None
         else:
             teacher = _by_name(teacher)

@@ -64,6 +64,7 @@ def run_status(folder: str | Path) -> Status:
     for network in plan.networks:
         stages.append(_training(run, network, running))
         stages += [_dynamics(run, network, running)] if plan.dynamics else []
+        stages += [_stage(run, f"{layout.NETWORKS}/{network.name}/{layout.ORACLE}", running)] if plan.oracle else []
     unfinished = [one for one in stages if one.state != "done"]
     known = [one.left for one in unfinished if one.left is not None]
     return Status(

@@ -12,6 +12,7 @@ from mdl_physpre.analysis.parity import paired_change
 from mdl_physpre.dynamics.verdicts.verdict import Count
 from mdl_physpre.report.comparison import compare_arms
 from mdl_physpre.report.measurements import Measured
+from mdl_physpre.report.tables.oracle import oracle_errors_of, oracle_sentence, whole_and_wrong
 from mdl_physpre.report.tables.page import Table, counted_each
 from mdl_physpre.report.tables.text import error_sources, rounded
 from mdl_physpre.runs.pairs import ReplicaPair
@@ -173,6 +174,8 @@ def verdict_table(run: Run, measured: Measured) -> Table:
         tests = [None if arm == first else compare_arms(run, first, arm) for arm in run.arms]
         cells = [MISSING if test is None or test.p_value is None else p_value(test.p_value) for test in tests]
         rows.append([f"against {first}", *cells])
+    if oracle_errors_of(run):
+        rows.append(["wrong by the oracle, of those not failed", *(whole_and_wrong(run, arm) for arm in run.arms)])
     for test_set in _test_sets(run):
         for quantity, text, unit, digits in QUANTITIES:
             cells = [_error(error_change(run, measured, test_set, first, arm, quantity), arm == first, digits)
@@ -216,7 +219,8 @@ def p_value(p: float) -> str:
 
 def cautions(run: Run) -> list[str]:
     """What a reader of the verdict has to know."""
-    found = []
+    said = oracle_sentence(run)
+    found = [said] if said else []
     if run.networks(run.arms[0]) and all(len(run.networks(arm)) <= 1 for arm in run.arms):
         found.append(
             "One network was trained for each arm, from one seed. Which of two networks fails more often can depend "

@@ -6,6 +6,8 @@
                        finetune/    its training on DFT labels,
                        errors/      its errors on the test sets, and the angles between forces,
                        dynamics/    its molecular dynamics
+                       oracle/      errors along it, where an oracle is given
+3-networks/pretrain/committee/      errors of all networks of the arm as a committee
 report/  report.html  summary.json
 """
 
@@ -22,7 +24,8 @@ from mdl_physpre.training.arms import Arm, parse_arms
 CONFIG, ENVIRONMENT, DATA, SUMMARY = "config.yml", "environment.json", "data.json", "summary.json"
 LOG, REPORT, REPORT_FILES = "log.txt", "report.html", "report"
 EAM, TEACHER, PRETRAINING_SET, NETWORKS = "1-eam", "1-teacher", "2-pretraining-set", "3-networks"
-PRETRAIN, FINETUNE, ERRORS, DYNAMICS = "pretrain", "finetune", "errors", "dynamics"
+PRETRAIN, FINETUNE, ERRORS, DYNAMICS, ORACLE = "pretrain", "finetune", "errors", "dynamics", "oracle"
+COMMITTEE = "committee"
 EAM_FILE, VERDICTS = f"{EAM}/eam.pt", "verdicts.json"
 EARLIER = ("3-train", "4-dynamics")  # stage folders of earlier versions
 
@@ -52,6 +55,7 @@ class Plan:
     networks : the first of each arm first, so that the arms can be compared early.
     eam : whether the embedded-atom potential is needed, as the teacher or as a part of hybrids.
     teacher : whether another teacher is. pretraining_set, dynamics : whether these are.
+    oracle : whether frames of the dynamics are evaluated by a reference.
     """
 
     arms: tuple[Arm, ...]
@@ -60,6 +64,11 @@ class Plan:
     teacher: bool
     pretraining_set: bool
     dynamics: bool
+    oracle: bool = False
+
+    def of_arm(self, name: str) -> list[Network]:
+        """The networks of an arm, in order."""
+        return [network for network in self.networks if network.arm.name == name]
 
     @property
     def hybrids(self) -> bool:
@@ -77,6 +86,7 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
     """
     physpre, seed = config["physpre"], int(config["task"]["seed"])
     arms, n = parse_arms(physpre["arms"], physpre), int(physpre.get("n_networks") or 1)
+    dynamics = physpre.get("dynamics") or {}
     labels, other = any(arm.uses_pretraining_set for arm in arms), physpre.get("teacher") is not None
     return Plan(
         arms=tuple(arms),
@@ -84,7 +94,8 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
         eam=any(arm.uses_eam for arm in arms) or (labels and not other),
         teacher=labels and other,
         pretraining_set=labels,
-        dynamics=bool((physpre.get("dynamics") or {}).get("n_structures", 0)),
+        dynamics=bool(dynamics.get("n_structures", 0)),
+        oracle=bool(dynamics.get("n_structures", 0) and dynamics.get("oracle")),
     )
 
 

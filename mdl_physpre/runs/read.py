@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from mdl_physpre.dynamics.running.storage import FORMAT
-from mdl_physpre.dynamics.verdicts.verdict import Survival, Verdict, survival_curve
+from mdl_physpre.dynamics.verdicts.survival import Survival, survival_curve
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout
@@ -144,13 +145,7 @@ def read_run(folder: str | Path, summary: Summary | None = None) -> Run:
     DataError : the folder is no run's, or that of an earlier version.
     """
     folder = Path(folder)
-    refuse_earlier_layout(folder)
-    try:
-        config = yaml.safe_load((folder / layout.CONFIG).read_text())
-        plan = plan_of(config)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ConfigError) as error:
-        what = error.strerror if isinstance(error, OSError) else f"config.yml: {error}"
-        raise DataError(f"{folder}: holds no run ({what}); give a folder that physpre run has made") from None
+    config, plan = read_plan(folder)
     stored = read_summary(folder) if summary is None else None
     found = summary or stored or summary_of_stages(folder, plan)
     found = found.model_copy(update={"arms": {a.name: found.arms.get(a.name, ArmResult()) for a in plan.arms}})
@@ -159,7 +154,7 @@ def read_run(folder: str | Path, summary: Summary | None = None) -> Run:
     if found.pretraining_set is not None:
         run.pretraining_set = read_json(folder / layout.PRETRAINING_SET / "report.json")
     for arm in run.arms:
-        own = [network for network in plan.networks if network.arm.name == arm]
+        own = plan.of_arm(arm)
         if summary is not None:  # what lies there of later networks may be of other settings
             own = own[: len(run.networks(arm))]
         run.simulations[arm] = {n.name: one for n in own if (one := _simulation(folder, n))}
@@ -167,6 +162,17 @@ def read_run(folder: str | Path, summary: Summary | None = None) -> Run:
     run.missing = _missing(run)
     run.finished = run.finished or (summary is not None and not run.missing)
     return run
+
+
+def read_plan(folder: Path) -> tuple[dict[str, Any], Plan]:
+    """``config.yml`` of a run, and what the run has to do by it. Raises DataError as :func:`read_run`."""
+    refuse_earlier_layout(folder)
+    try:
+        config = yaml.safe_load((folder / layout.CONFIG).read_text())
+        return config, plan_of(config)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ConfigError) as error:
+        what = error.strerror if isinstance(error, OSError) else f"config.yml: {error}"
+        raise DataError(f"{folder}: holds no run ({what}); give a folder that physpre run has made") from None
 
 
 def read_summary(folder: Path) -> Summary | None:
@@ -233,6 +239,8 @@ def _missing(run: Run) -> list[str]:
         simulated = sum(result.dynamics is not None for result in results)
         if run.plan.dynamics and simulated < wanted:
             found.append(f"{arm}: molecular dynamics is not finished{of(simulated)}")
+        elif run.plan.oracle and any(result.dynamics and result.dynamics.oracle is None for result in results):
+            found.append(f"{arm}: the dynamics are not compared with the oracle")
         elif len(run.simulations[arm]) < simulated:
             found.append(f"{arm}: verdicts.json is missing, or of another version of mdl-physpre; simulate again")
     return found

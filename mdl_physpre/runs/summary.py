@@ -5,33 +5,49 @@ What a stage found stands in its ``done.json``. Results of networks and arms are
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import computed_field
 
+from mdl_physpre.analysis.calibration import CommitteeErrors
 from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.analysis.force_alignment import ForceAlignment, pooled_alignment
+from mdl_physpre.dynamics.oracle_errors import OracleErrors, pooled_oracle_errors
 from mdl_physpre.dynamics.verdicts.statistics import pooled_counts
 from mdl_physpre.dynamics.verdicts.verdict import Counts
-from mdl_physpre.runs.layout import DATA, DYNAMICS, EAM, ERRORS, PRETRAINING_SET, SUMMARY, TEACHER, Network, Plan
+from mdl_physpre.runs.layout import (
+    COMMITTEE,
+    DATA,
+    DYNAMICS,
+    EAM,
+    ERRORS,
+    ORACLE,
+    PRETRAINING_SET,
+    SUMMARY,
+    TEACHER,
+    Network,
+    Plan,
+)
+from mdl_physpre.runs.over_networks import over_networks
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.stage import read_json, stage_result, write_json
 from mdl_physpre.utils.record import Record
 
-AnyRecord = TypeVar("AnyRecord", bound=Record)
-
 
 class SetCounts(Record):
-    """Structures, atoms, and structures with each label, of a set of structures."""
+    """Structures, atoms, and structures with each label, of a set of structures.
+
+    in_training : structures that are suspected to be among the training structures, too.
+    """
 
     structures: int
     atoms: int
     labels: dict[str, int] = {}
+    in_training: int = 0
 
 
 class FittedEAM(Record):
@@ -90,12 +106,14 @@ class Dynamics(Record):
 
     failing_steps : the first failing step of each structure; ``None``: none.
     settings : as :class:`~mdl_physpre.dynamics.DynamicsSettings` has them; of the first network.
+    oracle : what a reference says of frames taken along it, without the rows; ``None`` where there is none.
     """
 
     counts: Counts
     failing_steps: tuple[int | None, ...]
     settings: dict[str, Any]
     seconds: float
+    oracle: OracleErrors | None = None
 
 
 class NetworkResult(Record):
@@ -119,33 +137,37 @@ class NetworkResult(Record):
 
 
 class ArmResult(Record):
-    """What the networks of an arm say together. Errors and trainings are means over the networks."""
+    """What the networks of an arm say together. Errors and trainings are means over the networks.
+
+    committee : of two networks or more, by test set: errors of their mean, and how their spread is calibrated.
+    """
 
     networks: tuple[NetworkResult, ...] = ()
+    committee: dict[str, CommitteeErrors] = {}
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def errors(self) -> dict[str, Errors]:
         """By test set."""
-        return _over([n.errors for n in self.networks], Errors, fmean)
+        return over_networks([n.errors for n in self.networks], Errors, fmean)
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def deviation(self) -> dict[str, Errors]:
         """Standard deviations (n − 1) of the errors between networks; empty with fewer than two."""
-        return _over([n.errors for n in self.networks], Errors, stdev) if len(self.networks) > 1 else {}
+        return over_networks([n.errors for n in self.networks], Errors, stdev) if len(self.networks) > 1 else {}
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def errors_before_finetuning(self) -> dict[str, Errors]:
         """By test set; empty where nothing was pretrained."""
-        return _over([n.errors_before_finetuning for n in self.networks], Errors, fmean)
+        return over_networks([n.errors_before_finetuning for n in self.networks], Errors, fmean)
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def training(self) -> dict[str, TrainingStage]:
         """By stage."""
-        return _over([n.training for n in self.networks], TrainingStage, fmean)
+        return over_networks([n.training for n in self.networks], TrainingStage, fmean)
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
@@ -163,7 +185,13 @@ class ArmResult(Record):
             return None
         settings, steps = each[0].settings, tuple(step for one in each for step in one.failing_steps)
         counts = pooled_counts([one.counts for one in each], steps, settings["timestep"])
-        return Dynamics(counts=counts, failing_steps=steps, settings=settings, seconds=sum(one.seconds for one in each))
+        return Dynamics(
+            counts=counts,
+            failing_steps=steps,
+            settings=settings,
+            seconds=sum(one.seconds for one in each),
+            oracle=pooled_oracle_errors([one.oracle for one in each if one.oracle is not None]),
+        )
 
     def spent(self) -> dict[str, Spent]:
         """What each stage took, and under ``total`` all of them together; means over networks."""
@@ -191,6 +219,12 @@ class Summary(Record):
             arms[result.arm] = ArmResult(networks=(*arms.get(result.arm, ArmResult()).networks, result))
         return self.model_copy(update={"arms": arms})
 
+    def with_committee(self, arm: str, found: dict[str, CommitteeErrors]) -> Summary:
+        """The same with what the networks of an arm are as a committee."""
+        return self.model_copy(
+            update={"arms": {**self.arms, arm: ArmResult(networks=self.arms[arm].networks, committee=found)}}
+        )
+
     def write(self, folder: Path) -> None:
         """Write ``summary.json`` of the run in a folder."""
         write_json(folder / SUMMARY, self.plain())
@@ -217,15 +251,24 @@ def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult 
     trained, tested = stage_result(place), stage_result(place / ERRORS)
     if not trained or not tested:
         return None
+    simulated = stage_result(place / DYNAMICS) if plan.dynamics else {}
+    if simulated and plan.oracle:
+        simulated["oracle"] = stage_result(place / ORACLE) or None
     return NetworkResult(
         name=network.name,
         arm=network.arm.name,
         seed=network.seed,
         checkpoint=trained["checkpoint"],
         training=trained["training"],
-        dynamics=(stage_result(place / DYNAMICS) or None) if plan.dynamics else None,
+        dynamics=simulated or None,
         **{key: found for key, found in tested.items() if key != "seconds"},
     )
+
+
+def committee_result(folder: Path, plan: Plan, arm: str) -> dict[str, CommitteeErrors]:
+    """What the networks of an arm are as a committee, by test set; empty until that is computed."""
+    found = stage_result(plan.of_arm(arm)[0].folder(folder) / COMMITTEE).get("committee", {})
+    return {name: CommitteeErrors.model_validate(one) for name, one in found.items()}
 
 
 def summary_of_stages(folder: Path, plan: Plan) -> Summary:
@@ -237,7 +280,10 @@ def summary_of_stages(folder: Path, plan: Plan) -> Summary:
         teacher=teacher_result(folder) if plan.teacher and TEACHER in done else None,
         pretraining_set=pretraining_set_result(folder) if plan.pretraining_set and PRETRAINING_SET in done else None,
     )
-    return begun.with_networks(*(found for n in plan.networks if (found := network_result(folder, n, plan))))
+    summary = begun.with_networks(*(found for n in plan.networks if (found := network_result(folder, n, plan))))
+    for arm in summary.arms:
+        summary = summary.with_committee(arm, committee_result(folder, plan, arm))
+    return summary
 
 
 def _with_errors(folder: Path) -> dict[str, Any]:
@@ -248,24 +294,3 @@ def spent_with_total(stages: Mapping[str, Spent]) -> dict[str, Spent]:
     """What each stage of a training took, and under ``total`` all of them together."""
     total = {key: sum(getattr(stage, key) for stage in stages.values()) for key in Spent.model_fields}
     return {**stages, "total": Spent(**total)} if stages else {}
-
-
-def _over(
-    results: Sequence[Mapping[str, AnyRecord]], record: type[AnyRecord], how: Callable[[Sequence[float]], float]
-) -> dict[str, AnyRecord]:
-    """Records of several networks by name, taken together number by number."""
-    return {
-        name: record.model_validate(_combined([found[name].model_dump() for found in results], how))
-        for name in (results[0] if results else ())
-    }
-
-
-def _combined(values: Sequence[Any], how: Callable[[Sequence[float]], float]) -> Any:
-    """Mappings of numbers, number by number; what is the same everywhere, or no number, as it is in the first."""
-    first = values[0]
-    if isinstance(first, Mapping):
-        return {key: _combined([v[key] for v in values], how) for key in first}
-    if isinstance(first, bool | int) and all(v == first for v in values):
-        return first
-    numbers = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
-    return how(numbers) if len(numbers) == len(values) else first

@@ -3,3 +3,4 @@
 from .kinds import StressTest as StressTest
 from .result import BreakingPoint as BreakingPoint
 from .result import StressResult as StressResult
+from .run import run_stress_tests as run_stress_tests

@@ -52,5 +52,7 @@ STRESS_TESTS: Registry[StressTest] = Registry(
     "stress test",
     "mdl_physpre.stress_tests",
     StressTest,
-    {},
+    {
+        "heating": "mdl_physpre.stress_tests.heating:Heating",
+    },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mdl_physpre.dynamics.verdicts.survival import Observation
 from mdl_physpre.utils.record import Record
 
 
@@ -45,3 +46,12 @@ class StressResult(Record):
     points: tuple[BreakingPoint, ...]
     settings: dict[str, Any] = {}
     seconds: float = 0.0
+
+    def observations(self, network: str = "") -> list[Observation]:
+        """Its points as observations of :func:`~mdl_physpre.dynamics.breaking_statistics`, each structure by its place.
+
+        Parameters
+        ----------
+        network : that was tested.
+        """
+        return [Observation(p.value, p.broken, p.index, network, p.reason) for p in self.points]

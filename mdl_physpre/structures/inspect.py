@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from scipy.spatial import cKDTree
 
 from mdl_physpre.structures.check import describe
-from mdl_physpre.structures.labels import get_labels, label_counts, largest_force
+from mdl_physpre.structures.duplicates import RADIUS, SAME_DISTANCE, SAME_ENERGY, descriptor, find_duplicates
+from mdl_physpre.structures.label_sources import look_like_labels
+from mdl_physpre.structures.labels import LABELS, get_labels, label_counts, largest_force
 from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 from mdl_physpre.structures.splits import format_label_counts
 from mdl_physpre.utils.progress import progress
 
-RADIUS = 5.0  # Å: neighbours within it describe a structure in the search for duplicates
 FAR_RADIUS = 10.0  # Å: where a pair of elements is looked for that does not meet within RADIUS
-N_NEIGHBOURS = 8
-SAME_DISTANCE = 0.005  # Å
-SAME_ENERGY = 1e-3  # eV/atom
 _Closest = dict[tuple[int, int], tuple[float, int]]  # distance, Å, and place of the structure, by pair of elements
 
 
@@ -43,7 +40,8 @@ def inspect_structures(
     Returns
     -------
     {"sets": {name: {"structures", "atoms", "atoms_per_structure" [min, median, max], "elements" {symbol: structures},
-    "periodic", "labels", "ranges", "info"}}, "closest_pairs": [{"pair", "distance" (Å, None beyond 10 Å), "set",
+    "periodic", "labels", "ranges", "info", "columns",
+    "other results", "unread labels"}}, "closest_pairs": [{"pair", "distance" (Å, None beyond 10 Å), "set",
     "structure"}], "duplicates": [{"sets", "number", "examples"}]}; all of it can be written as JSON.
     """
     sets: dict[str, Sequence[Atoms]] = (
@@ -55,11 +53,11 @@ def inspect_structures(
     for position, (_, _, atoms) in enumerate(progress(everything, description="measuring distances")):
         i, j, distances = pairs_within(atoms, RADIUS)
         _note(closest, closest_by_elements(atoms.numbers, i, j, distances), position)
-        descriptors.append(_descriptor(atoms, i, distances))
+        descriptors.append(descriptor(atoms, i, distances))
     return {
         "sets": {name: _describe_set(part) for name, part in sets.items()},
         "closest_pairs": _closest_pairs(everything, closest),
-        "duplicates": _duplicates(everything, descriptors, list(sets), same_distance, same_energy),
+        "duplicates": find_duplicates(everything, descriptors, list(sets), same_distance, same_energy),
     }
 
 
@@ -92,6 +90,8 @@ def _describe_set(structures: Sequence[Atoms]) -> dict[str, Any]:
     sizes = [len(a) for a in structures] or [0]
     elements = Counter(s for a in structures for s in set(a.symbols))
     keys = Counter(str(k) for a in structures for k in a.info if k != "structure_id")
+    columns = Counter(str(k) for a in structures for k in a.arrays if k not in ("numbers", "positions"))
+    results = Counter(str(k) for a in structures if a.calc is not None for k in getattr(a.calc, "results", ()))
     return {
         "structures": len(structures),
         "atoms": int(sum(sizes)),
@@ -102,6 +102,9 @@ def _describe_set(structures: Sequence[Atoms]) -> dict[str, Any]:
         "labels": label_counts(structures),
         "ranges": _ranges(structures),
         "info": dict(keys.most_common(20)),
+        "columns": dict(columns.most_common(20)),
+        "other results": {k: n for k, n in results.items() if k not in LABELS},
+        "unread labels": look_like_labels(structures),
     }
 
 
@@ -122,51 +125,6 @@ def _ranges(structures: Sequence[Atoms]) -> dict[str, list[float]]:
     return {name: [float(min(v)), float(np.median(v)), float(max(v))] for name, v in found.items()}
 
 
-def _descriptor(atoms: Atoms, i: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation, over the atoms of each element, of the distance to the k-th neighbour.
-
-    Shape (n_elements · 2 · 8,), Å; RADIUS where an atom has fewer neighbours.
-    """
-    n = len(atoms)
-    order = np.lexsort((distances, i))
-    counts = np.bincount(i, minlength=n)
-    rank = np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = rank < N_NEIGHBOURS
-    nearest = np.full((n, N_NEIGHBOURS), RADIUS)
-    nearest[i[order][kept], rank[kept]] = distances[order][kept]
-    parts = [nearest[atoms.numbers == z] for z in np.unique(atoms.numbers)]
-    return np.concatenate([np.zeros(0), *(row for part in parts for row in (part.mean(axis=0), part.std(axis=0)))])
-
-
-def _duplicates(
-    everything: Sequence[tuple[str, int, Atoms]],
-    descriptors: Sequence[np.ndarray],
-    names: Sequence[str],
-    same_distance: float,
-    same_energy: float,
-) -> list[dict[str, Any]]:
-    by_formula: dict[str, list[int]] = defaultdict(list)
-    for position, (_, _, atoms) in enumerate(everything):
-        by_formula[atoms.symbols.formula.reduce()[0].format("hill")].append(position)
-    energies = [np.nan if (e := get_labels(a).energy) is None else e / max(1, len(a)) for _, _, a in everything]
-    found: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
-    for members in by_formula.values():
-        if len(members) < 2:
-            continue
-        tree = cKDTree(np.array([descriptors[m] for m in members]))
-        for a, b in sorted(tree.query_pairs(same_distance, p=np.inf)):
-            one, two = members[a], members[b]
-            if abs(energies[one] - energies[two]) > same_energy:  # NaN, unknown, is not above
-                continue
-            found[everything[one][0], everything[two][0]].setdefault(two, one)
-    table = []
-    for (first, second), partners in sorted(found.items(), key=lambda item: [names.index(n) for n in item[0]]):
-        pairs = [(one, two) for two, one in list(partners.items())[:5]]
-        examples = [[describe(everything[k][2], everything[k][1]) for k in pair] for pair in pairs]
-        table.append({"sets": [first, second], "number": len(partners), "examples": examples})
-    return table
-
-
 def format_inspection(result: Mapping[str, Any]) -> str:
     """The result of ``inspect_structures`` as text for a terminal."""
     lines: list[str] = []
@@ -182,8 +140,11 @@ def format_inspection(result: Mapping[str, Any]) -> str:
             f"  {key:<22} {low:>12.4f} {mid:>12.4f} {high:>12.4f}   (smallest, median, largest)"
             for key, (low, mid, high) in part["ranges"].items()
         ]
-        if part["info"]:
-            lines.append("  info: " + ", ".join(f"{k} ({n})" for k, n in part["info"].items()))
+        for key in ("info", "columns", "other results"):
+            if part[key]:
+                lines.append(f"  {key}: " + ", ".join(f"{k} ({n})" for k, n in part[key].items()))
+        for entry, label in part["unread labels"].items():
+            lines.append(f"  {entry} looks like {label} and is not read: --key {label}={entry}, or dataset.keys")
     lines += ["", "labels", format_label_counts({name: part["labels"] for name, part in result["sets"].items()})]
     lines += ["", "closest pairs (periodic images included)"]
     for row in result["closest_pairs"]:

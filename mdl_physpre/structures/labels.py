@@ -31,9 +31,9 @@ class Labels:
 
 
 def as_stress_matrix(stress: Any, name: str = "stress") -> np.ndarray:
-    """A stress as (3, 3), from Voigt order (xx, yy, zz, yz, xz, xy), nine numbers, (3, 3) or (1, 3, 3).
+    """A symmetric (3, 3) tensor, from Voigt order (xx, yy, zz, yz, xz, xy), nine numbers, (3, 3) or (1, 3, 3).
 
-    Raises DataError, with its name, for anything else.
+    Of nine numbers the symmetric part counts, (σ + σᵀ)/2. Raises DataError, with its name, for anything else.
     """
     try:
         array = np.asarray(stress, dtype=float)
@@ -42,14 +42,18 @@ def as_stress_matrix(stress: Any, name: str = "stress") -> np.ndarray:
     if array.shape in ((6,), (1, 6)):
         return np.asarray(voigt_6_to_full_3x3_stress(array.reshape(6)))
     if array.shape in ((9,), (1, 9), (3, 3), (1, 3, 3)):
-        return array.reshape(3, 3)
+        array = array.reshape(3, 3)
+        return 0.5 * (array + array.T)
     raise DataError(
         f"{name} has shape {array.shape}; expected (3, 3), (1, 3, 3) or 6 numbers in Voigt order xx, yy, zz, yz, xz, xy"
     )
 
 
 def get_labels(atoms: Atoms) -> Labels:
-    """The labels that ``atoms`` carries as results of a finished calculation; nothing is computed."""
+    """The labels that ``atoms`` carries as results of a finished calculation; nothing is computed.
+
+    There is no stress where the structure is not periodic in three directions, and so has no volume.
+    """
     calculator = atoms.calc
     if not isinstance(calculator, SinglePointCalculator):
         return Labels()
@@ -58,7 +62,7 @@ def get_labels(atoms: Atoms) -> Labels:
     return Labels(
         energy=None if energy is None else float(energy),
         forces=None if forces is None else np.asarray(forces, dtype=float),
-        stress=None if stress is None else as_stress_matrix(stress),
+        stress=None if stress is None or not atoms.pbc.all() else as_stress_matrix(stress),
     )
 
 

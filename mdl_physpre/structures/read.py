@@ -17,6 +17,9 @@ from mdl_physpre.errors import ConfigError, DataError, nearest
 from mdl_physpre.structures.check import check_structures
 from mdl_physpre.structures.formats.base import format_to_read, formats, known_formats, unknown
 from mdl_physpre.structures.label_sources import assign_labels
+from mdl_physpre.structures.plausibility import check_units_of_labels
+from mdl_physpre.structures.sources import Source, files_of
+from mdl_physpre.structures.units import check_units, convert_labels
 from mdl_physpre.utils.files import existing_file
 from mdl_physpre.utils.progress import progress
 
@@ -24,9 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_structures(
-    path: str | Path,
+    path: Source,
     keys: Mapping[str, str] | None = None,
     *,
+    units: Mapping[str, str] | None = None,
     format: str | None = None,
     elements: Iterable[str] | None = None,
     check: bool = True,
@@ -36,32 +40,39 @@ def read_structures(
 
     Parameters
     ----------
-    path : a file, its format taken from its name: .extxyz/.xyz (also .gz), .db (ASE), .json (also .gz; MatDeepLearn,
-        MPtrj or ASE, told apart by content); any other that ASE reads (.traj, .cif, POSCAR, …); or "load-atoms:NAME".
+    path : a file, its format taken from its name: .extxyz/.xyz (also .gz), .db (ASE, SchNetPack in the units that it
+        states), .json (also .gz; MatDeepLearn, MPtrj, ASE or FitSNAP, told apart by content), .lammpstrj (LAMMPS); any
+        other that ASE reads (.traj, .cif, POSCAR, …); a folder of DeePMD-kit; or "load-atoms:NAME". Several of them as
+        a list, a pattern ("data/*.xyz") or a folder, one after another.
     format : its format by name instead, or by the import path of a class of
         :class:`~mdl_physpre.structures.formats.base.Format`.
-    keys : where labels stand, {"energy": …, "forces": …, "stress": …}, any of them; names of entries of ``info``,
-        ``arrays`` or calculator results. Then ``REF_energy``, ``REF_forces``, ``REF_stress`` count, then calculator
-        results. Energies are totals in eV, forces eV/Å, stress eV/Å³ with tension positive, as (6,) in Voigt order,
-        (3, 3) or (1, 3, 3).
+    keys : where labels stand, {"energy": …, "forces": …, "stress": …, "virial": …}, any of them; names of entries of
+        ``info``, ``arrays`` or calculator results. Then ``REF_energy``, ``REF_forces``, ``REF_stress`` count, then
+        calculator results. Energies are totals in eV, forces eV/Å, stress eV/Å³ with tension positive, as (6,) in Voigt
+        order, (3, 3) or (1, 3, 3); a virial, eV, counts where there is no stress. Of two energies that a code gives,
+        ``energy`` counts (ASE: extrapolated to zero smearing); for the other, {"energy": "free_energy"}.
+    units : of labels that are in others, {"energy": "Hartree", "forces": "Hartree/Bohr", "stress": "kbar"}; with a
+        minus sign before it of the other sign.
     elements : only structures that hold nothing but these elements (symbols).
-    check : whether to check the structures (``check_structures``).
+    check : whether to check the structures (``check_structures``), and the units of their labels
+        (``check_units_of_labels``).
     options : of some formats, left out by others: ``energy``, "corrected" (default) or "uncorrected", MPtrj; ``root``,
-        download folder, load-atoms.
+        download folder, load-atoms; ``types``, elements in the order of the types, LAMMPS.
 
     Returns
     -------
-    Structures with labels as calculator results (``get_labels``), and ``info["structure_id"]``, a string that is
-    unique in the file: the file's own where it has one, else the index.
+    Structures with labels as calculator results, and ``info["structure_id"]``, unique text: the file's, or the index.
 
     Raises
     ------
     DataError : whatever is wrong with the file or a structure; file and index or key are named.
     ConfigError : an unknown option or label, or a value that an option does not take.
     """
-    source, wanted = str(path), _symbols(elements)
-    structures = _read(Path(path).expanduser(), format, {"elements": wanted, **options})
+    wanted, files = _symbols(elements), files_of(path)
+    source = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    structures = _read_all(files, format, {"elements": wanted, **options})
     assign_labels(structures, keys, source)
+    convert_labels(structures, check_units(units or {}))
     _assign_ids(structures, source)
     indices: Sequence[int] = range(len(structures))
     if wanted:
@@ -72,13 +83,25 @@ def read_structures(
         raise DataError(f"{source}: holds no structure{only}")
     if check:
         check_structures(list(progress(structures, description="checking")), source, indices=indices)
+        check_units_of_labels(structures, source)
     logger.info("%s: %d structures, %d atoms", source, len(structures), sum(len(a) for a in structures))
+    return structures
+
+
+def _read_all(files: Sequence[str], format: str | None, options: dict[str, Any]) -> list[Atoms]:
+    """The structures of all files; of several, each has the name of its file, where it has none of its own."""
+    structures: list[Atoms] = []
+    for file in files:
+        part = _read(Path(file).expanduser(), format, options)
+        for k, atoms in enumerate(part if len(files) > 1 else ()):
+            atoms.info.setdefault("structure_id", f"{Path(file).name}-{k}")
+        structures += part
     return structures
 
 
 def _read(path: Path, format: str | None, options: dict[str, Any]) -> list[Atoms]:
     if len(options) > 1:  # beside the elements
-        known = {"format", "elements", "check"}.union(*(one.options for one in formats()))
+        known = {"format", "elements", "check", "units"}.union(*(one.options for one in formats()))
         for name in options:
             if name not in known:
                 raise ConfigError(f"read_structures: unknown option {name!r}; {nearest(name, known)}")
@@ -108,6 +131,8 @@ def _read_by_ase(path: Path) -> list[Atoms]:
         raise DataError(f"{unknown(path)}; nor does ASE know it") from None
     except Exception as error:  # ASE's readers raise errors of many kinds
         raise DataError(f"{path}: ASE cannot read it ({type(error).__name__}: {error}); {known_formats()}") from error
+    if isinstance(found, list) and not found:
+        raise DataError(f"{path}: ASE finds no structure in it; did the calculation end, and is this its output?")
     return found if isinstance(found, list) else [found]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from mdl_physpre.errors import DataError
 from mdl_physpre.runs.stage import hash_of, hash_of_file
 from mdl_physpre.runs.summary import SetCounts
 from mdl_physpre.structures.check import require_labels
+from mdl_physpre.structures.duplicates import also_in_training
 from mdl_physpre.structures.labels import label_counts
 from mdl_physpre.structures.read import read_structures
+from mdl_physpre.structures.sources import Source, files_of
 from mdl_physpre.structures.splits import format_label_counts, split_structures
 from mdl_physpre.workflow.config.schema import Config
 
@@ -51,11 +54,21 @@ class RunData:
         return {"train": self.train, "val": self.val, **self.test_sets}
 
     def counts(self) -> dict[str, SetCounts]:
-        """Structures, atoms and labels of each set."""
+        """Structures, atoms and labels of each set, and how many of its structures are in the training set, too."""
         return {
-            name: SetCounts(structures=len(s), atoms=sum(len(a) for a in s), labels=label_counts(s))
+            name: SetCounts(
+                structures=len(s),
+                atoms=sum(len(a) for a in s),
+                labels=label_counts(s),
+                in_training=len(self.in_training.get(name, ())),
+            )
             for name, s in self.sets.items()
         }
+
+    @cached_property
+    def in_training(self) -> dict[str, list[int]]:
+        """By set, the places of structures that are suspected to be among the training structures, too."""
+        return also_in_training(self.train, {"val": self.val, **self.test_sets})
 
     def hashes(self) -> dict[str, str]:
         """What tells these data from others: ``data.json`` has it."""
@@ -71,12 +84,12 @@ def load_data(config: Config) -> RunData:
     """
     dataset = config.dataset
 
-    def read(path: str) -> list[Atoms]:
-        return read_structures(path, keys=dataset.keys, **dataset.options)
+    def read(path: Source) -> list[Atoms]:
+        return read_structures(path, keys=dataset.keys, units=dataset.units, **dataset.options)
 
     if isinstance(dataset.src, dict):
         train, val, test = _given_files(config, read)
-        sources: dict[str, str] = {str(role): path for role, path in dataset.src.items()}
+        sources: dict[str, Source] = {str(role): path for role, path in dataset.src.items()}
     else:
         structures = read(dataset.src)
         size = dataset.split
@@ -91,9 +104,10 @@ def load_data(config: Config) -> RunData:
             raise DataError(
                 f"the {name} set is empty; give dataset.split sizes, or files, that leave structures for it"
             )
-    how = dataset.model_dump(exclude={"src", "extra_tests"})
+    how = dataset.model_dump(exclude={"src", "extra_tests", *(() if dataset.units else ("units",))})
     key = hash_of({"files": _hashes(sources), "dataset": how, "seed": config.task.seed})
-    extra_key = hash_of({"files": _hashes(dataset.extra_tests), "keys": dataset.keys, "options": dataset.options})
+    others: dict[str, Any] = {"files": _hashes(dataset.extra_tests), "keys": dataset.keys, "options": dataset.options}
+    extra_key = hash_of({**others, "units": dataset.units} if dataset.units else others)
     data = RunData(train, val, test, extra, key, extra_key)
     for name, part in (("training set", train), ("validation set", val)):
         require_labels(part, config.optim.weights(), name)
@@ -108,8 +122,13 @@ def load_data(config: Config) -> RunData:
     return data
 
 
-def _hashes(files: Mapping[str, str]) -> dict[str, str]:
-    return {role: hash_of_file(Path(f)) if Path(f).exists() else f for role, f in files.items()}
+def _hashes(sources: Mapping[str, Source]) -> dict[str, str | list[str]]:
+    """A hash of each file; a list of them where there are several."""
+    found: dict[str, str | list[str]] = {}
+    for role, source in sources.items():
+        hashes = [hash_of_file(Path(f)) if Path(f).is_file() else f for f in files_of(source)]
+        found[role] = hashes[0] if len(hashes) == 1 else hashes
+    return found
 
 
 def _given_files(config: Config, read: Any) -> tuple[list[Atoms], list[Atoms], list[Atoms]]:

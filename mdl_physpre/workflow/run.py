@@ -16,9 +16,11 @@ from mdl_physpre.training.ranks import leading
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.reports import Reports
-from mdl_physpre.workflow.setup import data_of_run, working_in
+from mdl_physpre.workflow.setup import data_of_run, device_of, working_in
+from mdl_physpre.workflow.stages.committee import committee_stage
 from mdl_physpre.workflow.stages.eam import eam_stage
-from mdl_physpre.workflow.stages.network import network_results
+from mdl_physpre.workflow.stages.network import dynamics_structures, network_results
+from mdl_physpre.workflow.stages.oracle import try_oracle
 from mdl_physpre.workflow.stages.pretraining_set import pretraining_set_stage
 from mdl_physpre.workflow.stages.teacher import teacher_stage
 
@@ -53,6 +55,7 @@ def _run(config: Config, out: str | Path | None) -> Summary:
     plan = plan_of(config.model_dump())
     with working_in(out, config) as folder:
         data = data_of_run(folder, config)
+        try_oracle(folder, config, plan, dynamics_structures(config, data))
         eam = eam_stage(folder, config, data, for_hybrids=plan.hybrids) if plan.eam else None
         teacher = teacher_stage(folder, config, data) if plan.teacher else None
         pretraining_set = pretraining_set_stage(folder, config, data) if plan.pretraining_set else None
@@ -61,6 +64,9 @@ def _run(config: Config, out: str | Path | None) -> Summary:
         for network in network_results(folder, config, data, plan):
             summary = summary.with_networks(network)
             reports.refresh(summary)
+        for arm in summary.arms:
+            found = committee_stage(folder, data, plan, arm, device_of(config))
+            summary = summary.with_committee(arm, found)
         return reports.finish(summary)
 
 

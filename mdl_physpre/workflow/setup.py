@@ -9,7 +9,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +30,7 @@ from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data
+from mdl_physpre.workflow.doubts import doubts
 
 logger = logging.getLogger(__name__)
 REPORT_PATTERNS = (layout.SUMMARY, "report.html", "report.pdf", "report/*.svg", "report/*.png", "report/*.csv")
@@ -102,7 +103,10 @@ def data_of_run(folder: Path, config: Config) -> RunData:
     data = load_data(config)
     with torch.random.fork_rng(devices=[]):
         network_of(config, data)
-    record_setup(folder, config, data, device)
+    said = doubts(config, data)
+    for sentence in said:
+        logger.warning("%s", sentence)
+    record_setup(folder, config, data, device, said)
     return data
 
 
@@ -112,7 +116,7 @@ def network_of(config: Config, data: RunData) -> Backbone:
     return build_backbone(model.name, elements=data.elements, cutoff=model.cutoff, **model.hyperparameters)
 
 
-def record_setup(folder: Path, config: Config, data: RunData, device: torch.device) -> None:
+def record_setup(folder: Path, config: Config, data: RunData, device: torch.device, said: Sequence[str] = ()) -> None:
     """``config.yml``, resolved, ``environment.json`` and ``data.json``; a report of another set-up is taken away."""
     dumped = json.loads(config.model_dump_json())
     text = yaml.safe_dump(dumped, sort_keys=False)
@@ -145,6 +149,7 @@ def record_setup(folder: Path, config: Config, data: RunData, device: torch.devi
             "config": hash_of(dumped),
             "device": str(device),
             "cuda": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "doubts": list(said),
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         },
     )

@@ -22,7 +22,7 @@ def test_steps_are_those_without_compilation(monkeypatch):
         made.append(potential)
         return CompiledPotential(potential, backend="aot_eager")
 
-    monkeypatch.setattr(batch, "CompiledPotential", compiled)
+    monkeypatch.setattr(batch, "compiled", compiled)
     potential, structures = EAMInteraction(["Si"], cutoff=4.0, n_basis=2).double(), [bulk("Si", cubic=True)]
     run = partial(simulate, potential, structures, progress=False)
     settings = dict(temperature=300.0, steps=6, timestep=1.0)

@@ -38,3 +38,10 @@ def test_names_are_those_of_the_code() -> None:
     for name in (*thresholds, "overlap_ratio", "taut", "taup", "compressibility", "rdf_start", "pressure_interval"):
         assert name in DynamicsSettings.model_fields
         assert name in explained, name
+
+
+def test_the_example_of_statistics_runs(capsys: pytest.CaptureFixture) -> None:
+    examples = [code for code in re.findall(r"```python\n(.*?)```", TEXT, re.S) if "compare_breaking" in code]
+    exec(examples[0], {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("15 24") and second.startswith("pretrain 0.1 0.1 ")

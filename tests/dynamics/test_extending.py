@@ -115,6 +115,7 @@ def test_what_cannot_be_used_is_named() -> None:
 
 def test_the_observers_of_every_run_bring_all_reasons_and_metrics() -> None:
     classes = observer_classes(DynamicsSettings())
-    assert {reason for cls in classes for reason in cls.reasons} == set(REASONS)
+    settings = DynamicsSettings()
+    assert {reason for cls in classes for reason in cls.reasons_with(settings)} == set(REASONS)
     assert {metric for cls in classes for metric in cls.metrics} < set(METRICS)
     assert Forces in classes

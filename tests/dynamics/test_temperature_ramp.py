@@ -1,5 +1,4 @@
-"""A thermostat whose temperature rises: what the atoms make of it, restarts, and that it costs nothing where it rests.
-"""
+"""A thermostat whose temperature rises: what atoms make of it, restarts, and that it costs nothing where it rests."""
 
 from __future__ import annotations
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mdl_physpre.dynamics.verdicts.survival import survival_curve
 from mdl_physpre.dynamics.verdicts.verdict import (
     REASONS,
     Verdict,
     make_verdict,
     summarise,
-    survival_curve,
     wilson_interval,
 )
 
@@ -68,11 +68,11 @@ def test_survival_without_censoring_is_a_proportion_with_its_interval() -> None:
     verdicts += [verdict(k, {}, steps_run=100) for k in range(4, 10)]
     curve = survival_curve(verdicts)
     assert curve.n == 10
-    assert curve.time_fs == (0, 20, 60, 140)
+    assert curve.value == (0, 20, 60, 140)
     assert curve.survival == pytest.approx([1, 0.8, 0.7, 0.6])
     assert curve.at_risk == (10, 10, 8, 7)
     assert curve.failed == (0, 2, 1, 1)
-    assert curve.end_fs == 200
+    assert curve.end == 200
     for k, failed in enumerate([0, 2, 3, 4]):
         assert (curve.low[k], curve.high[k]) == pytest.approx(wilson_interval(10 - failed, 10))
 
@@ -93,7 +93,7 @@ def test_survival_with_structures_that_end_earlier() -> None:
     assert overlap.survival == pytest.approx([1, 3 / 4])
     assert survival_curve([]).survival == ()
     at_once = survival_curve([verdict(0, {"overlap": (0, "near")}, steps_run=0), verdict(1, {})])
-    assert (at_once.time_fs, at_once.survival) == ((0,), (0.5,))
+    assert (at_once.value, at_once.survival) == ((0,), (0.5,))
     rng, covered = np.random.default_rng(0), 0
     for _ in range(400):
         fails, ends = rng.exponential(100, 30).astype(int), rng.integers(20, 200, 30)
@@ -102,6 +102,6 @@ def test_survival_with_structures_that_end_earlier() -> None:
             for k, (f, e) in enumerate(zip(fails, ends, strict=True))
         ]
         found = survival_curve(drawn)
-        at = np.searchsorted(found.time_fs, 2 * 60, side="right") - 1
+        at = np.searchsorted(found.value, 2 * 60, side="right") - 1
         covered += found.low[at] <= np.exp(-61 / 100) <= found.high[at]
     assert 0.92 < covered / 400 <= 1

@@ -28,12 +28,12 @@ def labelled_structures(draw, min_atoms=1, info=True):
     pbc = draw(st.sampled_from([(True, True, True), (False, False, False), (True, True, False)]))
     cell = np.eye(3) * 9 + rng.normal(size=(3, 3)) if any(pbc) or draw(st.booleans()) else np.zeros((3, 3))
     atoms = Atoms(numbers=rng.choice([1, 8, 14, 15, 25], n), positions=positions, cell=cell, pbc=pbc)
-    stress = rng.normal(size=(3, 3))
+    stress = 0.001 * rng.normal(size=(3, 3))
     set_labels(
         atoms,
         energy=float(rng.normal() * 100) if draw(st.booleans()) else None,
         forces=rng.normal(size=(n, 3)) * 10.0 ** rng.integers(-3, 4) if draw(st.booleans()) else None,
-        stress=stress + stress.T if any(pbc) and draw(st.booleans()) else None,
+        stress=stress + stress.T if all(pbc) and draw(st.booleans()) else None,
     )
     if info:
         atoms.info["note"] = draw(st.one_of(WORDS, TRICKY))

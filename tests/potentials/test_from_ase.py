@@ -13,7 +13,7 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -286,3 +286,23 @@ def test_it_is_not_saved_as_a_checkpoint(tmp_path):
     save = partial(save_potential, tmp_path / "a.pt", CalculatorPotential(argon))
     with pytest.raises(CheckpointError, match="cannot be saved"):
         save()
+
+
+class Differentiates(Calculator):
+    """E = Σ x² by torch, as networks of others have their forces."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        x = torch.tensor(atoms.positions, requires_grad=True)
+        energy = (x**2).sum()
+        self.results = {"energy": energy.item(), "forces": -torch.autograd.grad(energy, x)[0].numpy()}
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_calculator_that_differentiates_works_where_nothing_else_does(context):
+    atoms = bulk("Cu", cubic=True)
+    with context():
+        found = evaluate(CalculatorPotential(Differentiates(), name="x"), build_graph(atoms, 0.0), stress=False)
+    assert np.allclose(found.forces.numpy(), -2 * atoms.positions)

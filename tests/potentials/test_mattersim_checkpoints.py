@@ -23,10 +23,10 @@ from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
 from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.checkpoints.archive import read_archive
 from mdl_physpre.potentials.checkpoints.mattersim import (
     is_mattersim_checkpoint,
     read_mattersim_checkpoint,
-    read_without_running,
     write_mattersim_checkpoint,
 )
 from mdl_physpre.potentials.checkpoints.mattertune import is_mattertune_checkpoint, read_mattertune_checkpoint
@@ -73,7 +73,7 @@ def assert_same(potential, atoms: Atoms, host: dict, tolerance: float = 1e-4) ->
 
 def changed(path: Path, **changes) -> Path:
     """A copy of the recorded checkpoint with other entries; None removes one."""
-    content = {**read_without_running(FILE), **changes}
+    content = {**read_archive(FILE), **changes}
     torch.save({key: value for key, value in content.items() if value is not None}, path)
     return path
 
@@ -137,11 +137,11 @@ def test_objects_in_a_file_are_not_built(tmp_path):
 
 def test_files_that_do_not_fit(tmp_path):
     path = tmp_path / "m.pth"
-    host = read_without_running(FILE)
+    host = read_archive(FILE)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         read_mattersim_checkpoint(tmp_path / "absent.pth")
     path.write_bytes(FILE.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match=r"m\.pth: not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"m\.pth: the checkpoint is truncated"):
         read_mattersim_checkpoint(path)
     with pytest.raises(CheckpointError, match="expected model and model_args"):
         read_mattersim_checkpoint(changed(path, model=None))
@@ -193,7 +193,7 @@ def test_the_host_loads_what_is_written(tmp_path):
 
 def tuned(path: Path, normalizers: dict, buffers: dict, **changes) -> Path:
     """The recorded network as MatterTune's Lightning file holds it."""
-    state = {f"backbone.model.{name}": value for name, value in read_without_running(FILE)["model"].items()}
+    state = {f"backbone.model.{name}": value for name, value in read_archive(FILE)["model"].items()}
     state |= {f"normalizers.{name}": torch.as_tensor(value) for name, value in buffers.items()}
     parameters = {
         "name": "mattersim",

@@ -84,6 +84,8 @@ def test_wrong_radii_are_named(radii, message):
 
 
 def test_wrong_cores_are_named():
+    with pytest.raises(ConfigError, match="'Sj' is no element"):
+        ZBL(["Sj"])
     with pytest.raises(ConfigError, match="expected zbl"):
         EAMInteraction(["Si"], short_range="morse")
     with pytest.raises(ConfigError, match="add short_range: zbl"):

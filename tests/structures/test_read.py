@@ -217,7 +217,7 @@ def bad_files(folder):
         "cut.json": (b'[{"atomic_numbers": [1], "positions": [[0, 0', "not valid JSON|too early"),
         "number.json": (b"3", "not valid JSON"),
         "none.json": (b"[]", "holds no structure"),
-        "other.json": (b'[{"a": 1}]', "expected MatDeepLearn"),
+        "other.json": (b'[{"a": 1}]', "MatDeepLearn"),
         "cut.json.gz": (
             gzip.compress(b"[" + b'{"atomic_numbers": [1], "positions": [[0, 0, 0]]},' * 99)[:40],
             "early|corrupt",

@@ -107,6 +107,37 @@ def test_only_what_changed_is_done_again(finished, config):
     run(config, out=folder)
 
 
+def test_an_oracle_sees_the_dynamics_of_every_network(finished, config, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    by = ["physpre.dynamics.oracle=calculator:ase.calculators.lj.LennardJones?sigma=1.8&epsilon=0.05&rc=4.0"]
+    by += ["physpre.dynamics.oracle_frames=6", "physpre.report.formats=[html, csv]"]
+    summary = run(config, by, out=folder)
+    for name in ("baseline", "pretrain"):
+        found = summary.arms[name].dynamics.oracle
+        assert found.wrong.n == 3 and found.means.forces_mae > 0.01 and found.rows == ()
+        stored = json.loads((folder / "3-networks" / name / "dynamics" / "oracle_errors.json").read_text())
+        assert len(stored["rows"]) >= found.means.frames > 0
+    assert read_summary(folder) == summary and not read_run(folder).missing
+    page = (folder / "report.html").read_text()
+    assert "wrong by the oracle, of those not failed" in page and "finds wrong" in page
+    rows = (folder / "report" / "oracle-errors.csv").read_text().splitlines()
+    assert rows[1].startswith("baseline,0.0,120.0,")
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}
+    run(config, by, out=folder)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")} == before
+    run(config, [*by, "physpre.dynamics.oracle_bound=0.9"], out=folder)  # frames alone are evaluated again
+    after = {p.parent.parent.name for p in before if p.stat().st_mtime_ns != before[p]}
+    assert after == {"baseline", "pretrain"}
+    assert {p.parent.name for p in before if p.stat().st_mtime_ns != before[p]} == {"oracle"}
+    without = run(config, out=folder).arms["baseline"].dynamics  # no oracle, no word of it
+    assert without.oracle is None and without == finished[1].arms["baseline"].dynamics.model_copy(
+        update={"seconds": without.seconds}
+    )
+    with pytest.raises(DataError, match="the oracle .* raises for every structure at the start"):
+        run(config, ["physpre.dynamics.oracle=calculator:ase.calculators.emt.EMT"], out=tmp_path / "other")
+    assert not (tmp_path / "other" / "1-eam").exists()
+
+
 def test_what_does_not_change_a_result_is_not_done_again(finished, config):
     folder, _ = finished
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}

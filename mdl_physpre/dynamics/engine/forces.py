@@ -78,11 +78,11 @@ def evaluate_chunks(
 ) -> tuple[Predictions, dict[int, Exception]]:
     """Energies, forces and stress in float64, and the structures for which the potential raised an error.
 
-    Without ``stress``, and where a structure has none, stress is NaN. A chunk for which the potential raises is
-    evaluated again structure by structure, so that one structure does not lose the others. Where it raises for want of
-    memory, chunks are halved from then on. Structures whose forces are not finite are evaluated again alone, too: in a
-    batch, the derivative of one structure's NaN can reach the others (0 · NaN). Without ``one_by_one`` the first
-    error is raised, and nothing is looked at.
+    Without ``stress``, and where a structure has none, stress is NaN. Spreads are there where the potential gives them.
+    A chunk for which the potential raises is evaluated again structure by structure, so that one structure does not
+    lose the others. Where it raises for want of memory, chunks are halved from then on. Structures whose forces are not
+    finite are evaluated again alone, too: in a batch, the derivative of one structure's NaN can reach the others
+    (0 · NaN). Without ``one_by_one`` the first error is raised, and nothing is looked at.
     """
     n = len(lists.numbers)
     found = Predictions(
@@ -91,6 +91,8 @@ def evaluate_chunks(
         stress=torch.full((n, 3, 3), torch.nan, dtype=torch.float64, device=positions.device),
     )
     assert found.forces is not None
+    if potential.gives_spread:
+        found.force_spread, found.energy_spread = torch.zeros_like(positions[:, 0]), torch.zeros_like(found.energies)
     raised: dict[int, Exception] = {}
     too_large = 0
 
@@ -141,6 +143,10 @@ def _evaluate(
     assert one.forces is not None and into.forces is not None and into.stress is not None
     into.forces[chunk.atoms] = one.forces.to(torch.float64)
     into.energies[chunk.first : chunk.last] = one.energies.to(torch.float64)
+    if into.force_spread is not None and into.energy_spread is not None:
+        assert one.force_spread is not None and one.energy_spread is not None
+        into.force_spread[chunk.atoms] = one.force_spread.to(torch.float64)
+        into.energy_spread[chunk.first : chunk.last] = one.energy_spread.to(torch.float64)
     if stress and one.stress is not None:
         into.stress[chunk.first : chunk.last] = one.stress.to(torch.float64)
 

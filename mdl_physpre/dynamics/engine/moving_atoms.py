@@ -10,6 +10,8 @@ import torch
 from ase import Atoms, units
 from torch import Tensor
 
+from mdl_physpre.potentials.base import Predictions
+
 
 @dataclass
 class MovingAtoms:
@@ -17,7 +19,8 @@ class MovingAtoms:
 
     Fields (n atoms, B structures): ``positions`` (n, 3) Å, unwrapped; ``velocities`` (n, 3) sqrt(eV/amu); ``cells``
     (B, 3, 3) Å; ``forces`` (n, 3) eV/Å; ``energies`` (B,) eV; ``stress`` (B, 3, 3) eV/Å³, NaN where it is not known;
-    ``kinetic`` (B,) eV; ``masses`` (n, 1) amu; ``batch`` (n,), the structure of each atom; ``counts`` (B,) atoms.
+    ``kinetic`` (B,) eV; ``masses`` (n, 1) amu; ``batch`` (n,), the structure of each atom; ``counts`` (B,) atoms;
+    ``force_spread`` (n,) eV/Å and ``energy_spread`` (B,) eV of a potential that gives them, else ``None``.
     """
 
     positions: Tensor
@@ -30,6 +33,8 @@ class MovingAtoms:
     masses: Tensor
     batch: Tensor
     counts: Tensor
+    force_spread: Tensor | None = None
+    energy_spread: Tensor | None = None
 
     PER_ATOM = ("positions", "velocities", "forces")
     PER_STRUCTURE = ("cells", "energies", "stress", "kinetic")
@@ -57,6 +62,12 @@ class MovingAtoms:
             batch=tensor(np.repeat(np.arange(len(sizes)), sizes)),
             counts=tensor(np.array(sizes, dtype=np.int64)),
         )
+
+    def take(self, found: Predictions) -> None:
+        """Take over what a potential found for the present positions; a stress that it did not give is NaN there."""
+        assert found.forces is not None and found.stress is not None
+        self.forces, self.energies, self.stress = found.forces, found.energies, found.stress
+        self.force_spread, self.energy_spread = found.force_spread, found.energy_spread
 
     def sums(self, values: Tensor) -> Tensor:
         """Sums over the atoms of each structure, (B, …)."""
@@ -88,5 +99,8 @@ class MovingAtoms:
             setattr(self, name, getattr(self, name).index_select(0, atoms))
         for name in (*self.PER_STRUCTURE, "counts"):
             setattr(self, name, getattr(self, name).index_select(0, structures))
+        if self.force_spread is not None and self.energy_spread is not None:
+            self.force_spread = self.force_spread.index_select(0, atoms)
+            self.energy_spread = self.energy_spread.index_select(0, structures)
         self.batch = torch.repeat_interleave(self.counts)
         return atoms

@@ -27,10 +27,11 @@ from mdl_physpre.dynamics.verdicts.judging import verdicts_of
 from mdl_physpre.dynamics.verdicts.observer import Moment
 from mdl_physpre.dynamics.verdicts.observers import Observers
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
-from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions
-from mdl_physpre.potentials.compiled import CompiledPotential
+from mdl_physpre.potentials.base import Potential, Predictions
+from mdl_physpre.potentials.compiled import compiled
 
 logger = logging.getLogger(__name__)
+ONLY_THE_RUN_KNOWS = ("potential_error", "cell_collapsed")
 
 
 class BatchRun:
@@ -59,11 +60,10 @@ class BatchRun:
         folder: Path | None,
         key: str,
     ) -> None:
-        if settings.compile and isinstance(potential, AtomicPotential):
-            potential = CompiledPotential(potential)
-        self.potential, self.settings, self.each = potential, settings, list(each)
+        self.potential = compiled(potential) if settings.compile else potential
+        self.settings, self.each = settings, list(each)
         self.folder, self.key = folder, key
-        self.dtype, self.device = floating(potential)
+        self.dtype, self.device = floating(self.potential)
         self.structures, self.ids, self.places = list(structures), list(ids), list(places)
         self.verdicts: dict[int, Verdict] = {}
         self.files = TrajectoryFiles(folder / TRAJECTORIES) if folder and settings.trajectory_interval else None
@@ -167,10 +167,9 @@ class BatchRun:
         """Forces, energies and stress at the present positions; returns the errors that the potential raised."""
         judged = not isinstance(broken, Unread)
         found, raised = evaluate_chunks(self.potential, self.lists, self.atoms.positions, stress, one_by_one=judged)
-        assert found.forces is not None and found.stress is not None
         if raised and stress and not self.changing:
             raised = self.without_stress(found, raised)
-        self.atoms.forces, self.atoms.energies, self.atoms.stress = found.forces, found.energies, found.stress
+        self.atoms.take(found)
         for k, error in raised.items():
             broken.add(k, "potential_error", f"the potential raised {type(error).__name__}: {error}")
         return raised
@@ -181,14 +180,15 @@ class BatchRun:
         At constant volume the pressure is only watched: that it cannot be had ends no run.
         """
         again, still = evaluate_chunks(self.potential, self.lists, self.atoms.positions)
-        assert found.forces is not None and again.forces is not None
         for k in raised.keys() - still.keys():
             if not self.stress_missed:
                 self.stress_missed = True
                 said = f"{type(raised[k]).__name__}: {raised[k]}"
                 logger.warning("the potential raised for the stress (%s): such structures get no pressure", said)
             mine = self.atoms.batch == k
-            found.forces[mine], found.energies[k] = again.forces[mine], again.energies[k]
+            for name, rows in (("forces", mine), ("force_spread", mine), ("energies", k), ("energy_spread", k)):
+                if (values := getattr(found, name)) is not None:
+                    values[rows] = getattr(again, name)[rows]
         return {k: error for k, error in still.items() if k in raised}
 
     def settle(self, broken: Broken, deformation: Tensor | None, stress: bool) -> None:
@@ -285,16 +285,16 @@ class BatchRun:
         energies = atoms.energies.tolist()
         conserved = (atoms.energies + atoms.kinetic - self.integrator.heat).tolist()
         ends = np.concatenate([[0], np.cumsum(atoms.counts.cpu().numpy())])
+        spread = None if atoms.force_spread is None else atoms.force_spread.cpu().numpy()
         for k in structures:
             place, mine = self.active[k], slice(ends[k], ends[k + 1])
             where, cell = positions[mine], cells[k]
             if place in self.left_at:
                 where, cell = (part.cpu().numpy() for part in self.left_at[place])
             frame = make_frame(self.structures[place], where, cell, momenta[mine], forces[mine], energies[k], stress[k])
-            time = self.step * self.each[place].timestep
-            frame.info = {"structure_id": self.ids[place], "step": self.step, "time_fs": time}
-            frame.info["conserved_energy"] = conserved[k]
-            for reason, text in broken.get(k, {}).items():
-                if reason in ("potential_error", "cell_collapsed"):  # what only the run knows
-                    frame.info[reason] = " ".join(text.split())
+            frame.info = {"structure_id": self.ids[place], "step": self.step}
+            frame.info |= {"time_fs": self.step * self.each[place].timestep, "conserved_energy": conserved[k]}
+            if spread is not None and atoms.energy_spread is not None:
+                frame.arrays["force_spread"], frame.info["energy_spread"] = spread[mine], float(atoms.energy_spread[k])
+            frame.info |= {r: " ".join(t.split()) for r, t in broken.get(k, {}).items() if r in ONLY_THE_RUN_KNOWS}
             yield self.places[place], frame

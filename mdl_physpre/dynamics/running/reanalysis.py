@@ -11,14 +11,13 @@ positions do not show: the error that the potential raised, or too many neighbou
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.io.extxyz import XYZError, read_xyz
 
 from mdl_physpre.analysis.lindemann import cell_change
 from mdl_physpre.analysis.overlap import minimum_distance
@@ -26,14 +25,13 @@ from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.running.run_state import smallest_distance
 from mdl_physpre.dynamics.running.storage import TRAJECTORIES, VERDICTS, TrajectoryFiles
+from mdl_physpre.dynamics.running.trajectory_frames import read_frames
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import unusable, verdicts_of
 from mdl_physpre.dynamics.verdicts.observer import Moment
 from mdl_physpre.dynamics.verdicts.observers import Observers
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 
 def judge_trajectory(
@@ -63,7 +61,7 @@ def judge_trajectory(
     """
     settings = settings or DynamicsSettings()
     name = str(frames) if isinstance(frames, (str, Path)) else "the trajectory"
-    listed = _read(Path(frames)) if isinstance(frames, (str, Path)) else iter(frames)
+    listed = read_frames(Path(frames)) if isinstance(frames, (str, Path)) else iter(frames)
     first = next(listed, None)
     if first is None:
         raise DataError(f"{name} has no frames; there is nothing to judge")
@@ -89,12 +87,10 @@ def judge_trajectory(
     return verdicts_of(observers, [0], step, broken, complete=False)[0]
 
 
-def judge_run(out: str | Path) -> list[Verdict]:
-    """The verdicts on all trajectories in the folder of a finished run, with the settings in its ``verdicts.json``.
+def finished_run(out: str | Path) -> tuple[DynamicsSettings, dict[str, list[Any]], list[Verdict]]:
+    """Settings, values of single structures, and verdicts in the folder of a finished run.
 
-    Raises
-    ------
-    DataError : no ``verdicts.json``, or a trajectory that is missing.
+    Raises DataError where there is no ``verdicts.json``, or it is damaged.
     """
     path = Path(out) / VERDICTS
     if not path.is_file():
@@ -109,6 +105,17 @@ def judge_run(out: str | Path) -> list[Verdict]:
         per_structure, verdicts = stored["per_structure"], [Verdict.model_validate(v) for v in stored["verdicts"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not the result of a finished run: {error}") from None
+    return settings, per_structure, verdicts
+
+
+def judge_run(out: str | Path) -> list[Verdict]:
+    """The verdicts on all trajectories in the folder of a finished run, with the settings in its ``verdicts.json``.
+
+    Raises
+    ------
+    DataError : no ``verdicts.json``, or a trajectory that is missing.
+    """
+    settings, per_structure, verdicts = finished_run(out)
     files, judged = TrajectoryFiles(Path(out) / TRAJECTORIES), []
     for k, verdict in enumerate(verdicts):
         trajectory = files.path(verdict.index)
@@ -123,17 +130,6 @@ def judge_run(out: str | Path) -> list[Verdict]:
     return judged
 
 
-def _read(path: Path) -> Iterator[Atoms]:
-    """Frames of an extended XYZ file; one that was cut short at the end is left out."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            yield from read_xyz(file, slice(None))
-    except (XYZError, ValueError, KeyError, IndexError) as error:
-        logger.warning("%s: what follows the last whole frame is left out (%s)", path, error)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-
-
 def _watch(observers: Observers, frame: Atoms, first: Atoms, step: int) -> Broken:
     """Show one frame to the observers; returns why the structure breaks, or nothing."""
     atoms, broken = MovingAtoms.of([frame], torch.device("cpu")), Broken()
@@ -143,6 +139,9 @@ def _watch(observers: Observers, frame: Atoms, first: Atoms, step: int) -> Broke
     atoms.energies[0] = float(results.get("energy", np.nan))
     if "forces" in results:
         atoms.forces = torch.from_numpy(np.array(results["forces"], dtype=float))
+    if "force_spread" in frame.arrays and "energy_spread" in frame.info:
+        atoms.force_spread = torch.from_numpy(np.array(frame.arrays["force_spread"], dtype=float))
+        atoms.energy_spread = torch.tensor([float(frame.info["energy_spread"])], dtype=torch.float64)
     if "stress" in results:
         atoms.stress[0] = torch.from_numpy(frame.get_stress(voigt=False))
     deformation = cell_change(first.cell[:], frame.cell[:], frame.pbc)

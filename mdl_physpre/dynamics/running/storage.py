@@ -19,7 +19,8 @@ from ase import Atoms
 from ase.io.extxyz import write_extxyz
 
 from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings
-from mdl_physpre.dynamics.verdicts.verdict import Verdict, summarise, survival_curve
+from mdl_physpre.dynamics.verdicts.survival import survival_curve
+from mdl_physpre.dynamics.verdicts.verdict import Verdict, summarise
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.graph import content_hash
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 STATE, VERDICTS, SPEED, RDFS = "state.npz", "verdicts.json", "speed.json", "rdf.json"
 RDF_ERRORS = ("rdf_errors.json", "rdf.png", "rdf.svg")  # of physpre md --reference
+MOTION = ("motion.json", "motion.png", "motion.svg")  # of physpre md --reference with trajectories
+ORACLE_ERRORS = ("oracle_errors.json", "oracle-errors.png", "oracle-errors.svg")
 TRAJECTORIES, FAILING, PARTS, DIVISION = "trajectories", "failing_frames", "parts", "division.json"
 LOCK_WAIT = 10.0  # s; the processes of a run that was killed need a moment to notice
 FAILING_AT_MOST = 200  # structures whose frames are kept, so that 10,000 that break do not fill a disk
@@ -87,7 +90,7 @@ def clear(out: Path) -> None:
 
     Files of other names stay, whoever put them there.
     """
-    for name in (STATE, VERDICTS, SPEED, RDFS, *RDF_ERRORS):
+    for name in (STATE, VERDICTS, SPEED, RDFS, *RDF_ERRORS, *MOTION, *ORACLE_ERRORS):
         (out / name).unlink(missing_ok=True)
     (out / PARTS / DIVISION).unlink(missing_ok=True)
     for part in (out / PARTS).glob("*-of-*"):
@@ -206,7 +209,7 @@ class TrajectoryFiles:
     def add(self, index: int, atoms: Atoms) -> None:
         """Take one frame."""
         text = io.StringIO()
-        columns = ["symbols", "positions", *(name for name in ("momenta", "forces") if atoms.has(name))]
+        columns = ["symbols", "positions", *(name for name in ("momenta", "forces", "force_spread") if atoms.has(name))]
         write_extxyz(text, [atoms], columns=columns)
         self.waiting.setdefault(index, []).append(text.getvalue())
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.extxyz import XYZError, read_xyz
 from ase.stress import full_3x3_to_voigt_6_stress
+
+from mdl_physpre.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 def make_frame(
@@ -25,3 +34,17 @@ def make_frame(
         results["stress"] = full_3x3_to_voigt_6_stress(stress)
     frame.calc = SinglePointCalculator(frame, **results)
     return frame
+
+
+def read_frames(path: Path) -> Iterator[Atoms]:
+    """Frames of an extended XYZ file; one that was cut short at the end is left out.
+
+    Raises DataError where the file cannot be opened.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            yield from read_xyz(file, slice(None))
+    except (XYZError, ValueError, KeyError, IndexError) as error:
+        logger.warning("%s: what follows the last whole frame is left out (%s)", path, error)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None

@@ -26,10 +26,11 @@ METRICS = (
     "total_energy_end", "conserved_energy_start", "conserved_energy_end", "energy_drift", "mean_pressure",
     "pressure_samples", "volume_start", "volume_end", "mean_volume", "temperature_bound", "lindemann_local_bound",
     "lindemann_global_bound", "lowest_energy", "lowest_energy_step", "lowest_training_energy", "lowest_energy_allowed",
+    "max_force_spread", "mean_force_spread", "max_energy_spread", "uncertain_step",
 )  # fmt: skip
 """What is measured of each structure: distances in Å, temperatures in K, forces in eV/Å, energies in eV, pressure in
-bar, volumes in Å³, what begins with ``lowest`` in eV per atom, and ``energy_drift`` of the conserved energy in eV per
-atom and ps."""
+bar, volumes in Å³, what begins with ``lowest`` in eV/atom, spreads of a committee in eV/Å and eV/atom, and
+``energy_drift`` of the conserved energy in eV per atom and ps."""
 
 
 def verdicts_of(
@@ -79,7 +80,7 @@ def observer_classes(settings: DynamicsSettings) -> list[type[Observer]]:
 def unusable(settings: DynamicsSettings, atoms: Atoms, name: str, index: int, reason: str, text: str) -> Verdict:
     """The verdict of a structure with which no step can be taken."""
     silent = [cls for cls in observer_classes(settings) if cls.needs_a_step]
-    missing = {check: "the run did not begin" for cls in silent for check in cls.reasons}
+    missing = {check: "the run did not begin" for cls in silent for check in cls.reasons_with(settings)}
     return _verdict(settings, atoms, name, index, {reason: (0, text)}, missing, 0, settings.steps, {})
 
 
@@ -103,7 +104,8 @@ def _verdict(
     metrics["temperature_bound"] = settings.temperature_bound(len(atoms))
     metrics["lindemann_local_bound"] = settings.lindemann_local
     metrics["lindemann_global_bound"] = settings.lindemann_global
-    further = observer_classes(settings)[len(BUILT_IN) :]
+    classes = observer_classes(settings)
+    further = classes[len(BUILT_IN) :]
     return make_verdict(
         structure_id=name,
         index=index,
@@ -116,5 +118,5 @@ def _verdict(
         timestep=settings.timestep,
         conditions=conditions,
         metrics={metric: metrics.get(metric) for metric in (*METRICS, *(m for cls in further for m in cls.metrics))},
-        reasons=[*REASONS, *(reason for cls in further for reason in cls.reasons)],
+        reasons=list(dict.fromkeys([*REASONS, *(reason for cls in classes for reason in cls.reasons_with(settings))])),
     )

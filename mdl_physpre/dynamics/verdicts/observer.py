@@ -122,6 +122,11 @@ class Observer:
     def __init__(self, watched: Watched) -> None:
         self.watched = watched
 
+    @classmethod
+    def reasons_with(cls, settings: Conditions) -> tuple[str, ...]:
+        """Those of ``reasons`` that structures are judged by with these settings."""
+        return cls.reasons
+
     def watch(self, moment: Moment) -> Tensor | None:
         """Which structures fail at this step, (B,) bool: they are stopped. Called after each step."""
         return None

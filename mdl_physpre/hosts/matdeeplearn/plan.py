@@ -228,8 +228,9 @@ def prepare(config: dict[str, Any]) -> Plan:
     data = None if mode == "predict" else load_data(engine)
     if data is not None:
         parts: dict[str, list[Atoms]] = {"train": data.train, "val": data.val, "test": data.test}
-    elif isinstance(source, str):
-        parts = {"predict": read_structures(source, keys=engine.dataset.keys, **engine.dataset.options)}
+    elif not isinstance(source, dict):
+        dataset = engine.dataset
+        parts = {"predict": read_structures(source, keys=dataset.keys, units=dataset.units, **dataset.options)}
     else:
         raise ConfigError("dataset.src: give one path of what is to be predicted")
     structures = [atoms for part in parts.values() for atoms in part]

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.hosts.mattertune.plugin import register
-from mdl_physpre.potentials.checkpoints.mattersim import read_without_running
+from mdl_physpre.potentials.checkpoints.archive import read_archive
 
 
 def load_host_model(path: str | Path, device: str = "cpu") -> Any:
@@ -24,7 +24,7 @@ def load_host_model(path: str | Path, device: str = "cpu") -> Any:
     import nshconfig
     from mattertune.backbones import ModelConfig
 
-    content = read_without_running(path)
+    content = read_archive(path, skip_objects=True)
     if not {"hyper_parameters", "state_dict"} <= content.keys() or "name" not in content["hyper_parameters"]:
         raise CheckpointError(f"{path}: no checkpoint of MatterTune; it lacks hyper_parameters or state_dict")
     try:

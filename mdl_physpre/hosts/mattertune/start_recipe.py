@@ -10,7 +10,7 @@ from mattertune.main import MatterTunerConfig
 from mattertune.recipes.base import RecipeConfigBase, recipe_registry
 
 from mdl_physpre.errors import CheckpointError
-from mdl_physpre.potentials.checkpoints.mattersim import read_without_running
+from mdl_physpre.potentials.checkpoints.archive import read_archive
 
 # the host renews its configuration for new backbones and data sources, not for new recipes
 recipe_registry.rebuild_on_registers(MatterTunerConfig)
@@ -42,7 +42,7 @@ class StartFrom(Callback):
         """Raises CheckpointError where the file is missing or its weights do not fit."""
         if stage != "fit":
             return
-        content = read_without_running(self.checkpoint)
+        content = read_archive(self.checkpoint, skip_objects=True)
         try:
             pl_module.load_state_dict(content.get("state_dict", {}))
         except RuntimeError as error:

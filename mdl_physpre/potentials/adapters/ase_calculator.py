@@ -17,6 +17,9 @@ from mdl_physpre.structures.graph import build_graph
 class PotentialCalculator(Calculator):
     """Energy, free energy (the same), forces and stress (Voigt order, eV/Å³) of a potential.
 
+    Of a committee also ``energy_spread`` (eV) and ``force_spread`` (n_atoms,) eV/Å, with ``get_property``, or among the
+    ``results``.
+
     Parameters
     ----------
     potential : a :class:`Potential`; it is put into evaluation mode.
@@ -34,6 +37,8 @@ class PotentialCalculator(Calculator):
         self.dtype = dtype or (first.dtype if first is not None else torch.float64)
         self.device = torch.device(device or (first.device if first is not None else "cpu"))
         self.potential = potential.to(device=self.device, dtype=self.dtype).eval()
+        if potential.gives_spread:
+            self.implemented_properties = [*self.implemented_properties, "energy_spread", "force_spread"]
 
     def calculate(
         self,
@@ -50,5 +55,8 @@ class PotentialCalculator(Calculator):
         self.results = {"energy": energy, "free_energy": energy}
         assert found.forces is not None
         self.results["forces"] = found.forces.detach().cpu().double().numpy()
+        if found.energy_spread is not None and found.force_spread is not None:
+            self.results["energy_spread"] = float(found.energy_spread[0])
+            self.results["force_spread"] = found.force_spread.detach().cpu().double().numpy()
         if found.stress is not None:
             self.results["stress"] = full_3x3_to_voigt_6_stress(found.stress[0].detach().cpu().double().numpy())

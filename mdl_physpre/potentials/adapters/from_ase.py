@@ -121,7 +121,8 @@ class CalculatorPotential(ForeignPotential):
         DataError : stress of a periodic structure asked of a calculator that has none; results of a wrong shape.
         """
         try:
-            return self._predictions(graph, forces, stress)
+            with torch.inference_mode(False), torch.enable_grad():  # a calculator may differentiate a network
+                return self._predictions(graph, forces, stress)
         except Exception:
             # what it had half done must not be taken for done with the next structure
             getattr(self.calculator, "reset", lambda: None)()

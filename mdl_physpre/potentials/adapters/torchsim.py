@@ -181,7 +181,8 @@ class TorchSimPotential(ForeignPotential):
         found.stress = graph.pos.new_full((n, 3, 3), torch.nan) if stress else None
         for pbc, members in self._parts(graph, periodic):
             atoms = torch.isin(graph.batch, members)
-            output = self.model(self._state(graph, members, atoms, pbc))
+            with torch.inference_mode(False), torch.enable_grad():  # a model may differentiate its energy
+                output = self.model(self._state(graph, members, atoms, pbc))
             energies[members] = output["energy"].detach().reshape(-1).to(energies)
             if found.forces is not None:
                 found.forces[atoms] = output["forces"].detach().to(graph.pos)

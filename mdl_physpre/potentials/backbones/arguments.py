@@ -11,6 +11,20 @@ from ase.data import atomic_numbers, chemical_symbols
 from mdl_physpre.errors import ConfigError
 
 
+def atomic_number(element: int | str, largest: int = len(chemical_symbols) - 1, where: str = "") -> int:
+    """Atomic number of an element given by number or symbol.
+
+    Raises ConfigError, beginning with ``where``, for one that is unknown or beyond ``largest``.
+    """
+    number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
+    if number is None or not 1 <= number <= largest:
+        raise ConfigError(
+            f"{where}{element!r} is no element; expected a symbol or number of H to {chemical_symbols[largest]} "
+            f"({largest})"
+        )
+    return number
+
+
 def element_numbers(elements: Iterable[int | str] | None, largest: int, network: str) -> tuple[int, ...] | None:
     """Atomic numbers, ascending, of elements given by number or by symbol; ``None`` where all are known.
 
@@ -18,15 +32,7 @@ def element_numbers(elements: Iterable[int | str] | None, largest: int, network:
     """
     if elements is None:
         return None
-    numbers = set()
-    for element in elements:
-        number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
-        if number is None or not 1 <= number <= largest:
-            raise ConfigError(
-                f"{network}: elements contains {element!r}, expected symbols or numbers of H to "
-                f"{chemical_symbols[largest]} ({largest})"
-            )
-        numbers.add(number)
+    numbers = {atomic_number(element, largest, f"{network}: elements: ") for element in elements}
     if not numbers:
         raise ConfigError(f"{network}: elements is empty; name at least one, or give None to accept all")
     return tuple(sorted(numbers))

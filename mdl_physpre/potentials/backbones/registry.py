@@ -31,16 +31,9 @@ BACKBONES: Registry[Backbone] = Registry(
 def build_backbone(name: str, **hyperparameters: Any) -> Backbone:
     """A new potential by the name of its backbone.
 
-    ``name`` is a built-in name (``CGCNN``, ``eam_interaction``), a name registered by an installed package in the
-    entry-point group ``mdl_physpre.backbones``, or an import path (``package.module:Class``).
-
-    A backbone is a class derived from :class:`~mdl_physpre.potentials.Backbone`. It is called with keyword arguments
-    alone: ``elements`` (symbols or atomic numbers, those of the training set), ``cutoff`` (Å), and the keys of the
-    configuration's ``model`` section. It keeps ``elements`` (atomic numbers) and ``cutoff`` as attributes, defines
-    ``atomic_energies(graph)``, (n_atoms,) eV, differentiable in ``graph.pos`` and ``graph.cell``, and
-    ``hyperparameters()``, plain values from which the same call builds it again, so that it can be saved. Its
-    ``reference`` (:class:`~mdl_physpre.potentials.EnergyReference`) is set to the energies of the elements before
-    training; the atomic energies include ``self.reference(graph.z)``.
+    ``name`` is a built-in name (``CGCNN``), one that an installed package registers in the entry-point group
+    ``mdl_physpre.backbones``, or an import path (``package.module:Class``) of a class derived from
+    :class:`~mdl_physpre.potentials.Backbone`; ``docs/extending/backbone.md`` says what such a class has.
 
     Raises ConfigError for an unknown name or hyperparameter, naming the nearest known one.
     """

@@ -14,15 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from ase.data import atomic_numbers, chemical_symbols
 
-from mdl_physpre.errors import CheckpointError, ConfigError, DataError
+from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN, NODE_DIM
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints.archive import holds, read_archive
 from mdl_physpre.potentials.checkpoints.matdeeplearn_models import (
     EARLY_POOLING,
     MODELS,
@@ -46,10 +46,7 @@ MARKS = {"best_metric", "identifier"}
 
 def is_matdeeplearn_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint that MatDeepLearn's trainer wrote."""
-    try:
-        return load_checkpoint(path, "cpu").keys() >= MARKS
-    except CheckpointError:  # of another kind, or damaged: the reader that takes it says what is wrong
-        return False
+    return holds(path, lambda content: content.keys() >= MARKS and isinstance(content.get("state_dict"), Mapping))
 
 
 def read_matdeeplearn_checkpoint(
@@ -185,13 +182,10 @@ def write_matdeeplearn_checkpoint(
     reference = {} if isinstance(potential, EAMInteraction) else potential.reference.as_dict()
     if reference:
         keys["physpre"] = {"energy_reference": {chemical_symbols[z]: e for z, e in reference.items()}}
-    try:
-        with replacing(path) as checkpoint, replacing(config) as beside:
-            torch.save(content, checkpoint)
-            text = yaml.safe_dump(keys, sort_keys=False)
-            beside.write_text(_first_line(path, text) + text)
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
+    with replacing(path, CheckpointError) as checkpoint, replacing(config, CheckpointError) as beside:
+        torch.save(content, checkpoint)
+        text = yaml.safe_dump(keys, sort_keys=False)
+        beside.write_text(_first_line(path, text) + text)
     for sentence in lost:
         logger.warning("%s: %s", path, sentence)
     return lost
@@ -212,18 +206,8 @@ def _is_ours(config: Path, path: Path) -> bool:
 
 def load_checkpoint(path: Path, map_location: str | torch.device) -> dict[str, Any]:
     """The content of a checkpoint of MatDeepLearn; nothing in it is executed. Raises CheckpointError."""
-    scalar = np.float64(0).__reduce__()[0]  # best_metric may be a number of NumPy's, which holds nothing to run
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    allowed: list[Any] = [*names, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: no checkpoint of MatDeepLearn can be read from it: {reason}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), Mapping):
+    content = read_archive(path, map_location)
+    if not isinstance(content.get("state_dict"), Mapping):
         raise CheckpointError(f"{path}: no checkpoint of MatDeepLearn: it has no state_dict")
     return content
 

@@ -8,20 +8,18 @@ optimiser may be, they are not built.
 from __future__ import annotations
 
 import logging
-import pickle
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mdl_physpre.errors import CheckpointError, ConfigError, DataError
+from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints.archive import holds, read_archive
 from mdl_physpre.utils.devices import available_device
 from mdl_physpre.utils.files import replacing
 
@@ -34,11 +32,7 @@ CONSTANTS = ("rbf.", "sbf.")
 
 def is_mattersim_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint of MatterSim."""
-    try:
-        content = read_without_running(path)
-    except CheckpointError:  # of another kind, or damaged: the reader that takes it says what is wrong
-        return False
-    return {"model_name", "model", "model_args"} <= content.keys()
+    return holds(path, lambda content: {"model_name", "model", "model_args"} <= content.keys())
 
 
 def read_mattersim_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> M3GNet:
@@ -48,7 +42,7 @@ def read_mattersim_checkpoint(path: str | Path, map_location: str | torch.device
     fit its sizes, and ConfigError for a device that is not there.
     """
     path, device = Path(path), available_device(map_location)
-    content = read_without_running(path)
+    content = read_archive(path, skip_objects=True)
     state, arguments = content.get("model"), content.get("model_args")
     if not isinstance(state, Mapping) or not isinstance(arguments, Mapping):
         found = ", ".join(sorted(map(str, content))[:8]) or "nothing"
@@ -93,11 +87,8 @@ def write_mattersim_checkpoint(path: str | Path, potential: Potential, descripti
         "model_name": "m3gnet", "model": OrderedDict(state), "model_args": arguments, "optimizer": None, "ema": None,
         "scheduler": None, "last_epoch": -1, "validation_metrics": {"loss": 1e7}, "description": description,
     }  # fmt: skip
-    try:
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
+    with replacing(path, CheckpointError) as temporary:
+        torch.save(content, temporary)
     for sentence in lost:
         logger.warning("%s: %s", path, sentence)
     return lost
@@ -132,69 +123,3 @@ def m3gnet_from_state(path: Path, state: Mapping[str, Any], arguments: Mapping[s
         logger.warning("%s: %d entries that an M3GNet does not have are left out: %s", path, len(strange), strange[:4])
     potential.load_state_dict({name: given.get(name, value) for name, value in own.items()})
     return potential.eval()
-
-
-def read_without_running(path: str | Path) -> dict[str, Any]:
-    """The dictionary in a PyTorch archive, on the processor, without running anything in it.
-
-    Tensors and plain values are as they were; objects of any other kind are replaced by empty ones.
-
-    Raises CheckpointError for a file that is missing, damaged, or holds no dictionary.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path}: not a checkpoint (no PyTorch archive); nothing in it was run")
-    try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            inert = SimpleNamespace(Unpickler=_InertUnpickler, load=pickle.load, __name__="inert")
-            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
-            logger.info("%s: holds objects beside tensors and plain values; they were not built", path)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: the checkpoint is truncated or damaged: {reason}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dictionary")
-    return content
-
-
-class _Inert:
-    """Stands for an object that is not built; takes whatever an unpickler does to it and keeps nothing."""
-
-    def __new__(cls, *_: Any, **__: Any) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-    def __setitem__(self, *_: Any) -> None:
-        pass
-
-    def append(self, _: Any) -> None:
-        pass
-
-    def extend(self, _: Any) -> None:
-        pass
-
-    def add(self, _: Any) -> None:
-        pass
-
-
-class _InertUnpickler(pickle.Unpickler):
-    """Knows how to rebuild tensors; everything else becomes an :class:`_Inert`."""
-
-    KNOWN: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-        ("torch", "Size"): torch.Size,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        return self.KNOWN.get((module, name), _Inert)

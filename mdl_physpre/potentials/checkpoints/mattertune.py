@@ -19,7 +19,8 @@ from torch import Tensor
 
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
-from mdl_physpre.potentials.checkpoints.mattersim import m3gnet_from_state, read_without_running
+from mdl_physpre.potentials.checkpoints.archive import holds, read_archive
+from mdl_physpre.potentials.checkpoints.mattersim import m3gnet_from_state
 from mdl_physpre.utils.devices import available_device
 
 logger = logging.getLogger(__name__)
@@ -33,12 +34,12 @@ THREEBODY_CUTOFF = 4.0
 
 def is_mattertune_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint of MatterTune."""
-    try:
-        content = read_without_running(path)
-    except CheckpointError:  # of another kind, or damaged: the reader that takes it says what is wrong
-        return False
-    parameters = content.get("hyper_parameters")
-    return "pytorch-lightning_version" in content and isinstance(parameters, Mapping) and "properties" in parameters
+
+    def recognised(content: dict[str, Any]) -> bool:
+        parameters = content.get("hyper_parameters")
+        return "pytorch-lightning_version" in content and isinstance(parameters, Mapping) and "properties" in parameters
+
+    return holds(path, recognised)
 
 
 def read_mattertune_checkpoint(
@@ -59,7 +60,7 @@ def read_mattertune_checkpoint(
     ConfigError : a device that is not there.
     """
     path, device = Path(path), available_device(map_location)
-    content = read_without_running(path)
+    content = read_archive(path, skip_objects=True)
     parameters, state = content.get("hyper_parameters"), content.get("state_dict")
     if not isinstance(parameters, Mapping) or not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: no checkpoint of MatterTune: it lacks hyper_parameters or state_dict")

@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import sys
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,9 +31,10 @@ import torch
 from torch import Tensor
 
 from mdl_physpre import __version__
-from mdl_physpre.errors import CheckpointError, ConfigError, DataError
+from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.registry import BACKBONES, backbone_class, backbone_name, build_from
 from mdl_physpre.potentials.base import Backbone, Potential
+from mdl_physpre.potentials.checkpoints.archive import read_archive
 from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.utils.files import replacing
 
@@ -67,11 +66,8 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
+    with replacing(path, CheckpointError) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
     return path
 
 
@@ -117,31 +113,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises as :func:`load_potential` does.
     """
-    path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4)
-            is_archive = zipfile.is_zipfile(file)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: the checkpoint cannot be read: {error.strerror or error}") from error
-    if not is_archive:
-        if head[:2] == b"PK" or not head:
-            raise CheckpointError(f"{path}: the checkpoint is truncated or damaged; copy or write it again")
-        raise CheckpointError(f"{path}: not a checkpoint of this package (no PyTorch archive); nothing in it was run")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        lines = (line.strip() for line in str(error).splitlines())
-        reason = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), "")
-        raise CheckpointError(
-            f"{path}: refused, because it holds more than tensors and plain values, and loading it could execute code"
-            + (f" ({reason})" if reason else "")
-        ) from None
-    except Exception as error:
-        raise CheckpointError(f"{path}: the checkpoint is truncated or damaged ({type(error).__name__})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = read_archive(path)
+    if content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this package{_foreign(content)}")
     if content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -155,9 +128,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _foreign(content: Any) -> str:
-    if not isinstance(content, dict):
-        return f": it holds a {type(content).__name__}, expected a dictionary"
+def _foreign(content: Mapping[str, Any]) -> str:
     if "pytorch-lightning_version" in content:
         return ": it is a Lightning training state; the potential itself is saved beside it as best.pt"
     return f": it holds {', '.join(sorted(map(str, content))[:6]) or 'nothing'}, expected format {FORMAT!r}"

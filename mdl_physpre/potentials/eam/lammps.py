@@ -20,7 +20,7 @@ from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.envelopes import cutoff_function
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
-from mdl_physpre.utils.files import replacing
+from mdl_physpre.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -133,12 +133,8 @@ def write_setfl(
         texts = [_table(potential, part, n_rho) for part in parts]
     name = path.name.removesuffix(".eam.fs")
     files = [path] if len(parts) == 1 else [path.with_name(f"{name}.{k}.eam.fs") for k in (1, 2, 3)]
-    try:
-        for file, text in zip(files, texts):
-            with replacing(file) as temporary:
-                temporary.write_text(text)
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
+    for file, text in zip(files, texts):
+        write_text(file, text, CheckpointError)
     notes = _notes(potential, low, parts) if structures else _notes_without_structures(potential, sign, low)
     for sentence in notes:
         logger.warning("%s: %s", path, sentence)

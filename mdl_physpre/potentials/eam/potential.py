@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.backbones.arguments import atomic_number
 from mdl_physpre.potentials.base import Backbone, edge_vectors, worth_cutting
 from mdl_physpre.potentials.eam import operators
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
@@ -241,7 +242,7 @@ def pair_curve(potential: EAMInteraction, zi: str | int, zj: str | int, r: Any) 
     ------
     ConfigError : an element that the potential does not know.
     """
-    numbers = [_number(zi), _number(zj)]
+    numbers = [atomic_number(zi), atomic_number(zj)]
     for z in numbers:
         if z not in potential.elements:
             known = ", ".join(chemical_symbols[k] for k in potential.elements)
@@ -270,14 +271,7 @@ def pair_order(elements: Sequence[int]) -> list[tuple[int, int]]:
 
 def element_numbers(elements: Sequence[str | int]) -> tuple[int, ...]:
     """Atomic numbers of elements given as symbols or numbers. Raises ConfigError for unknown or repeated ones."""
-    numbers = tuple(_number(e) for e in elements)
+    numbers = tuple(atomic_number(e) for e in elements)
     if not numbers or len(set(numbers)) != len(numbers):
         raise ConfigError(f"elements is {list(elements)}; expected at least one element, each once")
     return numbers
-
-
-def _number(element: str | int) -> int:
-    number = atomic_numbers.get(element) if isinstance(element, str) else int(element)
-    if number is None or not 1 <= number < len(chemical_symbols):
-        raise ConfigError(f"{element!r} is no element; expected a symbol such as 'Si' or an atomic number")
-    return number

@@ -105,9 +105,13 @@ def built_library(package: Path, source: Path, real: str) -> Path | None:
 
 def processor_flags() -> set[str]:
     """What Linux says that all of the processor's cores can do; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    found = [set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))]
+    found = [set(line.partition(":")[2].split()) for line in cpuinfo() if line.startswith(("flags", "Features"))]
     return set.intersection(*found) if found else set()
+
+
+def cpuinfo() -> list[str]:
+    """What Linux says of each core of the processor, line by line; empty elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []

@@ -28,6 +28,7 @@ from mdl_physpre.potentials.kernels.c_build import (
     built_library,
     built_name,
     compile_library,
+    cpuinfo,
     find_compiler,
 )
 from mdl_physpre.potentials.kernels.edge_op import in_evaluate
@@ -61,13 +62,10 @@ def compiled(source: Path, real: str, what: str) -> ctypes.CDLL | None:
 
 @dataclass
 class CCode:
-    """The C code of one source.
+    """The C code of one source file.
 
-    Attributes
-    ----------
-    source : the file.
-    dtypes : precisions in which it takes the place of tensor operations, and their names in C.
-    what : what runs on tensor operations where it cannot be had, for the log.
+    It takes the place of tensor operations in the precisions ``dtypes``, by their names in C. Where it cannot be had,
+    the log says that ``what`` runs on tensor operations.
     """
 
     source: Path
@@ -137,11 +135,8 @@ def _compile(compiler: str, source: Path, real: str) -> Path:
 
 def _processor() -> str:
     """What tells one kind of processor from another: a cache folder may be shared between machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "|".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-    except OSError:
-        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    told = sorted({line for line in cpuinfo() if line.startswith(("flags", "Features", "model name"))})
+    return "|".join(told) or f"{platform.machine()} {platform.processor()} {platform.node()}"
 
 
 def is_sorted(centre: Tensor) -> bool:

@@ -95,13 +95,7 @@ INLINE vec reciprocal(vec x) {
 #endif
 }
 
-/* 1 / (1 + exp(-x)) */
-INLINE vec sigmoid(vec x) {
-  vec z = exponential(-absolute(x));
-  return where_positive(x, all(1.0f), z) * reciprocal(1.0f + z);
-}
-
-/* The same to rounding, in fewer steps where AVX-512 has them: exp(-x) = 2^n 2^r with n + r = -x log2(e), |r| <= 1/2 */
+/* 1 / (1 + exp(-x)) to rounding; with AVX-512 exp(-x) = 2^n 2^r with n + r = -x log2(e), |r| <= 1/2 */
 INLINE vec logistic(vec x) {
 #ifdef __AVX512F__
   const vec magic = all(12582912.0f);
@@ -118,12 +112,11 @@ INLINE vec logistic(vec x) {
   p = p * r + 1.0f;
   return reciprocal(1.0f + (vec)_mm512_scalef_ps((__m512)p, (__m512)n));
 #else
-  return sigmoid(x);
+  return reciprocal(1.0f + exponential(at_most(-x, 87.0f)));
 #endif
 }
 #else
-#define logistic sigmoid
-INLINE vec sigmoid(vec x) {
+INLINE vec logistic(vec x) {
   for (int k = 0; k < W; k++) {
     REAL z = exp(-fabs(x[k]));
     x[k] = (x[k] >= 0 ? 1 : z) / (1 + z);

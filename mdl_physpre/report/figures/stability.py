@@ -48,7 +48,7 @@ def draw_survival(simulations: Mapping[str, Mapping[str, Simulation]], folder: P
                 continue
             counts = ", ".join(str(sum(curve.failed)) for curve in curves)
             for number, curve in enumerate(curves):
-                t = np.array([*curve.time_fs, curve.end_fs]) / 1000
+                t = np.array([*curve.value, curve.end]) / 1000
                 s, low, high = (np.array([*one, one[-1]]) for one in (curve.survival, curve.low, curve.high))
                 if single:
                     axis.fill_between(t, low, high, step="post", color=styles[arm]["color"], alpha=0.15, linewidth=0)

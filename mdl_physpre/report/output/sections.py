@@ -13,7 +13,9 @@ from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.running.storage import RDFS
+from mdl_physpre.report.figures.calibration import draw_calibration
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
+from mdl_physpre.report.figures.oracle import draw_oracle_errors
 from mdl_physpre.report.figures.potentials import draw_curves, draw_eam_parts
 from mdl_physpre.report.figures.rdf import draw_rdfs
 from mdl_physpre.report.figures.stability import draw_structures, draw_survival
@@ -22,6 +24,8 @@ from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
 from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
 from mdl_physpre.report.output.page import Section, downloads_item, text_item
+from mdl_physpre.report.tables.committee import committee_table, force_calibrations
+from mdl_physpre.report.tables.oracle import oracle_errors_of, oracle_table
 from mdl_physpre.report.tables.page import (
     Table,
     angle_table,
@@ -48,6 +52,7 @@ def all_sections(run: Run, measured: Measured, beside: Path, hashes: Mapping[str
     """Every section, its figures drawn into ``beside``."""
     return [
         _stability(run, beside),
+        _oracle(run, beside),
         _errors(run, measured, beside),
         _teacher(run, measured, beside),
         _pretraining(run, measured, beside),
@@ -89,12 +94,25 @@ def _stability(run: Run, beside: Path) -> Section:
     return section
 
 
+def _oracle(run: Run, beside: Path) -> Section:
+    section, found = Section("oracle", "Errors along the simulations"), oracle_errors_of(run)
+    if not found:
+        section.missing.append("No reference was asked; physpre.dynamics.oracle names one.")
+        return section
+    _drawn(section, "Errors along the simulations", draw_oracle_errors, found, beside)
+    section.add(oracle_table(found))
+    return section
+
+
 def _errors(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("errors", "Errors on test structures")
     table = error_table(run)
     section.add(table)
     if table is None:
         section.missing.append("No network has been tested yet.")
+    section.add(committee_table(run))
+    if curves := force_calibrations(run):
+        _drawn(section, "Error against spread", draw_calibration, curves, beside)
     for test_set, found in measured.predictions.items():
         _drawn(section, f"Parity of {test_set}", draw_parity, found, test_set, beside)
     section.missing += [f"{one}." for one in measured.missing if one.startswith("parity")]
@@ -218,6 +236,7 @@ def _making(run: Run, hashes: Mapping[str, str]) -> Section:
     if not run.summary.data:
         section.missing.append("The run holds no counts of its data.")
     e = run.environment
+    section.text += [f"{sentence}." for sentence in e.get("doubts", ())]
     versions = {"mdl_physpre": e.get("mdl_physpre"), "python": e.get("python"), **(e.get("packages") or {})}
     task = run.config.get("task", {})
     rows = [

@@ -266,7 +266,7 @@ def cost_table(run: Run) -> Table | None:
         numbers = [getattr(spent, k, None) for k in ("epochs", "steps", "structures")]
         seconds = max(seconds, spent.seconds if spent else 0.0)
         values.append([name, seconds, *used, *numbers])
-        if not name.endswith(f"/{layout.ERRORS}"):
+        if not name.endswith((f"/{layout.ERRORS}", f"/{layout.COMMITTEE}")):
             forms = ("{:,.1f}", "{:,.1f}", *["{:,.0f}"] * 5)
             rows.append([name, *(shown(v, form) for v, form in zip(values[-1][1:], forms))])
     if not rows:
@@ -283,9 +283,10 @@ def cost_table(run: Run) -> Table | None:
 def data_table(run: Run, hashes: Mapping[str, str]) -> Table | None:
     """Structures and labels of each set, and hashes of the files."""
     rows = [
-        [name, *(f"{n:,}" for n in (found.structures, found.atoms, *(found.labels.get(k, 0) for k in LABELS)))]
+        [name, *(f"{n:,}" for n in (found.structures, found.atoms, *(found.labels.get(k, 0) for k in LABELS))),
+         MISSING if name == "train" else f"{found.in_training:,}"]
         for name, found in run.summary.data.items()
-    ]
-    head = ["set", "structures", "atoms", *(f"with {label}" for label in LABELS)]
+    ]  # fmt: skip
+    head = ["set", "structures", "atoms", *(f"with {label}" for label in LABELS), "also in training"]
     notes = "; ".join(f"{path}: SHA-256 {value}" for path, value in hashes.items())
     return Table("data", "Data", head, rows, notes=notes) if rows else None

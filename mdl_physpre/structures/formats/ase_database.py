@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from mdl_physpre.errors import DataError
+from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.structures.check import describe
 from mdl_physpre.structures.formats.base import Format
 from mdl_physpre.structures.formats.json_stream import first_item
+from mdl_physpre.structures.units import factor
 from mdl_physpre.utils.files import existing_file, replacing
 from mdl_physpre.utils.progress import progress
 
@@ -38,8 +39,9 @@ class ASEDatabase(Format):
         structures: list[Atoms] = []
         try:
             with connect(str(path), type=self.kind, use_lock_file=False) as database:
+                factors = _stated_units(database.metadata, path)
                 for row in progress(database.select(), total=database.count(), description=f"reading {path.name}"):
-                    structures.append(_from_row(row))
+                    structures.append(_in_our_units(_from_row(row), factors))
         except (sqlite3.Error, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: structure {len(structures)}: not a readable ASE database ({error})") from error
         return structures
@@ -92,6 +94,36 @@ def _from_row(row: Any) -> Atoms:
     atoms.info = {**row.key_value_pairs, **data, **(info if isinstance(info, dict) else {"info": info})}
     for name, values in (arrays if isinstance(arrays, dict) else {}).items():
         atoms.set_array(name, np.asarray(values))
+    return atoms
+
+
+def _stated_units(metadata: Any, path: Path) -> dict[str, float]:
+    """Factors of the properties of a database of SchNetPack, which states its units; empty for others.
+
+    Raises DataError for a unit that is not known.
+    """
+    stated = metadata.get("_property_unit_dict") if isinstance(metadata, dict) else None
+    if not isinstance(stated, dict):
+        return {}
+    units = {**stated, "positions": metadata.get("_distance_unit") or "Ang"}
+    try:
+        return {name: factor(str(unit)) if unit else 1.0 for name, unit in units.items()}
+    except ConfigError as error:
+        raise DataError(f"{path}: the database states its units; {error}") from None
+
+
+def _in_our_units(atoms: Atoms, factors: dict[str, float]) -> Atoms:
+    """A row of SchNetPack in eV and Å."""
+    if not factors:
+        return atoms
+    atoms.positions *= factors["positions"]
+    atoms.cell *= factors["positions"]
+    for name in factors.keys() & atoms.info.keys():
+        value = factors[name] * np.asarray(atoms.info.pop(name), dtype=float)
+        if value.shape == (len(atoms), 3):
+            atoms.set_array(name, value)
+        else:
+            atoms.info[name] = float(value.reshape(-1)[0]) if value.size == 1 else value.squeeze()
     return atoms
 
 

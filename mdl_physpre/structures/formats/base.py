@@ -71,7 +71,10 @@ FORMATS = Registry[Format](
     {
         "extxyz": f"{_HERE}.extxyz:ExtendedXYZ",
         "db": f"{_HERE}.ase_database:ASEDatabase",
+        "fitsnap": f"{_HERE}.fitsnap_json:FitSNAPJSON",
         "matdeeplearn": f"{_HERE}.matdeeplearn_json:MatDeepLearnJSON",
+        "deepmd": f"{_HERE}.deepmd:DeepMD",
+        "lammps-dump": f"{_HERE}.lammps_dump:LAMMPSDump",
         "mptrj": f"{_HERE}.mptrj_json:MPtrjJSON",
         "ase-json": f"{_HERE}.ase_database:ASEJSON",
         "load-atoms": f"{_HERE}.load_atoms_dataset:LoadAtoms",

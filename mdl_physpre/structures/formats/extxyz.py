@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +21,11 @@ from ase.io.extxyz import escape, key_val_str_to_dict, read_xyz, write_xyz
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.check import describe
 from mdl_physpre.structures.formats.base import Format
-from mdl_physpre.structures.label_sources import numbers_in
-from mdl_physpre.structures.labels import LABELS, as_stress_matrix
+from mdl_physpre.structures.formats.extxyz_header import explain_frame, parse_header
+from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.files import read_text, write_text
 from mdl_physpre.utils.progress import progress
 
-TENSORS = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
 RESERVED = ("Lattice", "Properties", "pbc")
 
 
@@ -42,8 +40,8 @@ class ExtendedXYZ(Format):
     def read(self, path: Path) -> list[Atoms]:
         """Raises DataError for an empty, truncated or damaged file; file, structure and line are named."""
         text = read_text(path)
-        n_frames = _count_frames(text, path)
-        frames = read_xyz(io.StringIO(text), slice(None), properties_parser=_parse_comment)
+        n_frames = len(_check_frames(text, path))
+        frames = read_xyz(io.StringIO(text), slice(None), properties_parser=parse_header)
         structures: list[Atoms] = []
         try:
             for atoms in progress(frames, total=n_frames, description=f"reading {path.name}"):
@@ -70,59 +68,47 @@ class ExtendedXYZ(Format):
 def _explain(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error} is no element"
+    if isinstance(error, DataError):
+        return str(error)
     text = str(error).replace("ase.io.extxyz: ", "")
-    return (
-        f"cannot be read ({type(error).__name__}: {text}); "
-        "the columns do not match Properties, or the frame is cut short"
-    )
+    return f"cannot be read ({type(error).__name__}: {text})"
 
 
-def _count_frames(text: str, path: Path) -> int:
-    """Number of frames; ASE itself stops without a word at a blank line."""
+def _check_frames(text: str, path: Path) -> list[int]:
+    """The line, from 0, at which each frame begins; ASE itself stops without a word at a blank line.
+
+    Raises DataError where a number of atoms or a column is missing.
+    """
     lines = text.split("\n")
-    line, frames = 0, 0
+    line = 0
+    frames: list[int] = []
     end = len(lines)
     while end and not lines[end - 1].strip():
         end -= 1
     while line < end:
+        where = f"{path}: structure {len(frames)}, line {line + 1}"
         try:
             n_atoms = int(lines[line])
         except ValueError:
             found = lines[line].strip()[:40]
             raise DataError(
-                f"{path}: structure {frames}, line {line + 1}: found {found!r}; expected a number of atoms"
+                f"{where}: found {found!r}; expected a number of atoms"
                 + ("" if frames else " (is this an extended XYZ file?)")
             ) from None
         if n_atoms < 1:
-            raise DataError(f"{path}: structure {frames}, line {line + 1}: {n_atoms} atoms; expected at least one")
+            raise DataError(f"{where}: {n_atoms} atoms; expected at least one")
         if line + 2 + n_atoms > end:
             raise DataError(
-                f"{path}: structure {frames}, line {line + 1}: {n_atoms} atoms announced, the file ends after "
-                f"{max(0, end - line - 2)}; it is truncated"
+                f"{where}: {n_atoms} atoms announced, the file ends after {max(0, end - line - 2)}; it is truncated"
             )
+        wrong = explain_frame(lines[line + 1], lines[line + 2 : line + 2 + n_atoms], line + 3)
+        if wrong:
+            raise DataError(f"{path}: structure {len(frames)}: {wrong}")
+        frames.append(line)
         line += 2 + n_atoms
         while line < end and lines[line].lstrip().startswith("VEC"):
             line += 1
-        frames += 1
     return frames
-
-
-def _parse_comment(line: str) -> dict[str, Any]:
-    """ASE's parser, which takes stress and virial as nine numbers only; other forms are taken in here."""
-    try:
-        return dict(key_val_str_to_dict(line))
-    except ValueError:
-        info = dict(key_val_str_to_dict(TENSORS.sub(r"__\1", line)))
-    for name in ("stress", "virial"):
-        if f"__{name}" not in info:
-            continue
-        value = info.pop(f"__{name}")
-        value = numbers_in(value) if isinstance(value, str) else value
-        try:
-            info[name] = as_stress_matrix(value)
-        except DataError:
-            raise ValueError(f"{name} is {str(value)[:60]!r}, expected 6 or 9 numbers") from None
-    return info
 
 
 def _writable(atoms: Atoms) -> Atoms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,13 @@ class MatDeepLearnJSON(Format):
                 note(missing, f"have no {name}; MatDeepLearn batches {name} only where all structures have it")
         partly = [k for k, a in enumerate(structures) if a.pbc.any() and not a.pbc.all()]
         note(partly, "are periodic in some directions only; MatDeepLearn takes them as periodic in all")
-        other: Mapping[str, None] = dict.fromkeys(k for a in structures for k in a.info if k != "structure_id")
-        if other:
-            found.append("entries that the format has no place for are left out: " + ", ".join(list(other)[:10]))
+        for what, names in (
+            ("entries", [k for a in structures for k in a.info if k != "structure_id"]),
+            ("columns of atoms", [k for a in structures for k in a.arrays if k not in ("numbers", "positions")]),
+        ):
+            if names:
+                first = ", ".join(list(dict.fromkeys(names))[:10])
+                found.append(f"{what} that the format has no place for are left out: {first}")
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
@@ -13,8 +14,9 @@ from pydantic import ValidationError
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import ConfigError, PhyspreError
-from mdl_physpre.potentials.open import is_scheme
+from mdl_physpre.potentials.open import is_scheme, names_a_potential
 from mdl_physpre.utils.settings import explained
+from mdl_physpre.utils.strict_yaml import load_yaml, told
 from mdl_physpre.workflow.config.schema import Config
 
 SPELLINGS = "mdl_physpre.spellings"
@@ -35,9 +37,9 @@ def _override(raw: dict[str, Any], text: str) -> None:
         if not isinstance(here, dict):
             raise ConfigError(f"{key}: {part!r} is a value, not a section")
     try:
-        here[last] = numbers(yaml.safe_load(value))
+        here[last] = numbers(load_yaml(value))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {value!r} is not YAML: {error}") from None
+        raise ConfigError(f"{key}: {value!r} is not YAML: {told(error)}") from None
 
 
 def _without_bare_keys(raw: Any) -> Any:
@@ -136,11 +138,11 @@ def read_raw(
     ConfigError : a file that cannot be read, is not YAML or has no sections; an override of another form.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = load_yaml(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+        raise ConfigError(f"{path}: {told(error)}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected sections ({sections}), found {type(raw).__name__}")
     for text in overrides:
@@ -182,9 +184,7 @@ def with_absolute_paths(config: Config, folder: Path, source: str = "configurati
     if isinstance(options.get("root"), str):  # where load-atoms keeps what it downloads
         options["root"] = expand(options["root"])
     data_files: dict[str, Any] = {
-        "src": {k: resolve_path(v, folder) for k, v in src.items()}
-        if isinstance(src, dict)
-        else resolve_path(src, folder),
+        "src": {k: _resolved(v, folder) for k, v in src.items()} if isinstance(src, dict) else _resolved(src, folder),
         "extra_tests": {k: resolve_path(v, folder) for k, v in dataset.extra_tests.items()},
         "options": options,
     }
@@ -194,13 +194,16 @@ def with_absolute_paths(config: Config, folder: Path, source: str = "configurati
         if not Path(checkpoint).is_file():
             raise ConfigError(f"{source}: physpre.eam.checkpoint: {checkpoint}: no such file")
         more["eam"] = physpre.eam.model_copy(update={"checkpoint": checkpoint})
-    teacher = physpre.teacher
-    if teacher is not None and teacher.potential is not None and not is_scheme(teacher.potential):
-        found = resolve_path(teacher.potential, folder)
-        if Path(found).is_file():
-            more["teacher"] = teacher.model_copy(update={"potential": found})
-        elif Path(teacher.potential).suffix in (".pt", ".pth", ".ckpt"):
-            raise ConfigError(f"{source}: physpre.teacher.potential: {found}: no such file")
+    for section, key in (("teacher", "potential"), ("dynamics", "oracle")):
+        settings = getattr(physpre, section)
+        name = getattr(settings, key, None)
+        if name is None or is_scheme(name):
+            continue
+        found = resolve_path(name, folder)
+        if names_a_potential(found):
+            more[section] = settings.model_copy(update={key: found})
+        elif Path(name).suffix in (".pt", ".pth", ".ckpt"):
+            raise ConfigError(f"{source}: physpre.{section}.{key}: {found}: no such file")
     return config.model_copy(
         update={"dataset": dataset.model_copy(update=data_files), "physpre": physpre.model_copy(update=more)}
     )
@@ -220,11 +223,15 @@ def expand(text: str) -> str:
     return expanded
 
 
+def _resolved(source: str | list[str], folder: Path) -> str | list[str]:
+    return resolve_path(source, folder) if isinstance(source, str) else [resolve_path(one, folder) for one in source]
+
+
 def resolve_path(text: str, folder: Path) -> str:
     """An absolute path; ``load-atoms:NAME`` stays as it is. Raises ConfigError as :func:`expand` does."""
     if text.startswith("load-atoms:"):
         return text
     path = Path(expand(text))
-    if not path.is_absolute() and not path.exists():
+    if not path.is_absolute() and not path.exists() and not glob.glob(str(path), recursive=True):
         path = folder / path
     return str(path.absolute())

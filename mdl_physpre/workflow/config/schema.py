@@ -21,11 +21,13 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from mdl_physpre.dynamics.oracle import OracleSettings
 from mdl_physpre.dynamics.settings import DynamicsProtocol, DynamicsSettings
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.zbl import core_for
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
+from mdl_physpre.structures.units import check_units
 from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms, parts_by_name
 from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay
 from mdl_physpre.training.settings import OptimSettings, TrainingSettings
@@ -76,17 +78,31 @@ class Split(Settings):
 class Dataset(Settings):
     """Structures with DFT labels."""
 
-    src: str | dict[Literal["train", "val", "test"], str] = setting(
+    src: str | list[str] | dict[Literal["train", "val", "test"], str | list[str]] = setting(
         ...,
-        "File (extended XYZ, ASE database, JSON of MatDeepLearn or MPtrj), load-atoms:NAME, or a file for each of "
-        "train, val and test. ~ and $VARIABLES are put in; relative paths are looked for from the working directory, "
-        "then from the folder of this file.",
+        "File (extended XYZ, ASE database, JSON of MatDeepLearn or MPtrj), load-atoms:NAME, a folder, a pattern "
+        "such as data/*.xyz, a list of these, or one of them for each of train, val and test. ~ and $VARIABLES are put "
+        "in; relative paths are looked for from the working directory, then from the folder of this file.",
     )
-    keys: dict[str, str] | None = setting(None, "Names of labels in the file, such as {energy: dft_energy}.")
+    keys: dict[str, str] | None = setting(
+        None, "Names of labels in the file, such as {energy: dft_energy}, {virial: dft_virial}."
+    )
+    units: dict[str, str] = setting(
+        {}, "Units of labels that are not in eV and Å, such as {stress: kbar, energy: Hartree}; -kbar: the other sign."
+    )
     options: dict[str, Any] = setting({}, "Further arguments of the reader of the format.")
     fraction: float = setting(1.0, "Part of the training and validation structures that is used.", gt=0, le=1)
     split: Split = setting(Split(), "How one file is divided.")
     extra_tests: dict[str, str] = setting({}, "Further test sets: a name and a file for each.")
+
+    @field_validator("units")
+    @classmethod
+    def _units_are_known(cls, units: dict[str, str]) -> dict[str, str]:
+        try:
+            check_units(units)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return units
 
     @field_validator("extra_tests")
     @classmethod
@@ -169,7 +185,7 @@ class Perturbation(PerturbationSettings):
     validation: bool = setting(True, "Perturb the validation structures, too; else they are labelled as they are.")
 
 
-class Dynamics(DynamicsProtocol):
+class Dynamics(OracleSettings, DynamicsProtocol):
     """Molecular dynamics of test structures: the run, when a structure has failed, what is measured, and the work."""
 
     n_structures: int = setting(100, "Test structures, drawn at random; 0: no dynamics.", ge=0)
@@ -272,4 +288,4 @@ class Config(Settings):
     def dynamics_settings(self) -> DynamicsSettings:
         """Settings of the dynamics."""
         own = {key: getattr(self.physpre.dynamics, key) for key in DynamicsProtocol.model_fields}
-        return DynamicsSettings(seed=self.task.seed, **own)
+        return self.physpre.dynamics.with_frames(DynamicsSettings(seed=self.task.seed, **own))

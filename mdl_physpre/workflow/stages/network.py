@@ -27,6 +27,7 @@ from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.setup import device_of, threads
 from mdl_physpre.workflow.stages.errors import errors_stage
+from mdl_physpre.workflow.stages.oracle import oracle_stage
 from mdl_physpre.workflow.stages.training import training_stage
 
 logger = logging.getLogger(__name__)
@@ -51,13 +52,15 @@ def _in_process(folder: str, config: Config, plan: Plan, network: Network) -> No
 
 
 def network_stages(folder: Path, config: Config, data: RunData, plan: Plan, network: Network) -> NetworkResult:
-    """3: one network is trained, tested and simulated, on one device."""
+    """3: one network is trained, tested, simulated, and compared with an oracle where one is given, on one device."""
     device = device_of(config, plan.networks.index(network))
     pretraining_key = stage_key(folder / PRETRAINING_SET) if network.arm.uses_pretraining_set else ""
     potential, key = training_stage(folder, config, data, network, pretraining_key, device)
     errors_stage(folder, data, network, potential, key, with_eam=plan.eam)
     if plan.dynamics:
         dynamics_stage(folder, config, data, network, potential, key)
+    if plan.oracle:
+        oracle_stage(folder, config, plan, network, dynamics_structures(config, data))
     found = network_result(folder, network, plan)
     assert found is not None
     return found
@@ -83,7 +86,7 @@ def dynamics_stage(
 
 
 def dynamics_structures(config: Config, data: RunData) -> list[Atoms]:
-    """``n_structures`` test structures, drawn at random by seed; all where there are fewer."""
-    wanted = min(config.physpre.dynamics.n_structures, len(data.test))
-    picked = np.random.default_rng([config.task.seed, 4]).permutation(len(data.test))[:wanted]
+    """``n_structures`` test structures of two atoms or more, drawn at random by seed; all where there are fewer."""
+    order = np.random.default_rng([config.task.seed, 4]).permutation(len(data.test))
+    picked = [k for k in order if len(data.test[k]) > 1][: config.physpre.dynamics.n_structures]  # one atom cannot fail
     return [enlarge(data.test[k], config.physpre.dynamics.min_atoms) for k in sorted(picked)]

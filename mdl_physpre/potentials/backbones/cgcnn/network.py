@@ -50,13 +50,6 @@ class GatedConvolution(nn.Module):
         self.lin_s = nn.Linear(2 * dim + edge_dim, dim)
 
 
-class LinearList(nn.ModuleList):
-    """A list of linear maps."""
-
-    def __iter__(self) -> Iterator[nn.Linear]:
-        return super().__iter__()  # type: ignore[return-value]
-
-
 class ConvolutionList(nn.ModuleList):
     """A list of convolutions."""
 
@@ -150,9 +143,9 @@ class CGCNN(Backbone):
         pre = [NODE_DIM, *[dim] * self.pre_fc_count]
         post = [dim, *[self.dim2] * self.post_fc_count]
         self.distance_expansion = GaussianBasis(self.cutoff, self.edge_dim, self.edge_width)
-        self.pre_lin_list = LinearList(nn.Linear(a, b) for a, b in zip(pre, pre[1:]))
+        self.pre_lin_list = nn.ModuleList(nn.Linear(a, b) for a, b in zip(pre, pre[1:]))
         self.conv_list = ConvolutionList(GatedConvolution(dim, self.edge_dim) for _ in range(self.gc_count))
-        self.post_lin_list = LinearList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
+        self.post_lin_list = nn.ModuleList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
         self.lin_out = nn.Linear(post[-1], 1)
         self._columns: Tensor | None = None
 

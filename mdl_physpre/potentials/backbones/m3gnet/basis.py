@@ -39,27 +39,28 @@ def smooth_bessel(r: np.ndarray, count: int, cutoff: float) -> np.ndarray:
 
     Value, first and second derivative vanish at the cutoff.
     """
+    factor, e, d = _recurrence(count, cutoff)
     functions: list[np.ndarray] = []
-    d = 1.0
     for n in range(count):
-        size = math.sqrt(2) * math.pi * cutoff**-1.5 * (n + 1) * (n + 2) / math.hypot(n + 1, n + 2)
-        f = (-1) ** n * size * (np.sinc((n + 1) * r / cutoff) + np.sinc((n + 2) * r / cutoff))
+        f = factor[n] * (np.sinc((n + 1) * r / cutoff) + np.sinc((n + 2) * r / cutoff))
         if n:
-            e = n**2 * (n + 2) ** 2 / (4 * (n + 1) ** 4 + 1)
-            before, d = d, 1.0 - e / d
-            f = (f + math.sqrt(e / before) * functions[-1]) / math.sqrt(d)
+            f = (f + math.sqrt(e[n] / d[n - 1]) * functions[-1]) / math.sqrt(d[n])
         functions.append(f)
     return np.stack(functions, axis=-1)
 
 
-def smooth_bessel_constants(count: int, cutoff: float) -> dict[str, Tensor]:
-    """e_n, d_n, factors and wave numbers of :func:`smooth_bessel`, as MatterSim stores them, in single precision."""
+def _recurrence(count: int, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The factor of f_n, e_n and d_n of :func:`smooth_bessel`, each (count,)."""
     n = np.arange(count)
-    e = n**2 * (n + 2) ** 2 / (4 * (n + 1) ** 4 + 1)
-    d = np.ones(count)
+    e, d = n**2 * (n + 2) ** 2 / (4 * (n + 1) ** 4 + 1), np.ones(count)
     for k in range(1, count):
         d[k] = 1.0 - e[k] / d[k - 1]
-    factor = (-1.0) ** n * math.sqrt(2) * math.pi * cutoff**-1.5 * (n + 1) * (n + 2) / np.hypot(n + 1, n + 2)
+    return (-1.0) ** n * math.sqrt(2) * math.pi * cutoff**-1.5 * (n + 1) * (n + 2) / np.hypot(n + 1, n + 2), e, d
+
+
+def smooth_bessel_constants(count: int, cutoff: float) -> dict[str, Tensor]:
+    """e_n, d_n, factors and wave numbers of :func:`smooth_bessel`, as MatterSim stores them, in single precision."""
+    n, (factor, e, d) = np.arange(count), _recurrence(count, cutoff)
     constants = {
         "dn": d,
         "en": e[None],

@@ -11,7 +11,7 @@ and the radial functions of an edge, (E, 4 F): those of k, then those of the thr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -108,30 +108,11 @@ Sums = tuple[Tensor, Tensor | None]
 """Sums of messages over the neighbours: (N, F), and (N, 3, F) where they are wanted."""
 
 
-class Messages(Protocol):
-    """What passes along the edges of a batch."""
-
-    weights: list[LayerWeights]
-
-    def around(self, values: Tensor) -> Tensor:
-        """Sum over the neighbours of their values (N, F) times radial functions, for the node vectors' start."""
-        ...
-
-    def sums(self, layer: int, qkv: Tensor, vec: Tensor | None, last: bool) -> Sums:
-        """The sums of a layer; nobody reads those of vectors of the last one."""
-        ...
-
-
 class TensorMessages:
-    """:class:`Messages` in tensor operations, differentiable to any order.
+    """What passes along the edges of a batch, in tensor operations, differentiable to any order.
 
-    Parameters
-    ----------
-    weights : of the layers.
-    i, j : (E,) centres and neighbours. directions : (E, 3).
-    start : radial functions (E, F) for the node vectors' start.
-    basis, factors : as :meth:`LayerWeights.radial_functions` takes them.
-    heads : number of heads.
+    ``i``, ``j`` (E,) are centres and neighbours, ``directions`` (E, 3), ``start`` (E, F) the radial functions for the
+    node vectors' start, ``basis`` and ``factors`` what :meth:`LayerWeights.radial_functions` takes.
     """
 
     def __init__(
@@ -142,10 +123,11 @@ class TensorMessages:
         self.start, self.basis, self.factors, self.heads = start, basis, factors, heads
 
     def around(self, values: Tensor) -> Tensor:
+        """Sum over the neighbours of their values (N, F) times radial functions, for the node vectors' start."""
         return torch.zeros_like(values).index_add(0, self.i, self.start * values.index_select(0, self.j))
 
     def sums(self, layer: int, qkv: Tensor, vec: Tensor | None, last: bool) -> Sums:
-        """With c the channels of a head h:
+        """The sums of a layer, those of vectors not for the last one. With c the channels of a head h:
 
         a_h = silu(Σ_{c in h} q_i k_j R^k),    m_i = Σ_j a_h v⁰_j R⁰,    M_i = Σ_j v¹_j R¹ vec_j + v²_j R² r̂_ij
         """

@@ -25,7 +25,6 @@ from mdl_physpre.potentials.backbones.torchmd_et.layers import (
     AttentionLayer,
     LayerList,
     LayerWeights,
-    Messages,
     NeighbourEmbedding,
     TensorMessages,
     radial_factors,
@@ -193,7 +192,7 @@ class TorchMDET(Backbone):
             x = functional.silu(linear(x))
         return self.post_lin_list[-1](x)[:, 0]
 
-    def _messages(self, vectors: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> Messages:
+    def _messages(self, vectors: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> TensorMessages | NativeMessages:
         """What passes along the edges: in C where that can be had."""
         distances = vectors.square().sum(1).sqrt()
         directions = vectors / distances[:, None]

@@ -100,7 +100,7 @@ class Tables(NamedTuple):
 
 
 class NativeMessages:
-    """:class:`mdl_physpre.potentials.backbones.torchmd_et.layers.Messages` in C.
+    """:class:`~mdl_physpre.potentials.backbones.torchmd_et.layers.TensorMessages` in C.
 
     ``distances`` (E,), ``directions`` (E, 3), and centres and neighbours ``i``, ``j`` (E,) are sorted by centre;
     ``own_images`` says whether these count in the node vectors' start.

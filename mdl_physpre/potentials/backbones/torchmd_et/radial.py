@@ -70,12 +70,7 @@ class RadialGrid:
     sharp and no further apart than 0.03 · cutoff elsewhere. Interpolated values are four times continuously
     differentiable. The derivative of an interpolated value is that of the interpolating function itself, so that forces
     are the exact derivative of the energy. Everything is kept in double precision.
-
-    Parameters
-    ----------
-    cutoff : Å.
-    alpha : 1/Å.
-    spacing : of the nodes in s, at most.
+    ``spacing`` is the largest distance of two nodes in s; ``cutoff`` in Å, ``alpha`` in 1/Å.
     """
 
     def __init__(self, cutoff: float, alpha: float, spacing: float) -> None:

@@ -1,0 +1,163 @@
+"""Stress tests of a potential, one after another, each in a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from pydantic import BaseModel, ValidationError
+
+from mdl_physpre.dynamics.running.storage import LOCK_WAIT, run_key
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.stress_tests.kinds import STRESS_TESTS, StressTest
+from mdl_physpre.stress_tests.result import StressResult
+from mdl_physpre.structures.graph import content_hash
+from mdl_physpre.utils.files import write_text
+from mdl_physpre.utils.processes import run_lock
+from mdl_physpre.utils.settings import explained
+
+logger = logging.getLogger(__name__)
+RESULT, BEGUN = "result.json", "begun.json"
+WORK = ("compile", "checkpoint_steps", "checkpoint_seconds")
+"""Settings of tests that no result depends on."""
+
+
+def run_stress_tests(
+    potential: Potential,
+    structures: Sequence[Atoms],
+    tests: Mapping[str, BaseModel | Mapping[str, Any] | None],
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, StressResult]:
+    """Where each structure breaks, in each of several tests.
+
+    Parameters
+    ----------
+    potential : forces come from it, on its device and in its precision.
+    structures : where each test begins; ``info["structure_id"]`` names them.
+    tests : name of a test, or its import path ``package.module:Class`` → its settings; ``None``: its defaults.
+    out : folder, in which each test has its own. A finished test of the same potential, structures and settings is
+        read, an unfinished one continued, any other done anew.
+
+    Returns
+    -------
+    The results by the names of the tests, in their order.
+
+    Raises
+    ------
+    ConfigError : an unknown test, or a setting that cannot be used, by its key; before any work.
+    PhyspreError : another process works in the folder; whatever a test raises.
+    """
+    chosen = {name: make_test(name, settings) for name, settings in tests.items()}
+    if out is None:
+        return {name: _do(name, test, potential, structures, None, progress) for name, test in chosen.items()}
+    keys = {name: _key(name, test, potential, structures) for name, test in chosen.items()}
+    folders = {name: Path(out) / folder_of(name) for name in chosen}
+    done = {name: _read(folders[name], key) for name, key in keys.items()}
+    if all(done.values()):
+        return {name: result for name, result in done.items() if result is not None}
+    with run_lock(Path(out), LOCK_WAIT):
+        return {
+            name: _continued(name, test, potential, structures, folders[name], keys[name], progress)
+            for name, test in chosen.items()
+        }
+
+
+def make_test(name: str, settings: BaseModel | Mapping[str, Any] | None = None, section: str = "") -> StressTest:
+    """The test of a name with its settings; ``section`` stands before the key in errors, such as ``physpre.stress``.
+
+    Raises
+    ------
+    ConfigError : an unknown name, or settings that cannot be used, by their keys.
+    """
+    cls = STRESS_TESTS.find(name)
+    if isinstance(settings, cls.Settings):
+        return cls(settings)
+    values = settings.model_dump() if isinstance(settings, BaseModel) else dict(settings or {})
+    try:
+        return cls(cls.Settings.model_validate(values))
+    except ValidationError as error:
+        raise ConfigError(explained(error, cls.Settings, f"{section}.{name}".lstrip("."))) from None
+
+
+def folder_of(name: str) -> str:
+    """The name of the folder of a test: its own, with nothing in it that a path cannot have."""
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def _continued(
+    name: str,
+    test: StressTest,
+    potential: Potential,
+    structures: Sequence[Atoms],
+    folder: Path,
+    key: str,
+    progress: bool,
+) -> StressResult:
+    done = _read(folder, key)
+    if done is not None:
+        return done
+    _begin(folder, key)
+    result = _do(name, test, potential, structures, folder, progress)
+    _write(folder / RESULT, {"key": key, "result": result.plain()})
+    return result
+
+
+def _do(
+    name: str, test: StressTest, potential: Potential, structures: Sequence[Atoms], folder: Path | None, progress: bool
+) -> StressResult:
+    logger.info("stress test %s of %d structures", name, len(structures))
+    start = time.monotonic()
+    points = test.run(potential, structures, folder, progress)
+    return StressResult(
+        test=name,
+        quantity=test.quantity,
+        unit=test.unit,
+        points=tuple(points),
+        settings=test.settings.model_dump(mode="json"),
+        seconds=time.monotonic() - start,
+    )
+
+
+def _key(name: str, test: StressTest, potential: Potential, structures: Sequence[Atoms]) -> str:
+    """A hash of all that a result depends on: potential with its parameters, structures, test and settings."""
+    places = list(range(len(structures)))
+    ids = [str(atoms.info.get("structure_id", k)) for k, atoms in enumerate(structures)]
+    simulated = run_key(potential, structures, ids, [], places)
+    settings = {key: value for key, value in test.settings.model_dump(mode="json").items() if key not in WORK}
+    return content_hash([], name, simulated, json.dumps(settings, sort_keys=True))
+
+
+def _read(folder: Path, key: str) -> StressResult | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        stored = json.loads((folder / RESULT).read_text())
+        if stored["key"] == key:
+            logger.info("%s: this test has been done; its result is read", folder)
+            return StressResult.model_validate(stored["result"])
+    return None
+
+
+def _begin(folder: Path, key: str) -> None:
+    """Keep what a stopped test of the same key left, and clear away what another one made."""
+    (folder / RESULT).unlink(missing_ok=True)
+    before = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        before = json.loads((folder / BEGUN).read_text())["key"]
+    if before not in (None, key):
+        logger.info("%s: potential, structures or settings changed; the test is done anew", folder)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / BEGUN, {"key": key})
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

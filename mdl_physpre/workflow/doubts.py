@@ -1,0 +1,47 @@
+"""Settings and data that can be used and are seldom meant: said at the start of a run, and in its report."""
+
+from __future__ import annotations
+
+import math
+
+from mdl_physpre.workflow.config.schema import Config
+from mdl_physpre.workflow.data import RunData
+
+LONG_STEP = 10.0  # fs
+LONG_CUTOFF = 12.0  # Å
+FEW_TESTS = 20
+
+
+def doubts(config: Config, data: RunData) -> list[str]:
+    """Sentences, each with the key or the set that it is about."""
+    found = []
+    dynamics, cutoff = config.physpre.dynamics, config.model.cutoff
+    if dynamics.n_structures and dynamics.timestep > LONG_STEP:
+        found.append(
+            f"physpre.dynamics.timestep is {dynamics.timestep:g} fs: atoms move farther in a step than any integrator "
+            "follows; 0.5 to 5 fs are usual. What breaks then is the integrator's fault"
+        )
+    if dynamics.n_structures and dynamics.temperature == 0:
+        found.append("physpre.dynamics.temperature is 0 K: atoms stay where they are, and no potential breaks")
+    if cutoff > LONG_CUTOFF:
+        periodic = [a for a in data.train if a.pbc.all()]
+        density = sum(len(a) for a in periodic) / (sum(a.cell.volume for a in periodic) or math.inf)
+        edges = density * 4 / 3 * math.pi * cutoff**3
+        found.append(f"model.cutoff is {cutoff:g} Å: about {edges:.0f} neighbours for each atom; 5 to 8 Å are usual")
+    if config.optim.batch_size > len(data.train):
+        found.append(
+            f"optim.batch_size is {config.optim.batch_size}, the training set has {len(data.train)} structures: "
+            "each epoch is one step"
+        )
+    for name, part in data.test_sets.items():
+        if len(part) < FEW_TESTS:
+            found.append(f"{name} has {len(part)} structures: errors on so few say little")
+    for name, places in data.in_training.items():
+        part = data.sets[name]
+        first = ", ".join(str(part[k].info.get("structure_id", k)) for k in places[:5])
+        found.append(
+            f"{name}: {len(places)} of {len(part)} structures are suspected to be among the training structures, too "
+            f"({first}{', …' if len(places) > 5 else ''}): errors there are lower than on new ones. physpre inspect "
+            "names all; dataset.split.by keeps what belongs together in one set"
+        )
+    return found
