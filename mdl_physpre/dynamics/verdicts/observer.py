@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from mdl_physpre.utils.registry import Registry
 
 Conditions = Any
 """What is asked of a structure: ``DynamicsSettings``, which look observers up and so cannot be imported here."""
+
+AnyObserver = TypeVar("AnyObserver", bound="Observer")
 
 Judged = tuple[dict[str, tuple[int, str]], dict[str, str]]
 """Failures (reason -> first failing step, sentence), and what cannot be judged (reason -> why)."""
@@ -57,6 +59,8 @@ class Watched:
     potential was trained on; ``None`` where that is not known.
     """
 
+    all: list[Observer]
+
     def __init__(
         self,
         settings: Conditions,
@@ -76,6 +80,10 @@ class Watched:
         self.start_cells = torch.from_numpy(cells).to(start.device)
         self.counted, self.last_step = 0, -1
         self._set_sizes()
+
+    def of(self, cls: type[AnyObserver]) -> AnyObserver:
+        """The observer of a class, among ``all`` that watch these structures."""
+        return next(observer for observer in self.all if isinstance(observer, cls))
 
     def _set_sizes(self) -> None:
         device, sizes = self.start.device, [len(a) for a in self.structures]

@@ -21,11 +21,12 @@ from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.built_in import Displacement, Forces, Temperature, TooDeep, Volume
 from mdl_physpre.dynamics.verdicts.distances import Lindemann, Overlap
+from mdl_physpre.dynamics.verdicts.melting import Diffusion
 from mdl_physpre.dynamics.verdicts.observer import OBSERVERS, Moment, Observer, Watched
 from mdl_physpre.dynamics.verdicts.uncertainty import Uncertainty
 
 BUILT_IN: tuple[type[Observer], ...] = (
-    Volume, Displacement, Forces, Temperature, TooDeep, Overlap, Lindemann, Uncertainty,
+    Volume, Displacement, Forces, Temperature, TooDeep, Overlap, Lindemann, Diffusion, Uncertainty,
 )  # fmt: skip
 """The observers of every run, in the order in which they look."""
 
