@@ -1,7 +1,8 @@
 """Melted or broken: whether a structure whose atoms have left their neighbours has become a healthy liquid.
 
-The Lindemann index only says that atoms do not stay beside their neighbours. A liquid goes on moving: with displacements
-beyond the drift of the centre of mass and the change of the cell,
+The Lindemann index only says that atoms do not stay beside their neighbours. A liquid goes on moving: with
+displacements beyond their mean and the change of the cell (of a structure in empty space also beyond the rotation that
+fits best: W. Kabsch, Acta Cryst. A 32, 922 (1976)),
 
     MSD(s, t) = 1/N Σ_i |x_i(t) − x_i(s) · M(s, t)|²,   a = MSD(T/2, 3T/4),  b = MSD(3T/4, T),  c = MSD(T/2, T)
 
@@ -60,19 +61,22 @@ class Diffusion(Observer):
         self.kept: tuple[dict[str, Tensor], ...] = ()
         self.now: dict[str, Tensor] = {}
         self.step = -1
-        masses = np.concatenate([np.zeros(0), *(atoms.get_masses() for atoms in watched.structures)])
-        self.masses = torch.from_numpy(masses).to(watched.start)
+        free = [not atoms.pbc.any() for atoms in watched.structures]
+        self.free = torch.tensor(free, device=watched.start.device)
 
     def count(self, moment: Moment, previous: int) -> None:
         self.step = moment.step
-        self.now = {"positions": moment.atoms.positions, "temperature_sum": self.watched.of(Temperature).temperature_sum}
+        self.now = {
+            "positions": moment.atoms.positions,
+            "temperature_sum": self.watched.of(Temperature).temperature_sum,
+        }
         if moment.deformation is not None:
             self.now["deformation"] = moment.deformation
         if not due(moment.step, previous, self.spacing):
             return
         if len(self.marks) == MOST:
-            self.marks, self.counted_at, self.kept = (one[::2] for one in (self.marks, self.counted_at, self.kept))
-            self.spacing *= 2
+            self.marks, self.counted_at = self.marks[::2], self.counted_at[::2]
+            self.kept, self.spacing = self.kept[::2], 2 * self.spacing
         if due(moment.step, previous, self.spacing):
             self.marks, self.counted_at = (*self.marks, moment.step), (*self.counted_at, self.watched.counted)
             self.kept = (*self.kept, self.now)
@@ -86,16 +90,21 @@ class Diffusion(Observer):
         return (half, late) if half < late and self.marks[late] < self.step else None
 
     def squared_displacement(self, first: dict[str, Tensor], last: dict[str, Tensor]) -> Tensor:
-        """MSD of each structure, (B,), Å², beyond the drift of the centre of mass and the change of the cell."""
-        o, start = self.watched, first["positions"]
+        """MSD of each structure, (B,), Å², beyond the mean displacement, the change of the cell and free rotation."""
+        o, start, end = self.watched, first["positions"], last["positions"]
         if "deformation" in last:
             change = last["deformation"]
             if "deformation" in first:
                 change = torch.linalg.solve_ex(first["deformation"], change).result
             start = torch.einsum("nx,nxy->ny", start, change.index_select(0, o.batch))
-        moved = last["positions"] - start
-        drift = o.sums(moved * self.masses[:, None]) / o.sums(self.masses)[:, None]
-        return o.sums((moved - drift.index_select(0, o.batch)).square().sum(1)) / o.sizes
+        start, end = (x - (o.sums(x) / o.sizes[:, None]).index_select(0, o.batch) for x in (start, end))
+        turned = torch.zeros_like(o.sizes)
+        if self.free.any():
+            overlap = o.sums(start[:, :, None] * end[:, None, :])
+            u, s, v = torch.linalg.svd(overlap)
+            s = torch.cat([s[:, :2], s[:, 2:] * torch.linalg.det(u @ v).sign()[:, None]], dim=1)
+            turned = torch.where(self.free, 2 * (s.sum(1) - overlap.diagonal(dim1=1, dim2=2).sum(1)), 0.0)
+        return (o.sums((end - start).square().sum(1)) - turned) / o.sizes
 
     def measured(self) -> dict[str, Tensor]:
         found = dict.fromkeys(self.metrics, torch.full_like(self.watched.sizes, torch.nan))
@@ -103,9 +112,7 @@ class Diffusion(Observer):
         if middle is None:
             return found
         half, late = (self.kept[k] for k in middle)
-        a, b, c = (
-            self.squared_displacement(*pair) for pair in ((half, late), (late, self.now), (half, self.now))
-        )
+        a, b, c = (self.squared_displacement(*pair) for pair in ((half, late), (late, self.now), (half, self.now)))
         each, steps = (a + b) / 2, [s.timestep * 1e-3 for s in self.watched.each]
         time = torch.tensor(steps, dtype=torch.float64, device=c.device) * (self.step - self.marks[middle[0]]) / 2
         temperatures = self.now["temperature_sum"] - late["temperature_sum"]
@@ -151,7 +158,7 @@ class Diffusion(Observer):
             return {n: v.index_select(0, atoms if n == "positions" else which) for n, v in values.items()}
 
         self.kept, self.now = tuple(map(kept, self.kept)), kept(self.now)
-        self.masses = self.masses.index_select(0, atoms)
+        self.free = self.free.index_select(0, which)
 
     def state(self) -> dict[str, np.ndarray]:
         numbers = {name: np.array(getattr(self, name), dtype=np.int64) for name in ("marks", "counted_at")}

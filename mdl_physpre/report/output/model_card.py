@@ -93,10 +93,11 @@ def card(run: Run, network: NetworkResult, hashes: Mapping[str, str]) -> str:
     dynamics = "Not simulated, or not to the end."
     if network.dynamics:
         s, c = network.dynamics.settings, network.dynamics.counts
+        melted = "" if c.melted is None else f" ({c.melted.count} melted and did not fail)"
         dynamics = (
             f"{ensemble_name(s)} at {s['temperature']:g} K, {s['steps']} steps of {s['timestep']:g} fs: "
             f"{counted(c.failed)} structures failed, {counted(c.overlap)} by atom overlap, {counted(c.lindemann)} by "
-            "the Lindemann index. In brackets: Wilson 95 % intervals over structures."
+            f"the Lindemann index{melted}. In brackets: Wilson 95 % intervals over structures."
         )
     return TEMPLATE.format(
         title=f"{run.name}: {network.name}",

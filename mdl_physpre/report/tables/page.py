@@ -66,17 +66,21 @@ def stability_table(run: Run) -> Table | None:
     found = {arm: result.dynamics for arm, result in run.summary.arms.items() if result.dynamics}
     if not found:
         return None
-    head = ["arm", "networks", "failed", "atom overlap", "Lindemann index", "other reasons", "median failing time, ps"]
+    head = ["arm", "networks", "failed", "melted", "by the paper", "atom overlap", "Lindemann index", "other reasons"]
+    head.append("median failing time, ps")
     rows: list[list[str]] = []
     values: list[list[Any]] = []
     for arm, d in found.items():
         c, ensemble, called = d.counts, d.settings["ensemble"], f"{arm} ({ensemble_name(d.settings)})"
         time = c.median_failing_time_fs
         rows.append([
-            called, str(c.networks), *map(counted_each, (c.failed, c.overlap, c.lindemann)),
+            called, str(c.networks), counted_each(c.failed),
+            *(MISSING if part is None else counted_each(part) for part in (c.melted, c.paper)),
+            *map(counted_each, (c.overlap, c.lindemann)),
             other_reasons(c, words=True), shown(None if time is None else time / 1000, "{:.3g}"),
         ])  # fmt: skip
-        for reason, part in (("failed", c.failed), ("lindemann", c.lindemann), *c.by_reason.items()):
+        told = {"failed": c.failed, "melted": c.melted, "paper": c.paper, "lindemann": c.lindemann, **c.by_reason}
+        for reason, part in ((reason, part) for reason, part in told.items() if part is not None):
             ends, each = part.interval or (None, None), " ".join(map(str, part.each))
             values.append([arm, ensemble, c.networks, reason, part.count, part.n, *ends, each])
     notes = (
@@ -85,7 +89,10 @@ def stability_table(run: Run) -> Table | None:
         else "In brackets: Wilson 95 % interval over structures. One network stands behind each row: structures "
         "simulated with one network share its faults, and the interval does not hold the spread between trainings."
     )
-    notes += " A structure can pass several bounds, so that reasons may add up to more than the failures."
+    notes += (
+        " Reasons may add up to more than the failures. Melted: only a Lindemann bound is passed, and the structure "
+    )
+    notes += "is a healthy liquid. By the paper: failed by overlap or Lindemann index, melted or not."
     value_head = ["arm", "ensemble", "networks", "reason", "count", "n", "low_95", "high_95", "each_network"]
     return Table("table-1-stability", "Table 1. Structures that failed", head, rows, values, value_head, notes=notes)
 
@@ -176,7 +183,7 @@ def structures_table(run: Run) -> Table | None:
 
 def _verdict_words(verdict: Verdict) -> str:
     if not verdict.failed:
-        return "stable"
+        return verdict.status
     return f"step {verdict.first_failing_step:,}: {', '.join(map(worded, verdict.reasons))}"
 
 
