@@ -31,7 +31,8 @@ from torch.nn import functional
 from torch_geometric.nn import CGConv
 
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
-from mdl_physpre.potentials.base import edge_vectors, evaluate
+from mdl_physpre.potentials.base import edge_vectors
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 
 FILES = {"silica": "silica/si_zeo_22_sample.extxyz.gz", "li-mn-o": "li-mn-o-p/li_mn_o.extxyz.gz"}

@@ -72,7 +72,7 @@ def fit(data: Split, label: str, route: str, init: str, epochs: int, batch_size:
         "val loss": found.errors["val"].total,
         "test loss": prediction_errors(found.potential, test).total,
         "val forces eV/Å": found.errors["val"].forces_mae,
-        "walls that rise": f"{sum(row['rises'] for row in found.table)} of {len(found.table)}",
+        "walls that rise": f"{sum(row.rises for row in found.table)} of {len(found.table)}",
     }
 
 

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from mdl_physpre.hosts.locate import HOSTS, put_on_path, root_of
 from mdl_physpre.potentials.backbones.torchmd_et import operators
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
-from mdl_physpre.potentials.base import edge_vectors, evaluate
+from mdl_physpre.potentials.base import edge_vectors
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph, build_graph
 
 FILES = {

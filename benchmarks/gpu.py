@@ -37,14 +37,9 @@ from torch import Tensor, nn
 
 from mdl_physpre import label
 from mdl_physpre.potentials import CGCNN, EAMInteraction, M3GNet, TorchMDET
-from mdl_physpre.potentials.base import (
-    Backbone,
-    Potential,
-    Predictions,
-    edge_vectors,
-    evaluate,
-    sum_by_structure,
-)
+from mdl_physpre.potentials.base import Backbone, Potential, Predictions, edge_vectors
+from mdl_physpre.potentials.derivatives import sum_by_structure
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.loss import label_errors, total_loss
 from mdl_physpre.training.settings import TrainingSettings

@@ -73,8 +73,8 @@ def mattersim_side(frames: list[Atoms], checkpoint: str) -> tuple[torch.nn.Modul
 
 
 def own_side(frames: list[Atoms], checkpoint: str, native: bool) -> tuple[torch.nn.Module, Callable, int]:
-    from mdl_physpre.potentials.base import evaluate
     from mdl_physpre.potentials.checkpoints.mattersim import read_mattersim_checkpoint
+    from mdl_physpre.potentials.evaluation import evaluate
     from mdl_physpre.potentials.kernels.c_code import tensor_operations
     from mdl_physpre.structures.graph import build_graph
 

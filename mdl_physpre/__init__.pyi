@@ -4,9 +4,9 @@ from .dynamics.running.simulate import simulate as simulate
 from .eam_fit.fit import fit_eam as fit_eam
 from .errors import PhyspreError as PhyspreError
 from .potentials.adapters.ase_calculator import PotentialCalculator as PotentialCalculator
-from .potentials.base import evaluate as evaluate
 from .potentials.checkpoints.load import load_potential as load_potential
 from .potentials.checkpoints.own import save_potential as save_potential
+from .potentials.evaluation import evaluate as evaluate
 from .potentials.open import open_potential as open_potential
 from .pretraining.labelling import label as label
 from .pretraining.perturbation import perturb as perturb

@@ -10,7 +10,8 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mdl_physpre.potentials.base import Potential, Predictions, evaluate
+from mdl_physpre.potentials.base import Potential, Predictions
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
 from mdl_physpre.utils.devices import available_device, device_of_parameters
 

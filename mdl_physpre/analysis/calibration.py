@@ -138,4 +138,4 @@ def format_calibration(found: Mapping[str, CommitteeErrors]) -> str:
     for name, one in found.items():
         rows += [[name, *row] for row in calibration_rows(one)]
     said = "factor: by which the spread has to be multiplied to have the root mean square of the error"
-    return "\n".join([*aligned(rows), said])
+    return "\n".join([*aligned(rows, words=2), said])

@@ -13,21 +13,64 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations_with_replacement
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from pydantic import BeforeValidator
 
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
 from mdl_physpre.utils.devices import device_of_parameters
+from mdl_physpre.utils.record import Record
 
 CLOSEST = 0.3  # Å
 STEP = 0.02  # Å
+
+Number = Annotated[float, BeforeValidator(lambda value: np.nan if value is None else value)]
+"""A number that is not finite is ``None`` in JSON."""
+
+
+class EAMParts(Record):
+    """Parts of the energy of two atoms by an embedded-atom potential, eV, each (n,); ``atomic`` is a number, Σ E0."""
+
+    pair: tuple[Number, ...]
+    embedding: tuple[Number, ...]
+    atomic: float
+
+
+class PairCurves(Record):
+    """Of a pair of elements: sum of covalent radii, Å; potential → energies, eV, (n,); potential → parts."""
+
+    covalent_distance: float
+    curves: dict[str, tuple[Number, ...]]
+    parts: dict[str, EAMParts]
+
+
+class EnergyCurves(Record):
+    """Curves of several potentials on common distances (n,), Å, from 0.3; ``pairs`` by name."""
+
+    distances: tuple[float, ...]
+    pairs: dict[str, PairCurves]
+
+    @property
+    def names(self) -> set[str]:
+        """Potentials that have a curve."""
+        return {name for found in self.pairs.values() for name in found.curves}
+
+
+class EAMElement(Record):
+    """Parameters of an element in an embedded-atom potential: B, eV, ρ0, and E0, eV."""
+
+    element: str
+    B_eV: float
+    rho0: float
+    E0_eV: float
 
 
 def pair_name(pair: tuple[int, int]) -> str:
@@ -55,14 +98,8 @@ def dimer_energies(potential: Potential, pair: tuple[int, int], distances: np.nd
     return energies[:-1] - energies[-1]
 
 
-def eam_parts(potential: EAMInteraction, pair: tuple[int, int], distances: np.ndarray) -> dict[str, Any]:
-    """The parts of :func:`dimer_energies` for an embedded-atom potential.
-
-    Returns
-    -------
-    ``pair``, ``embedding``, ``total`` : (n,), eV; ``total`` is their sum.
-    ``atomic`` : Σ E0 of the two atoms, eV, a number.
-    """
+def eam_parts(potential: EAMInteraction, pair: tuple[int, int], distances: np.ndarray) -> EAMParts:
+    """The parts of :func:`dimer_energies` at distances (n,), Å; pair and embedding add up to it."""
     first, second = (int(potential.element_of[z]) for z in pair)
     r = torch.as_tensor(np.asarray(distances), dtype=torch.float64, device=potential.E0.device)
     which = potential.pair_of[first * len(potential.elements) + second].expand(len(r))
@@ -72,54 +109,43 @@ def eam_parts(potential: EAMInteraction, pair: tuple[int, int], distances: np.nd
         embedding = sum(b[k] * rho * (rho - 2.0 * rho0[k]) for k in (first, second))
         atomic = float(potential.E0[first] + potential.E0[second])
     assert isinstance(embedding, torch.Tensor)
-    return {
-        "pair": phi.cpu().numpy(),
-        "embedding": embedding.cpu().numpy(),
-        "total": (phi + embedding).cpu().numpy(),
-        "atomic": atomic,
-    }
+    return EAMParts(pair=phi.tolist(), embedding=embedding.tolist(), atomic=atomic)
 
 
 def energy_curves(
     potentials: Mapping[str, Potential], pairs: Sequence[tuple[int, int]], r_max: float | None = None
-) -> dict[str, Any]:
-    """Curves of several potentials on common distances, as plain values.
+) -> EnergyCurves:
+    """Curves of several potentials on common distances.
 
     Parameters
     ----------
     potentials : name → potential. Parts are given of those that are embedded-atom potentials.
     pairs : of atomic numbers.
     r_max : Å; the largest cutoff where ``None``.
-
-    Returns
-    -------
-    ``distances`` (n,), Å, from 0.3; ``pairs``: name of the pair → ``covalent_distance`` (Å, sum of covalent radii),
-    ``curves`` (name → (n,), eV) and ``parts`` (name → see :func:`eam_parts`).
     """
     end = max(p.cutoff for p in potentials.values()) if r_max is None else r_max
     distances = np.round(np.arange(CLOSEST, end + STEP / 2, STEP), 6)
-    found: dict[str, Any] = {}
+    found: dict[str, PairCurves] = {}
     for pair in pairs:
         curves: dict[str, list[float]] = {}
-        parts: dict[str, dict[str, Any]] = {}
+        parts: dict[str, EAMParts] = {}
         for name, potential in potentials.items():
             if potential.elements is not None and not set(pair) <= set(potential.elements):
                 continue
             if isinstance(potential, EAMInteraction):
-                own = eam_parts(potential, pair, distances)
-                parts[name] = {key: v if key == "atomic" else v.tolist() for key, v in own.items() if key != "total"}
-                curves[name] = own["total"].tolist()
+                own = parts[name] = eam_parts(potential, pair, distances)
+                curves[name] = np.add(own.pair, own.embedding).tolist()
             else:
                 curves[name] = dimer_energies(potential, pair, distances).tolist()
         covalent = covalent_radius(pair[0]) + covalent_radius(pair[1])
-        found[pair_name(pair)] = {"covalent_distance": covalent, "curves": curves, "parts": parts}
-    return {"distances": distances.tolist(), "pairs": found}
+        found[pair_name(pair)] = PairCurves(covalent_distance=covalent, curves=curves, parts=parts)
+    return EnergyCurves(distances=distances.tolist(), pairs=found)
 
 
-def eam_elements(potential: EAMInteraction) -> list[dict[str, Any]]:
-    """A row for each element of an embedded-atom potential: ``element``, ``B_eV``, ``rho0``, ``E0_eV``."""
+def eam_elements(potential: EAMInteraction) -> list[EAMElement]:
+    """A row for each element of an embedded-atom potential."""
     b, rho0, e0 = (p.detach().tolist() for p in (potential.B, potential.rho0, potential.E0))
     return [
-        {"element": chemical_symbols[z], "B_eV": b[k], "rho0": rho0[k], "E0_eV": e0[k]}
+        EAMElement(element=chemical_symbols[z], B_eV=b[k], rho0=rho0[k], E0_eV=e0[k])
         for k, z in enumerate(potential.elements)
     ]

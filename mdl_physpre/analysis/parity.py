@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from ase import Atoms
@@ -21,7 +21,32 @@ def evenly(n: int, at_most: int) -> np.ndarray:
     return np.unique(np.linspace(0, max(n - 1, 0), min(n, at_most)).round().astype(int)) if n else np.zeros(0, int)
 
 
-def predictions(potential: Potential, structures: Sequence[Atoms], max_edges: int = MAX_EDGES) -> dict[str, np.ndarray]:
+class LabelledPredictions(Record):
+    """Predicted and labelled energies, forces and stresses of structures; NaN where there is no label.
+
+    index : (n,), places of the structures. n_atoms : (n,).
+    energy, energy_label : (n,), eV.
+    forces_error, stress_error : (n,), summed absolute errors of a structure's components, eV/Å and eV/Å³.
+    forces_count, stress_count : (n,), of how many components.
+    forces, forces_label, stress, stress_label : (≤ 4000,), eV/Å and eV/Å³, components for a figure, evenly taken from
+        those that have a label.
+    """
+
+    index: np.ndarray
+    n_atoms: np.ndarray
+    energy: np.ndarray
+    energy_label: np.ndarray
+    forces_error: np.ndarray
+    forces_count: np.ndarray
+    forces: np.ndarray
+    forces_label: np.ndarray
+    stress_error: np.ndarray
+    stress_count: np.ndarray
+    stress: np.ndarray
+    stress_label: np.ndarray
+
+
+def predictions(potential: Potential, structures: Sequence[Atoms], max_edges: int = MAX_EDGES) -> LabelledPredictions:
     """Predicted and labelled energies, forces and stresses.
 
     Parameters
@@ -29,16 +54,6 @@ def predictions(potential: Potential, structures: Sequence[Atoms], max_edges: in
     potential : evaluated where it is, in its own precision, in evaluation mode.
     structures : at most 2,000 of them are taken, evenly.
     max_edges : of a batch; a limit on memory.
-
-    Returns
-    -------
-    dict of arrays, NaN where there is no label:
-    ``index`` (n,), places in ``structures``; ``n_atoms`` (n,);
-    ``energy``, ``energy_label`` (n,), eV;
-    ``forces_error``, ``stress_error`` (n,), summed absolute errors of a structure's components, eV/Å and eV/Å³, and
-    ``forces_count``, ``stress_count`` (n,), of how many components;
-    ``forces``, ``forces_label`` (≤ 4000,), eV/Å, and ``stress``, ``stress_label`` (≤ 4000,), eV/Å³: components for a
-    figure, evenly taken from those that have a label.
     """
     picked = evenly(len(structures), STRUCTURES)
     dataset = graphs_of(potential, [structures[k] for k in picked])
@@ -62,21 +77,21 @@ def predictions(potential: Potential, structures: Sequence[Atoms], max_edges: in
         both = [np.concatenate(samples[k]) if samples[k] else np.zeros(0) for k in (label, f"{label}_label")]
         kept = evenly(len(both[0]), COMPONENTS)
         found[label], found[f"{label}_label"] = both[0][kept], both[1][kept]
-    return found
+    return LabelledPredictions(**found)
 
 
-def structure_sums(found: Mapping[str, np.ndarray], quantity: str) -> tuple[np.ndarray, np.ndarray]:
+def structure_sums(found: LabelledPredictions, quantity: str) -> tuple[np.ndarray, np.ndarray]:
     """Numerator and denominator of a mean absolute error, structure by structure; 0 and 0 without a label.
 
     ``quantity`` is ``energy`` (eV), ``energy_per_atom`` (meV/atom), ``forces`` (eV/Å) or ``stress`` (eV/Å³).
     """
     if quantity.startswith("energy"):
-        error = np.abs(found["energy"] - found["energy_label"])
+        error = np.abs(found.energy - found.energy_label)
         if quantity == "energy_per_atom":
-            error = 1000.0 * error / found["n_atoms"]
+            error = 1000.0 * error / found.n_atoms
         known = np.isfinite(error)
         return np.where(known, error, 0.0), known.astype(float)
-    error, count = found[f"{quantity}_error"], found[f"{quantity}_count"].astype(float)
+    error, count = getattr(found, f"{quantity}_error"), getattr(found, f"{quantity}_count").astype(float)
     known = np.isfinite(error) & (count > 0)
     return np.where(known, error, 0.0), np.where(known, count, 0.0)
 
@@ -92,7 +107,7 @@ class PairedChange(Record):
 
 
 def paired_change(
-    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], quantity: str, resamples: int = 1000
+    first: LabelledPredictions, second: LabelledPredictions, quantity: str, resamples: int = 1000
 ) -> PairedChange | None:
     """Relative change of the mean absolute error from ``first`` to ``second``, with an interval.
 
@@ -100,7 +115,7 @@ def paired_change(
     1 (1979)), the same structures for both. It says how much the choice of test structures matters, and nothing on
     another training of the same kind. ``None`` where no structure has a label, or the structures are not the same.
     """
-    if not np.array_equal(first["index"], second["index"]):
+    if not np.array_equal(first.index, second.index):
         return None
     (a, weight), (b, _) = (structure_sums(found, quantity) for found in (first, second))
     known = weight > 0

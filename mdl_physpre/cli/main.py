@@ -13,6 +13,7 @@ from mdl_physpre.cli.potentials import compare, convert_checkpoint, doctor, eval
 from mdl_physpre.cli.program import log_to_terminal, print_version, program, run_program
 from mdl_physpre.cli.report import report, status
 from mdl_physpre.cli.runs import config, demo, fit, run
+from mdl_physpre.cli.stress import stress
 from mdl_physpre.cli.structures import convert, inspect, label, perturb
 
 app = program("Physics-informed pretraining of machine-learned interatomic potentials.")
@@ -20,7 +21,7 @@ app = program("Physics-informed pretraining of machine-learned interatomic poten
 
 def main() -> None:
     """Entry point."""
-    run_program(app, "physpre", "stopped; physpre run, and physpre md --out, go on where they were")
+    run_program(app, "physpre", "stopped; physpre run, and physpre md and stress with --out, go on where they were")
 
 
 @app.callback()
@@ -36,8 +37,8 @@ def common(
 
 
 for function in (
-    run, demo, config, fit, perturb, label, evaluate, doctor, md, judge, report, status, compare, convert, inspect,
-    export, convert_checkpoint, bench,
+    run, demo, config, fit, perturb, label, evaluate, doctor, md, stress, judge, report, status, compare, convert,
+    inspect, export, convert_checkpoint, bench,
 ):  # fmt: skip
     app.command()(function)
 for point in entry_points(group="mdl_physpre.commands"):

@@ -159,12 +159,14 @@ def judge(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of physpre run or physpre md --out.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of physpre run, md --out or stress --out.")
+    ],
     json: Json = None,
 ) -> None:
-    """Put the verdicts of several simulations side by side.
+    """Put the verdicts of several simulations, and stress tests, side by side.
 
-    Counts with intervals, and which of the structures that they share broke in one alone.
+    Counts with intervals, which of the structures that they share broke in one alone, and which broke later.
     """
     from mdl_physpre.report.comparison import compare as compare_runs
     from mdl_physpre.report.comparison import format_comparison

@@ -20,6 +20,7 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.analysis.batches import graphs_of, predicted_batches
+from mdl_physpre.dynamics.compare_rdf import RDF_INTERVAL
 from mdl_physpre.dynamics.oracle_errors import OracleErrors, OracleFrame, OracleMeans, gathered
 from mdl_physpre.dynamics.running.reanalysis import finished_run
 from mdl_physpre.dynamics.running.run_state import smallest_distance
@@ -45,6 +46,7 @@ from mdl_physpre.utils.text_table import shown, text_table
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
+MOTION_EVERY = 5.0  # fs between frames that show vibrations
 
 
 class OracleSettings(Settings):
@@ -70,6 +72,24 @@ class OracleSettings(Settings):
         if self.oracle is None or settings.trajectory_interval:
             return settings
         return settings.changed(trajectory_interval=max(1, settings.steps // self.oracle_frames))
+
+
+class OracleRunSettings(OracleSettings):
+    """The same, where the oracle may also simulate."""
+
+    oracle_trajectory: bool = setting(
+        False,
+        "In a run, the oracle also simulates the structures itself, from the same start as the first network of each "
+        "arm; radial distribution functions, displacements and vibrations are compared with it.",
+    )
+
+    def with_frames(self, settings: DynamicsSettings) -> DynamicsSettings:
+        """As above, with frames that show how atoms vibrate where the oracle simulates, too."""
+        if self.oracle is not None and self.oracle_trajectory:
+            often = max(1, int(MOTION_EVERY / settings.timestep))
+            every, rdf_every = settings.trajectory_interval or often, settings.rdf_interval or RDF_INTERVAL
+            settings = settings.changed(trajectory_interval=every, rdf_interval=rdf_every)
+        return super().with_frames(settings)
 
 
 def open_oracle(
@@ -258,7 +278,7 @@ def format_oracle_errors(errors: OracleErrors) -> str:
     m, wrong, whole = errors.means, errors.wrong, errors.whole_and_wrong
     lines = [f"Against {errors.oracle}, {m.frames} frames:"]
     if m.frames:
-        head = ["time, ps", "frames", "energy, meV/atom", "forces, eV/Å", "oracle's forces", "cosine"]
+        head = ["time, ps", "frames", "T, K", "energy, meV/atom", "forces, eV/Å", "oracle's forces", "cosine"]
         rows = [_cells(f"{one.start_fs / 1000:.3g} to {one.end_fs / 1000:.3g}", one) for one in errors.bins]
         lines.append(text_table([head, *rows, _cells("all", m)]))
         lines.append(
@@ -274,6 +294,6 @@ def format_oracle_errors(errors: OracleErrors) -> str:
 
 
 def _cells(name: str, means: OracleMeans) -> list[str]:
-    values = (means.energy_mae, means.forces_rmse, means.oracle_forces_rms, means.forces_cosine)
-    forms = ("{:.1f}", "{:.3f}", "{:.3f}", "{:.3f}")
+    values = (means.temperature, means.energy_mae, means.forces_rmse, means.oracle_forces_rms, means.forces_cosine)
+    forms = ("{:.0f}", "{:.1f}", "{:.3f}", "{:.3f}", "{:.3f}")
     return [name, str(means.frames), *(shown(value, form) for value, form in zip(values, forms))]

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +15,14 @@ from ase.data import chemical_symbols
 
 from mdl_physpre.analysis.errors import WEIGHTS, Errors, prediction_errors
 from mdl_physpre.eam_fit.objective import BLOCK_EDGES, FitObjective
-from mdl_physpre.eam_fit.report import carries_labels, describe, fit_warnings, pair_table
+from mdl_physpre.eam_fit.report import FittedPair, carries_labels, describe, fit_warnings, pair_table
 from mdl_physpre.eam_fit.routes import BestState, fit_fast, fit_reference, parameters_of, set_parameters
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.eam_fit.wall import WallPrior
 from mdl_physpre.errors import ConfigError, DataError, FitError
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.eam.potential import EAMInteraction, element_numbers
 from mdl_physpre.potentials.energy_reference import composition_matrix
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import LABELS
@@ -42,7 +41,7 @@ class EAMFit:
     history : a row for each epoch (``reference``) or step (``fast``): ``epoch`` (passes over the training data),
         ``train_loss``, ``val_loss``, ``val_energy`` (eV), ``val_forces`` (eV/Å), ``val_stress`` (eV/Å³), ``seconds``.
     errors : of ``train`` and ``val`` (None without labels to compare with).
-    table : a row for each pair, see :func:`mdl_physpre.eam_fit.report.pair_table`.
+    table : a row for each pair.
     text : all of this in words.
     seconds : wall time.
     """
@@ -50,7 +49,7 @@ class EAMFit:
     potential: EAMInteraction
     history: list[dict[str, float]]
     errors: dict[str, Errors | None]
-    table: list[dict[str, Any]]
+    table: list[FittedPair]
     text: str
     seconds: float
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mdl_physpre.potentials.base import edge_vectors
+from mdl_physpre.potentials.derivatives import stress_of, volumes
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.eam.radial import PairParameters, radial_functions
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
@@ -35,7 +36,7 @@ class Block:
     ends: list[int]  # last edge + 1 of each structure
     element: Tensor  # (n_atoms,)
     batch: Tensor  # (n_atoms,) structure of an atom
-    volume: Tensor  # (n_structures,) NaN without a cell
+    volume: Tensor  # (n_structures,) Å³, 0 without a cell
     labels: dict[str, Tensor]
 
 
@@ -82,7 +83,7 @@ class FitObjective:
         n = torch.bincount(inverse, minlength=len(distinct))
         self.r = torch.zeros(len(distinct), dtype=torch.float64).index_add_(0, inverse, r) / n.clamp(min=1)
         self.pair = torch.div(distinct, _bins_per_pair(self.cutoff), rounding_mode="floor").to(torch.int32)
-        self.core = potential.core_functions(self.pair, self.r)
+        self.repulsion = potential.repulsion_functions(self.pair, self.r)
         start = 0
         for block in self.blocks:
             end = start + len(block.i)
@@ -115,7 +116,7 @@ class FitObjective:
         pairs = PairParameters(*(leaves[name] for name in PairParameters._fields))
         with torch.set_grad_enabled(gradient):
             phi, dphi, rho, drho = radial_functions(self.r, self.pair, pairs, self.cutoff)
-            exact = (phi + self.core[0], dphi + self.core[1], rho, drho)
+            exact = (phi + self.repulsion[0], dphi + self.repulsion[1], rho, drho)
         tables = [t.detach().float() for t in exact]
         adjoint = [torch.zeros_like(t) for t in tables] if gradient else None
         by_element = {name: leaves[name].detach() for name in ("B", "rho0", "E0")}
@@ -164,7 +165,7 @@ class FitObjective:
             forces[x].index_add_(0, i, along[x]).index_add_(0, j, along[x], alpha=-1)
         scaled = u * block.r
         virial = torch.stack([along[:, s:e] @ scaled[:, s:e].T for s, e in zip(starts, block.ends)])
-        predicted = {"energy": energies, "forces": forces.T, "stress": virial / block.volume[:, None, None]}
+        predicted = {"energy": energies, "forces": forces.T, "stress": stress_of(virial, block.volume)}
 
         left.append(block.labels["energy"] - energies)
         value, pull = self._deviation(block, predicted, smoothing, totals)
@@ -172,7 +173,7 @@ class FitObjective:
             return value
 
         pull_energy, pull_forces = pull["energy"], pull["forces"].T.contiguous()
-        pull_virial = torch.nan_to_num(pull["stress"] / block.volume[:, None, None])
+        pull_virial = torch.nan_to_num(stress_of(pull["stress"], block.volume))
         on_g = torch.stack([f.index_select(0, i) - f.index_select(0, j) for f in pull_forces])
         for k, (s, e) in enumerate(zip(starts, block.ends)):
             on_g[:, s:e].addmm_(pull_virial[k], scaled[:, s:e])
@@ -231,7 +232,7 @@ def _block(graph: AtomGraph, potential: EAMInteraction) -> tuple[Block, Tensor]:
     element = potential.element_of.index_select(0, graph.z)
     pair = potential.pair_of.index_select(0, element.index_select(0, i) * len(potential.elements) + element[j])
     key = pair.long() * _bins_per_pair(potential.cutoff) + (r / DISTANCE_STEP).long()
-    volume = torch.linalg.det(graph.cell.double()).abs()
+    volume = volumes(graph.cell.double())
     block = Block(
         i=i.to(torch.int32),
         j=j.to(torch.int32),
@@ -241,7 +242,7 @@ def _block(graph: AtomGraph, potential: EAMInteraction) -> tuple[Block, Tensor]:
         ends=torch.searchsorted(i, graph.n_atoms.cumsum(0)).tolist(),
         element=element,
         batch=graph.batch,
-        volume=torch.where(volume > 0, volume, torch.full_like(volume, torch.nan)).float(),
+        volume=volume.float(),
         labels={
             "energy": graph.energy.double(),
             "forces": graph.forces.float(),

@@ -3,51 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from ase.data import chemical_symbols
+from pydantic import Field
 
 from mdl_physpre.analysis.errors import Errors
 from mdl_physpre.potentials.eam.potential import EAMInteraction, pair_curve
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import LABELS
+from mdl_physpre.utils.record import Record
 from mdl_physpre.utils.text_table import aligned, shown
 
 WALL = 0.5  # Å: where the height of the wall is read
 NUMBER = "{:.4g}"
 
 
-def pair_table(potential: EAMInteraction, closest: Sequence[float]) -> list[dict[str, Any]]:
-    """A row for each pair: Morse parameters, and well and wall of the curve of two atoms alone, embedding included.
+class FittedPair(Record, populate_by_name=True):
+    """A pair of elements in a fitted potential: Morse parameters, and the curve of two atoms alone with embedding.
 
-    Keys: ``pair``; ``D_eV``, ``alpha_per_A``, ``r_e_A``; ``well_depth_eV`` and ``well_position_A`` (None where the
-    curve has no well outside 0.5 Å); ``wall_at_0.5_A_eV``; ``closest_A`` in the training data (None where the pair
-    never meets within the cutoff); ``rises``: whether the curve at 0.5 Å is above zero and above every point beyond.
+    well_depth_eV, well_position_A : None where the curve has no well outside 0.5 Å. wall_eV : at 0.5 Å.
+    closest_A : in the training data; None where the pair never meets within the cutoff.
+    rises : whether the curve at 0.5 Å is above zero and above every point beyond.
     """
+
+    pair: str
+    D_eV: float
+    alpha_per_A: float
+    r_e_A: float
+    well_depth_eV: float | None
+    well_position_A: float | None
+    wall_eV: float = Field(alias="wall_at_0.5_A_eV")
+    closest_A: float | None
+    rises: bool
+
+
+def pair_table(potential: EAMInteraction, closest: Sequence[float]) -> list[FittedPair]:
+    """A row for each pair; ``closest`` are their smallest distances in the training data, Å, infinite for none."""
     r = torch.arange(WALL, potential.cutoff + 0.005, 0.005, dtype=torch.float64)
     rows = []
     for p, ((zi, zj), name) in enumerate(zip(potential.pairs, potential.pair_names())):
         curve = pair_curve(potential, zi, zj, r).detach()
         lowest = int(curve.argmin())
         has_well = 0 < lowest and float(curve[lowest]) < -1e-6
-        rows.append({
-            "pair": name,
-            "D_eV": float(potential.D[p].detach()),
-            "alpha_per_A": float(potential.alpha[p].detach()),
-            "r_e_A": float(potential.r_e[p].detach()),
-            "well_depth_eV": -float(curve[lowest]) if has_well else None,
-            "well_position_A": float(r[lowest]) if has_well else None,
-            "wall_at_0.5_A_eV": float(curve[0]),
-            "closest_A": closest[p] if closest[p] < float("inf") else None,
-            "rises": bool(curve[0] > curve[1:].max()) and float(curve[0]) > 0.0,
-        })  # fmt: skip
+        row = FittedPair(
+            pair=name,
+            D_eV=float(potential.D[p].detach()),
+            alpha_per_A=float(potential.alpha[p].detach()),
+            r_e_A=float(potential.r_e[p].detach()),
+            well_depth_eV=-float(curve[lowest]) if has_well else None,
+            well_position_A=float(r[lowest]) if has_well else None,
+            wall_eV=float(curve[0]),
+            closest_A=closest[p] if closest[p] < float("inf") else None,
+            rises=bool(curve[0] > curve[1:].max()) and float(curve[0]) > 0.0,
+        )
+        rows.append(row)
     return rows
 
 
 def describe(
     potential: EAMInteraction,
-    table: Sequence[Mapping[str, Any]],
+    table: Sequence[FittedPair],
     errors: Mapping[str, Errors | None],
     *,
     how: str,
@@ -60,9 +76,9 @@ def describe(
         f"exponentials in the density of each pair, start {potential.init!r}.",
         how,
     ]
-    if potential.core is not None:
+    if potential.repulsion is not None:
         named = zip(potential.pair_names(), potential.pairs)
-        radii = [f"{name} {potential.core.pair_radius(*pair):.3g}" for name, pair in named]
+        radii = [f"{name} {potential.repulsion.pair_radius(*pair):.3g}" for name, pair in named]
         lines.append(
             "The repulsion of the nuclei (Ziegler, Biersack, Littmark) is added, and is part of every number here; it "
             f"has vanished at, Å: {', '.join(radii)}."
@@ -70,8 +86,8 @@ def describe(
     lines += ["", "Two atoms alone, embedding included:"]
     head = ["pair", "well depth, eV", "well at, Å", "wall at 0.5 Å, eV", "closest in data, Å"]
     head += ["D, eV", "α, 1/Å", "r_e, Å"]
-    keys = ["well_depth_eV", "well_position_A", "wall_at_0.5_A_eV", "closest_A", "D_eV", "alpha_per_A", "r_e_A"]
-    lines += _indented([head, *([row["pair"], *(shown(row[key], NUMBER) for key in keys)] for row in table)])
+    keys = ["well_depth_eV", "well_position_A", "wall_eV", "closest_A", "D_eV", "alpha_per_A", "r_e_A"]
+    lines += _indented([head, *([row.pair, *(shown(getattr(row, key), NUMBER) for key in keys)] for row in table)])
     lines += ["", "Elements:"]
     b, rho0, e0 = (p.detach().tolist() for p in (potential.B, potential.rho0, potential.E0))
     rows = [[s, f"{e:.4f}", shown(c, NUMBER), shown(x, NUMBER)] for s, e, c, x in zip(symbols, e0, b, rho0)]
@@ -97,7 +113,7 @@ def carries_labels(dataset: GraphDataset, weights: Sequence[float]) -> bool:
 
 def fit_warnings(
     potential: EAMInteraction,
-    table: Sequence[Mapping[str, Any]],
+    table: Sequence[FittedPair],
     sets: Mapping[str, GraphDataset],
     weights: Sequence[float],
 ) -> list[str]:
@@ -109,14 +125,14 @@ def fit_warnings(
         for z in potential.elements if z not in found
     ]  # fmt: skip
     lines += [
-        f"{row['pair']} never meets within {potential.cutoff:g} Å in the training data: its parameters keep their "
+        f"{row.pair} never meets within {potential.cutoff:g} Å in the training data: its parameters keep their "
         "start values"
-        for row in table if row["closest_A"] is None
+        for row in table if row.closest_A is None
     ]  # fmt: skip
     lines += [
-        f"{row['pair']} does not rise at short distance (two atoms at 0.5 Å: {row['wall_at_0.5_A_eV']:.3g} eV): in the "
+        f"{row.pair} does not rise at short distance (two atoms at 0.5 Å: {row.wall_eV:.3g} eV): in the "
         "labels of structures in which this pair is pushed together it would attract"
-        for row in table if not row["rises"]
+        for row in table if not row.rises
     ]  # fmt: skip
     lines += [
         f"no training structure carries {name}: that part of the loss (weight {w:g}) counts for nothing"

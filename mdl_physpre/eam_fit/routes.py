@@ -15,9 +15,9 @@ from mdl_physpre.eam_fit.objective import FitObjective, Loss
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.eam_fit.wall import WallPrior
 from mdl_physpre.errors import FitError
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import LABELS
 

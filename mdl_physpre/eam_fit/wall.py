@@ -49,8 +49,8 @@ class WallPrior:
         rows = [nuclear_repulsion(zi, zj, x) for (zi, zj), x in zip(potential.pairs, self.height_r)]
         self.nuclear = torch.stack(rows)
         numbers = torch.arange(n_pairs)[:, None]
-        self.slope_core, self.height_core = (
-            potential.core_functions(numbers.expand_as(x), x) for x in (self.slope_r, self.height_r)
+        self.slope_repulsion, self.height_repulsion = (
+            potential.repulsion_functions(numbers.expand_as(x), x) for x in (self.slope_r, self.height_r)
         )
 
         bins = int(np.ceil(self.cutoff / HISTOGRAM_STEP))
@@ -70,8 +70,8 @@ class WallPrior:
         pairs = PairParameters(*(parameters[name] for name in PairParameters._fields))
         _, _, mean_rho, _ = radial_functions(self.histogram_r, self.histogram_pair, pairs, self.cutoff)
         surroundings = torch.stack((torch.zeros_like(parameters["rho0"]), self.received @ mean_rho))
-        slope = self._curves(self.slope_r, pairs, parameters, surroundings)[1] + self.slope_core[1]
-        height = self._curves(self.height_r, pairs, parameters, surroundings)[0] + self.height_core[0]
+        slope = self._curves(self.slope_r, pairs, parameters, surroundings)[1] + self.slope_repulsion[1]
+        height = self._curves(self.height_r, pairs, parameters, surroundings)[0] + self.height_repulsion[0]
         falling = (1.0 + slope / LEAST_SLOPE).clamp(min=0.0)
         apart = (torch.asinh(height) - torch.asinh(self.nuclear)).abs() - float(np.log(FREE_FACTOR))
         falling = torch.asinh(falling)  # a steep wrong slope must not drown the data

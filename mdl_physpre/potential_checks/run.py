@@ -1,6 +1,6 @@
 """Potential checks: each has a name, a verdict and a number, before any molecular dynamics.
 
-``docs/doctor.md`` says what each check is, what its number means, and how to read a failure.
+``docs/potential_checks.md`` says what each check is, what its number means, and how to read a failure.
 """
 
 from __future__ import annotations

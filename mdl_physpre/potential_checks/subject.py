@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mdl_physpre.analysis.energy_curves import element_pairs
 from mdl_physpre.errors import DataError
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ from .base import AtomicPotential as AtomicPotential
 from .base import Backbone as Backbone
 from .base import Potential as Potential
 from .base import Predictions as Predictions
-from .base import evaluate as evaluate
 from .checkpoints.load import load_potential as load_potential
 from .checkpoints.matdeeplearn import read_matdeeplearn_checkpoint as read_matdeeplearn_checkpoint
 from .checkpoints.matdeeplearn import write_matdeeplearn_checkpoint as write_matdeeplearn_checkpoint
@@ -23,6 +22,7 @@ from .eam.lammps import write_setfl as write_setfl
 from .eam.potential import EAMInteraction as EAMInteraction
 from .energy_reference import EnergyReference as EnergyReference
 from .energy_reference import fit_energy_reference as fit_energy_reference
+from .evaluation import evaluate as evaluate
 from .open import open_potential as open_potential
 from .sum import HybridPotential as HybridPotential
 from .sum import SumPotential as SumPotential

@@ -1,4 +1,4 @@
-"""The contract of a potential, and the one place where forces and stress come from."""
+"""The contract of a potential."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from mdl_physpre.errors import CheckpointError, DataError
+from mdl_physpre.potentials.derivatives import derivatives
 from mdl_physpre.potentials.energy_reference import N_ELEMENTS, EnergyReference
-from mdl_physpre.potentials.kernels.edge_op import derivatives_in_geometry, energies_for_derivatives
-from mdl_physpre.potentials.recompute import parts_of, recomputed
 from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.structures.graph import AtomGraph
 
@@ -91,7 +90,7 @@ class AtomicPotential(Potential):
         with torch.inference_mode(False):  # in which nothing can be differentiated
             if graph.pos.is_inference():
                 graph = AtomGraph.from_tensors(graph, **{k: v.clone() for k, v in graph._store.items()})
-            return derivatives(self, graph, forces, stress, create_graph)
+            return Predictions(*derivatives(self.atomic_energies, graph, forces, stress, create_graph))
 
 
 class Backbone(AtomicPotential):
@@ -163,12 +162,6 @@ def worth_cutting(graph: AtomGraph, cutoff: float) -> AtomGraph:
     return AtomGraph.from_tensors(graph, edge_index=edge_index, cell_offsets=offsets)
 
 
-def sum_by_structure(values: Tensor, graph: AtomGraph) -> Tensor:
-    """Sum of atomic values over each structure, (n_structures, …), in float64: total energies are large."""
-    out = torch.zeros((graph.n_atoms.shape[0], *values.shape[1:]), dtype=torch.float64, device=values.device)
-    return out.index_add(0, graph.batch, values.to(torch.float64))
-
-
 def check_elements(potential: Potential, graph: AtomGraph) -> None:
     """Raise DataError, naming them, where the graph holds elements that the potential does not know."""
     known = potential.known_elements()
@@ -193,107 +186,3 @@ def element_names(potential: Potential) -> str:
 
 def _symbol(z: int) -> str:
     return chemical_symbols[z] if 0 <= z < N_ELEMENTS else f"atomic number {z}"
-
-
-def evaluate(
-    potential: Potential,
-    graph: AtomGraph,
-    *,
-    forces: bool = True,
-    stress: bool = True,
-    create_graph: bool = False,
-    recompute_edges: int | None = None,
-) -> Predictions:
-    """Energy, forces and stress of a batch of structures.
-
-    F_i = −dE/dr_i;  σ = (1/V) dE/dε for the symmetric strain ε that maps r to r(1+ε) and the cell to cell(1+ε).
-
-    Parameters
-    ----------
-    potential : a :class:`Potential`.
-    graph : the batch, with all edges within ``potential.cutoff``.
-    forces, stress : whether to compute them.
-    create_graph : keep the results differentiable in the parameters, for training.
-    recompute_edges : with ``create_graph``, work on whole structures of at most so many edges at a time, and compute
-        them again when their gradient is wanted: more work, and memory for one part alone.
-
-    Returns
-    -------
-    Predictions : energies (n_structures,) eV, float64; forces (n_atoms, 3) eV/Å; stress (n_structures, 3, 3) eV/Å³,
-        tension positive, NaN for a structure without a cell.
-
-    Raises
-    ------
-    DataError : an element that the potential does not know; ``create_graph`` of a potential that only predicts.
-    """
-    check_elements(potential, graph)
-    if not create_graph:
-        return potential.predictions(graph, forces, stress)
-    if not isinstance(potential, AtomicPotential):
-        raise DataError(
-            f"{type(potential).__name__} only predicts: it has no energies of atoms that can be differentiated, so it "
-            "cannot be trained, and evaluate(…, create_graph=True) does not work with it"
-        )
-    if recompute_edges is None:
-        return potential.derivatives(graph, forces, stress, create_graph=True)
-    parameters = [p for p in potential.parameters() if p.requires_grad]
-    kind, found = graph.pos.device.type, []
-    rounded, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    for part in parts_of(graph, recompute_edges):
-
-        def compute(differentiable: bool, part: AtomGraph = part) -> tuple[Tensor, ...]:
-            with torch.autocast(kind, dtype, rounded):  # also where it is done again, outside of the caller's context
-                one = potential.derivatives(part, forces, stress, create_graph=differentiable)
-            return tuple(t for t in (one.energies, one.forces, one.stress) if t is not None)
-
-        found.append(iter(recomputed(compute, parameters)))
-    energies, *rest = (torch.cat(parts) for parts in zip(*found))
-    return Predictions(energies, rest.pop(0) if forces else None, rest.pop(0) if stress else None)
-
-
-def derivatives(
-    potential: AtomicPotential, graph: AtomGraph, forces: bool, stress: bool, create_graph: bool
-) -> Predictions:
-    """Energies and their derivatives in positions and strain."""
-
-    def energies_at(positions: Tensor, strain: Tensor | None) -> Tensor:
-        moved = graph.from_tensors(graph, pos=positions)
-        if strain is not None:  # zero, so that what it multiplies may be taken for constant
-            of_atoms = strain.index_select(0, graph.batch)
-            moved.pos = positions + (graph.pos[:, :, None] * of_atoms).sum(1)
-            moved.cell = graph.cell + graph.cell @ strain
-        return sum_by_structure(potential.atomic_energies(moved), graph)
-
-    if not (forces or stress):
-        with torch.set_grad_enabled(create_graph), energies_for_derivatives(create_graph):
-            return Predictions(energies_at(graph.pos, None))
-    arguments = (graph.pos.detach(), torch.zeros_like(graph.cell) if stress else None)
-    energies, slopes = _energies_and_slopes(energies_at, arguments, create_graph)
-    found = Predictions(energies, forces=-slopes[0] if forces else None)
-    if stress:
-        a, b, c = graph.cell.unbind(1)
-        volume = (a * torch.linalg.cross(b, c)).sum(1).abs()[:, None, None]
-        virial = 0.5 * (slopes[1] + slopes[1].transpose(1, 2))
-        # NaN where there is no cell, put in so that it does not spread to the gradients of the others
-        found.stress = torch.where(volume > 0, virial / torch.where(volume > 0, volume, 1.0), torch.nan)
-    return found
-
-
-def _energies_and_slopes(energies_at: Any, arguments: tuple[Any, ...], create_graph: bool) -> tuple[Tensor, Any]:
-    """E(x) (n_structures,) and d ΣE/dx for each argument that is not ``None``."""
-    wanted = [a for a in arguments if a is not None]
-    if torch.compiler.is_compiling():  # where autograd.grad cannot be traced
-        energies, pull_back = torch.func.vjp(  # type: ignore[misc]
-            lambda *some: energies_at(*some, *arguments[len(some) :]), *wanted
-        )
-        return energies, pull_back(torch.ones_like(energies))
-    with torch.enable_grad():
-        for a in wanted:
-            a.requires_grad_(True)
-        with energies_for_derivatives(create_graph):
-            energies = energies_at(*arguments)
-        if not energies.requires_grad:  # no edges and no parameters: the energy depends on nothing
-            return energies, [torch.zeros_like(a) for a in wanted]
-        with derivatives_in_geometry():
-            slopes = torch.autograd.grad(energies.sum(), wanted, create_graph=create_graph, materialize_grads=True)
-    return energies if create_graph else energies.detach(), slopes

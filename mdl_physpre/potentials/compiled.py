@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions, derivatives
+from mdl_physpre.potentials.base import AtomicPotential, Potential, Predictions
 from mdl_physpre.potentials.committee import Committee
+from mdl_physpre.potentials.derivatives import derivatives
 from mdl_physpre.structures.graph import AtomGraph
 
 logger = logging.getLogger(__name__)
@@ -120,8 +121,8 @@ def compiled(potential: Potential) -> Potential:
 
 
 def _plain(potential: AtomicPotential, graph: PlainGraph, forces: bool, stress: bool) -> tuple[Tensor, ...]:
-    found = derivatives(potential, graph, forces, stress, create_graph=True)  # type: ignore[arg-type]
-    return tuple(t for t in (found.energies, found.forces, found.stress) if t is not None)
+    found = derivatives(potential.atomic_energies, graph, forces, stress, create_graph=True)  # type: ignore[arg-type]
+    return tuple(t for t in found if t is not None)
 
 
 def padded_size(n: int) -> int:

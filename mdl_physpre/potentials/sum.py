@@ -10,16 +10,10 @@ from torch import Tensor, nn
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.backbones.registry import backbone_name, build_backbone
-from mdl_physpre.potentials.base import (
-    AtomicPotential,
-    Backbone,
-    Potential,
-    Predictions,
-    evaluate,
-    sum_by_structure,
-    worth_cutting,
-)
+from mdl_physpre.potentials.base import AtomicPotential, Backbone, Potential, Predictions, worth_cutting
+from mdl_physpre.potentials.derivatives import sum_by_structure
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph
 
 

@@ -109,7 +109,7 @@ class ZBL(AtomicPotential):
         return r.new_zeros(graph.z.shape[0]).index_add(0, i, 0.5 * value)
 
 
-def core_for(
+def short_range_repulsion(
     short_range: str | None, radii: Mapping[str, float] | None, elements: Sequence[str | int] | None = None
 ) -> ZBL | None:
     """The short-range repulsion that ``short_range`` names: ``zbl``, or ``None`` for none.

@@ -19,7 +19,8 @@ from ase.calculators.genericfileio import GenericFileIOCalculator
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.pretraining.perturbation import is_label
 from mdl_physpre.pretraining.teacher import CALCULATOR_ERRORS, CalculatorFactory, Teacher, resolve_teacher

@@ -22,7 +22,14 @@ from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.pretraining.labelling import LabelFailure, compute_labels, labelled_copy
 from mdl_physpre.pretraining.perturbation import PerturbedParent, structure_key
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
-from mdl_physpre.pretraining.set_report import format_report, label_quantiles, smallest_distances
+from mdl_physpre.pretraining.set_report import (
+    GivenUpDraw,
+    RoundReport,
+    SetReport,
+    format_report,
+    label_quantiles,
+    smallest_distances,
+)
 from mdl_physpre.pretraining.teacher import Teacher, resolve_teacher
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import Labels, largest_force, set_labels
@@ -38,11 +45,11 @@ class PretrainingSet:
     Attributes
     ----------
     structures : parent by parent, round by round; originals, where asked for, last.
-    report : plain values, ready for JSON. ``drawn`` = ``structures`` + the sum of ``rejected``, originals aside.
+    report : what was drawn, rejected and kept.
     """
 
     structures: list[Atoms]
-    report: dict[str, Any]
+    report: SetReport
 
 
 def make_pretraining_set(
@@ -98,7 +105,7 @@ def make_pretraining_set(
     report = draws.report(made, distances)
     logger.info("%s", format_report(report))
     if draws.given_up:
-        names = sorted({str(entry["parent"]) for entry in draws.given_up})
+        names = sorted({entry.parent for entry in draws.given_up})
         told = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
         text = "%d draws of %d structures were given up (%s): %s"
         logger.warning(text, len(draws.given_up), len(names), draws.reasons(), told)
@@ -164,7 +171,7 @@ class _Draws:
         self.done: dict[Slot, Atoms] = {}
         self.originals: list[Atoms] = []
         self.rejected: Counter[str] = Counter()
-        self.given_up: list[dict[str, Any]] = []
+        self.given_up: list[GivenUpDraw] = []
 
     def make(self) -> None:
         """Draw, filter and draw again, until every slot has a structure or is given up."""
@@ -247,46 +254,44 @@ class _Draws:
         del self.pending[slot]
         k, r = slot
         key = structure_key(self.structures[k], k)
-        self.given_up.append({"parent": key, "index": k, "round": r, "reason": reason})
+        self.given_up.append(GivenUpDraw(parent=key, index=k, round=r, reason=reason))
 
     def reasons(self) -> str:
         """Why draws were given up, with their numbers."""
-        counts = Counter(entry["reason"] for entry in self.given_up)
+        counts = Counter(entry.reason for entry in self.given_up)
         return ", ".join(f"{reason}: {n}" for reason, n in counts.items())
 
-    def report(self, made: list[Atoms], distances: bool) -> dict[str, Any]:
-        """What was drawn, rejected and kept, in plain values."""
+    def report(self, made: list[Atoms], distances: bool) -> SetReport:
+        """What was drawn, rejected and kept."""
         settings = self.settings
         by_round: list[list[int]] = [[] for _ in range(settings.n_aug)]
         for atoms in made:
             by_round[atoms.info["round"]].append(settings.weakenings(atoms.info["attempt"]))
         halvings = Counter(w for part in by_round for w in part)
-        report: dict[str, Any] = {
-            "parents": len(self.structures),
-            "wanted": len(self.structures) * settings.n_aug,
-            "drawn": len(made) + sum(self.rejected.values()),
-            "structures": len(made),
-            "rejected": dict(self.rejected),
-            "redrawn": sum(atoms.info["attempt"] > 0 for atoms in made),
-            "weakened": sum(n for w, n in halvings.items() if w),
-            "by_halvings": {str(w): halvings[w] for w in sorted(halvings)},
-            "given_up": len(self.given_up),
-            "given_up_draws": self.given_up,
-            "rounds": [
-                {
-                    "pull": float(pull),
-                    "perturb": float(perturb),
-                    "structures": len(part),
-                    "weakened": sum(w > 0 for w in part),
-                    "mean_scale": float(np.mean([0.5**w for w in part])) if part else None,
-                }
+        return SetReport(
+            parents=len(self.structures),
+            wanted=len(self.structures) * settings.n_aug,
+            drawn=len(made) + sum(self.rejected.values()),
+            structures=len(made),
+            rejected=dict(self.rejected),
+            redrawn=sum(atoms.info["attempt"] > 0 for atoms in made),
+            weakened=sum(n for w, n in halvings.items() if w),
+            by_halvings={str(w): halvings[w] for w in sorted(halvings)},
+            given_up=len(self.given_up),
+            given_up_draws=tuple(self.given_up),
+            rounds=tuple(
+                RoundReport(
+                    pull=float(pull),
+                    perturb=float(perturb),
+                    structures=len(part),
+                    weakened=sum(w > 0 for w in part),
+                    mean_scale=float(np.mean([0.5**w for w in part])) if part else None,
+                )
                 for part, pull, perturb in zip(by_round, *settings.round_strengths())
-            ],
-            "originals": len(self.originals) if settings.originals else 0,
-            "seed": self.seed,
-            "epoch": self.epoch,
-            "labels": {"perturbed": label_quantiles(made), "unperturbed": label_quantiles(self.originals)},
-        }
-        if distances:
-            report["smallest_distances"] = smallest_distances(self.structures, made)
-        return report
+            ),
+            originals=len(self.originals) if settings.originals else 0,
+            seed=self.seed,
+            epoch=self.epoch,
+            labels={"perturbed": label_quantiles(made), "unperturbed": label_quantiles(self.originals)},
+            smallest_distances=smallest_distances(self.structures, made) if distances else None,
+        )

@@ -13,7 +13,7 @@ from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.open import names_a_potential, open_potential, source_of
 from mdl_physpre.potentials.sum import SumPotential
-from mdl_physpre.potentials.zbl import ZBL, core_for
+from mdl_physpre.potentials.zbl import ZBL, short_range_repulsion
 from mdl_physpre.utils.devices import put_on
 from mdl_physpre.utils.registry import Registry
 
@@ -61,7 +61,8 @@ def make_teacher(
     # among the parts: that of a hybrid belongs to its embedded-atom potential
     if short_range and any(isinstance(part, ZBL) for part in base.modules()):
         raise ConfigError(f"teacher {name}: has a short-range repulsion already; leave short_range out")
-    return put_on(SumPotential(base=base, core=core_for(short_range, short_range_radii, base.elements)), device)
+    repulsion = short_range_repulsion(short_range, short_range_radii, base.elements)
+    return put_on(SumPotential(base=base, repulsion=repulsion), device)
 
 
 def resolve_teacher(teacher: Teacher, kwargs: Mapping[str, Any] | None = None) -> Potential | CalculatorFactory:

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.dynamics.verdicts.log_rank import compare_breaking
 from mdl_physpre.dynamics.verdicts.statistics import permutation_p_value
+from mdl_physpre.dynamics.verdicts.survival import BreakingStatistics, Observation, breaking_statistics, failure_times
 from mdl_physpre.dynamics.verdicts.verdict import Counts, Verdict, summarise
 from mdl_physpre.errors import DataError
+from mdl_physpre.report.stress_comparison import ComparedStress, compared_stress, format_stress_comparison
 from mdl_physpre.report.tables.text import counts_table, paired_sentence
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.read import Run, Simulation, read_simulation, simulation_files
+from mdl_physpre.runs.read_stress import read_stress
+from mdl_physpre.stress_tests.result import StressResult
 from mdl_physpre.utils.record import Record
 from mdl_physpre.utils.text_table import MISSING
 
@@ -39,17 +44,20 @@ class Compared(Record):
     name: str
     settings: dict[str, Any]
     summary: Counts
+    failure_times: BreakingStatistics
 
 
 class Comparison(Record):
     """Simulations side by side.
 
     pairs : each further simulation with the first. differing_settings : with their values in each simulation.
+    stress : their stress tests.
     """
 
     simulations: tuple[Compared, ...]
     pairs: tuple[StructurePair, ...]
     differing_settings: dict[str, list[Any]]
+    stress: tuple[ComparedStress, ...] = ()
 
 
 def read_simulations(folders: Sequence[str | Path]) -> list[Simulation]:
@@ -62,10 +70,10 @@ def read_simulations(folders: Sequence[str | Path]) -> list[Simulation]:
     found = []
     for folder in map(Path, folders):
         files = simulation_files(folder)
-        if not files:
+        if not files and not read_stress(folder):
             raise DataError(
-                f"{folder}: holds neither {layout.VERDICTS} nor those of networks in {layout.NETWORKS}; give a folder "
-                "that physpre md --out or physpre run has finished"
+                f"{folder}: holds neither {layout.VERDICTS} nor those of networks in {layout.NETWORKS}, and no stress "
+                "tests; give a folder that physpre md --out, physpre stress --out or physpre run has finished"
             )
         for path in files:
             place = path.parent.parent if path.parent.name == layout.DYNAMICS else path.parent
@@ -120,6 +128,10 @@ def paired_counts(first: Simulation, second: Simulation) -> StructurePair:
     same = {key: same_start(left[key], right[key]) for key in left if key in right}
     pairs = [(left[k].failed, right[k].failed) for k, is_same in same.items() if is_same]
     b, c = sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
+    times = None
+    if shared := [k for k, is_same in same.items() if is_same]:
+        one, other = ([_failure(own[k], k) for k in shared] for own in (left, right))
+        times = compare_breaking(one, other, (first.name, second.name))
     return StructurePair(
         first=first.name,
         second=second.name,
@@ -129,7 +141,14 @@ def paired_counts(first: Simulation, second: Simulation) -> StructurePair:
         second_only=c,
         both=sum(x and y for x, y in pairs),
         different=tuple(key[0] for key, is_same in same.items() if not is_same),
+        times=times,
     )
+
+
+def _failure(verdict: Verdict, structure: tuple[str, int]) -> Observation:
+    """When a structure failed, or until when it ran."""
+    time = verdict.time_run_fs if verdict.time_fs is None else verdict.time_fs
+    return Observation(time, verdict.failed, structure)
 
 
 def _by_structure(simulation: Simulation) -> dict[tuple[str, int], Verdict]:
@@ -159,8 +178,9 @@ def compare_arms(run: Run, first: str, second: str) -> StructurePair | ReplicaPa
     if min(map(len, each)) > 1:
         p = permutation_p_value(*([count / n for count in own] for own, n in zip(each, sizes)))
         return ReplicaPair(
-            first=first, second=second, p_value=p, first_each=each[0], second_each=each[1], n_each=sizes[0]
-        )
+            first=first, second=second, p_value=p, first_each=each[0], second_each=each[1], n_each=sizes[0],
+            times=run.summary.compare_breaking(layout.DYNAMICS, first, second),
+        )  # fmt: skip
     simulated = [list(run.simulations[arm].values())[:1] for arm in (first, second)]
     if not all(simulated):
         return None
@@ -175,25 +195,39 @@ def arms_with_first(run: Run) -> tuple[StructurePair | ReplicaPair, ...]:
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:
-    """Simulations in folders, side by side.
+    """Simulations and stress tests in folders, side by side.
 
     Raises
     ------
     DataError : as :func:`read_simulations`.
     """
     simulations = read_simulations(folders)
+    stress: dict[str, dict[str, StressResult]] = {}
+    for folder in map(Path, folders):
+        found = read_stress(folder)
+        stress |= {name if len(found) == 1 else f"{folder.name}: {name}": own for name, own in found.items()}
     return Comparison(
         simulations=tuple(
-            Compared(name=s.name, settings=s.settings, summary=summarise(s.verdicts)) for s in simulations
+            Compared(
+                name=s.name,
+                settings=s.settings,
+                summary=summarise(s.verdicts),
+                failure_times=breaking_statistics(failure_times(s.verdicts), "time", "fs"),
+            )
+            for s in simulations
         ),
         pairs=tuple(paired_counts(simulations[0], other) for other in simulations[1:]),
         differing_settings=differing_settings(simulations),
+        stress=compared_stress(stress),
     )
 
 
 def format_comparison(found: Comparison) -> str:
     """A comparison as text."""
-    parts = [counts_table([(one.name, one.summary) for one in found.simulations], "simulation")]
+    parts = [format_stress_comparison(one) + "\n" for one in found.stress]
+    if not found.simulations:
+        return "\n".join(parts).rstrip()
+    parts += [counts_table([(one.name, one.summary, one.failure_times) for one in found.simulations], "simulation")]
     for pair in found.pairs:
         parts.append(paired_sentence(pair))
         if names := pair.different:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,13 +14,15 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.data import atomic_numbers
+from pydantic import ValidationError
 
 from mdl_physpre.analysis.energy_curves import eam_elements, element_pairs, energy_curves, pair_name
-from mdl_physpre.analysis.parity import predictions
+from mdl_physpre.analysis.parity import LabelledPredictions, predictions
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.report.figures.potentials import DrawnCurves
 from mdl_physpre.report.figures.style import safe_name
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
@@ -44,14 +47,13 @@ class Measured:
 
     Attributes
     ----------
-    curves : see :func:`mdl_physpre.analysis.energy_curves.energy_curves`; with ``left_out`` pairs, ``elements`` of the
-        embedded-atom potential, and ``closest``, the smallest distance of each pair in the training data, Å.
-    predictions : test set → name of the potential → :func:`mdl_physpre.analysis.parity.predictions`.
+    curves : energies of two atoms; ``None`` where there is no potential yet.
+    predictions : test set → name of the potential → its predictions.
     missing : sentences on what could not be computed.
     """
 
-    curves: dict[str, Any] = field(default_factory=dict)
-    predictions: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict)
+    curves: DrawnCurves | None = None
+    predictions: dict[str, dict[str, LabelledPredictions]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
 
@@ -125,19 +127,18 @@ def _key(*parts: Any) -> str:
     return hash_of([VERSION, *(hash_of_file(part) if isinstance(part, Path) else part for part in parts)])
 
 
-def _predictions(run: Run, name: str, checkpoint: Path, test_set: str, sets: Reader) -> dict[str, np.ndarray]:
+def _predictions(run: Run, name: str, checkpoint: Path, test_set: str, sets: Reader) -> LabelledPredictions:
     key = _key(checkpoint, _data_of(run, name), test_set)
     path = run.folder / FOLDER / f"predictions-{safe_name(f'{name}-{test_set}')}.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["key"]) == key:
-                return {k: stored[k] for k in stored.files if k != "key"}
+                return LabelledPredictions.model_validate(dict(stored))
     except (OSError, ValueError, KeyError, EOFError):
         pass
     found = predictions(load_potential(checkpoint, _device(run)), sets(test_set))
-    arrays: dict[str, Any] = {"key": np.array(key), **found}
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, key=np.array(key), **dict(found))
     return found
 
 
@@ -149,14 +150,15 @@ def _device(run: Run) -> torch.device:
         return available_device("auto")
 
 
-def _curves(run: Run, checkpoints: Mapping[str, Path], sets: Reader) -> dict[str, Any]:
+def _curves(run: Run, checkpoints: Mapping[str, Path], sets: Reader) -> DrawnCurves | None:
     if not checkpoints:
-        return {}
+        return None
     key = _key(list(checkpoints), *checkpoints.values())
     path = run.folder / FOLDER / "energy_curves.json"
-    stored = read_json(path)
-    if stored.get("key") == key:
-        return stored
+    with suppress(ValidationError):
+        stored = DrawnCurves.model_validate(read_json(path))
+        if stored.key == key:
+            return stored
     potentials: dict[str, Potential] = {name: load_potential(f, _device(run)) for name, f in checkpoints.items()}
     elements = sorted({z for p in potentials.values() for z in p.elements or ()})
     closest = _closest(run, sets)
@@ -164,9 +166,11 @@ def _curves(run: Run, checkpoints: Mapping[str, Path], sets: Reader) -> dict[str
     # where there are many pairs, those that come closest to bonding are the ones to look at
     pairs.sort(key=lambda pair: closest.get(pair_name(pair), np.inf))
     drawn = sorted(pairs[:PAIRS])
-    found = {"key": key, **energy_curves(potentials, drawn), "closest": closest, "left_out": len(pairs) - len(drawn)}
-    eam = potentials.get("EAM")
-    found["elements"] = eam_elements(eam) if isinstance(eam, EAMInteraction) else []
+    curves, eam = energy_curves(potentials, drawn), potentials.get("EAM")
+    found = DrawnCurves(
+        **dict(curves), key=key, closest=closest, left_out=len(pairs) - len(drawn),
+        elements=tuple(eam_elements(eam)) if isinstance(eam, EAMInteraction) else (),
+    )  # fmt: skip
     write_json(path, found)
     return found
 
@@ -175,9 +179,9 @@ def _closest(run: Run, sets: Reader) -> dict[str, float]:
     """Smallest distance of each pair of elements in the training structures, Å."""
     closest = {}
     for row in run.summary.eam.table if run.summary.eam else ():
-        if row.get("closest_A"):
-            a, b = (atomic_numbers[symbol] for symbol in row["pair"].split("-"))
-            closest[pair_name((a, b))] = float(row["closest_A"])
+        if row.closest_A:
+            a, b = (atomic_numbers[symbol] for symbol in row.pair.split("-"))
+            closest[pair_name((a, b))] = row.closest_A
     if closest:
         return closest
     try:

@@ -65,6 +65,8 @@ def run_status(folder: str | Path) -> Status:
         stages.append(_training(run, network, running))
         stages += [_dynamics(run, network, running)] if plan.dynamics else []
         stages += [_stage(run, f"{layout.NETWORKS}/{network.name}/{layout.ORACLE}", running)] if plan.oracle else []
+        stages += [_stress(run, network, test, running) for test in plan.stress]
+    stages += [_stage(run, layout.ORACLE_RUN, running)] if plan.oracle_trajectory else []
     unfinished = [one for one in stages if one.state != "done"]
     known = [one.left for one in unfinished if one.left is not None]
     return Status(
@@ -136,9 +138,7 @@ def _dynamics(run: Run, network: Network, running: bool | None) -> StageStatus:
     found = _stage(run, f"{layout.NETWORKS}/{network.name}/{layout.DYNAMICS}", running)
     if found.state == "done":
         return found
-    ends = f"/{layout.DYNAMICS}"
-    others = [s.result["seconds"] for name, s in run.stages.items() if name.endswith(ends) and s.result.get("seconds")]
-    left, progress = fmean(others) if others else None, ""
+    left, progress = _seconds_of_others(run, f"/{layout.DYNAMICS}"), ""
     state = _state(run.folder / found.stage / "state.npz")
     if state:
         steps = run.config["physpre"]["dynamics"]["steps"]
@@ -146,6 +146,20 @@ def _dynamics(run: Run, network: Network, running: bool | None) -> StageStatus:
         pace = state.get("seconds_per_step")
         left = left if pace is None else pace * (steps - state["step"])
     return found.model_copy(update={"progress": progress, "left": left})
+
+
+def _stress(run: Run, network: Network, test: str, running: bool | None) -> StageStatus:
+    name = network.stress_folder(run.folder, test).relative_to(run.folder).as_posix()
+    found, ends = _stage(run, name, running), name.removeprefix(f"{layout.NETWORKS}/{network.name}")
+    if found.state == "done":
+        return found
+    return found.model_copy(update={"left": _seconds_of_others(run, ends)})
+
+
+def _seconds_of_others(run: Run, ends: str) -> float | None:
+    """Mean seconds of the same stage, by the end of its path, of other networks."""
+    others = [s.result["seconds"] for name, s in run.stages.items() if name.endswith(ends) and s.result.get("seconds")]
+    return fmean(others) if others else None
 
 
 def _state(path: Path) -> Mapping[str, Any]:

@@ -9,18 +9,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mdl_physpre.analysis.parity import paired_change
+from mdl_physpre.dynamics.verdicts.log_rank import LEVEL
 from mdl_physpre.dynamics.verdicts.verdict import Count
 from mdl_physpre.report.comparison import compare_arms
 from mdl_physpre.report.measurements import Measured
-from mdl_physpre.report.tables.oracle import oracle_errors_of, oracle_sentence, whole_and_wrong
+from mdl_physpre.report.tables.breaking import (
+    breaking_sentences,
+    correctness_sentence,
+    median_words,
+    p_value,
+    shown_unit,
+    times_sentence,
+    titled,
+    with_caveat,
+)
+from mdl_physpre.report.tables.oracle import whole_and_wrong
 from mdl_physpre.report.tables.page import Table, counted_each
 from mdl_physpre.report.tables.text import error_sources, rounded
-from mdl_physpre.runs.pairs import ReplicaPair
+from mdl_physpre.runs.oracle import dynamics_oracle_errors
+from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.read import Run
-from mdl_physpre.training.arms import BASELINE
 from mdl_physpre.utils.text_table import MISSING
 
-LEVEL = 0.05  # of a p-value below which a difference is called one
 QUANTITIES = (
     ("forces", "force error", "eV/Å", 4),
     ("energy_per_atom", "energy error", "meV/atom", 4),
@@ -58,8 +68,8 @@ class Change:
 
 
 def reference_arm(run: Run) -> str:
-    """What the other arms are compared with: plain training, or the first arm where there is none."""
-    return BASELINE if BASELINE in run.arms else run.arms[0]
+    """What the other arms are compared with, see :attr:`~mdl_physpre.runs.Summary.reference`."""
+    return run.summary.reference
 
 
 def comparisons(run: Run, measured: Measured) -> list[Sentences]:
@@ -72,25 +82,45 @@ def comparisons(run: Run, measured: Measured) -> list[Sentences]:
     ]
 
 
+def verdict_sentences(run: Run, measured: Measured) -> list[str]:
+    """What a run says: where structures break, what is known of those that do not, failures and errors by arm."""
+    known = correctness_sentence(run.summary)
+    found = [text for test in run.summary.stress_tests for text in breaking_sentences(run.summary, test)]
+    found += [known] if known else []
+    alone = f"{run.arms[0]} is the only arm of this run: there is nothing to compare it with."
+    return found + ([text for c in comparisons(run, measured) for text in (c.stability, c.errors)] or [alone])
+
+
 def _stability_sentence(run: Run, first: str, second: str) -> str:
     one, other = (run.summary.arms[arm].dynamics for arm in (first, second))
     if one is None or other is None:
         lacking = [arm for arm, found in ((first, one), (second, other)) if found is None]
         return f"Stability: nothing can be said; molecular dynamics of {' and '.join(lacking)} is missing."
     broken, counts = one.counts.failed, other.counts.failed
-    said = f"Stability: {_broke(counts)} structures failed with {second} and {_broke(broken)} with {first}"
     test = compare_arms(run, first, second)
+    said = _counts_compared(first, second, (broken, counts), test)
+    times = test.times if test is not None else None
+    when = [run.summary.arms[arm].failure_times for arm in (first, second)]
+    later = times_sentence(times, *when) if times and times.later else ""
+    return with_caveat(f"{said} {later}".rstrip())
+
+
+def _counts_compared(
+    first: str, second: str, counted: tuple[Count, Count], test: StructurePair | ReplicaPair | None
+) -> str:
+    broken, counts = counted
+    said = f"Stability: {_broke(counts)} structures failed with {second} and {_broke(broken)} with {first}"
     if test is None or test.p_value is None:
         return f"{said}; they share no structure, so that no test was made."
     if not broken.count and not counts.count:
         return f"{said}: the simulation was too mild to tell them apart."
-    stable = f"{'more' if (counts.fraction or 0) < (broken.fraction or 0) else 'less'} stable"
+    rarer = (counts.fraction or 0) < (broken.fraction or 0)
     if isinstance(test, ReplicaPair):
         sizes = f"{len(test.second_each)} and {len(test.first_each)} networks"
         of = f"{sizes}, exact permutation test {p_value(test.p_value)}"
         if test.p_value >= LEVEL:
             return f"{said}: no difference is shown ({of})."
-        return f"{said}: {second} is {stable} ({of})."
+        return f"{said}: fewer fail with {second if rarer else first} ({of})."
     said += f"; {test.second_only} with {second} alone, {test.first_only} with {first} alone"
     if test.first_only + test.second_only < FEWEST:
         return f"{said}: too few to tell them apart."
@@ -98,8 +128,8 @@ def _stability_sentence(run: Run, first: str, second: str) -> str:
     if test.p_value >= LEVEL:
         return f"{said}: no difference is shown ({of})."
     return (
-        f"{said}: this {second} network is {stable} than this {first} network ({of}). Whether another training would "
-        "give the same is not known from one network each."
+        f"{said}: fewer fail with this {second if rarer else first} network than with this "
+        f"{first if rarer else second} network ({of})."
     )
 
 
@@ -169,12 +199,15 @@ def verdict_table(run: Run, measured: Measured) -> Table:
     first = reference_arm(run)
     head = ["", *(f"{arm} (reference)" if arm == first and len(run.arms) > 1 else arm for arm in run.arms)]
     rows = [["networks", *(str(len(run.networks(arm)) or MISSING) for arm in run.arms)]]
+    rows += _breaking_rows(run, first)
     rows.append(["failed in molecular dynamics", *(_failed(run, arm) for arm in run.arms)])
+    times = [median_words(run.summary.arms[arm].failure_times, unit=False) for arm in run.arms]
+    rows += [["half failed by, ps", *times]] if any(cell != MISSING for cell in times) else []
     if len(run.arms) > 1:
         tests = [None if arm == first else compare_arms(run, first, arm) for arm in run.arms]
         cells = [MISSING if test is None or test.p_value is None else p_value(test.p_value) for test in tests]
         rows.append([f"against {first}", *cells])
-    if oracle_errors_of(run):
+    if dynamics_oracle_errors(run.summary):
         rows.append(["wrong by the oracle, of those not failed", *(whole_and_wrong(run, arm) for arm in run.arms)])
     for test_set in _test_sets(run):
         for quantity, text, unit, digits in QUANTITIES:
@@ -194,6 +227,21 @@ def verdict_table(run: Run, measured: Measured) -> Table:
     return Table("verdict", "What each arm did to stability and errors", head, rows, notes=notes)
 
 
+def _breaking_rows(run: Run, first: str) -> list[list[str]]:
+    """For each stress test the median breaking points, and their tests against the reference arm."""
+    rows = []
+    for test in run.summary.stress_tests:
+        found = {arm: result.stress[test] for arm, result in run.summary.arms.items() if test in result.stress}
+        unit = shown_unit(next(iter(found.values())).unit)[0]
+        medians = [median_words(found.get(arm), unit=False) for arm in run.arms]
+        rows.append([f"{titled(test)}: half broken at, {unit}", *medians])
+        permuted = {pair.second: pair.p_networks for pair in run.summary.stress_pairs.get(test, ())}
+        if any(p is not None for p in permuted.values()):
+            cells = [MISSING if (p := permuted.get(arm)) is None else p_value(p) for arm in run.arms]
+            rows.append([f"against {first}, networks permuted", *cells])
+    return rows
+
+
 def _failed(run: Run, arm: str) -> str:
     dynamics = run.summary.arms[arm].dynamics
     return counted_each(dynamics.counts.failed) if dynamics else "not simulated"
@@ -208,19 +256,9 @@ def _error(change: Change | None, reference: bool, digits: int) -> str:
     return f"{value} ({signed(change.change)}" + (f"; {change.ends})" if change.ends else ")")
 
 
-def p_value(p: float) -> str:
-    """``p = 0.031``; a small one with its power of ten."""
-    if p >= 0.001:
-        return f"p = {p:.2g}"
-    digits, power = f"{p:.1e}".split("e")
-    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"p = {digits}·10{raised}"
-
-
 def cautions(run: Run) -> list[str]:
     """What a reader of the verdict has to know."""
-    said = oracle_sentence(run)
-    found = [said] if said else []
+    found = []
     if run.networks(run.arms[0]) and all(len(run.networks(arm)) <= 1 for arm in run.arms):
         found.append(
             "One network was trained for each arm, from one seed. Which of two networks fails more often can depend "

@@ -5,9 +5,11 @@
 3-networks/pretrain-2/pretrain/     the second network of an arm: its training on labels of the teacher,
                        finetune/    its training on DFT labels,
                        errors/      its errors on the test sets, and the angles between forces,
-                       dynamics/    its molecular dynamics
-                       oracle/      errors along it, where an oracle is given
+                       dynamics/    its molecular dynamics,
+                       oracle/      errors along it, where an oracle is given,
+                       stress/      its stress tests, a folder for each
 3-networks/pretrain/committee/      errors of all networks of the arm as a committee
+4-oracle/              the dynamics of the oracle itself, where that is asked for; in motion/, each arm against it
 report/  report.html  summary.json
 """
 
@@ -19,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from mdl_physpre.errors import DataError
+from mdl_physpre.stress_tests.run import folder_of
 from mdl_physpre.training.arms import Arm, parse_arms
 
 CONFIG, ENVIRONMENT, DATA, SUMMARY = "config.yml", "environment.json", "data.json", "summary.json"
 LOG, REPORT, REPORT_FILES = "log.txt", "report.html", "report"
 EAM, TEACHER, PRETRAINING_SET, NETWORKS = "1-eam", "1-teacher", "2-pretraining-set", "3-networks"
+ORACLE_RUN, MOTION = "4-oracle", "motion"
 PRETRAIN, FINETUNE, ERRORS, DYNAMICS, ORACLE = "pretrain", "finetune", "errors", "dynamics", "oracle"
-COMMITTEE = "committee"
+COMMITTEE, STRESS = "committee", "stress"
 EAM_FILE, VERDICTS = f"{EAM}/eam.pt", "verdicts.json"
 EARLIER = ("3-train", "4-dynamics")  # stage folders of earlier versions
 
@@ -47,6 +51,10 @@ class Network:
         """Its folder in that of a run."""
         return run / NETWORKS / self.name
 
+    def stress_folder(self, run: Path, test: str) -> Path:
+        """The folder of one of its stress tests."""
+        return self.folder(run) / STRESS / folder_of(test)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -54,8 +62,9 @@ class Plan:
 
     networks : the first of each arm first, so that the arms can be compared early.
     eam : whether the embedded-atom potential is needed, as the teacher or as a part of hybrids.
-    teacher : whether another teacher is. pretraining_set, dynamics : whether these are.
+    teacher : whether another teacher is. pretraining_set, dynamics : whether these are. stress : names of the tests.
     oracle : whether frames of the dynamics are evaluated by a reference.
+    oracle_trajectory : whether that simulates, too.
     """
 
     arms: tuple[Arm, ...]
@@ -64,7 +73,9 @@ class Plan:
     teacher: bool
     pretraining_set: bool
     dynamics: bool
+    stress: tuple[str, ...] = ()
     oracle: bool = False
+    oracle_trajectory: bool = False
 
     def of_arm(self, name: str) -> list[Network]:
         """The networks of an arm, in order."""
@@ -87,6 +98,7 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
     physpre, seed = config["physpre"], int(config["task"]["seed"])
     arms, n = parse_arms(physpre["arms"], physpre), int(physpre.get("n_networks") or 1)
     dynamics = physpre.get("dynamics") or {}
+    oracle = bool(dynamics.get("n_structures", 0) and dynamics.get("oracle"))
     labels, other = any(arm.uses_pretraining_set for arm in arms), physpre.get("teacher") is not None
     return Plan(
         arms=tuple(arms),
@@ -95,7 +107,9 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
         teacher=labels and other,
         pretraining_set=labels,
         dynamics=bool(dynamics.get("n_structures", 0)),
-        oracle=bool(dynamics.get("n_structures", 0) and dynamics.get("oracle")),
+        stress=tuple((physpre.get("stress") or {}).get("tests") or ()),
+        oracle=oracle,
+        oracle_trajectory=oracle and bool(dynamics.get("oracle_trajectory")),
     )
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from mdl_physpre.dynamics.verdicts.log_rank import BreakingComparison
 from mdl_physpre.utils.record import Record
 
 
 class Pair(Record):
-    """Two simulations, or two arms, compared. p_value : of the exact test; ``None`` where nothing can be compared."""
+    """Two simulations, or two arms, compared.
+
+    p_value : of the exact test of the counts; ``None`` where nothing can be compared.
+    times : their times of failure compared.
+    """
 
     first: str
     second: str
     p_value: float | None
+    times: BreakingComparison | None = None
 
 
 class StructurePair(Pair):

@@ -16,10 +16,12 @@ from mdl_physpre.dynamics.running.storage import FORMAT
 from mdl_physpre.dynamics.verdicts.survival import Survival, survival_curve
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.pretraining.set_report import SetReport
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout
-from mdl_physpre.runs.stage import BEGUN, DONE, read_json
-from mdl_physpre.runs.summary import ArmResult, NetworkResult, Spent, Summary, spent_with_total, summary_of_stages
+from mdl_physpre.runs.results import Spent, spent_with_total
+from mdl_physpre.runs.stage import BEGUN, DONE, read_json, stage_result
+from mdl_physpre.runs.summary import ArmResult, NetworkResult, Summary, summary_of_stages
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Run:
     missing: list[str] = field(default_factory=list)
     simulations: dict[str, dict[str, Simulation]] = field(default_factory=dict)
     logs: dict[str, dict[tuple[str, str], list[dict[str, float]]]] = field(default_factory=dict)
-    pretraining_set: dict[str, Any] = field(default_factory=dict)
+    pretraining_set: dict[str, SetReport] = field(default_factory=dict)
     stages: dict[str, StageFiles] = field(default_factory=dict)
 
     @property
@@ -152,7 +154,8 @@ def read_run(folder: str | Path, summary: Summary | None = None) -> Run:
     run = Run(folder, config, read_json(folder / layout.ENVIRONMENT), plan, found, stored is not None)
     run.stages = _stages(folder)
     if found.pretraining_set is not None:
-        run.pretraining_set = read_json(folder / layout.PRETRAINING_SET / "report.json")
+        stored_reports = read_json(folder / layout.PRETRAINING_SET / "report.json")
+        run.pretraining_set = {name: SetReport.model_validate(one) for name, one in stored_reports.items()}
     for arm in run.arms:
         own = plan.of_arm(arm)
         if summary is not None:  # what lies there of later networks may be of other settings
@@ -243,4 +246,10 @@ def _missing(run: Run) -> list[str]:
             found.append(f"{arm}: the dynamics are not compared with the oracle")
         elif len(run.simulations[arm]) < simulated:
             found.append(f"{arm}: verdicts.json is missing, or of another version of mdl-physpre; simulate again")
+        for name in run.plan.stress:
+            tested = sum(name in result.stress for result in results)
+            if tested < wanted:
+                found.append(f"{arm}: stress test {name} is not finished{of(tested)}")
+    if run.plan.oracle_trajectory and not stage_result(run.folder / layout.ORACLE_RUN / layout.MOTION):
+        found.append("the dynamics of the oracle itself are not finished")
     return found

@@ -10,15 +10,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from mdl_physpre.errors import DataError
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.memory import PeakMemory
-from mdl_physpre.utils.record import without_nan
+from mdl_physpre.utils.record import Record, without_nan
 
 logger = logging.getLogger(__name__)
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 BEGUN, DONE = "stage.json", "done.json"
 
 
@@ -78,6 +80,23 @@ def decisive(settings: Any) -> dict[str, Any]:
 def stage_result(folder: Path) -> dict[str, Any]:
     """The result of the stage in a folder, whatever it depended on; empty where it is not done."""
     return dict(read_json(folder / DONE).get("result") or {})
+
+
+def record_of(kind: type[AnyRecord], content: Mapping[str, Any], folder: Path, **elsewhere: Path) -> AnyRecord:
+    """A record of what the stage in ``folder`` found; its keys named in ``elsewhere`` are of the stages there.
+
+    Raises DataError, with file and key, where one lacks a key or holds something else than belongs there.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        file = elsewhere.get(str(first["loc"][0]), folder) / DONE
+        raise DataError(
+            f"{file}: {key}: {first['msg']}; the file is damaged, or of another version. Delete it, and the same "
+            "physpre run does this stage again"
+        ) from None
 
 
 def stage_key(folder: Path) -> str:

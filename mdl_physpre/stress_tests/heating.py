@@ -5,7 +5,7 @@ is the temperature of the thermostat at the step at which it broke. All networks
 that their breaking points can be compared; where the ramp ends only says where a structure that holds is let go.
 
 **Of a committee** with ``dynamics: {max_force_spread: 1.0, stop_on_uncertain: false}`` the temperature at which the
-spread passes the bound is the metric ``uncertain_temperature``, beside where the structure breaks; with
+spread passes the bound is the metric ``uncertain_value``, beside where the structure breaks; with
 ``stop_on_uncertain`` it is where it breaks.
 
 **The end of the ramp**, where none is given, is ``times_melting`` times the melting temperature of the potential
@@ -30,7 +30,7 @@ from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.stress_tests.kinds import StressTest
 from mdl_physpre.stress_tests.melting import melting_temperature
-from mdl_physpre.stress_tests.result import BreakingPoint
+from mdl_physpre.stress_tests.result import UNCERTAIN, BreakingPoint
 from mdl_physpre.utils.settings import Settings, setting
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class HeatingSettings(Settings):
     friction: float = setting(0.02, "Of the Langevin thermostat (nvt); atoms lag by rate/friction.", "1/fs", gt=0)
     seed: int = setting(0, "Of velocities and noise; in a run each network has its own.", ge=0)
     compile: bool = setting(False, "Compile the potential; a run takes this from task.compile.")
+    frames: int = setting(0, "Frames of each structure that are stored along the ramp, evenly, as for an oracle.", ge=0)
     dynamics: dict[str, Any] = setting({}, "Further settings of physpre.dynamics by name, such as overlap_ratio.")
 
     @model_validator(mode="after")
@@ -81,7 +82,8 @@ class HeatingSettings(Settings):
         """Molecular dynamics from ``temperature`` up to ``end``, K, with further settings."""
         steps = max(1, round((end - self.temperature) / self.rate * 1000 / self.timestep))
         values = {name: getattr(self, name) for name in OWN} | {"temperature_end": end, "steps": steps}
-        return DynamicsSettings(**values, **{"pressure_interval": 0, **self.dynamics, **more})
+        stored = {"trajectory_interval": max(1, steps // self.frames)} if self.frames else {}
+        return DynamicsSettings(**values, **{"pressure_interval": 0, **stored, **self.dynamics, **more})
 
 
 class Heating(StressTest):
@@ -120,6 +122,8 @@ def _breaking_point(verdict: Verdict, ramp: DynamicsSettings, more: Mapping[str,
     melted, uncertain = (
         verdict.metrics.get(f"{what}_step") for what in ("lindemann_global_first_exceeded", "uncertain")
     )
+    if ramp.max_force_spread is not None and verdict.metrics.get("max_force_spread") is not None:
+        more = {**more, UNCERTAIN: None if uncertain is None else ramp.temperature_at(uncertain)}
     return BreakingPoint(
         structure_id=verdict.structure_id,
         index=verdict.index,
@@ -135,6 +139,5 @@ def _breaking_point(verdict: Verdict, ramp: DynamicsSettings, more: Mapping[str,
             **more,
             "time_fs": step * ramp.timestep,
             "lindemann_temperature": None if melted is None else ramp.temperature_at(melted),
-            "uncertain_temperature": None if uncertain is None else ramp.temperature_at(uncertain),
         },
     )

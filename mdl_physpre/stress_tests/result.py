@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from mdl_physpre.dynamics.oracle_errors import OracleErrors
 from mdl_physpre.dynamics.verdicts.survival import Observation
 from mdl_physpre.utils.record import Record
+
+UNCERTAIN = "uncertain_value"
+"""Metric: where on the scale the spread of a committee passed its bound, whether the structure broke by it or not."""
 
 
 class BreakingPoint(Record):
@@ -38,6 +42,7 @@ class StressResult(Record):
     test : its registered name: ``heating``, ``compression``, ``collisions``, ``random_starts``, …
     quantity, unit : of the scale, such as ``temperature`` and ``K``.
     points : of each structure, in order. settings : of the test. seconds : that it took.
+    oracle : what a reference says of frames along the test; ``None`` where none was asked.
     """
 
     test: str
@@ -45,6 +50,7 @@ class StressResult(Record):
     unit: str
     points: tuple[BreakingPoint, ...]
     settings: dict[str, Any] = {}
+    oracle: OracleErrors | None = None
     seconds: float = 0.0
 
     def observations(self, network: str = "") -> list[Observation]:
@@ -55,3 +61,14 @@ class StressResult(Record):
         network : that was tested.
         """
         return [Observation(p.value, p.broken, p.index, network, p.reason) for p in self.points]
+
+    def uncertain_observations(self, network: str = "") -> list[Observation]:
+        """The same of where the spread of a committee passed its bound; a structure that broke before is censored.
+
+        Empty without a bound, and of a potential that gives no spread.
+        """
+        judged = [p for p in self.points if UNCERTAIN in p.metrics]
+        return [
+            Observation(p.value if at is None else at, at is not None, p.index, network, "uncertain")
+            for p, at in ((p, p.metrics[UNCERTAIN]) for p in judged)
+        ]

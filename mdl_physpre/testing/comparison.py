@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mdl_physpre.potential_checks.derivatives import STENCIL, slopes
 from mdl_physpre.potential_checks.run import RATTLE, default_structures
-from mdl_physpre.potentials.base import Potential, Predictions, evaluate
+from mdl_physpre.potentials.base import Potential, Predictions
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
 
 Structures = Sequence[Atoms]

@@ -15,10 +15,11 @@ from torch import Tensor
 from mdl_physpre.errors import DataError
 from mdl_physpre.potential_checks.derivatives import STENCIL, WEIGHTS
 from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
-from mdl_physpre.potentials.base import AtomicPotential, Backbone, Potential, evaluate
+from mdl_physpre.potentials.base import AtomicPotential, Backbone, Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.energy_reference import N_ELEMENTS
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
 from mdl_physpre.testing.comparison import (
     Structures,

@@ -9,7 +9,8 @@ from ase import Atoms
 
 from mdl_physpre.potential_checks.derivatives import STENCIL, displaced, strained
 from mdl_physpre.potential_checks.symmetry import CHANGES
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
 from mdl_physpre.testing.comparison import (
     STEP,

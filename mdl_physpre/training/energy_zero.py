@@ -7,8 +7,9 @@ import logging
 import numpy as np
 import torch
 
-from mdl_physpre.potentials.base import Backbone, Potential, evaluate
+from mdl_physpre.potentials.base import Backbone, Potential
 from mdl_physpre.potentials.energy_reference import composition_shift
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.utils.devices import device_of_parameters

@@ -9,8 +9,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from mdl_physpre.potentials.base import AtomicPotential, Predictions, evaluate
+from mdl_physpre.potentials.base import AtomicPotential, Predictions
 from mdl_physpre.potentials.compiled import CompiledPotential
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph
 from mdl_physpre.training.loss import LabelError, label_errors, total_loss, wanted_labels
 from mdl_physpre.training.ranks import Ranks

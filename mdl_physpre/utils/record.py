@@ -19,7 +19,7 @@ class Record(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
-        plain: dict[str, Any] = without_nan(self.model_dump(mode="json", exclude_none=False))
+        plain: dict[str, Any] = without_nan(self.model_dump(mode="json", by_alias=True))
         return plain
 
 

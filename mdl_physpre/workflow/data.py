@@ -14,14 +14,15 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mdl_physpre.errors import DataError
+from mdl_physpre.runs.results import SetCounts
 from mdl_physpre.runs.stage import hash_of, hash_of_file
-from mdl_physpre.runs.summary import SetCounts
 from mdl_physpre.structures.check import require_labels
 from mdl_physpre.structures.duplicates import also_in_training
 from mdl_physpre.structures.labels import label_counts
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.sources import Source, files_of
 from mdl_physpre.structures.splits import format_label_counts, split_structures
+from mdl_physpre.structures.supercell import enlarge
 from mdl_physpre.workflow.config.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,12 @@ class RunData:
     def sets(self) -> dict[str, list[Atoms]]:
         """All sets by name."""
         return {"train": self.train, "val": self.val, **self.test_sets}
+
+    def drawn_tests(self, n: int, min_atoms: int, seed: int) -> list[Atoms]:
+        """``n`` test structures of two atoms or more, drawn at random by seed, enlarged; all where there are fewer."""
+        order = np.random.default_rng([seed, 4]).permutation(len(self.test))
+        picked = [k for k in order if len(self.test[k]) > 1][:n]  # one atom cannot fail
+        return [enlarge(self.test[k], min_atoms) for k in sorted(picked)]
 
     def counts(self) -> dict[str, SetCounts]:
         """Structures, atoms and labels of each set, and how many of its structures are in the training set, too."""

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mdl_physpre.runs.layout import EAM_FILE, plan_of
-from mdl_physpre.runs.summary import FittedEAM, Summary
+from mdl_physpre.runs.results import FittedEAM
+from mdl_physpre.runs.summary import Summary
 from mdl_physpre.training.ranks import leading
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.config.schema import Config
@@ -20,7 +21,7 @@ from mdl_physpre.workflow.setup import data_of_run, device_of, working_in
 from mdl_physpre.workflow.stages.committee import committee_stage
 from mdl_physpre.workflow.stages.eam import eam_stage
 from mdl_physpre.workflow.stages.network import dynamics_structures, network_results
-from mdl_physpre.workflow.stages.oracle import try_oracle
+from mdl_physpre.workflow.stages.oracle import oracle_trajectory_stage, try_oracles
 from mdl_physpre.workflow.stages.pretraining_set import pretraining_set_stage
 from mdl_physpre.workflow.stages.teacher import teacher_stage
 
@@ -55,7 +56,7 @@ def _run(config: Config, out: str | Path | None) -> Summary:
     plan = plan_of(config.model_dump())
     with working_in(out, config) as folder:
         data = data_of_run(folder, config)
-        try_oracle(folder, config, plan, dynamics_structures(config, data))
+        try_oracles(folder, config, data, plan)
         eam = eam_stage(folder, config, data, for_hybrids=plan.hybrids) if plan.eam else None
         teacher = teacher_stage(folder, config, data) if plan.teacher else None
         pretraining_set = pretraining_set_stage(folder, config, data) if plan.pretraining_set else None
@@ -67,6 +68,8 @@ def _run(config: Config, out: str | Path | None) -> Summary:
         for arm in summary.arms:
             found = committee_stage(folder, data, plan, arm, device_of(config))
             summary = summary.with_committee(arm, found)
+        if plan.oracle_trajectory:
+            oracle_trajectory_stage(folder, config, data, plan, dynamics_structures(config, data))
         return reports.finish(summary)
 
 

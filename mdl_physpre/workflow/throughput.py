@@ -20,7 +20,8 @@ from mdl_physpre.dynamics.running.batch import BatchRun
 from mdl_physpre.dynamics.running.run_state import begin_or_resume
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import PhyspreError
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.structures.labels import set_labels
 from mdl_physpre.training.loss import label_errors, total_loss

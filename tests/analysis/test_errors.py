@@ -10,7 +10,8 @@ from ase.units import GPa
 
 from mdl_physpre.analysis.errors import format_errors, prediction_errors
 from mdl_physpre.errors import DataError
-from mdl_physpre.potentials.base import AtomicPotential, edge_vectors, evaluate
+from mdl_physpre.potentials.base import AtomicPotential, edge_vectors
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import GraphDataset, build_graph
 from mdl_physpre.structures.labels import set_labels
 

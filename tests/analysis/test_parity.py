@@ -48,7 +48,7 @@ def test_sums_are_those_of_the_errors(labelled: list) -> None:
         above, below = structure_sums(found, quantity)
         assert above.sum() / below.sum() == pytest.approx(getattr(errors, key), rel=1e-6)
     assert structure_sums(found, "stress")[1][2] == 0 and structure_sums(found, "energy")[1][4] == 0
-    difference = np.abs(found["forces"] - found["forces_label"]).mean()
+    difference = np.abs(found.forces - found.forces_label).mean()
     assert difference == pytest.approx(errors.forces_mae, rel=1e-6), "few components: all are kept"
 
 
@@ -56,22 +56,22 @@ def test_few_of_many_are_taken(labelled: list, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(parity, "STRUCTURES", 3)
     monkeypatch.setattr(parity, "COMPONENTS", 5)
     found = predictions(eam(5), labelled)
-    assert found["index"].tolist() == [0, 3, 6]
-    assert len(found["forces"]) == len(found["stress_label"]) == 5
+    assert found.index.tolist() == [0, 3, 6]
+    assert len(found.forces) == len(found.stress_label) == 5
     assert evenly(0, 5).tolist() == [] and evenly(2, 5).tolist() == [0, 1]
 
 
 def test_a_change_and_its_interval(labelled: list) -> None:
     one = predictions(eam(5), labelled)
-    half = {**one, "forces_error": one["forces_error"] * 0.5}
+    half = one.model_copy(update={"forces_error": one.forces_error * 0.5})
     found = paired_change(one, half, "forces")
     assert found is not None
     assert found.change == pytest.approx(-0.5)
     assert found.interval == pytest.approx((-0.5, -0.5)), "every structure changes alike"
     rng = np.random.default_rng(0)
-    uneven = {**one, "forces_error": one["forces_error"] * rng.uniform(0.2, 2.0, 7)}
+    uneven = one.model_copy(update={"forces_error": one.forces_error * rng.uniform(0.2, 2.0, 7)})
     found = paired_change(one, uneven, "forces")
     assert found is not None and found.interval[0] < found.change < found.interval[1]
-    assert paired_change(one, {**one, "index": one["index"] + 1}, "forces") is None
-    nothing = {**one, "stress_count": np.zeros(7, int)}
+    assert paired_change(one, one.model_copy(update={"index": one.index + 1}), "forces") is None
+    nothing = one.model_copy(update={"stress_count": np.zeros(7, int)})
     assert paired_change(nothing, nothing, "stress") is None

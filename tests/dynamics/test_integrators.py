@@ -27,7 +27,8 @@ from mdl_physpre.dynamics.running.batch import BatchRun
 from mdl_physpre.dynamics.running.run_state import begin_or_resume
 from mdl_physpre.dynamics.settings import DynamicsSettings, settings_of_each
 from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
-from mdl_physpre.potentials.base import Predictions, evaluate
+from mdl_physpre.potentials.base import Predictions
+from mdl_physpre.potentials.evaluation import evaluate
 from tests.helpers.pair_potentials import Abrupt, Morse
 
 

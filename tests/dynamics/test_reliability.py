@@ -16,7 +16,7 @@ from mdl_physpre.analysis.overlap import minimum_distance
 from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
-from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.evaluation import evaluate
 from tests.helpers.pair_potentials import Attraction, Frozen, Morse, NanForGold, RaisesForGold
 from tests.helpers.small_structures import SHORT, clusters, crystals, with_
 

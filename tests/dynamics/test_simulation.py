@@ -20,7 +20,7 @@ from mdl_physpre.analysis.overlap import minimum_distance, overlap
 from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
 from tests.helpers.pair_potentials import Abrupt, Attraction, Frozen, Morse
 from tests.helpers.small_structures import SHORT, clusters, crystals, with_

@@ -13,12 +13,13 @@ from ase.io import read
 from torch import Tensor
 
 from mdl_physpre import build_graph, evaluate, simulate
-from mdl_physpre.dynamics import DynamicsSettings, Verdict, judge_run, summarise
+from mdl_physpre.dynamics import DynamicsSettings, Verdict, judge_run, simulate_parallel, summarise
 from mdl_physpre.dynamics.engine.forces import inference
 from mdl_physpre.dynamics.running import batch
 from mdl_physpre.dynamics.running.run_state import begin_or_resume
 from mdl_physpre.dynamics.running.storage import run_key
 from mdl_physpre.dynamics.verdicts import observers
+from mdl_physpre.dynamics.verdicts.observer import Observer
 from mdl_physpre.dynamics.verdicts.uncertainty import Uncertainty
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import ZBL, CalculatorPotential, Committee, Potential, SumPotential
@@ -38,6 +39,16 @@ class Smooth(Morse):
     def pair(self, r: Tensor) -> Tensor:
         well = self.depth * ((1 - torch.exp(-self.a * (r - self.r0))) ** 2 - 1)
         return well * (1 - (r / self.cutoff) ** 2).clamp(min=0) ** 3
+
+
+class Nothing(Observer):
+    """An observer of somebody else, with something to store."""
+
+    BY_STRUCTURE = ("nothing",)
+
+    def __init__(self, watched) -> None:
+        super().__init__(watched)
+        self.nothing = torch.zeros_like(watched.sizes)
 
 
 def committee() -> Committee:
@@ -174,14 +185,22 @@ def test_stored_trajectories_are_judged_by_it_again(tmp_path):
 
 
 def test_a_repulsion_beside_a_committee_keeps_its_spread():
-    core = ZBL(elements=["Cu"])
-    both = SumPotential(base=committee(), core=core)
-    assert both.gives_spread and not SumPotential(core=core).gives_spread
+    repulsion = ZBL(elements=["Cu"])
+    both = SumPotential(base=committee(), repulsion=repulsion)
+    assert both.gives_spread and not SumPotential(repulsion=repulsion).gives_spread
     graph = build_graph(crystals(1)[0], both.cutoff, dtype=torch.float64)
     found, alone = evaluate(both, graph), evaluate(committee(), build_graph(crystals(1)[0], 5.0, dtype=torch.float64))
     assert torch.allclose(found.force_spread, alone.force_spread)
     (verdict,) = simulate(both, crystals(1), HOT, progress=False)
     assert verdict.metrics["max_force_spread"] > 0
+
+
+def test_several_processes_share_a_committee(tmp_path):
+    settings = with_(HOT, steps=10, max_force_spread=10.0)
+    found = simulate_parallel(committee(), crystals(2), settings, tmp_path, processes=2)
+    alone = simulate(committee(), crystals(2), settings, progress=False)
+    assert spreads(found) == pytest.approx(spreads(alone), rel=1e-6)
+    assert [v.checks["uncertain"] for v in found] == ["passed"] * 2
 
 
 def test_a_committee_of_calculators():
@@ -233,6 +252,9 @@ def test_for_other_potentials_it_costs_nothing(monkeypatch):
     run = begin_or_resume(Morse(), crystals(1), ["a"], [0], HOT, [HOT])
     assert not any("spread" in name for name in run.observers.state())
     assert run.atoms.force_spread is None
+    further = HOT.changed(observers=("tests.dynamics.test_uncertainty:Nothing",))
+    run = begin_or_resume(Morse(), crystals(1), ["a"], [0], further, [further])
+    assert "6_Nothing_nothing" in run.observers.state()  # as before there was one more observer of every run
 
 
 def test_results_of_before_are_known_again():

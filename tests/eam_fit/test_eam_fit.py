@@ -14,7 +14,7 @@ from ase import Atoms
 
 from mdl_physpre.eam_fit.fit import EAMFit, fit_eam, start_energies
 from mdl_physpre.eam_fit.objective import FitObjective
-from mdl_physpre.eam_fit.report import pair_table
+from mdl_physpre.eam_fit.report import FittedPair, pair_table
 from mdl_physpre.eam_fit.routes import (
     BestState,
     Scaling,
@@ -27,11 +27,11 @@ from mdl_physpre.eam_fit.routes import (
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.eam_fit.wall import WallPrior
 from mdl_physpre.errors import ConfigError, DataError, FitError
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction, pair_curve
 from mdl_physpre.potentials.eam.radial import radial_functions
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.zbl import nuclear_repulsion
 from mdl_physpre.structures.graph import GraphDataset, build_graph
 from mdl_physpre.structures.labels import set_labels
@@ -103,10 +103,10 @@ def perturbed(potential: EAMInteraction, seed: int = 1) -> EAMInteraction:
     return potential
 
 
-@pytest.mark.parametrize("core", [{}, {"short_range": "zbl", "short_range_radii": {"O-O": 1.9}}])
-def test_objective_is_the_loss_of_evaluate_and_masks_what_is_missing(data, core):
+@pytest.mark.parametrize("repulsion", [{}, {"short_range": "zbl", "short_range_radii": {"O-O": 1.9}}])
+def test_objective_is_the_loss_of_evaluate_and_masks_what_is_missing(data, repulsion):
     dataset = GraphDataset(with_gaps(data), CUTOFF, dtype=torch.float64)
-    potential = perturbed(EAMInteraction(["O", "Si"], CUTOFF, **core))
+    potential = perturbed(EAMInteraction(["O", "Si"], CUTOFF, **repulsion))
     objective = FitObjective(dataset, potential, WEIGHTS)
     found = objective(parameters_of(potential))
     from_elsewhere = FitObjective(dataset, copy.deepcopy(potential).to("meta"), WEIGHTS)  # it works on the CPU
@@ -181,23 +181,23 @@ def test_fast_route_recovers_a_known_potential(data):
 
 
 @pytest.mark.parametrize("route", ["fast", "reference"])
-def test_a_fit_with_a_core_makes_the_sum_fit(route, tmp_path):
-    """Labels of a potential with a core that reaches into the data: the fit knows of the core, and takes it along."""
-    core = {"short_range": "zbl", "short_range_radii": {"O-Si": 2.4, "O-O": 2.4}}
-    known = EAMInteraction(["O", "Si"], cutoff=CUTOFF, n_basis=2, **core)
+def test_a_fit_with_a_repulsion_makes_the_sum_fit(route, tmp_path):
+    """Labels of a potential with a repulsion that reaches into the data: the fit knows of it."""
+    repulsion = {"short_range": "zbl", "short_range_radii": {"O-Si": 2.4, "O-O": 2.4}}
+    known = EAMInteraction(["O", "Si"], cutoff=CUTOFF, n_basis=2, **repulsion)
     known.load_state_dict(teacher().state_dict())
     structures = labelled(random_structures(24), known)
-    settings = {"n_basis": 2, "epochs": 120, "route": route, **core}
+    settings = {"n_basis": 2, "epochs": 120, "route": route, **repulsion}
     fit = fitted(structures[:20], structures[20:], **settings)
     losses = [row["val_loss"] for row in fit.history]
     assert min(losses) < losses[0] / (50 if route == "fast" else 2)
     assert fit.errors["val"].total == pytest.approx(min(losses), rel=1e-3)
     assert "repulsion of the nuclei" in fit.text and "O-Si 2.4, O-O 2.4, Si-Si 2.32" in fit.text
     loaded = load_potential(save_potential(tmp_path / "eam.pt", fit.potential))
-    assert loaded.core.radii == {"O-Si": 2.4, "O-O": 2.4}
+    assert loaded.repulsion.radii == {"O-Si": 2.4, "O-O": 2.4}
     for row, (zi, zj) in zip(fit.table, fit.potential.pairs):
         close = pair_curve(loaded, zi, zj, [0.5, 0.005]).detach()
-        assert row["wall_at_0.5_A_eV"] == pytest.approx(float(close[0]))
+        assert row.wall_eV == pytest.approx(float(close[0]))
         assert float(close[1]) > 0.9 * float(nuclear_repulsion(zi, zj, torch.tensor(0.005).double()))
 
 
@@ -282,31 +282,33 @@ def test_pairs_that_never_meet_are_named_and_keep_their_start():
                 assert torch.equal(found[p], expected[p]) == (pair not in ("Si-Si", "O-O"))
         assert "Si-O never meets within 4.5 Å" in fit.text
         assert "no training structure holds P" in fit.text
-        rows = {row["pair"]: row["closest_A"] for row in fit.table}
+        assert all(FittedPair.model_validate(row.plain()) == row for row in fit.table)
+        assert "wall_at_0.5_A_eV" in fit.table[0].plain()
+        rows = {row.pair: row.closest_A for row in fit.table}
         assert rows["Si-O"] is None
         shortest = min((a.get_all_distances(mic=True) + 9 * np.eye(len(a))).min() for a in structures[:4])
         assert rows["Si-Si"] == pytest.approx(shortest, abs=1.1e-3)
-        json.dumps([fit.table, fit.errors["train"].plain(), fit.history])
+        json.dumps([[row.plain() for row in fit.table], fit.errors["train"].plain(), fit.history])
 
 
 def test_wall_that_falls_is_seen():
     potential = EAMInteraction(["O", "Si"], CUTOFF)
     with torch.no_grad():
         potential.rho0.fill_(1e4)  # never enough density: atoms want to crowd
-    assert not any(row["rises"] for row in pair_table(potential, [1.0] * 3))
-    assert all(row["rises"] for row in pair_table(EAMInteraction(["O", "Si"], CUTOFF), [1.0] * 3))
+    assert not any(row.rises for row in pair_table(potential, [1.0] * 3))
+    assert all(row.rises for row in pair_table(EAMInteraction(["O", "Si"], CUTOFF), [1.0] * 3))
 
 
 def test_fitted_walls_rise_for_every_pair(data):
     fit = fitted(data, epochs=60)
-    assert all(row["rises"] for row in fit.table)
+    assert all(row.rises for row in fit.table)
     for row, (zi, zj) in zip(fit.table, fit.potential.pairs):
         curve = pair_curve(fit.potential, zi, zj, np.linspace(0.3, 0.8, 20)).detach()
         assert bool((curve.diff() < 0).all())
         near = 0.2 * float(EAMInteraction([zi] if zi == zj else [zi, zj]).r_e[0].detach())
         nuclear = float(nuclear_repulsion(zi, zj, torch.tensor(near)))
         assert nuclear / 8 < float(pair_curve(fit.potential, zi, zj, near).detach()) < 8 * nuclear
-        assert row["wall_at_0.5_A_eV"] > 10 * (row["well_depth_eV"] or 0.0)
+        assert row.wall_eV > 10 * (row.well_depth_eV or 0.0)
 
 
 def test_wall_prior_pulls_a_falling_curve_up_and_leaves_a_good_one_alone(data):
@@ -419,4 +421,4 @@ def test_real_silica_fits_better_than_its_start():
     fit = fitted(structures[::2], structures[1::2], cutoff=8.0, epochs=60)
     assert fit.errors["val"].forces_mae < 0.6
     assert fit.errors["val"].stress_mae is None
-    assert all(row["rises"] for row in fit.table)
+    assert all(row.rises for row in fit.table)

@@ -274,5 +274,17 @@ def _register() -> list[torch.library.Library]:
     return [every, aten]
 
 
+def _check_gradients() -> None:
+    """PyTorch makes threads for the devices that it knows when the first gradient of a process is taken."""
+    try:
+        torch.ones(1, device=DEVICE, requires_grad=True).sum().backward()
+    except RuntimeError as error:
+        raise RuntimeError(
+            "a gradient was taken before tests.helpers.gpu_stand_in was imported, and now none can be taken on the "
+            "stand-in; take none while a test module is imported"
+        ) from error
+
+
 _libraries = _register()  # as long as they live
 DEVICE = torch.device(NAME, 0)
+_check_gradients()

@@ -14,16 +14,10 @@ from mdl_physpre.dynamics.running.storage import TrajectoryFiles, write_verdicts
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.verdict import Verdict, make_verdict, summarise
 from mdl_physpre.runs import layout
+from mdl_physpre.runs.results import FittedEAM, PretrainingSetResult, SetCounts
 from mdl_physpre.runs.stage import decisive
-from mdl_physpre.runs.summary import (
-    ArmResult,
-    Dynamics,
-    FittedEAM,
-    NetworkResult,
-    PretrainingSetResult,
-    SetCounts,
-    Summary,
-)
+from mdl_physpre.runs.summary import ArmResult, Dynamics, NetworkResult, Summary
+from mdl_physpre.stress_tests.result import BreakingPoint, StressResult
 
 SETTINGS = DynamicsSettings(temperature=1000.0, steps=5000)
 
@@ -64,14 +58,31 @@ def errors(forces: float, n: int = 50) -> Errors:
     })  # fmt: skip
 
 
+SCALES = {"heating": ("temperature", "K"), "compression": ("pressure", "GPa"), "collisions": ("energy", "eV")}
+
+
+def stress_result(test: str, values: Sequence[float], end: float, reason: str = "overlap") -> StressResult:
+    """A stress test in which structures broke at these values, or did not where those are beyond the end."""
+    points = [
+        BreakingPoint(
+            structure_id=f"s{k}", index=k, formula="SiO2", n_atoms=3, value=min(float(x), end), broken=bool(x < end),
+            reason=reason if x < end else None, text="too near" if x < end else "",
+        )
+        for k, x in enumerate(values)
+    ]  # fmt: skip
+    quantity, unit = SCALES[test]
+    return StressResult(test=test, quantity=quantity, unit=unit, points=tuple(points))
+
+
 def make_run(
     folder: Path,
     failures: dict[str, Sequence[Sequence[Verdict]]],
     forces: dict[str, Sequence[float]] | None = None,
     name: str = "made up",
     frames: bool = True,
+    stress: dict[str, Sequence[dict[str, StressResult]]] | None = None,
 ) -> Path:
-    """A finished run: arm → the verdicts of each of its networks, and arm → the force error of each."""
+    """A finished run: arm → the verdicts of each of its networks, the force error of each, the stress tests of each."""
     folder.mkdir(parents=True, exist_ok=True)
     networks = max(map(len, failures.values()))
     config = {
@@ -101,6 +112,7 @@ def make_run(
                     seed=k,
                     checkpoint=f"{name}.pt",
                     errors={"test": errors((forces or {}).get(arm, [0.1] * len(each))[k])},
+                    stress=stress[arm][k] if stress else {},
                     dynamics=Dynamics(
                         counts=summarise(found),
                         failing_steps=tuple(v.first_failing_step for v in found),

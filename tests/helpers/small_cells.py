@@ -7,7 +7,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from mdl_physpre import build_graph
-from mdl_physpre.potentials.base import AtomicPotential, evaluate
+from mdl_physpre.potentials.base import AtomicPotential
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.kernels.c_code import tensor_operations
 
 ROUTES = ["prediction", "training", "autograd"]

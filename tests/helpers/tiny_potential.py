@@ -7,8 +7,9 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from mdl_physpre.potentials.base import Backbone, edge_vectors, evaluate
+from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph, build_graph
 from mdl_physpre.structures.labels import set_labels
 

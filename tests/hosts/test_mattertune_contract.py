@@ -25,10 +25,10 @@ from mdl_physpre.hosts.mattertune.settings import fit_teacher, parse_physpre
 from mdl_physpre.hosts.patching import git_hash, patches_for
 from mdl_physpre.potentials.backbones.m3gnet.layers import Layer
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints.mattersim import read_mattersim_checkpoint
 from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkpoint
 from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.structures.graph import build_graph
 

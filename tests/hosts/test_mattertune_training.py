@@ -12,10 +12,10 @@ from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.mattertune.adapters import adapted_layers
 from mdl_physpre.potentials.adapters.ase_calculator import PotentialCalculator
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.energy_reference import fit_energy_reference
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.structures.graph import build_graph
 from mdl_physpre.structures.labels import get_labels

@@ -17,8 +17,9 @@ from ase.build import bulk, molecule
 from mdl_physpre import build_graph, testing
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.evaluation import evaluate
 from tests.helpers import small_cells
 from tests.helpers.small_cells import WithoutShortcuts, alone, crystal, left_handed, slab
 

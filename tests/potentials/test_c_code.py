@@ -8,7 +8,7 @@ from ase.build import bulk
 
 from mdl_physpre.potentials.backbones.cgcnn import operators
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
-from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.kernels import c_code
 from mdl_physpre.structures.graph import build_graph
 

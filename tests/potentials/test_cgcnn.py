@@ -14,9 +14,11 @@ from torch.nn import functional
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.backbones.cgcnn import operators
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
-from mdl_physpre.potentials.base import edge_vectors, evaluate, sum_by_structure
+from mdl_physpre.potentials.base import edge_vectors
+from mdl_physpre.potentials.derivatives import sum_by_structure
 from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.potentials.envelopes import smoothstep
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
 from tests.helpers.small_cells import BATCHES, ROUTES, crystal, left_handed, predict, slab
 

@@ -17,7 +17,7 @@ from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
 from mdl_physpre.potentials.backbones.registry import BACKBONES, build_backbone
-from mdl_physpre.potentials.base import Backbone, evaluate
+from mdl_physpre.potentials.base import Backbone
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.matdeeplearn import read_matdeeplearn_checkpoint
 from mdl_physpre.potentials.checkpoints.mattersim import read_mattersim_checkpoint
@@ -25,6 +25,7 @@ from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkp
 from mdl_physpre.potentials.checkpoints.own import FORMAT, read_checkpoint, save_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
 
 SMALL = dict(elements=["Si", "O"], cutoff=4.0, dim1=6, dim2=5, gc_count=2, post_fc_count=1, edge_dim=7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +264,10 @@ def test_the_energies_of_the_training_data_are_those_of_the_first_member():
     members[0].training_energies = {"O2Si": -7.0}
     assert Committee(members).training_energies == {"O2Si": -7.0}
     assert Committee(networks(2)).training_energies is None
+
+
+def test_the_example_of_the_page_runs(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "committee.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", text, re.S).group(1), {})
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("(32, 3) 0.0") and told[-1].endswith("('uncertain',)"), told

@@ -150,7 +150,7 @@ def test_a_sum_with_a_calculator_is_predicted_by_its_parts(caplog):
 
     from mdl_physpre.potentials import CalculatorPotential, SumPotential
 
-    both = SumPotential(base=CalculatorPotential(EMT()), core=None)
+    both = SumPotential(base=CalculatorPotential(EMT()), repulsion=None)
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.1, seed=0)
     graph = build_graph(atoms, 0.0)

@@ -15,11 +15,11 @@ from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.convert import convert_checkpoint
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.structures.graph import build_graph
 

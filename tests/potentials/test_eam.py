@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction, operators, pair_curve
 from mdl_physpre.potentials.eam.radial import PairParameters, curvatures, radial_functions
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.kernels.c_code import tensor_operations
 from mdl_physpre.structures.graph import AtomGraph, build_graph
 

@@ -21,9 +21,9 @@ from ase.units import GPa
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.eam.lammps import Setfl, write_setfl
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.zbl import ZBL
 from mdl_physpre.structures.graph import build_graph
 
@@ -31,8 +31,8 @@ CUTOFF = 4.0
 DATA = os.environ.get("PHYSPRE_DATA")
 
 
-def potential(core: bool = False, symbols=("Si", "O")) -> EAMInteraction:
-    made = EAMInteraction(symbols, cutoff=CUTOFF, n_basis=3, **({"short_range": "zbl"} if core else {}))
+def potential(repulsion: bool = False, symbols=("Si", "O")) -> EAMInteraction:
+    made = EAMInteraction(symbols, cutoff=CUTOFF, n_basis=3, **({"short_range": "zbl"} if repulsion else {}))
     generator = np.random.default_rng(1)
     with torch.no_grad():
         for name, p in made.named_parameters():
@@ -52,7 +52,7 @@ def crystal(seed: int = 0) -> Atoms:
 
 
 def liquid(seed: int = 0) -> Atoms:
-    """Atoms far from lattice sites, some of them within the core of others."""
+    """Atoms far from lattice sites, some of them within the repulsion of others."""
     atoms = bulk("SiO", "rocksalt", 3.9, cubic=True)
     atoms.rattle(0.45, seed=seed)
     return atoms
@@ -124,10 +124,10 @@ def assert_the_same(found, made: EAMInteraction, atoms: Atoms, tolerance: float 
     np.testing.assert_allclose(stress, stress_expected, rtol=0, atol=tolerance * np.abs(stress_expected).max())
 
 
-@pytest.mark.parametrize("core", [False, True])
+@pytest.mark.parametrize("repulsion", [False, True])
 @pytest.mark.parametrize("program", ["ASE", "LAMMPS"])
-def test_crystals_and_liquids_are_the_same(core, program, tmp_path):
-    made, structures = potential(core), [crystal(), liquid(1), liquid(2)]
+def test_crystals_and_liquids_are_the_same(repulsion, program, tmp_path):
+    made, structures = potential(repulsion), [crystal(), liquid(1), liquid(2)]
     tables = write_setfl(tmp_path / "sio.eam.fs", made, structures=structures, n_r=4000, n_rho=4000)
     assert tables.notes == [] and tables.files == [tmp_path / "sio.eam.fs"]
     for atoms in structures:
@@ -136,7 +136,7 @@ def test_crystals_and_liquids_are_the_same(core, program, tmp_path):
 
 def with_both_signs() -> EAMInteraction:
     """Silicon in positive densities beside oxygen, and in negative ones beside silicon."""
-    made = potential(core=True)
+    made = potential(repulsion=True)
     with torch.no_grad():
         made.A[made.pairs.index((14, 14))] *= -0.1
     return made
@@ -223,9 +223,9 @@ def test_below_the_grid_lammps_goes_on_with_a_line(tmp_path):
     assert energy == pytest.approx(phi + 2 * (e0 + b * rho0**2 - 2 * b * rho0 * rho), rel=1e-5)
 
 
-def test_the_core_is_that_of_lammps():
+def test_the_repulsion_is_that_of_lammps():
     """``pair_style zbl`` of LAMMPS, of which the energy is shifted within its inner cutoff and the forces are not."""
-    core = ZBL(["Si", "O"], {"Si-O": 3.0, "Si-Si": 3.0, "O-O": 3.0})  # whole up to 1 Å
+    repulsion = ZBL(["Si", "O"], {"Si-O": 3.0, "Si-Si": 3.0, "O-O": 3.0})  # whole up to 1 Å
     atoms = Atoms("SiOO", [[0, 0, 0], [0.7, 0.1, 0], [0.2, 0.8, 0.3]], cell=[12, 12, 12], pbc=True)
     commands = [
         "mass * 1.0",
@@ -234,8 +234,8 @@ def test_the_core_is_that_of_lammps():
         "pair_coeff 1 2 14 8",
         "pair_coeff 2 2 8 8",
     ]
-    _, forces, _ = in_lammps(atoms, core.elements, *commands)
-    expected = evaluate(core, build_graph(atoms, core.cutoff)).forces.numpy()
+    _, forces, _ = in_lammps(atoms, repulsion.elements, *commands)
+    expected = evaluate(repulsion, build_graph(atoms, repulsion.cutoff)).forces.numpy()
     np.testing.assert_allclose(forces, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -247,7 +247,7 @@ def test_other_potentials_and_wrong_grids_are_refused(tmp_path):
         write_setfl(file, potential(), n_r=10)
     with pytest.raises(ConfigError, match="rho_max -1"):
         write_setfl(file, potential(), rho_max=-1.0)
-    with pytest.raises(DataError, match="structure 1 .* holds Fe"):
+    with pytest.raises(DataError, match="structure 1 holds Fe"):
         write_setfl(file, potential(), structures=[crystal(), bulk("Fe")])
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_setfl("/proc/x.eam.fs", potential(), n_r=200)
@@ -256,7 +256,7 @@ def test_other_potentials_and_wrong_grids_are_refused(tmp_path):
 
 @pytest.mark.skipif(DATA is None, reason="PHYSPRE_DATA does not name the folder with the real data")
 def test_fits_to_real_data_in_lammps(tmp_path):
-    """Fits with a core to phosphorus, of which the data are liquids and crystals, and to Li-Mn-O."""
+    """Fits with a repulsion to phosphorus, of which the data are liquids and crystals, and to Li-Mn-O."""
     from mdl_physpre.eam_fit import EAMFitSettings, fit_eam
     from mdl_physpre.structures.read import read_structures
 

@@ -17,10 +17,11 @@ from mdl_physpre.potentials.backbones.m3gnet.basis import (
 )
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
 from mdl_physpre.potentials.backbones.registry import build_backbone
-from mdl_physpre.potentials.base import edge_vectors, evaluate
+from mdl_physpre.potentials.base import edge_vectors
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.kernels.c_code import tensor_operations
 from mdl_physpre.potentials.kernels.edge_op import derivatives_in_geometry
 from mdl_physpre.structures.graph import AtomGraph, build_graph

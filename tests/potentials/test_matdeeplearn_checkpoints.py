@@ -20,13 +20,14 @@ from ase.build import bulk
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
-from mdl_physpre.potentials.base import Backbone, evaluate
+from mdl_physpre.potentials.base import Backbone
 from mdl_physpre.potentials.checkpoints.matdeeplearn import (
     read_matdeeplearn_checkpoint,
     write_matdeeplearn_checkpoint,
 )
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.structures.graph import build_graph
 

@@ -22,7 +22,6 @@ from ase import Atoms
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints.archive import read_archive
 from mdl_physpre.potentials.checkpoints.mattersim import (
     is_mattersim_checkpoint,
@@ -30,6 +29,7 @@ from mdl_physpre.potentials.checkpoints.mattersim import (
     write_mattersim_checkpoint,
 )
 from mdl_physpre.potentials.checkpoints.mattertune import is_mattertune_checkpoint, read_mattertune_checkpoint
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.structures.graph import build_graph
 

@@ -16,8 +16,9 @@ from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.backbones.torchmd_et import operators, radial
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
 from mdl_physpre.potentials.backbones.torchmd_et.radial import ExponentialNormalBasis, cosine_cutoff
-from mdl_physpre.potentials.base import check_elements, edge_vectors, evaluate
+from mdl_physpre.potentials.base import check_elements, edge_vectors
 from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.kernels.c_code import tensor_operations
 from mdl_physpre.potentials.kernels.edge_op import energies_for_derivatives
 from mdl_physpre.structures.graph import build_graph

@@ -1,4 +1,4 @@
-"""The core of nuclear repulsion: its formula, its end, and the embedded-atom potential that holds it."""
+"""The short-range repulsion of nuclei: its formula, its end, and the embedded-atom potential that holds it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ase import Atoms
 from ase.build import bulk
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam.potential import EAMInteraction, pair_curve
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.zbl import SWITCH_START, ZBL, nuclear_repulsion
 from mdl_physpre.structures.graph import build_graph
 
@@ -40,15 +40,15 @@ def test_the_repulsion_is_that_of_the_formula(pair, distance):
 
 
 def test_it_vanishes_at_the_sum_of_covalent_radii_with_two_derivatives():
-    core, radius = ZBL(["Si", "O"]), covalent_radius(14) + covalent_radius(8)
-    assert core.cutoff == pytest.approx(2 * covalent_radius(14))
+    repulsion, radius = ZBL(["Si", "O"]), covalent_radius(14) + covalent_radius(8)
+    assert repulsion.cutoff == pytest.approx(2 * covalent_radius(14))
     z = torch.tensor([14]), torch.tensor([8])
-    gaps = [float(core.pair_energy(*z, torch.tensor([radius - h]).double())[0]) for h in (0.01, 0.02)]
+    gaps = [float(repulsion.pair_energy(*z, torch.tensor([radius - h]).double())[0]) for h in (0.01, 0.02)]
     assert gaps[1] / gaps[0] == pytest.approx(8, rel=0.1)  # with the third power: C²
-    value, slope = core.pair_energy(*z, torch.tensor([radius, radius + 1.0]).double())
+    value, slope = repulsion.pair_energy(*z, torch.tensor([radius, radius + 1.0]).double())
     assert value.abs().max() < 1e-12 and slope.abs().max() < 1e-12
     start = SWITCH_START * radius
-    inside = float(core.pair_energy(*z, torch.tensor([start - 1e-6]).double())[0])
+    inside = float(repulsion.pair_energy(*z, torch.tensor([start - 1e-6]).double())[0])
     assert inside == pytest.approx(float(nuclear_repulsion(14, 8, torch.tensor(start - 1e-6).double())), rel=1e-12)
 
 
@@ -60,11 +60,11 @@ def test_slope_by_hand_and_by_autograd():
 
 
 def test_radii_by_hand():
-    core = ZBL(["Si", "O"], {"O-Si": 0.9, "O-O": 1.0})
-    assert core.pair_radius(14, 8) == core.pair_radius(8, 14) == 0.9
-    assert core.pair_radius(14, 14) == pytest.approx(2.32)
-    assert energy(core, dimer("SiO", 0.95)) == 0.0 < energy(core, dimer("SiSi", 0.95))
-    assert ZBL(**core.hyperparameters()).hyperparameters() == core.hyperparameters()
+    repulsion = ZBL(["Si", "O"], {"O-Si": 0.9, "O-O": 1.0})
+    assert repulsion.pair_radius(14, 8) == repulsion.pair_radius(8, 14) == 0.9
+    assert repulsion.pair_radius(14, 14) == pytest.approx(2.32)
+    assert energy(repulsion, dimer("SiO", 0.95)) == 0.0 < energy(repulsion, dimer("SiSi", 0.95))
+    assert ZBL(**repulsion.hyperparameters()).hyperparameters() == repulsion.hyperparameters()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_wrong_radii_are_named(radii, message):
         ZBL(["Si", "O"], radii)
 
 
-def test_wrong_cores_are_named():
+def test_wrong_repulsions_are_named():
     with pytest.raises(ConfigError, match="'Sj' is no element"):
         ZBL(["Sj"])
     with pytest.raises(ConfigError, match="expected zbl"):
@@ -98,14 +98,16 @@ def test_wrong_cores_are_named():
 def test_inside_the_embedded_atom_potential_it_adds_up(dtype):
     """Energy, forces and stress of the sum are the sums, on tables too, down to distances where it diverges."""
     plain = EAMInteraction(["Si", "O"], cutoff=4.0, n_basis=3)
-    with_core = EAMInteraction(["Si", "O"], cutoff=4.0, n_basis=3, short_range="zbl", short_range_radii={"Si-O": 1.2})
-    with_core.load_state_dict(plain.state_dict())
+    with_repulsion = EAMInteraction(
+        ["Si", "O"], cutoff=4.0, n_basis=3, short_range="zbl", short_range_radii={"Si-O": 1.2}
+    )
+    with_repulsion.load_state_dict(plain.state_dict())
     crystal = bulk("SiO", "rocksalt", 2.3)
     crystal.rattle(0.2, seed=0)
     structures = [crystal, *(dimer("SiO", r) for r in (0.003, 0.02, 0.4, 1.0, 1.5)), dimer("OO", 0.9)]
     for atoms in structures:
         graph = build_graph(atoms, 4.0, dtype=dtype)
-        found = evaluate(with_core, graph)
+        found = evaluate(with_repulsion, graph)
         one, other = (evaluate(p, graph) for p in (plain, ZBL(["Si", "O"], {"Si-O": 1.2})))
         tolerance = {"rtol": 1e-10, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-4}
         torch.testing.assert_close(found.energies, one.energies + other.energies, **tolerance)
@@ -113,7 +115,7 @@ def test_inside_the_embedded_atom_potential_it_adds_up(dtype):
         torch.testing.assert_close(found.stress, one.stress + other.stress, equal_nan=True, **tolerance)
 
 
-def test_the_pair_curve_has_the_core():
+def test_the_pair_curve_has_the_repulsion():
     potential = EAMInteraction(["Si", "O"], short_range="zbl")
     curve = pair_curve(potential, "Si", "O", [0.01, 0.1]).detach()
     for r, value in zip((0.01, 0.1), curve):

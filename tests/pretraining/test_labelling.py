@@ -133,7 +133,7 @@ class WrongShape(LennardJones):
 )
 @pytest.mark.parametrize("short_range", [None, "zbl"])
 def test_results_of_another_shape_are_failures(name, value, reason, short_range):
-    """With a core, which is added to what the calculator gives, and without."""
+    """With a repulsion, which is added to what the calculator gives, and without."""
     teacher = make_teacher(f"{__name__}.WrongShape", {"which": name, "value": value}, short_range=short_range)
     (found,) = compute_labels([bulk("Si")], teacher, workers=1)
     assert isinstance(found, LabelFailure) and found.reason.startswith(reason)

@@ -13,7 +13,7 @@ from mdl_physpre.pretraining import labelling as teacher_module
 from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.pretraining.perturbation import PerturbationSettings, PerturbedParent
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet, make_pretraining_set
-from mdl_physpre.pretraining.set_report import format_report, smallest_distances
+from mdl_physpre.pretraining.set_report import SetReport, format_report, smallest_distances
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 from tests.helpers.pair_teachers import Fragile, SoftWall
@@ -55,11 +55,11 @@ def test_set_is_complete_labelled_and_counted(parents):
         assert np.allclose(get_labels(atoms).forces, again.get_forces(), atol=1e-4)
         assert np.allclose(get_labels(atoms).stress, again.get_stress(voigt=False), atol=1e-5)
     report = made.report
-    assert report["drawn"] == report["structures"] == report["wanted"] == 15
-    assert report["rejected"] == {}
-    assert report["redrawn"] == report["weakened"] == report["given_up"] == 0
-    assert report["labels"]["perturbed"]["largest_force"]["1"] == pytest.approx(largest_forces(made.structures).max())
-    json.dumps(report)
+    assert report.drawn == report.structures == report.wanted == 15
+    assert report.rejected == {}
+    assert report.redrawn == report.weakened == report.given_up == 0
+    assert report.labels["perturbed"]["largest_force"]["1"] == pytest.approx(largest_forces(made.structures).max())
+    assert SetReport.model_validate(json.loads(json.dumps(report.plain()))) == report
     assert "15 of 15" in format_report(report)
 
 
@@ -70,13 +70,13 @@ def test_force_bound_is_kept_and_every_draw_counted(parents):
     made = make_pretraining_set(parents, chosen, SoftWall(), seed=0)
     report = made.report
     assert largest_forces(made.structures).max() <= bound
-    assert report["structures"] + report["given_up"] == report["wanted"] == 15
-    assert report["drawn"] == report["structures"] + sum(report["rejected"].values())
-    assert report["rejected"]["max_force"] >= 8
+    assert report.structures + report.given_up == report.wanted == 15
+    assert report.drawn == report.structures + sum(report.rejected.values())
+    assert report.rejected["max_force"] >= 8
     attempts = np.array([a.info["attempt"] for a in made.structures])
-    assert report["redrawn"] == (attempts > 0).sum() > 0
-    assert report["weakened"] == (attempts > 1).sum() > 0
-    assert report["weakened"] == sum(entry["weakened"] for entry in report["rounds"])
+    assert report.redrawn == (attempts > 0).sum() > 0
+    assert report.weakened == (attempts > 1).sum() > 0
+    assert report.weakened == sum(entry.weakened for entry in report.rounds)
     schedule = chosen.round_strengths()[0]
     for atoms in made.structures:
         expected = schedule[atoms.info["round"]] * 0.5 ** (atoms.info["attempt"] // 2)
@@ -123,15 +123,15 @@ def test_originals_come_last_when_asked_for(parents):
         assert (atoms.positions == original.positions).all()
         assert get_labels(atoms).energy is not None
         assert atoms.info["parent"] == original.info["structure_id"]
-    assert made.report["originals"] == 3
-    assert made.report["structures"] == 6
+    assert made.report.originals == 3
+    assert made.report.structures == 6
 
 
 def test_without_teacher_only_distances_filter(parents):
     made = make_pretraining_set(parents, PerturbationSettings(pull=(2.0, 0.0), max_force=1e-9), None)
     assert len(made.structures) == 15
     assert all(atoms.calc is None for atoms in made.structures)
-    assert set(made.report["rejected"]) <= {"min_distance"}
+    assert set(made.report.rejected) <= {"min_distance"}
 
 
 def test_parent_beyond_the_bound_is_given_up_and_named(parents, caplog):
@@ -139,8 +139,8 @@ def test_parent_beyond_the_bound_is_given_up_and_named(parents, caplog):
     strong = SoftWall(depth=100.0)
     made = make_pretraining_set([*parents[2:], hard], PerturbationSettings(max_force=100.0), strong)
     assert {a.info["parent"] for a in made.structures} == {"p2"}
-    assert made.report["given_up"] == 5
-    assert {entry["parent"] for entry in made.report["given_up_draws"]} == {"hard"}
+    assert made.report.given_up == 5
+    assert {entry.parent for entry in made.report.given_up_draws} == {"hard"}
     assert "hard" in caplog.text
     with pytest.raises(DataError, match="not one draw"):
         make_pretraining_set([hard], PerturbationSettings(max_force=100.0), strong)
@@ -149,17 +149,17 @@ def test_parent_beyond_the_bound_is_given_up_and_named(parents, caplog):
 def test_draws_that_never_pass_are_counted(parents, monkeypatch):
     monkeypatch.setattr(PerturbedParent, "too_close", lambda self, moves: self.key == "p1")
     made = make_pretraining_set(parents, PerturbationSettings(n_aug=2, max_redraws=1, max_weakenings=2), None)
-    assert made.report["rejected"] == {"min_distance": 12}  # 2 rounds of 6 attempts
-    assert made.report["given_up"] == 2
-    assert made.report["structures"] == 4
-    assert made.report["drawn"] == 16
+    assert made.report.rejected == {"min_distance": 12}  # 2 rounds of 6 attempts
+    assert made.report.given_up == 2
+    assert made.report.structures == 4
+    assert made.report.drawn == 16
 
 
 def test_calculator_as_teacher_and_structures_it_cannot_label(parents):
     water = Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [0, 0.96, 0]], info={"structure_id": "water"})
     made = make_pretraining_set([parents[0], water], PerturbationSettings(n_aug=2, max_force=None), Fragile)
     assert [a.info["parent"] for a in made.structures] == ["p0", "p0"]
-    assert "no oxygen" in made.report["given_up_draws"][0]["reason"]
+    assert "no oxygen" in made.report.given_up_draws[0].reason
 
 
 def test_bad_input(parents):
@@ -176,10 +176,10 @@ def test_distances_of_the_report():
     closer = atoms.copy()
     closer.positions[1, 0] = 0.8
     report = smallest_distances([atoms], [closer, closer])
-    pair = report["pairs"]["O-Si"]
-    assert pair["original"]["minimum"] == pytest.approx(1.6)
-    assert pair["perturbed"]["median"] == pytest.approx(0.8)
-    assert sum(pair["perturbed"]["counts"]) == 2
-    edges = np.array(report["edges"])
-    bin_of = np.flatnonzero(pair["original"]["counts"])[0]
+    pair = report.pairs["O-Si"]
+    assert pair["original"].minimum == pytest.approx(1.6)
+    assert pair["perturbed"].median == pytest.approx(0.8)
+    assert sum(pair["perturbed"].counts) == 2
+    edges = np.array(report.edges)
+    bin_of = np.flatnonzero(pair["original"].counts)[0]
     assert edges[bin_of] <= 1.6 <= edges[bin_of + 1]

@@ -1,4 +1,4 @@
-"""Teachers by name with a core and a zero of energy, and the processes that they label in."""
+"""Teachers by name with a repulsion and a zero of energy, and the processes that they label in."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError, DataError, PhyspreError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.sum import HybridPotential, SumPotential
 from mdl_physpre.potentials.zbl import ZBL
 from mdl_physpre.pretraining import labelling as teacher_module
@@ -52,14 +52,14 @@ def alloys(n: int = 6, squeeze: float = 1.0) -> list[Atoms]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_calculator_plus_core_is_their_sum(workers):
+def test_calculator_plus_repulsion_is_their_sum(workers):
     structures = [*alloys(3, squeeze=0.6), Atoms("CuAu", [[0, 0, 0], [0.5, 0, 0]])]  # one without stress
     teacher = make_teacher(EMT_NAME, short_range="zbl", short_range_radii={"Cu-Au": 2.0})
-    core = ZBL(radii={"Cu-Au": 2.0})
+    repulsion = ZBL(radii={"Cu-Au": 2.0})
     for atoms, labelled in zip(structures, label(structures, teacher, workers=workers), strict=True):
         plain = atoms.copy()
         plain.calc = EMT()
-        added, found = evaluate(core, build_graph(atoms, core.cutoff)), get_labels(labelled)
+        added, found = evaluate(repulsion, build_graph(atoms, repulsion.cutoff)), get_labels(labelled)
         assert float(added.energies[0]) > 5.0
         assert found.energy == pytest.approx(plain.get_potential_energy() + float(added.energies[0]), rel=1e-12)
         np.testing.assert_allclose(found.forces, plain.get_forces() + added.forces.numpy(), rtol=1e-10, atol=1e-9)
@@ -73,45 +73,45 @@ def test_calculator_plus_core_is_their_sum(workers):
         np.testing.assert_allclose(whole.forces.numpy(), found.forces, rtol=1e-9, atol=1e-9)
 
 
-def test_a_checkpoint_plus_core(tmp_path):
+def test_a_checkpoint_plus_repulsion(tmp_path):
     eam = EAMInteraction(["Cu", "Au"], cutoff=5.0, n_basis=2)
     file = save_potential(tmp_path / "eam.pt", eam)
     structures = alloys(2, squeeze=0.6)
-    with_core = EAMInteraction(["Cu", "Au"], cutoff=5.0, n_basis=2, short_range="zbl")
-    with_core.load_state_dict(eam.state_dict())
+    with_repulsion = EAMInteraction(["Cu", "Au"], cutoff=5.0, n_basis=2, short_range="zbl")
+    with_repulsion.load_state_dict(eam.state_dict())
     teacher = make_teacher(str(file), short_range="zbl")
-    for one, other in zip(*(compute_labels(structures, t, dtype=torch.float64) for t in (teacher, with_core))):
+    for one, other in zip(*(compute_labels(structures, t, dtype=torch.float64) for t in (teacher, with_repulsion))):
         assert one.energy == pytest.approx(other.energy, rel=1e-10)
         np.testing.assert_allclose(one.forces, other.forces, rtol=1e-9, atol=1e-9)
     atoms = structures[0]
     graph = build_graph(atoms, teacher.cutoff)
-    energies = [p.atomic_energies(graph).detach() for p in (teacher, with_core)]
+    energies = [p.atomic_energies(graph).detach() for p in (teacher, with_repulsion)]
     torch.testing.assert_close(*energies, rtol=1e-10, atol=1e-10)
-    file = save_potential(tmp_path / "core.pt", with_core)
+    file = save_potential(tmp_path / "repulsion.pt", with_repulsion)
     with pytest.raises(ConfigError, match="has a short-range repulsion already"):
         make_teacher(str(file), short_range="zbl")
 
 
-def test_the_core_of_a_hybrid_is_found(tmp_path):
-    for core in (None, "zbl"):
-        eam = EAMInteraction(["Cu", "Au"], cutoff=4.0, n_basis=2, short_range=core)
+def test_the_repulsion_of_a_hybrid_is_found(tmp_path):
+    for repulsion in (None, "zbl"):
+        eam = EAMInteraction(["Cu", "Au"], cutoff=4.0, n_basis=2, short_range=repulsion)
         network = CGCNN(elements=["Cu", "Au"], cutoff=4.0, dim1=4, dim2=4, gc_count=1, edge_dim=4)
         file = save_potential(tmp_path / "hybrid.pt", HybridPotential(network, eam))
-        if core is None:
-            assert make_teacher(str(file), short_range="zbl").parts["core"] is not None
+        if repulsion is None:
+            assert make_teacher(str(file), short_range="zbl").parts["repulsion"] is not None
         else:
             with pytest.raises(ConfigError, match="has a short-range repulsion already"):
                 make_teacher(str(file), short_range="zbl")
 
 
-def test_the_core_of_a_network_shorter_than_it():
-    """The core may reach further than the potential, which then sees its own edges alone."""
+def test_the_repulsion_of_a_network_shorter_than_it():
+    """The repulsion may reach further than the potential, which then sees its own edges alone."""
     from tests.helpers.pair_teachers import SoftWall
 
-    base, core, atoms = SoftWall(cutoff=2.0), ZBL(["Au"]), bulk("Au", a=3.2)
-    both = SumPotential(base=base, core=core)
+    base, repulsion, atoms = SoftWall(cutoff=2.0), ZBL(["Au"]), bulk("Au", a=3.2)
+    both = SumPotential(base=base, repulsion=repulsion)
     assert both.cutoff == pytest.approx(2 * 1.24)
-    energy = [float(evaluate(p, build_graph(atoms, p.cutoff)).energies[0].detach()) for p in (both, base, core)]
+    energy = [float(evaluate(p, build_graph(atoms, p.cutoff)).energies[0].detach()) for p in (both, base, repulsion)]
     assert energy[0] == pytest.approx(energy[1] + energy[2], rel=1e-12)
     assert energy[2] > 0.1
 
@@ -222,7 +222,7 @@ def test_the_command(tmp_path):
 
 
 def test_perturbed_structures_carry_the_labels_of_the_same_teacher(tmp_path):
-    """``physpre perturb`` takes the core and the zero of ``physpre label``, says once what it drew, and redraws."""
+    """``physpre perturb`` takes the repulsion and the zero of ``physpre label``, says what it drew, and redraws."""
     dft, out, again = (tmp_path / name for name in ("dft.extxyz", "out.extxyz", "again.extxyz"))
     write_structures(dft, [set_labels(a, 2.0 * len(a)) for a in alloys(4)])
     teacher = ["--teacher", EMT_NAME, "--short-range", "zbl", "--zero-from", str(dft), "--processes", "2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from statistics import stdev
 
 import pytest
@@ -12,8 +13,9 @@ from mdl_physpre.dynamics.verdicts.verdict import summarise
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.runs.layout import plan_of
 from mdl_physpre.runs.read import read_run, read_simulation, read_summary
+from mdl_physpre.runs.results import TrainingStage
 from mdl_physpre.runs.stage import stage_key, write_json
-from mdl_physpre.runs.summary import ArmResult, Dynamics, NetworkResult, Summary, TrainingStage
+from mdl_physpre.runs.summary import ArmResult, Dynamics, NetworkResult, Summary, summary_of_stages
 from tests.helpers.made_up_runs import errors, make_run, verdict
 
 ANGLES = {"edges": (0.0, 90.0, 180.0), "isotropic": (0.5, 0.5), "zero_force_first": 0, "zero_force_second": 1}
@@ -40,7 +42,8 @@ def network(number: int, forces: float, failing: list[int | None], steps: int, m
             )
         },
         dynamics=Dynamics(
-            counts=summarise(found), failing_steps=tuple(failing), settings={"timestep": 2.0}, seconds=10.0
+            counts=summarise(found), failing_steps=tuple(failing), settings={"timestep": 2.0, "steps": 100},
+            seconds=10.0,
         ),
     )  # fmt: skip
 
@@ -49,6 +52,19 @@ def network(number: int, forces: float, failing: list[int | None], steps: int, m
 def arm() -> ArmResult:
     each = (network(1, 0.1, [10, None], 20, 40.0), network(2, 0.3, [None, None], 30, 60.0))
     return ArmResult(networks=each)
+
+
+def test_times_of_failure_are_those_of_all_networks(arm):
+    assert [(p.value, p.broken, p.structure, p.network) for p in arm.breaking_points("dynamics")] == [
+        (20.0, True, 0, "pretrain"), (200.0, False, 1, "pretrain"),
+        (200.0, False, 0, "pretrain-2"), (200.0, False, 1, "pretrain-2"),
+    ]  # fmt: skip
+    times = arm.failure_times
+    assert (times.n, times.broken, times.median, times.end, times.unit) == (4, 1, None, 200.0, "fs")
+    assert times.broken_each == (1, 0) and arm.stress == {} and ArmResult().failure_times is None
+    both = Summary(arms={"baseline": arm, "pretrain": arm})
+    assert both.compare_breaking("dynamics", "baseline", "pretrain").z == pytest.approx(0)
+    assert both.reference == "baseline" and both.stress_pairs == {} and both.stress_tests == []
 
 
 def test_errors_of_an_arm_are_means_with_deviations(arm):
@@ -120,6 +136,36 @@ def test_a_finished_run_is_read_with_its_simulations(tmp_path):
     assert "verdicts.json is missing" in read_run(tmp_path).missing[0]
     with pytest.raises(DataError, match="cannot be read as verdicts"):
         read_simulation(path, "baseline-2")
+
+
+@pytest.mark.parametrize(("stage", "key", "named"), [
+    ("1-eam", "table", "table.0.rises: Field required"), ("3-networks/baseline", "checkpoint", "checkpoint: Field"),
+    ("3-networks/baseline/errors", "errors", "errors: Field required"),
+])  # fmt: skip
+def test_a_stage_that_lacks_a_key_is_named(tmp_path, stage, key, named):
+    plan = plan_of({"task": {"seed": 7}, "physpre": {"arms": ["baseline", "pretrain"]}})
+    spent = {"epochs": 1, "steps": 1, "gradients": 1, "structures": 1, "seconds": 1.0}
+    spent |= {"best_loss": 1.0, "best_epoch": 1, "stopped_by": "max_epochs"}
+    errors = {"errors": {}, "seconds": 1.0}
+    pair = {"pair": "O-O", "wall_at_0.5_A_eV": 1.0, **dict.fromkeys(("D_eV", "alpha_per_A", "r_e_A"), 1.0)}
+    pair |= {**dict.fromkeys(("well_depth_eV", "well_position_A", "closest_A")), "rises": True}
+    results = {
+        "1-eam": {"table": [pair], "seconds": 2.0}, "1-eam/errors": errors, "3-networks/baseline/errors": errors,
+        "3-networks/baseline": {"checkpoint": "best.pt", "training": {"finetune": spent}, "seconds": 1.0},
+    }  # fmt: skip
+    for name, result in results.items():
+        write_json(tmp_path / name / "done.json", {"key": "k", "result": result})
+    whole = summary_of_stages(tmp_path, plan)
+    assert whole.eam.seconds == 2.0 and whole.eam.table[0].wall_eV == 1.0
+    assert whole.arms["baseline"].networks[0].checkpoint == "best.pt"
+    if key == "table":
+        del results[stage]["table"][0]["rises"]
+    else:
+        del results[stage][key]
+    write_json(tmp_path / stage / "done.json", {"key": "k", "result": results[stage]})
+    where = f"{stage}/done.json: {named}"
+    with pytest.raises(DataError, match=re.escape(where) + r".*Delete it, and the same physpre run"):
+        summary_of_stages(tmp_path, plan)
 
 
 def test_a_key_of_a_stage_that_is_not_done_is_empty(tmp_path):

@@ -13,6 +13,7 @@ from ase.io import read
 from mdl_physpre.dynamics import DynamicsSettings, simulate
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import Committee
+from mdl_physpre.report.tables.stress import format_stress
 from mdl_physpre.stress_tests import run_stress_tests
 from mdl_physpre.stress_tests.melting import melting_temperature, nearest_distance
 from tests.helpers.pair_potentials import Attraction, AttractiveGold, Frozen, Killed, Morse
@@ -142,7 +143,15 @@ def test_the_temperature_at_which_a_committee_becomes_uncertain(stops: bool) -> 
     settings = {"max_force_spread": bound, "stop_on_uncertain": stops}
     found = heat(committee, crystals(), temperature_end=3000.0, dynamics=settings)
     for point in found.points:
-        assert 300 < point.metrics["uncertain_temperature"] < 3000
+        assert 300 < point.metrics["uncertain_value"] < 3000
         assert point.broken == stops and point.reason == ("uncertain" if stops else None)
-        assert point.value == (point.metrics["uncertain_temperature"] if stops else 3000)
-    assert all(point.metrics["uncertain_temperature"] is None for point in free.points)
+        assert point.value == (point.metrics["uncertain_value"] if stops else 3000)
+    seen = found.uncertain_observations("a")
+    assert [(o.value, o.broken) for o in seen] == [(p.metrics["uncertain_value"], True) for p in found.points]
+    told = format_stress({"heating": found})
+    assert "the committee is uncertain from a median of" in told and "3 of 3" in told and "uncertain at" in told
+    assert free.uncertain_observations() == [] and "uncertain" not in format_stress({"heating": free})
+    held = heat(committee, crystals(), temperature_end=600.0, dynamics={**settings, "max_force_spread": 1e3})
+    assert [(o.value, o.broken) for o in held.uncertain_observations()] == [(600.0, False)] * 3
+    alone = heat(Morse(depth=0.2), crystals(), temperature_end=600.0, dynamics=settings)
+    assert alone.uncertain_observations() == []

@@ -76,7 +76,6 @@ def test_a_stress_in_another_unit_is_named(unit):
 @pytest.mark.parametrize(
     ("factors", "said"),
     [({"energy": 1 / factor("Hartree")}, "energy is in Hartree, forces in eV/Å"),
-     ({"forces": -1.0}, "forces are gradients of the energy"),
      ({"forces": 1 / factor("kcal/mol")}, "energy is in eV, forces in kcal/mol/Å")],
 )  # fmt: skip
 def test_energies_and_forces_that_do_not_belong_together(factors, said):
@@ -95,6 +94,21 @@ def test_hartree_throughout_is_found_between_frames_of_a_run():
     wrong = changed(frames, energy=1 / factor("Hartree"), forces=1 / factor("Hartree/Bohr"))
     with pytest.raises(DataError, match="energy is in Hartree, forces in Hartree/Bohr"):
         check_units_of_labels(wrong, "here")
+    with pytest.raises(DataError, match="forces are gradients of the energy, of the other sign"):
+        check_units_of_labels(changed(frames, forces=-1.0), "here")
+
+
+def test_energies_that_hang_on_the_volume_alone_are_no_wrong_sign():
+    """Rattled crystals of an embedding that forces do not see: their pair potential has the energy upside down."""
+    structures = []
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        atoms = bulk("Cu", cubic=True, a=3.6 * rng.uniform(0.97, 1.05)) * (2, 1, 1)
+        atoms.positions += 0.05 * rng.normal(size=atoms.positions.shape)
+        atoms.calc = EMT()
+        energy = atoms.get_potential_energy() + 0.5 * len(atoms) * (11.7 - atoms.cell.volume / len(atoms)) ** 3
+        structures.append(set_labels(atoms, energy, atoms.get_forces()))
+    check_units_of_labels(structures, "here")
 
 
 def test_a_virial_as_stress_is_named():

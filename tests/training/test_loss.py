@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.base import Predictions, evaluate
+from mdl_physpre.potentials.base import Predictions
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.data import GraphBatches
 from mdl_physpre.training.loss import check_labels, label_errors, total_loss

@@ -28,6 +28,7 @@ SETTINGS = TrainingSettings(
     max_epochs=4, lr=2e-2, batch_size=5, device="cpu", scheduler_patience=0, scheduler_threshold=0.9,
     clip_grad_norm=20.0,
 )  # fmt: skip
+CASES = ("plain", "skipped", "unused", "sam", "replay", "online")
 EXACT = ("epoch", "lr", "skipped_steps", "clipped_steps", "steps", "gradients", "structures")
 
 
@@ -100,7 +101,7 @@ def cases():
     short = SETTINGS.changed(max_epochs=2)
     teacher = TrainingSettings(weight_energy=0.5, weight_stress=0.0, force_tail=0.3)
     few_edges = int(3.0 * data().n_edges.mean())
-    return {
+    found = {
         "plain": (TinyPotential, data(), SETTINGS, {}),
         "skipped": (Spoilt, with_one_atom(), SETTINGS, {}),
         "unused": (Unused, data(), short.changed(weight_decay=0.5), {}),
@@ -111,6 +112,8 @@ def cases():
         ),
         "online": (TinyPotential, data(), short, {"online": online}),
     }  # fmt: skip
+    assert tuple(found) == CASES
+    return found
 
 
 def trained(folder, devices):
@@ -161,7 +164,7 @@ def assert_same(one, two, rtol=1e-6):
     assert one[0].best_epoch == two[0].best_epoch and one[0].stopped_by == two[0].stopped_by
 
 
-@pytest.mark.parametrize("name", list(cases()))
+@pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(pairs, name):
     one, two = pairs[name]
     assert_same(one, two)

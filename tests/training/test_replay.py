@@ -7,7 +7,7 @@ import torch
 
 from mdl_physpre.analysis.errors import prediction_errors
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
-from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.arms import Material, parse_arm
 from mdl_physpre.training.data import GraphBatches

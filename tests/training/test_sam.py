@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.data import batch_indices
 from mdl_physpre.training.settings import TrainingSettings

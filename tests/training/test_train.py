@@ -17,9 +17,9 @@ import torch
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET
-from mdl_physpre.potentials.base import evaluate
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.compiled import CompiledPotential
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training import epoch_progress, gradient
 from mdl_physpre.training.checks import check_precision

@@ -79,7 +79,8 @@ def test_commands_take_the_arm(finished, data, tmp_path):  # noqa: F811
     assert "rank correlation" not in called("evaluate", folder / "3-networks/baseline/finetune/best.pt", data)
     out = tmp_path / "md"
     options = ("--steps", 10, "--n-structures", 2, "--trajectory-interval", 5, "--out", out)
-    called("md", folder / "baseline", data, "max_force_spread=100.0", *options)
+    told = called("md", folder / "baseline", data, "max_force_spread=100.0", *options)
+    assert "force spread, eV/Å" in told.splitlines()[0] + told.splitlines()[1]
     verdicts = json.loads((out / "verdicts.json").read_text())["verdicts"]
     assert [v["checks"]["uncertain"] for v in verdicts] == ["passed"] * 2
     assert all(v["metrics"]["max_force_spread"] > 0 for v in verdicts)

@@ -138,6 +138,32 @@ def test_an_oracle_sees_the_dynamics_of_every_network(finished, config, tmp_path
     assert not (tmp_path / "other" / "1-eam").exists()
 
 
+def test_an_oracle_simulates_the_same_structures_itself(finished, config, tmp_path):
+    """The first network as the oracle: nothing is wrong with it, and it moves as it does."""
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    by = [f"physpre.dynamics.oracle={folder / '3-networks' / 'baseline' / 'finetune' / 'best.pt'}"]
+    by += [
+        "physpre.dynamics.oracle_trajectory=true",
+        "physpre.dynamics.temperature=50",
+        "physpre.report.formats=[html, csv]",
+    ]
+    summary = run(config, by, out=folder)
+    baseline, pretrain = (summary.arms[name].dynamics.oracle for name in ("baseline", "pretrain"))
+    assert baseline.means.forces_rmse < 1e-5 < pretrain.means.forces_rmse
+    assert baseline.wrong.count == 0 and not read_run(folder).missing
+    rows = [row.split(",") for row in (folder / "report" / "oracle-motion.csv").read_text().splitlines()[1:]]
+    assert {row[0] for row in rows} == {"baseline", "pretrain"}
+    for arm, structures, _, ratio, overlap in rows:
+        assert int(structures) > 0
+        assert (float(ratio) == pytest.approx(1, abs=1e-6)) == (arm == "baseline")
+        assert (float(overlap) == pytest.approx(1, abs=1e-6)) == (arm == "baseline")
+    page = (folder / "report.html").read_text()
+    assert "Radial distribution functions of baseline, pretrain and of oracle" in page
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}
+    run(config, by, out=folder)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")} == before
+
+
 def test_what_does_not_change_a_result_is_not_done_again(finished, config):
     folder, _ = finished
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}

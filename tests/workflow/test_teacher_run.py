@@ -63,12 +63,12 @@ def finished(config):
     return folder, run(config, out=folder)
 
 
-def test_a_calculator_with_a_core_labels_and_no_eam_is_fitted(finished):
+def test_a_calculator_with_a_repulsion_labels_and_no_eam_is_fitted(finished):
     folder, summary = finished
     assert not (folder / "1-eam").exists() and summary.eam is None
     teacher = summary.teacher
     assert teacher.name == "ase.calculators.emt.EMT + ZBL"
-    # the core reaches no neighbour of the structures near equilibrium by much: the shift is that of the labels
+    # the repulsion reaches no neighbour of the structures near equilibrium by much: the shift is that of the labels
     assert teacher.zero_of_energy["energies"] == pytest.approx({"Cu": -5.0, "Au": -2.0}, abs=0.1)
     assert teacher.errors["test"].energy_mae_mev_per_atom < 100
     made = read_structures(folder / "2-pretraining-set" / "train.extxyz")
@@ -76,7 +76,7 @@ def test_a_calculator_with_a_core_labels_and_no_eam_is_fitted(finished):
     bare = label(made, "calculator:ase.calculators.emt.EMT?asap_cutoff=true", progress=False)
     for atoms, plain in zip(made, bare):
         shift = sum(teacher.zero_of_energy["energies"][s] for s in atoms.symbols)
-        assert get_labels(atoms).energy >= get_labels(plain).energy + shift - 1e-6  # the core only adds
+        assert get_labels(atoms).energy >= get_labels(plain).energy + shift - 1e-6  # the repulsion only adds
     assert summary.arms["pretrain"].errors["test"].forces_mae > 0
 
 
@@ -111,12 +111,12 @@ def test_a_checkpoint_of_another_format_labels(config, data, tmp_path):
     assert load_config(config, [other]).physpre.teacher.potential == str(data.with_name("host.pt"))
 
 
-def test_an_eam_with_a_core_is_fitted_and_kept(config, tmp_path):
+def test_an_eam_with_a_repulsion_is_fitted_and_kept(config, tmp_path):
     keys = ["physpre.teacher=null", "physpre.eam.short_range=zbl", "physpre.eam.short_range_radii={Cu-Au: 1.5}"]
     run(config, keys, out=tmp_path / "run")
     assert (tmp_path / "run" / "log.txt").read_text().count("embedded-atom potential\n") == 1
-    core = load_potential(tmp_path / "run" / "1-eam" / "eam.pt").core
-    assert core.radii == {"Cu-Au": 1.5} and core.pair_radius(29, 29) == pytest.approx(2.24)
+    repulsion = load_potential(tmp_path / "run" / "1-eam" / "eam.pt").repulsion
+    assert repulsion.radii == {"Cu-Au": 1.5} and repulsion.pair_radius(29, 29) == pytest.approx(2.24)
     assert "repulsion of the nuclei" in (tmp_path / "run" / "1-eam" / "fit.txt").read_text()
 
 

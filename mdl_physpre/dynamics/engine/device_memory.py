@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mdl_physpre.dynamics.engine.neighbour_lists import MovingLists
-from mdl_physpre.potentials.base import Potential, evaluate
+from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.evaluation import evaluate
 
 logger = logging.getLogger(__name__)
 ONE_CHUNK = 2**62  # edges: all structures together

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mdl_physpre.dynamics.engine.neighbour_lists import Chunk, MovingLists
-from mdl_physpre.potentials.base import Potential, Predictions, evaluate
+from mdl_physpre.potentials.base import Potential, Predictions
+from mdl_physpre.potentials.evaluation import evaluate
 
 logger = logging.getLogger(__name__)
 SHARE_EDGES = 25_000
@@ -78,11 +79,10 @@ def evaluate_chunks(
 ) -> tuple[Predictions, dict[int, Exception]]:
     """Energies, forces and stress in float64, and the structures for which the potential raised an error.
 
-    Without ``stress``, and where a structure has none, stress is NaN. Spreads are there where the potential gives them.
-    A chunk for which the potential raises is evaluated again structure by structure, so that one structure does not
-    lose the others. Where it raises for want of memory, chunks are halved from then on. Structures whose forces are not
-    finite are evaluated again alone, too: in a batch, the derivative of one structure's NaN can reach the others
-    (0 · NaN). Without ``one_by_one`` the first error is raised, and nothing is looked at.
+    Without ``stress``, and where a structure has none, stress is NaN. A chunk for which the potential raises is
+    evaluated again structure by structure, so that one structure does not lose the others. Where it raises for want of
+    memory, chunks are halved from then on. Structures whose forces are not finite are evaluated alone, too: in a batch,
+    one structure's NaN can reach the others (0 · NaN). Without ``one_by_one`` the first error is raised.
     """
     n = len(lists.numbers)
     found = Predictions(

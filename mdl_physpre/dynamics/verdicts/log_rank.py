@@ -23,7 +23,8 @@ class BreakingComparison(Record):
     z : of the stratified log-rank test; above zero where ``first`` breaks earlier. ``None`` where nothing broke.
     p_networks : exact, whole networks permuted between the arms; ``None`` with one network of each.
     smallest_p : the smallest that p_networks can be with so many networks.
-    p_structures : of the stratified log-rank test, which takes structures as independent, networks of an arm too.
+    p_structures : of the stratified log-rank test, which takes structures as independent, networks of an arm too; with
+        one network of each, of the exact sign test, which it then is.
     networks_needed : of each arm, for a difference of the size seen at 80 % power and a level of 5 %, with these
         structures; ``None`` where the spread between networks is not known, or no number up to 1,000 is enough.
     networks_at_least : the same with any number of structures.
@@ -89,6 +90,7 @@ def compare_breaking(
     strata = {o.structure for o in first} & {o.structure for o in second}
     sides = [[o for o in side if o.structure in strata] for side in (first, second)]
     total = variance = 0.0
+    earlier = [0, 0]  # structures that broke earlier with first, and with second
     scores: list[dict[Hashable, list[float]]] = [{}, {}]  # of each arm by network, a score for each structure
     by_structure: dict[Hashable, tuple[list[Observation], list[Observation]]] = {}
     for side, own in enumerate(sides):
@@ -97,6 +99,7 @@ def compare_breaking(
     for one, other in by_structure.values():
         u, v, each = log_rank(one, other)
         total, variance = total + u, variance + v
+        earlier[u < 0] += abs(u) > 1e-9
         for k, (o, score) in enumerate(zip([*one, *other], each)):
             scores[k >= len(one)].setdefault(o.network, []).append(score)
     networks = [list(own.values()) for own in scores]
@@ -109,6 +112,8 @@ def compare_breaking(
         return found
     z = total / math.sqrt(variance)
     change: dict[str, float | int | None] = {"z": z, "p_structures": math.erfc(abs(z) / math.sqrt(2))}
+    if sizes == (1, 1) and len(strata) == len(sides[0]) == len(sides[1]):
+        change["p_structures"] = _sign_test(*earlier)
     if z:
         wanted = (_normal_quantile(1 - LEVEL / 2) + _normal_quantile(POWER)) / z
         change["structures_needed"] = math.ceil(len(strata) * wanted**2)
@@ -184,6 +189,12 @@ def _networks_for(arms: Sequence[Sequence[Sequence[float]]]) -> tuple[int | None
     structures = len(arms[0][0])
     alone = max(0.0, variance - beyond / count / structures) if count else variance
     return networks_needed(difference, math.sqrt(variance)), networks_needed(difference, math.sqrt(alone))
+
+
+def _sign_test(first: int, second: int) -> float:
+    from scipy.stats import binomtest
+
+    return float(binomtest(first, first + second).pvalue)
 
 
 def _normal_quantile(p: float) -> float:

@@ -30,6 +30,9 @@ BUILT_IN: tuple[type[Observer], ...] = (
 )  # fmt: skip
 """The observers of every run, in the order in which they look."""
 
+FIRST_NUMBER = 6
+"""Of others in stored states, however many observers of every run there are: states of before are read."""
+
 
 class Observers(Watched):
     """All observers of the structures that are being simulated; parameters as :class:`Watched`."""
@@ -164,4 +167,5 @@ class Observers(Watched):
 
     def _prefix(self, place: int) -> str:
         """Before the names of an observer's arrays; of those of this package the names differ."""
-        return "" if place < len(BUILT_IN) else f"{place}_{type(self.all[place]).__name__}_"
+        number = place - len(BUILT_IN)
+        return "" if number < 0 else f"{FIRST_NUMBER + number}_{type(self.all[place]).__name__}_"

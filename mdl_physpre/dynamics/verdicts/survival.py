@@ -75,7 +75,7 @@ class BreakingStatistics(Record):
     quantity, unit : of the scale. n, broken : observations, and those that broke. reasons : of these, most often first.
     median : ``None`` where fewer than half broke before ``end``, the largest value reached.
     interval : of the median, 95 %; see :attr:`Survival.median_interval`.
-    networks : their names. median_each, broken_each : of each network. curve : of all together.
+    networks : their names. median_each, broken_each : of each network.
     """
 
     quantity: str
@@ -89,7 +89,6 @@ class BreakingStatistics(Record):
     networks: tuple[str, ...] = ()
     median_each: tuple[float | None, ...] = ()
     broken_each: tuple[int, ...] = ()
-    curve: Survival
 
 
 def kaplan_meier(observations: Sequence[Observation], unit: str = "fs") -> Survival:
@@ -236,7 +235,7 @@ def failure_times(
 
 
 def breaking_statistics(observations: Sequence[Observation], quantity: str, unit: str) -> BreakingStatistics:
-    """Median breaking point, its interval, and the curve, of all structures with all networks of an arm.
+    """Median breaking point and its interval, of all structures with all networks of an arm.
 
     Parameters
     ----------
@@ -259,5 +258,4 @@ def breaking_statistics(observations: Sequence[Observation], quantity: str, unit
         networks=tuple(map(str, networks)),
         median_each=tuple(kaplan_meier(own, unit).median for own in each),
         broken_each=tuple(sum(o.broken for o in own) for own in each),
-        curve=curve,
     )

@@ -13,9 +13,10 @@ from torch.func import functional_call
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.matdeeplearn.names import host
-from mdl_physpre.potentials.base import Predictions, evaluate
+from mdl_physpre.potentials.base import Predictions
 from mdl_physpre.potentials.checkpoints.matdeeplearn_models import EAM_NAMES, eam_state
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph
 from mdl_physpre.structures.neighbours import neighbour_list
 

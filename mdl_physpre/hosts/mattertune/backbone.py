@@ -22,7 +22,7 @@ from mdl_physpre.hosts.mattertune.graphs import checked_data, collate, host_labe
 from mdl_physpre.hosts.mattertune.network import SIZES, build_network, element_symbols, fresh_output_head
 from mdl_physpre.hosts.mattertune.properties import StressOfRecentASE, inline_references, property_names
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
-from mdl_physpre.potentials.base import evaluate
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph
 from mdl_physpre.structures.neighbours import neighbour_list
 

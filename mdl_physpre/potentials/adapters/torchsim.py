@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.adapters.from_ase import ForeignPotential
-from mdl_physpre.potentials.base import Potential, Predictions, evaluate
+from mdl_physpre.potentials.base import Potential, Predictions
+from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph, batch_by_edges, build_graph
 
 try:

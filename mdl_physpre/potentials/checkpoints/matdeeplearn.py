@@ -157,7 +157,7 @@ def write_matdeeplearn_checkpoint(
     lost: list[str] = []
     if isinstance(potential, EAMInteraction):
         state, model, edge_dim = eam_state(potential), eam_keys(potential), 50
-        if potential.core is not None:
+        if potential.repulsion is not None:
             lost = ["the short-range repulsion is left out: energies and forces differ where atoms are close"]
     elif isinstance(potential, (CGCNN, TorchMDET)):
         state, model, lost = network_state(potential), network_keys(potential), lost_of_network(potential)

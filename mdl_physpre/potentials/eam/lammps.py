@@ -1,9 +1,23 @@
-"""The embedded-atom potential as tables for LAMMPS: Finnis–Sinclair setfl, ``pair_style eam/fs``."""
+"""The embedded-atom potential as tables for LAMMPS: Finnis–Sinclair setfl, ``pair_style eam/fs``.
+
+For elements α, β:  F_α(ρ) = E0_α + B_α (ρ − ρ0_α)²,  ρ_αβ(r),  r φ_αβ(r), each on a uniform grid, in eV and Å.
+
+φ includes the short-range repulsion, whose r φ is finite at r = 0. The energies of the elements stand in F, so that
+total energies are those of the potential.
+
+The format's grid of densities begins at 0. Where the densities of an element are negative, it gets −ρ, which with −ρ0
+is the same energy. Where an element has densities of both signs, the potential becomes three tables, whose energies add
+up (``pair_style hybrid/overlay``): ρ = p − m, the terms with positive and those with negative amplitude A, and
+ρ² = 2p² + 2m² − (p + m)².
+
+The first three values of F stand on a line, so that LAMMPS goes on with that line, and not with a cubic, below 0; the
+third is off by 2 B (step of the grid)².
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +33,7 @@ from mdl_physpre.potentials.base import Potential, edge_vectors
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.envelopes import cutoff_function
+from mdl_physpre.structures.check import describe
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.utils.files import write_text
 
@@ -26,15 +41,12 @@ logger = logging.getLogger(__name__)
 
 MARGIN = 1.5  # the grid of densities goes so far beyond the largest density of the structures
 CROWD = 24  # neighbours at half the covalent distance that the grid has room for where there are no structures
-NUMBERS_PER_LINE = 5
 
 
 @dataclass
 class Setfl:
     """Tables that were written.
 
-    Attributes
-    ----------
     files : one table, or three whose energies add up.
     symbols : elements in the order of the tables.
     notes : what the tables cannot do, a sentence each.
@@ -75,20 +87,7 @@ def write_setfl(
     n_rho: int = 20_000,
     isolated_atoms_zero: bool = False,
 ) -> Setfl:
-    r"""Write an embedded-atom potential for LAMMPS (``pair_style eam/fs``) and ASE (``ase.calculators.eam.EAM``).
-
-    For elements α, β:  F_α(ρ) = E0_α + B_α (ρ − ρ0_α)²,  ρ_αβ(r),  r φ_αβ(r), each on a uniform grid, in eV and Å.
-
-    φ includes the short-range repulsion, whose r φ is finite at r = 0. The energies of the elements stand in F, so that
-    total energies are those of the potential.
-
-    The format's grid of densities begins at 0. Where the densities of an element are negative, it gets −ρ, which with
-    −ρ0 is the same energy. Where an element has densities of both signs in ``structures``, the potential becomes three
-    tables, whose energies add up (``pair_style hybrid/overlay``): ρ = p − m, the terms with positive and those with
-    negative amplitude A, and ρ² = 2p² + 2m² − (p + m)².
-
-    The first three values of F stand on a line, so that LAMMPS goes on with that line, and not with a cubic, below 0;
-    the third is off by 2 B (step of the grid)².
+    """Write an embedded-atom potential for LAMMPS (``pair_style eam/fs``) and ASE (``ase.calculators.eam.EAM``).
 
     Parameters
     ----------
@@ -113,32 +112,36 @@ def write_setfl(
     """
     path = Path(path)
     if not isinstance(potential, EAMInteraction):
-        raise ConfigError(
-            f"{path}: a {type(potential).__name__} cannot be written as a table for LAMMPS; an embedded-atom potential "
-            "can"
-        )
+        kind = type(potential).__name__
+        raise ConfigError(f"{path}: a {kind} cannot be written as a table for LAMMPS; an embedded-atom potential can")
     if n_r < 100 or n_rho < 100 or (rho_max is not None and not 0 < rho_max < float("inf")):
-        raise ConfigError(
-            f"n_r is {n_r}, n_rho {n_rho}, rho_max {rho_max}; expected at least 100 points, and rho_max > 0"
-        )
+        found = f"n_r is {n_r}, n_rho {n_rho}, rho_max {rho_max}"
+        raise ConfigError(f"{found}; expected at least 100 points, and rho_max > 0")
     with torch.no_grad():
-        whole = (potential.A,)
-        (ranges,) = _density_ranges(potential, structures, whole) if structures else _ranges_of_crowds(potential, whole)
-        sign = np.where(np.abs(ranges[:, 0]) > np.abs(ranges[:, 1]), -1.0, 1.0)
-        low, high = np.sort(ranges * sign[:, None], axis=1).T
-        if structures and (low < -1e-9).any():
-            parts = _three_parts(potential, structures, n_r, rho_max, isolated_atoms_zero)
-        else:
-            parts = [_one_part(potential, sign, high, n_r, rho_max, isolated_atoms_zero)]
+        parts, notes = _parts(potential, structures, n_r, rho_max, isolated_atoms_zero)
         texts = [_table(potential, part, n_rho) for part in parts]
     name = path.name.removesuffix(".eam.fs")
     files = [path] if len(parts) == 1 else [path.with_name(f"{name}.{k}.eam.fs") for k in (1, 2, 3)]
     for file, text in zip(files, texts):
         write_text(file, text, CheckpointError)
-    notes = _notes(potential, low, parts) if structures else _notes_without_structures(potential, sign, low)
     for sentence in notes:
         logger.warning("%s: %s", path, sentence)
     return Setfl(files, [chemical_symbols[z] for z in potential.elements], notes)
+
+
+def _parts(
+    potential: EAMInteraction, structures: Sequence[Atoms] | None, n_r: int, rho_max: float | None, zero: bool
+) -> tuple[list[_Part], list[str]]:
+    """One table, or three where densities of both signs occur at an element; and what they cannot do."""
+    ranges = _density_ranges(potential, structures, potential.A)[0] if structures else _range_of_crowds(potential)
+    sign = np.where(np.abs(ranges[:, 0]) > np.abs(ranges[:, 1]), -1.0, 1.0)
+    low, high = np.sort(ranges * sign[:, None], axis=1).T
+    both = low < -1e-9
+    if structures and both.any():
+        parts = _three_parts(potential, structures, n_r, rho_max, zero)
+    else:
+        parts = [_one_part(potential, sign, high, n_r, rho_max, zero)]
+    return parts, _notes(potential, both, parts) if structures else _notes_without_structures(potential, sign, both)
 
 
 def _one_part(
@@ -163,7 +166,7 @@ def _three_parts(
     coefficients = ([c0, c1, 2 * c2], [none, -c1, 2 * c2], [none, none, -c2])
     phi = potential.pair_functions(pair, r)[0]
     parts = []
-    for ranges, A, own in zip(_density_ranges(potential, structures, amplitudes), amplitudes, coefficients):
+    for ranges, A, own in zip(_density_ranges(potential, structures, *amplitudes), amplitudes, coefficients):
         density = _density(potential, A, pair, r).reshape(-1, n_r)
         largest = ranges[:, 1]
         parts.append(_Part(density, np.stack(own, axis=1), np.ones(len(c0)), largest, _end(largest, rho_max)))
@@ -180,8 +183,7 @@ def _distances(potential: EAMInteraction, n_r: int) -> tuple[Tensor, Tensor]:
     """Distances of the grid for all pairs one after another, and the number of the pair of each."""
     r = torch.arange(n_r, dtype=torch.float64) * (potential.cutoff / (n_r - 1))
     r[0] = 1e-3 * r[1]  # r φ of the repulsion is finite at zero, but φ is not
-    n_pairs = len(potential.pairs)
-    return r.repeat(n_pairs), torch.arange(n_pairs).repeat_interleave(n_r)
+    return r.repeat(len(potential.pairs)), torch.arange(len(potential.pairs)).repeat_interleave(n_r)
 
 
 def _embedding(potential: EAMInteraction, isolated_atoms_zero: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -197,18 +199,12 @@ def _density(potential: EAMInteraction, amplitudes: Tensor, pair: Tensor, r: Ten
     return cutoff_function(r, potential.cutoff)[0] * (amplitudes * torch.exp(-beta * r[:, None])).sum(1)
 
 
-def _density_ranges(
-    potential: EAMInteraction, structures: Sequence[Atoms], amplitudes: Iterable[Tensor]
-) -> list[np.ndarray]:
+def _density_ranges(potential: EAMInteraction, structures: Sequence[Atoms], *amplitudes: Tensor) -> list[np.ndarray]:
     """Smallest and largest density of the atoms of each element, (n_elements, 2), with each of these amplitudes."""
     for k, atoms in enumerate(structures):
-        strange = sorted({int(z) for z in atoms.numbers} - set(potential.elements))
-        if strange:
-            which = atoms.info.get("structure_id", "no id")
-            raise DataError(
-                f"structure {k} ({which}) holds {', '.join(chemical_symbols[z] for z in strange)}, which this "
-                "potential does not know; leave it out"
-            )
+        if strange := sorted({int(z) for z in atoms.numbers} - set(potential.elements)):
+            which = f"structure {describe(atoms, k)} holds {', '.join(chemical_symbols[z] for z in strange)}"
+            raise DataError(f"{which}, which this potential does not know; leave it out")
     dataset = GraphDataset(structures, potential.cutoff, dtype=torch.float64, labels=False)
     found = [np.zeros((len(potential.elements), 2)) for _ in amplitudes]
     for indices in batch_by_edges(dataset.n_edges, 200_000):
@@ -225,30 +221,28 @@ def _density_ranges(
     return found
 
 
-def _ranges_of_crowds(potential: EAMInteraction, amplitudes: Iterable[Tensor]) -> list[np.ndarray]:
+def _range_of_crowds(potential: EAMInteraction) -> np.ndarray:
     """The same for :data:`CROWD` neighbours of one element at half the covalent distance or further."""
-    found = []
-    for A in amplitudes:
-        ranges = np.zeros((len(potential.elements), 2))
-        for p, pair in enumerate(potential.pairs):
-            r = torch.linspace(0.5 * sum(covalent_radius(z) for z in pair), potential.cutoff, 1000, dtype=torch.float64)
-            rho = CROWD * _density(potential, A, torch.full((1000,), p), r)
-            for z in pair:
-                k = int(potential.element_of[z])
-                ranges[k] = min(ranges[k, 0], float(rho.min())), max(ranges[k, 1], float(rho.max()))
-        found.append(ranges)
-    return found
+    ranges = np.zeros((len(potential.elements), 2))
+    for p, pair in enumerate(potential.pairs):
+        r = torch.linspace(0.5 * sum(covalent_radius(z) for z in pair), potential.cutoff, 1000, dtype=torch.float64)
+        rho = CROWD * _density(potential, potential.A, torch.full((1000,), p), r)
+        for z in pair:
+            k = int(potential.element_of[z])
+            ranges[k] = min(ranges[k, 0], float(rho.min())), max(ranges[k, 1], float(rho.max()))
+    return ranges
 
 
 def _table(potential: EAMInteraction, part: _Part, n_rho: int) -> str:
     n, symbols = len(potential.elements), [chemical_symbols[z] for z in potential.elements]
+    repulsion = "none" if potential.repulsion is None else "Ziegler-Biersack-Littmark, in pair terms"
     n_r, drho = part.density.shape[1], part.rho_max / (n_rho - 1)
     rho = np.arange(n_rho) * drho
     number = potential.pair_of.reshape(n, n).numpy()
     lines = [
         f"UNITS: metal Embedded-atom potential of {', '.join(symbols)}, written by mdl_physpre {__version__}",
         "Finnis-Sinclair setfl, pair_style eam/fs",
-        f"short-range repulsion: {'none' if potential.core is None else 'Ziegler-Biersack-Littmark, in pair terms'}",
+        f"short-range repulsion: {repulsion}",
         f"{n} {' '.join(symbols)}",
         f"{n_rho} {drho:.16e} {n_r} {potential.cutoff / (n_r - 1):.16e} {potential.cutoff:.16e}",
     ]
@@ -266,16 +260,15 @@ def _table(potential: EAMInteraction, part: _Part, n_rho: int) -> str:
 
 
 def _rows(values: np.ndarray) -> list[str]:
-    numbers = [f"{v:.16e}" for v in values]
-    return [" ".join(numbers[k : k + NUMBERS_PER_LINE]) for k in range(0, len(numbers), NUMBERS_PER_LINE)]
+    return [" ".join(f"{v:.16e}" for v in values[k : k + 5]) for k in range(0, len(values), 5)]
 
 
-def _notes(potential: EAMInteraction, low: np.ndarray, parts: Sequence[_Part]) -> list[str]:
+def _notes(potential: EAMInteraction, both: np.ndarray, parts: Sequence[_Part]) -> list[str]:
     notes = []
     if len(parts) > 1:
-        both = [chemical_symbols[z] for z, lowest in zip(potential.elements, low) if lowest < -1e-9]
+        symbols = ", ".join(chemical_symbols[z] for z, mixed in zip(potential.elements, both) if mixed)
         notes.append(
-            f"densities of both signs occur at {', '.join(both)}, and the format's grid begins at 0: three tables were "
+            f"densities of both signs occur at {symbols}, and the format's grid begins at 0: three tables were "
             "written, whose energies add up (pair_style hybrid/overlay)"
         )
     for part in parts:
@@ -288,12 +281,12 @@ def _notes(potential: EAMInteraction, low: np.ndarray, parts: Sequence[_Part]) -
     return notes
 
 
-def _notes_without_structures(potential: EAMInteraction, sign: np.ndarray, low: np.ndarray) -> list[str]:
+def _notes_without_structures(potential: EAMInteraction, sign: np.ndarray, both: np.ndarray) -> list[str]:
     """What the one table does not hold: densities of the other sign, which neighbours at some distance make."""
     missing = [
         f"{'below' if own > 0 else 'above'} 0 at {chemical_symbols[z]}"
-        for z, own, lowest in zip(potential.elements, sign, low)
-        if lowest < -1e-9
+        for z, own, mixed in zip(potential.elements, sign, both)
+        if mixed
     ]
     if not missing:
         return []

@@ -21,7 +21,7 @@ from mdl_physpre.potentials.energy_reference import N_ELEMENTS
 from mdl_physpre.potentials.envelopes import cutoff_function
 from mdl_physpre.potentials.kernels.edge_op import predicting
 from mdl_physpre.potentials.kernels.parameter_state import ParameterState
-from mdl_physpre.potentials.zbl import core_for, nuclear_repulsion
+from mdl_physpre.potentials.zbl import nuclear_repulsion, short_range_repulsion
 from mdl_physpre.structures.graph import AtomGraph
 
 INITS = ("spread", "reference")
@@ -96,11 +96,11 @@ class EAMInteraction(Backbone):
         self.n_basis = int(n_basis)
         self.init = init
         self.signed_embedding = bool(signed_embedding)
-        self.core = core_for(short_range, short_range_radii, self.elements)
-        if self.core is not None and self.core.cutoff > self.cutoff:
+        self.repulsion = short_range_repulsion(short_range, short_range_radii, self.elements)
+        if self.repulsion is not None and self.repulsion.cutoff > self.cutoff:
             raise ConfigError(
-                f"the short-range repulsion reaches to {self.core.cutoff:g} Å, beyond the cutoff of {self.cutoff:g} Å; "
-                "give a larger cutoff, or smaller short_range_radii"
+                f"the short-range repulsion reaches to {self.repulsion.cutoff:g} Å, beyond the cutoff of "
+                f"{self.cutoff:g} Å; give a larger cutoff, or smaller short_range_radii"
             )
         self.pairs = pair_order(self.elements)
         n_pairs, n_elements = len(self.pairs), len(self.elements)
@@ -163,7 +163,7 @@ class EAMInteraction(Backbone):
             "n_basis": self.n_basis,
             "init": self.init,
             "signed_embedding": self.signed_embedding,
-            **({"short_range": "zbl", "short_range_radii": self.core.radii} if self.core is not None else {}),
+            **({"short_range": "zbl", "short_range_radii": self.repulsion.radii} if self.repulsion is not None else {}),
         }
 
     def pair_names(self) -> list[str]:
@@ -174,18 +174,18 @@ class EAMInteraction(Backbone):
         """The parameters that belong to pairs, in the precision asked for."""
         return PairParameters(*(p.to(dtype) for p in (self.A, self.beta, self.D, self.alpha, self.r_e)))
 
-    def core_functions(self, pair: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    def repulsion_functions(self, pair: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
         """Energy and slope of the short-range repulsion, eV and eV/Å, of pairs by number and distances; 0 without."""
-        if self.core is None:
+        if self.repulsion is None:
             return torch.zeros_like(r), torch.zeros_like(r)
         first, second = torch.tensor(self.pairs, device=r.device)[pair.long()].unbind(-1)
-        return self.core.pair_energy(first, second, r)
+        return self.repulsion.pair_energy(first, second, r)
 
     def pair_functions(self, pair: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """φ, dφ/dr, ρ, dρ/dr of pairs by number and distances (n,), with short-range repulsion, as precise as ``r``."""
         phi, dphi, rho, drho = radial_functions(r, pair, self.pair_parameters(r.dtype), self.cutoff)
-        core, its_slope = self.core_functions(pair, r)
-        return phi + core, dphi + its_slope, rho, drho
+        repulsion, its_slope = self.repulsion_functions(pair, r)
+        return phi + repulsion, dphi + its_slope, rho, drho
 
     def element_parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """B and ρ0, (n_elements,)."""
@@ -201,8 +201,8 @@ class EAMInteraction(Backbone):
             phi, rho = operators.sums_of(graph, element, self.pair_of, self._radial_table(dtype))
         else:
             phi, rho = self.pair_sums(element, edge_vectors(graph), *graph.edge_index)
-        if self.core is not None:  # exact also beside a table, which could not hold a divergence
-            phi = phi + 2.0 * self.core.atomic_energies(worth_cutting(graph, self.core.cutoff))
+        if self.repulsion is not None:  # exact also beside a table, which could not hold a divergence
+            phi = phi + 2.0 * self.repulsion.atomic_energies(worth_cutting(graph, self.repulsion.cutoff))
         b, rho0 = (p.index_select(0, element) for p in self.element_parameters(dtype))
         return self.E0.double().index_select(0, element) + b * (rho - rho0) ** 2 + 0.5 * phi
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mdl_physpre.analysis.force_alignment import ForceAlignment
+from mdl_physpre.analysis.parity import LabelledPredictions
 from mdl_physpre.report.figures.style import INK, MARKERS, SOFT, Figure, plain, safe_name, save, styled, styles_of
 
 MIDDLE = "#7a828a"
@@ -18,7 +19,7 @@ QUANTITIES = (
 )
 
 
-def draw_parity(predictions: Mapping[str, Mapping[str, np.ndarray]], test_set: str, folder: Path) -> Figure:
+def draw_parity(predictions: Mapping[str, LabelledPredictions], test_set: str, folder: Path) -> Figure:
     """Predicted against labelled energy, force and stress; a row for each potential, on common axes."""
     names = list(predictions)
     shown = {name: [_points(predictions[name], q) for q, _, _ in QUANTITIES] for name in names}
@@ -57,18 +58,18 @@ def draw_parity(predictions: Mapping[str, Mapping[str, np.ndarray]], test_set: s
         folder, f"parity-{safe}", f"Parity, {test_set}",
         f"Scatter plots of predicted against labelled energy, force and stress for {', '.join(names)} on the test set "
         f"{test_set}.{without}",
-        f"Test set {test_set}, {len(some['n_atoms']):,} structures; line: prediction equals label. Axes span the "
+        f"Test set {test_set}, {len(some.n_atoms):,} structures; line: prediction equals label. Axes span the "
         "labels; how many predictions lie outside is written in the panel. Of many components an even selection is "
         f"drawn; the errors in the table are of all.{without}",
     )  # fmt: skip
 
 
-def _points(found: Mapping[str, np.ndarray], quantity: str) -> tuple[np.ndarray, np.ndarray]:
+def _points(found: LabelledPredictions, quantity: str) -> tuple[np.ndarray, np.ndarray]:
     if quantity == "energy":
-        true, ours = found["energy_label"] / found["n_atoms"], found["energy"] / found["n_atoms"]
+        true, ours = found.energy_label / found.n_atoms, found.energy / found.n_atoms
         known = np.isfinite(true)
         return true[known], ours[known]
-    return found[f"{quantity}_label"], found[quantity]
+    return getattr(found, f"{quantity}_label"), getattr(found, quantity)
 
 
 def _limits(points: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float] | None:

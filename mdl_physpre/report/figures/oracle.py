@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mdl_physpre.dynamics.oracle_errors import OracleErrors
-from mdl_physpre.report.figures.style import SOFT, Figure, plain, save, styled, styles_of
+from mdl_physpre.report.figures.style import SOFT, Figure, plain, safe_name, save, styled, styles_of
 
 
-def draw_oracle_errors(found: Mapping[str, OracleErrors], folder: Path) -> Figure:
+def draw_oracle_errors(found: Mapping[str, OracleErrors], folder: Path, test: str = "") -> Figure:
     """Error of the forces over the oracle's forces, and error of the energy, against time.
 
-    ``found`` : by the name of an arm or potential; all by one oracle.
+    ``found`` : by the name of an arm or potential; all by one oracle. ``test`` : the stress test that they are of.
     """
+    file = f"oracle-errors-{safe_name(test)}" if test else "oracle-errors"
     styles, first = styles_of(found), next(iter(found.values()))
     with styled() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.1))
@@ -29,12 +30,12 @@ def draw_oracle_errors(found: Mapping[str, OracleErrors], folder: Path) -> Figur
         right.axhline(0.0, color=SOFT, linewidth=0.8, linestyle=":")
         right.set(xlabel="time (ps)", ylabel="energy error (meV/atom)", xlim=(0, None))
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        save(figure, folder / "oracle-errors")
+        save(figure, folder / file)
     said = "; ".join(f"{name} {e.wrong.count} of {e.wrong.n} structures" for name, e in found.items())
     return Figure(
         folder,
-        "oracle-errors",
-        "Errors along the simulations",
+        file,
+        f"Errors along the stress test {test}" if test else "Errors along the simulations",
         f"Curves of the errors of forces and energies against time, by {first.oracle}. Wrong: {said}.",
         f"Frames along each simulation evaluated by {first.oracle}. Left: root mean square error of the forces over "
         f"the root mean square of the oracle's forces; dotted: {first.bound:g}, beyond which a frame is wrong. Right: "

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mdl_physpre.analysis.energy_curves import EAMElement, EnergyCurves, PairCurves
 from mdl_physpre.report.figures.style import INK, SHADE, SOFT, Figure, pair_panels, plain, save, styled, styles_of
 
 LINEAR = 1.0  # eV: linear within, logarithmic beyond
@@ -18,18 +19,31 @@ PART_STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def draw_curves(measured: Mapping[str, Any], names: Sequence[str], folder: Path, name: str, title: str) -> Figure:
+class DrawnCurves(EnergyCurves):
+    """Energy curves with what is drawn beside them.
+
+    key : of the checkpoints. closest : smallest distance of each pair in the training data, Å.
+    left_out : pairs that are not drawn. elements : of the embedded-atom potential.
+    """
+
+    key: str
+    closest: dict[str, float]
+    left_out: int
+    elements: tuple[EAMElement, ...]
+
+
+def draw_curves(measured: DrawnCurves, names: Sequence[str], folder: Path, name: str, title: str) -> Figure:
     """Energy of two atoms against their distance by several potentials, a panel for each pair of elements."""
-    pairs = {p: c for p, c in measured["pairs"].items() if any(n in c["curves"] for n in names)}
+    pairs = {p: c for p, c in measured.pairs.items() if any(n in c.curves for n in names)}
     styles = styles_of(names)
-    r = np.asarray(measured["distances"])
+    r = np.asarray(measured.distances)
     with styled() as plt:
         figure, axes = pair_panels(plt, list(pairs))
         for axis, (pair, found) in zip(axes, pairs.items()):
             for one in names:
-                if one in found["curves"]:
-                    axis.plot(r, np.asarray(found["curves"][one], float), label=plain(one), **styles[one])
-            _dress(axis, pair, found, measured, [c for n, c in found["curves"].items() if n in names])
+                if one in found.curves:
+                    axis.plot(r, np.asarray(found.curves[one], float), label=plain(one), **styles[one])
+            _dress(axis, pair, found, measured, [c for n, c in found.curves.items() if n in names])
         _legend(figure, axes)
         save(figure, folder / name)
     return Figure(
@@ -41,22 +55,22 @@ def draw_curves(measured: Mapping[str, Any], names: Sequence[str], folder: Path,
     )  # fmt: skip
 
 
-def draw_eam_parts(measured: Mapping[str, Any], folder: Path) -> Figure:
+def draw_eam_parts(measured: DrawnCurves, folder: Path) -> Figure:
     """The embedded-atom potential and its parts."""
-    pairs = {p: c for p, c in measured["pairs"].items() if "EAM" in c["parts"]}
-    r = np.asarray(measured["distances"])
+    pairs = {p: c for p, c in measured.pairs.items() if "EAM" in c.parts}
+    r = np.asarray(measured.distances)
     with styled() as plt:
         figure, axes = pair_panels(plt, list(pairs))
         for axis, (pair, found) in zip(axes, pairs.items()):
-            parts = found["parts"]["EAM"]
+            parts = found.parts["EAM"]
             for part, style in PART_STYLES.items():
-                values = np.zeros_like(r) if part == "atomic" else np.asarray(parts[part], float)
+                values = np.zeros_like(r) if part == "atomic" else np.asarray(getattr(parts, part))
                 axis.plot(r, values, label=part, **{**style, "linewidth": 1.3})
-            axis.plot(r, np.asarray(found["curves"]["EAM"], float), color=INK, label="total")
-            _dress(axis, pair, found, measured, [parts["pair"], parts["embedding"], found["curves"]["EAM"]])
+            axis.plot(r, np.asarray(found.curves["EAM"], float), color=INK, label="total")
+            _dress(axis, pair, found, measured, [parts.pair, parts.embedding, found.curves["EAM"]])
         _legend(figure, axes)
         save(figure, folder / "eam-parts")
-    constants = "; ".join(f"{p}: {c['parts']['EAM']['atomic']:.2f} eV" for p, c in pairs.items())
+    constants = "; ".join(f"{p}: {c.parts['EAM'].atomic:.2f} eV" for p, c in pairs.items())
     return Figure(
         folder, "eam-parts", "The embedded-atom potential and its parts",
         f"Energy of two atoms against distance for {', '.join(pairs)}: pair, embedding and atomic term, and total.",
@@ -65,8 +79,8 @@ def draw_eam_parts(measured: Mapping[str, Any], folder: Path) -> Figure:
     )  # fmt: skip
 
 
-def _legend_words(measured: Mapping[str, Any]) -> str:
-    left = measured.get("left_out") or 0
+def _legend_words(measured: DrawnCurves) -> str:
+    left = measured.left_out
     text = (
         "Shaded: distances that occur in the training data; vertical line: covalent distance (sum of covalent radii). "
         "Left of the shade no potential has been shown a label of the reference method."
@@ -74,28 +88,26 @@ def _legend_words(measured: Mapping[str, Any]) -> str:
     return text + (f" {left} further pairs of elements are not drawn." if left else "")
 
 
-def _walls(measured: Mapping[str, Any], names: Sequence[str], pairs: Mapping[str, Any]) -> str:
+def _walls(measured: DrawnCurves, names: Sequence[str], pairs: Mapping[str, PairCurves]) -> str:
     """The lowest energy of each curve on the short side of the data, for those who cannot see it."""
-    r = np.asarray(measured["distances"])
+    r = np.asarray(measured.distances)
     said = []
     for pair, found in pairs.items():
-        inside = r < measured["closest"].get(pair, found["covalent_distance"])
+        inside = r < measured.closest.get(pair, found.covalent_distance)
         for name in names:
-            curve = np.asarray(found["curves"].get(name, []), float)
+            curve = np.asarray(found.curves.get(name, []), float)
             if len(curve) and inside.any():
                 k = int(np.argmin(curve[inside]))
                 said.append(f"{pair} {name}: lowest {curve[inside][k]:.3g} eV at {r[inside][k]:.2f} Å")
     return "Below the distances of the data: " + "; ".join(said[:24]) + "."
 
 
-def _dress(
-    axis: Any, pair: str, found: Mapping[str, Any], measured: Mapping[str, Any], drawn: Sequence[Sequence[float]]
-) -> None:
-    end = measured["distances"][-1]
-    closest = measured["closest"].get(pair)
+def _dress(axis: Any, pair: str, found: PairCurves, measured: DrawnCurves, drawn: Sequence[Sequence[float]]) -> None:
+    end = measured.distances[-1]
+    closest = measured.closest.get(pair)
     if closest:
         axis.axvspan(closest, end, color=SHADE, zorder=-2, linewidth=0)
-    axis.axvline(found["covalent_distance"], color=SOFT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=-1)
+    axis.axvline(found.covalent_distance, color=SOFT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=-1)
     axis.axhline(0.0, color=SOFT, linewidth=0.6, zorder=-1)
     axis.set_yscale("symlog", linthresh=LINEAR, linscale=1.2)
     lowest = min((float(np.nanmin(np.asarray(c, float))) for c in drawn), default=-1.0)

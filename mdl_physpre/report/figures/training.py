@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mdl_physpre.pretraining.set_report import DistanceReport
 from mdl_physpre.report.figures.style import INK, Figure, pair_panels, plain, save, styled, styles_of
 from mdl_physpre.training.arms import FINETUNE
 
@@ -19,10 +20,10 @@ LABELS = (
 )
 
 
-def draw_smallest_distances(distances: Mapping[str, Any], folder: Path) -> Figure:
+def draw_smallest_distances(distances: DistanceReport, folder: Path) -> Figure:
     """Distribution over structures of the smallest distance of each pair, original and perturbed (Figure 6b)."""
-    edges = np.asarray(distances["edges"])
-    pairs = dict(list(distances["pairs"].items())[:12])
+    edges = np.asarray(distances.edges)
+    pairs = dict(list(distances.pairs.items())[:12])
     said = []
     with styled() as plt:
         figure, axes = pair_panels(plt, list(pairs), (4.6, 2.75, 2.75), 2.4)
@@ -32,12 +33,12 @@ def draw_smallest_distances(distances: Mapping[str, Any], folder: Path) -> Figur
                 own = found.get(name)
                 if own is None:
                     continue
-                counts = np.asarray(own["counts"], float)
+                counts = np.asarray(own.counts, float)
                 used |= counts > 0
                 share = counts / max(counts.sum(), 1)
                 axis.stairs(share, edges, fill=True, color=colour, alpha=0.35, label=name)
                 axis.stairs(share, edges, color=colour, linewidth=1.1, hatch=hatch)
-                said.append(f"{pair} {name}: smallest {own['minimum']:.2f} Å, median {own['median']:.2f} Å")
+                said.append(f"{pair} {name}: smallest {own.minimum:.2f} Å, median {own.median:.2f} Å")
             if used.any():
                 first, last = np.flatnonzero(used)[[0, -1]]
                 axis.set_xlim(max(edges[first] - 0.2, 0), edges[last + 1] + 0.2)
@@ -45,7 +46,7 @@ def draw_smallest_distances(distances: Mapping[str, Any], folder: Path) -> Figur
         handles, texts = axes[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside lower center", ncols=2)
         save(figure, folder / "smallest-distances")
-    left = len(distances["pairs"]) - len(pairs)
+    left = len(distances.pairs) - len(pairs)
     return Figure(
         folder, "smallest-distances", "Smallest distances",
         "Histograms of the smallest distance in a structure. " + "; ".join(said[:24]) + ".",

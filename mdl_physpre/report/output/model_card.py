@@ -9,11 +9,14 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from mdl_physpre import __version__
+from mdl_physpre.dynamics.verdicts.survival import breaking_statistics
 from mdl_physpre.potentials.checkpoints.own import read_checkpoint
 from mdl_physpre.potentials.training_energies import TrainingEnergies
+from mdl_physpre.report.tables.breaking import median_words, reasons_words, titled
 from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_name, markdown_table
 from mdl_physpre.runs.read import Run
-from mdl_physpre.runs.summary import NetworkResult, SetCounts
+from mdl_physpre.runs.results import SetCounts
+from mdl_physpre.runs.summary import NetworkResult
 from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.text_table import shown
@@ -33,6 +36,10 @@ An interatomic potential trained by mdl-physpre {version}.
 ## Molecular dynamics
 
 {dynamics}
+
+## Where it breaks
+
+{stress}
 
 ## Limits
 
@@ -105,9 +112,21 @@ def card(run: Run, network: NetworkResult, hashes: Mapping[str, str]) -> str:
         facts=markdown_table(facts),
         errors=markdown_table(errors) if network.errors else "Not computed.",
         dynamics=dynamics,
+        stress=_stress(network),
         cutoff=cutoff,
         file=file,
     )
+
+
+def _stress(network: NetworkResult) -> str:
+    if not network.stress:
+        return "Not tested."
+    rows = [["test", "scale", "half broken at (95 %)", "broken", "by"]]
+    for test, result in network.stress.items():
+        found = breaking_statistics(result.observations(), result.quantity, result.unit)
+        broken = f"{found.broken} of {found.n}"
+        rows.append([titled(test), result.quantity, median_words(found), broken, reasons_words(found)])
+    return markdown_table(rows)
 
 
 def _trained_on(train: SetCounts | None) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mdl_physpre.report.figures.structure_pictures import Failed
 from mdl_physpre.report.figures.style import Figure, for_page
 from mdl_physpre.report.tables.page import Table
 
+logger = logging.getLogger(__name__)
 WIDE = 420  # CSS pixels: a wider figure can be scrolled on a phone
 DOWNLOAD_AT_MOST = 300_000  # bytes of a file that is put into the page
 
@@ -36,6 +38,15 @@ class Section:
                 self.items.append(figure_item(one))
             elif one is not None:
                 self.items.append({"kind": "table", "table": one})
+
+
+def drawn(section: Section, what: str, draw: Callable[..., Figure], *arguments: Any) -> None:
+    """Add a figure; one that cannot be drawn is named, and costs no other."""
+    try:
+        section.add(draw(*arguments))
+    except Exception as error:
+        logger.warning("%s is not in the report: %s: %s", what, type(error).__name__, error)
+        section.missing.append(f"{what} could not be drawn ({type(error).__name__}: {error}).")
 
 
 def figure_item(figure: Figure) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -13,9 +11,9 @@ from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.running.storage import RDFS
+from mdl_physpre.report.figures.breaking import draw_breaking
 from mdl_physpre.report.figures.calibration import draw_calibration
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
-from mdl_physpre.report.figures.oracle import draw_oracle_errors
 from mdl_physpre.report.figures.potentials import draw_curves, draw_eam_parts
 from mdl_physpre.report.figures.rdf import draw_rdfs
 from mdl_physpre.report.figures.stability import draw_structures, draw_survival
@@ -23,36 +21,38 @@ from mdl_physpre.report.figures.structure_pictures import draw_failed, failed_st
 from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
 from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
-from mdl_physpre.report.output.page import Section, downloads_item, text_item
+from mdl_physpre.report.output.oracle_section import oracle_section
+from mdl_physpre.report.output.page import Section, downloads_item, drawn, text_item
+from mdl_physpre.report.tables.breaking import breaking_sentences
+from mdl_physpre.report.tables.breaking_page import breaking_table, points_table
 from mdl_physpre.report.tables.committee import committee_table, force_calibrations
-from mdl_physpre.report.tables.oracle import oracle_errors_of, oracle_table
+from mdl_physpre.report.tables.cost import cost_table, method_cost
 from mdl_physpre.report.tables.page import (
     Table,
     angle_table,
-    cost_table,
     data_table,
     eam_tables,
     error_table,
-    method_cost,
     set_table,
     stability_table,
     structures_table,
 )
 from mdl_physpre.report.tables.text import protocol
+from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
 from mdl_physpre.runs.stage import read_json
 from mdl_physpre.training.arms import BASELINE
 from mdl_physpre.utils.text_table import MISSING, shown
 
-logger = logging.getLogger(__name__)
 REFERENCE = FOLDER / "reference_rdf.json"
 
 
 def all_sections(run: Run, measured: Measured, beside: Path, hashes: Mapping[str, str]) -> list[Section]:
     """Every section, its figures drawn into ``beside``."""
     return [
+        _breaking(run, beside),
         _stability(run, beside),
-        _oracle(run, beside),
+        oracle_section(run, beside),
         _errors(run, measured, beside),
         _teacher(run, measured, beside),
         _pretraining(run, measured, beside),
@@ -63,13 +63,23 @@ def all_sections(run: Run, measured: Measured, beside: Path, hashes: Mapping[str
     ]
 
 
-def _drawn(section: Section, what: str, draw: Callable[..., Figure], *arguments: Any) -> None:
-    """Add a figure; one that cannot be drawn is named, and costs no other."""
-    try:
-        section.add(draw(*arguments))
-    except Exception as error:
-        logger.warning("%s is not in the report: %s: %s", what, type(error).__name__, error)
-        section.missing.append(f"{what} could not be drawn ({type(error).__name__}: {error}).")
+def _breaking(run: Run, beside: Path) -> Section:
+    section = Section("breaking", "Where it breaks")
+    if not run.summary.stress_tests:
+        section.missing.append("No stress test was run; physpre.stress asks for them in a run.")
+        return section
+    section.text.append(
+        "Each structure is taken along a scale until it breaks. One that does not break is shown at the end that it "
+        "reached, and breaks somewhere beyond."
+    )
+    for test in run.summary.stress_tests:
+        section.text += breaking_sentences(run.summary, test)
+        drawn(section, f"Breaking points of {test}", draw_breaking, run.summary, test, beside)
+        section.add(breaking_table(run, test))
+    table = points_table(run)
+    if table is not None:
+        section.items.append({"kind": "folded_table", "summary": "Every structure in numbers", "table": table})
+    return section
 
 
 def _stability(run: Run, beside: Path) -> Section:
@@ -80,27 +90,17 @@ def _stability(run: Run, beside: Path) -> Section:
         section.missing.append("No simulation has finished.")
         return section
     arms = {arm: own for arm, own in run.simulations.items() if own}
-    _drawn(section, "The survival curves", draw_survival, arms, beside)
-    _drawn(section, "The structures one by one", draw_structures, simulated, beside)
+    drawn(section, "The survival curves", draw_survival, arms, beside)
+    drawn(section, "The structures one by one", draw_structures, simulated, beside)
     failed, missing = failed_structures(simulated)
     section.missing += [f"{one}." for one in missing]
     if failed:
-        _drawn(section, "Pictures of failed structures", draw_failed, failed, beside)
+        drawn(section, "Pictures of failed structures", draw_failed, failed, beside)
         links = downloads_item(failed)
         section.items += [links] if links else []
     table = structures_table(run)
     if table is not None:
         section.items.append({"kind": "folded_table", "summary": "Every structure in numbers", "table": table})
-    return section
-
-
-def _oracle(run: Run, beside: Path) -> Section:
-    section, found = Section("oracle", "Errors along the simulations"), oracle_errors_of(run)
-    if not found:
-        section.missing.append("No reference was asked; physpre.dynamics.oracle names one.")
-        return section
-    _drawn(section, "Errors along the simulations", draw_oracle_errors, found, beside)
-    section.add(oracle_table(found))
     return section
 
 
@@ -112,9 +112,9 @@ def _errors(run: Run, measured: Measured, beside: Path) -> Section:
         section.missing.append("No network has been tested yet.")
     section.add(committee_table(run))
     if curves := force_calibrations(run):
-        _drawn(section, "Error against spread", draw_calibration, curves, beside)
+        drawn(section, "Error against spread", draw_calibration, curves, beside)
     for test_set, found in measured.predictions.items():
-        _drawn(section, f"Parity of {test_set}", draw_parity, found, test_set, beside)
+        drawn(section, f"Parity of {test_set}", draw_parity, found, test_set, beside)
     section.missing += [f"{one}." for one in measured.missing if one.startswith("parity")]
     return section
 
@@ -122,40 +122,39 @@ def _errors(run: Run, measured: Measured, beside: Path) -> Section:
 def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("potentials", "Energy of two atoms")
     section.missing += [f"{one}." for one in measured.missing if one.startswith("energy curves")]
-    if any("EAM" in found["parts"] for found in measured.curves.get("pairs", {}).values()):
-        _drawn(section, "The parts of the embedded-atom potential", draw_eam_parts, measured.curves, beside)
+    if measured.curves and any("EAM" in found.parts for found in measured.curves.pairs.values()):
+        drawn(section, "The parts of the embedded-atom potential", draw_eam_parts, measured.curves, beside)
     names = _with_curve(measured, "EAM", *run.arms)
     if names:
         title = "Energy against distance"
-        _drawn(section, "Energy curves", draw_curves, measured.curves, names, beside, "energy-curves", title)
+        drawn(section, "Energy curves", draw_curves, measured.curves, names, beside, "energy-curves", title)
     else:
         section.missing.append("No potential is there yet.")
-    section.add(*eam_tables(run, measured.curves))
+    section.add(*eam_tables(run, measured.curves.elements if measured.curves else ()))
     return section
 
 
 def _with_curve(measured: Measured, *names: str) -> list[str]:
-    known = {name for found in measured.curves.get("pairs", {}).values() for name in found["curves"]}
-    return [name for name in names if name in known]
+    return [name for name in names if measured.curves and name in measured.curves.names]
 
 
 def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("pretraining", "Pretraining")
     section.add(set_table(run))
-    report = run.pretraining_set.get("training") or {}
-    if not report:
+    report = run.pretraining_set.get("training")
+    if report is None:
         section.missing.append("There is no pretraining set: no arm needs one, or it is not made yet.")
-    if (distances := report.get("smallest_distances", {})).get("pairs"):
-        _drawn(section, "Smallest distances", draw_smallest_distances, distances, beside)
-    if labels := report.get("labels"):
-        _drawn(section, "Labels of the pretraining set", draw_label_spread, labels, beside)
+    else:
+        if report.smallest_distances is not None and report.smallest_distances.pairs:
+            drawn(section, "Smallest distances", draw_smallest_distances, report.smallest_distances, beside)
+        drawn(section, "Labels of the pretraining set", draw_label_spread, report.labels, beside)
     for arm in run.arms:
         before = f"{arm}{BEFORE}"
         if _with_curve(measured, before):
             names = _with_curve(measured, "EAM", *dict.fromkeys((BASELINE, before, arm)))
             title = f"Knowledge transfer: what {arm} was taught, and what finetuning left of it"
             file = f"transfer-{safe_name(arm)}"
-            _drawn(section, title, draw_curves, measured.curves, names, beside, file, title)
+            drawn(section, title, draw_curves, measured.curves, names, beside, file, title)
     return section
 
 
@@ -173,9 +172,11 @@ def _distributions(run: Run, beside: Path) -> Section:
         )
         return section
     reference = read_json(run.folder / REFERENCE)
+    if not reference and run.plan.oracle_trajectory:
+        reference = {"name": "oracle", **read_json(run.folder / layout.ORACLE_RUN / RDFS)}
     name = str(reference.get("name", "reference"))
-    theirs = RDF.model_validate(reference["average"]) if reference else None
-    _drawn(section, "Radial distribution functions", _rdf_figure, found, theirs, name, beside)
+    theirs = RDF.model_validate(reference["average"]) if "average" in reference else None
+    drawn(section, "Radial distribution functions", _rdf_figure, found, theirs, name, beside)
     if theirs is None:
         section.missing.append("There is no reference; physpre report RUN --reference TRAJECTORY adds one.")
         return section
@@ -207,7 +208,7 @@ def _angles(run: Run, beside: Path) -> Section:
         for test_set, found in result.force_angles.items():
             angles.setdefault(test_set, {})[arm] = found
     for test_set, by_arm in angles.items():
-        _drawn(section, f"Angles between forces, {test_set}", draw_force_angles, by_arm, test_set, beside)
+        drawn(section, f"Angles between forces, {test_set}", draw_force_angles, by_arm, test_set, beside)
     if angles:
         section.add(angle_table(angles))
     else:
@@ -221,7 +222,7 @@ def _training(run: Run, beside: Path) -> Section:
     section = Section("training", "Training and cost")
     logs = {arm: own for arm, own in run.logs.items() if own}
     if logs:
-        _drawn(section, "Losses", draw_training, logs, beside)
+        drawn(section, "Losses", draw_training, logs, beside)
     else:
         section.missing.append("No training has begun.")
     section.add(cost_table(run))

@@ -14,7 +14,7 @@ from mdl_physpre.report.output.page import page
 from mdl_physpre.report.output.pdf import write_pdf
 from mdl_physpre.report.output.sections import REFERENCE, all_sections
 from mdl_physpre.report.tables.text import ensemble_name, some_dynamics
-from mdl_physpre.report.verdict import cautions, comparisons, verdict_table
+from mdl_physpre.report.verdict import cautions, verdict_sentences, verdict_table
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run, read_run
 from mdl_physpre.runs.stage import hash_of_file, write_json
@@ -65,8 +65,7 @@ def write_report(
     sections = all_sections(run, measured, beside, hashes)
     tables = [verdict, *(item["table"] for s in sections for item in s.items if "table" in item)]
     figures = [item["figure"] for s in sections for item in s.items if "figure" in item]
-    alone = f"{run.arms[0]} is the only arm of this run: there is nothing to compare it with."
-    sentences = [text for c in comparisons(run, measured) for text in (c.stability, c.errors)] or [alone]
+    sentences = verdict_sentences(run, measured)
     written = []
     if "html" in formats:
         written.append(run.folder / layout.REPORT)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from mdl_physpre.dynamics.compare_motion import MotionComparison
 from mdl_physpre.dynamics.oracle_errors import OracleErrors
+from mdl_physpre.report.figures.style import safe_name
 from mdl_physpre.report.tables.page import Table, counted_each
+from mdl_physpre.runs import layout
+from mdl_physpre.runs.oracle import dynamics_oracle_errors
 from mdl_physpre.runs.read import Run
+from mdl_physpre.runs.stage import stage_result
 from mdl_physpre.utils.text_table import MISSING, shown
 
 COLUMNS = (
@@ -18,13 +24,7 @@ COLUMNS = (
 )
 
 
-def oracle_errors_of(run: Run) -> dict[str, OracleErrors]:
-    """What an oracle says of each arm that it was asked about."""
-    found = {arm: result.dynamics for arm, result in run.summary.arms.items() if result.dynamics}
-    return {arm: dynamics.oracle for arm, dynamics in found.items() if dynamics.oracle is not None}
-
-
-def oracle_table(found: Mapping[str, OracleErrors]) -> Table | None:
+def oracle_table(found: Mapping[str, OracleErrors], test: str = "") -> Table | None:
     """Errors along the simulations of each arm, over all times and by time, and how many structures are wrong."""
     if not found:
         return None
@@ -48,28 +48,34 @@ def oracle_table(found: Mapping[str, OracleErrors]) -> Table | None:
         + (f" {left_out} frames could not be compared." if left_out else "")
     )
     value_head = ["arm", "from_fs", "to_fs", "frames", "energy_error_mev_per_atom", *(key for _, key, _ in COLUMNS)]
-    return Table("oracle-errors", "Errors along the simulations", head, rows, values, value_head, notes=notes)
+    file = f"oracle-errors-{safe_name(test)}" if test else "oracle-errors"
+    caption = f"Errors along the stress test {test}" if test else "Errors along the simulations"
+    return Table(file, caption, head, rows, values, value_head, notes=notes)
+
+
+def motion_of(run: Run) -> dict[str, MotionComparison]:
+    """The first network of each arm against the oracle's own dynamics; empty where that was not asked for."""
+    stored = stage_result(run.folder / layout.ORACLE_RUN / layout.MOTION) if run.plan.oracle_trajectory else {}
+    return {arm: MotionComparison.model_validate(one) for arm, one in stored.get("arms", {}).items()}
+
+
+def motion_table(found: Mapping[str, MotionComparison]) -> Table | None:
+    """How far atoms move, and how they vibrate, against the oracle."""
+    values: list[list[Any]] = [
+        [arm, len(one.structures), element, one.msd_ratio[element], one.dos_overlap.get(element)]
+        for arm, one in found.items()
+        for element in one.msd_ratio
+    ]
+    if not values:
+        return None
+    rows = [[arm, element, str(n), shown(ratio, "{:.2f}"), shown(o, "{:.3f}")] for arm, n, element, ratio, o in values]
+    head = ["arm", "element", "structures", "mean square displacement, of the oracle's", "overlap of vibrations"]
+    value_head = ["arm", "structures", "element", "msd_ratio", "dos_overlap"]
+    caption = "Motion against the oracle's own"
+    return Table("oracle-motion", caption, head, rows, values, value_head, words=2)
 
 
 def whole_and_wrong(run: Run, arm: str) -> str:
     """Structures of an arm that did not fail and are wrong all the same."""
-    errors = oracle_errors_of(run).get(arm)
+    errors = dynamics_oracle_errors(run.summary).get(arm)
     return MISSING if errors is None else counted_each(errors.whole_and_wrong)
-
-
-def oracle_sentence(run: Run) -> str | None:
-    """What is known of structures that did not fail; ``None`` where nothing was simulated."""
-    found = oracle_errors_of(run)
-    if found:
-        first = next(iter(found.values()))
-        counts = ", ".join(f"{arm} {e.whole_and_wrong.count} of {e.whole_and_wrong.n}" for arm, e in found.items())
-        return (
-            f"Of the structures that did not fail, {first.oracle} finds wrong: {counts} (force error above "
-            f"{first.bound:g} of its forces)."
-        )
-    if not any(result.dynamics for result in run.summary.arms.values()):
-        return None
-    return (
-        "A structure that does not fail is not known to be right: no reference has looked at it. "
-        "physpre.dynamics.oracle names one."
-    )

@@ -9,13 +9,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from mdl_physpre.analysis.energy_curves import EAMElement
 from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.dynamics.verdicts.verdict import Count, Verdict
+from mdl_physpre.report.tables.breaking import median_words
 from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_name, error_sources, other_reasons, worded
-from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run
 from mdl_physpre.structures.labels import LABELS
-from mdl_physpre.training.arms import FINETUNE
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.text_table import MISSING, shown
 
@@ -67,17 +67,17 @@ def stability_table(run: Run) -> Table | None:
     if not found:
         return None
     head = ["arm", "networks", "failed", "melted", "by the paper", "atom overlap", "Lindemann index", "other reasons"]
-    head.append("median failing time, ps")
+    head.append("half failed by, ps")
     rows: list[list[str]] = []
     values: list[list[Any]] = []
     for arm, d in found.items():
         c, ensemble, called = d.counts, d.settings["ensemble"], f"{arm} ({ensemble_name(d.settings)})"
-        time = c.median_failing_time_fs
+        times = run.summary.arms[arm].failure_times
         rows.append([
             called, str(c.networks), counted_each(c.failed),
             *(MISSING if part is None else counted_each(part) for part in (c.melted, c.paper)),
             *map(counted_each, (c.overlap, c.lindemann)),
-            other_reasons(c, words=True), shown(None if time is None else time / 1000, "{:.3g}"),
+            other_reasons(c, words=True), median_words(times, unit=False),
         ])  # fmt: skip
         told = {"failed": c.failed, "melted": c.melted, "paper": c.paper, "lindemann": c.lindemann, **c.by_reason}
         for reason, part in ((reason, part) for reason, part in told.items() if part is not None):
@@ -90,9 +90,10 @@ def stability_table(run: Run) -> Table | None:
         "simulated with one network share its faults, and the interval does not hold the spread between trainings."
     )
     notes += (
-        " Reasons may add up to more than the failures. Melted: only a Lindemann bound is passed, and the structure "
+        " Reasons may add up to more than the failures. Melted: only a Lindemann bound is passed, by a healthy liquid. "
+        "By the paper: failed by overlap or Lindemann index, melted or not. Half failed by: "
+        "Kaplan–Meier median with its 95 % interval; >: fewer than half failed before the end."
     )
-    notes += "is a healthy liquid. By the paper: failed by overlap or Lindemann index, melted or not."
     value_head = ["arm", "ensemble", "networks", "reason", "count", "n", "low_95", "high_95", "each_network"]
     return Table("table-1-stability", "Table 1. Structures that failed", head, rows, values, value_head, notes=notes)
 
@@ -187,7 +188,7 @@ def _verdict_words(verdict: Verdict) -> str:
     return f"step {verdict.first_failing_step:,}: {', '.join(map(worded, verdict.reasons))}"
 
 
-def eam_tables(run: Run, curves: Mapping[str, Any]) -> list[Table]:
+def eam_tables(run: Run, elements: Sequence[EAMElement]) -> list[Table]:
     """Parameters of the embedded-atom potential, by pair and by element."""
     found = []
     pairs = run.summary.eam.table if run.summary.eam else ()
@@ -198,17 +199,15 @@ def eam_tables(run: Run, curves: Mapping[str, Any]) -> list[Table]:
             "well_depth_eV": "well depth, eV", "well_position_A": "well at, Å", "wall_at_0.5_A_eV": "wall at 0.5 Å, eV",
             "rises": "rises inwards",
         }  # fmt: skip
-        keys = [k for k in titles if k in pairs[0]] + [k for k in pairs[0] if k not in titles]
-        rows = [[_cell(row.get(k)) for k in keys] for row in pairs]
-        values = [[row.get(k) for k in keys] for row in pairs]
-        head = [titles.get(k, k.replace("_", " ")) for k in keys]
+        values = [[row.plain()[k] for k in titles] for row in pairs]
+        rows = [list(map(_cell, row)) for row in values]
         notes = "Morse parameters of the pair term; well and wall are of two atoms alone, embedding included."
+        head, keys = list(titles.values()), list(titles)
         found.append(Table("eam-pairs", "Embedded-atom potential: pairs", head, rows, values, keys, notes=notes))
-    elements = curves.get("elements") or []
     if elements:
-        rows = [[_cell(v) for v in row.values()] for row in elements]
         head = ["element", "B, eV", "ρ₀", "E₀, eV"]
-        raw = [list(row.values()) for row in elements]
+        raw = [list(row.plain().values()) for row in elements]
+        rows = [list(map(_cell, row)) for row in raw]
         notes = "F(ρ) = B (ρ − ρ₀)²; E₀: energy of the atom without neighbours, less F(0)."
         found.append(Table("eam-elements", "Embedded-atom potential: elements", head, rows, raw, head, notes=notes))
     return found
@@ -228,10 +227,10 @@ def set_table(run: Run) -> Table | None:
         return None
     rows = []
     for name, r in run.pretraining_set.items():
-        rejected = ", ".join(f"{n:,} by {worded(reason)}" for reason, n in r["rejected"].items()) or "none"
+        rejected = ", ".join(f"{n:,} by {worded(reason)}" for reason, n in r.rejected.items()) or "none"
         rows.append([
-            name, f"{r['parents']:,}", f"{r['structures']:,} of {r['wanted']:,}", f"{r['drawn']:,}", rejected,
-            f"{r['redrawn']:,}", f"{r['weakened']:,}", f"{r['given_up']:,}",
+            name, f"{r.parents:,}", f"{r.structures:,} of {r.wanted:,}", f"{r.drawn:,}", rejected,
+            f"{r.redrawn:,}", f"{r.weakened:,}", f"{r.given_up:,}",
         ])  # fmt: skip
     head = ["set", "parents", "made", "draws", "rejected draws", "drawn again", "of these weaker", "given up"]
     notes = (
@@ -239,52 +238,6 @@ def set_table(run: Run) -> Table | None:
         "max_force, and drawn again, with weaker strengths after some attempts."
     )
     return Table("pretraining-set", "Draws of the pretraining set", head, rows, notes=notes)
-
-
-def method_cost(run: Run) -> str:
-    """What pretraining takes beyond plain training, in seconds (the paper's section 4.1); empty where there is none."""
-    parts = {}
-    if run.summary.eam:
-        parts["fit of the embedded-atom potential"] = run.summary.eam.seconds
-    if run.summary.pretraining_set:
-        parts["pretraining set"] = run.summary.pretraining_set.seconds
-    for arm, result in run.summary.arms.items():
-        if layout.PRETRAIN not in result.training or FINETUNE not in result.training:
-            continue
-        parts[f"pretraining of {arm}"] = result.training[layout.PRETRAIN].seconds
-        said = ", ".join(f"{what} {seconds:,.0f} s" for what, seconds in parts.items())
-        return (
-            f"Beyond plain training the method took {sum(parts.values()):,.0f} s: {said}. Finetuning one network "
-            f"took {result.training[FINETUNE].seconds:,.0f} s."
-        )
-    return ""
-
-
-def cost_table(run: Run) -> Table | None:
-    """Time, processor time and memory of each stage."""
-    rows: list[list[str]] = []
-    values: list[list[Any]] = []
-    for name, stage in run.stages.items():
-        seconds = stage.result.get("seconds")
-        if seconds is None:
-            continue
-        spent = stage.spent
-        used = [stage.cost.get(k) for k in ("processor_seconds", "peak_memory_mb", "peak_gpu_memory_mb")]
-        numbers = [getattr(spent, k, None) for k in ("epochs", "steps", "structures")]
-        seconds = max(seconds, spent.seconds if spent else 0.0)
-        values.append([name, seconds, *used, *numbers])
-        if not name.endswith((f"/{layout.ERRORS}", f"/{layout.COMMITTEE}")):
-            forms = ("{:,.1f}", "{:,.1f}", *["{:,.0f}"] * 5)
-            rows.append([name, *(shown(v, form) for v, form in zip(values[-1][1:], forms))])
-    if not rows:
-        return None
-    head = ["stage", "seconds", "processor, s", "memory, MB", "GPU memory, MB", "epochs", "steps", "structures seen"]
-    notes = (
-        "Wall time since the stage was last started (training: over all its starts), processor time of all threads, "
-        f"and the largest memory of the process while it ran. {MISSING}: was not recorded. cost.csv has the "
-        "computation of errors and angles, too."
-    )
-    return Table("cost", "Time, memory and cost of each stage", head, rows, values, head, notes=notes)
 
 
 def data_table(run: Run, hashes: Mapping[str, str]) -> Table | None:

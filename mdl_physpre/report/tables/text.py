@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mdl_physpre.analysis.errors import Errors
+from mdl_physpre.dynamics.verdicts.survival import BreakingStatistics
 from mdl_physpre.dynamics.verdicts.verdict import Count, Counts, Verdict
+from mdl_physpre.report.tables.breaking import breaking_text, correctness_sentence, difference_words, median_words
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.summary import Dynamics, Summary
 from mdl_physpre.utils.text_table import MISSING, shown, text_table
@@ -78,7 +80,12 @@ def other_reasons(counts: Counts, words: bool = False) -> str:
 
 
 def paired_sentence(pair: StructurePair | ReplicaPair) -> str:
-    """One sentence on a pair of simulations, or on two arms with several replicas each."""
+    """On a pair of simulations, or on two arms with several replicas each: counts, and times of failure."""
+    times = f" Times of failure: {difference_words(pair.times)}." if pair.times and pair.times.later else ""
+    return _counts_sentence(pair) + times
+
+
+def _counts_sentence(pair: StructurePair | ReplicaPair) -> str:
     if isinstance(pair, ReplicaPair):
         first, second = (", ".join(map(str, each)) for each in (pair.first_each, pair.second_each))
         return (
@@ -121,13 +128,13 @@ def protocol(summary: Summary) -> str:
     )
 
 
-def counts_table(counts: Sequence[tuple[str, Counts]], first: str) -> str:
-    """Broken trajectories by criterion, a row for each name; ``first``: what the names are of."""
-    rows = [[first, "broken", "melted", "by the paper", "atom overlap", "Lindemann", "other", "median failing step"]]
-    for name, c in counts:
+def counts_table(counts: Sequence[tuple[str, Counts, BreakingStatistics | None]], first: str) -> str:
+    """Broken trajectories by criterion, and when half had broken, a row for each name; ``first``: of the names."""
+    rows = [[first, "broken", "melted", "by the paper", "atom overlap", "Lindemann", "other", "half broken by, ps"]]
+    for name, c, times in counts:
         parts = (c.failed, c.melted, c.paper, c.overlap, c.lindemann)
         cells = [*(MISSING if part is None else counted(part) for part in parts), other_reasons(c)]
-        rows.append([name, *cells, shown(c.median_failing_step, "{:.0f}")])
+        rows.append([name, *cells, median_words(times, unit=False)])
     return text_table(rows)
 
 
@@ -143,10 +150,13 @@ def format_summary(summary: Summary) -> str:
             cells.append(shown(getattr(mean, key), form) + (f" ± {form.format(spread)}" if spread else ""))
         errors.append([f"{name}: {who}", str(mean.n_structures), *cells])
     parts = ["Mean absolute errors on test structures", text_table(errors), ""]
-    counts = [(arm, result.dynamics.counts) for arm, result in summary.arms.items() if result.dynamics]
+    parts += breaking_text(summary)
+    counts = [(arm, own.dynamics.counts, own.failure_times) for arm, own in summary.arms.items() if own.dynamics]
     if counts:
         parts += ["Molecular dynamics. " + protocol(summary), counts_table(counts, "arm")]
         parts += [*map(paired_sentence, summary.pairs), ""]
+    known = correctness_sentence(summary)
+    parts += [known, ""] if known else []
     spent = [["arm, stage", "epochs", "steps", "gradients", "structures seen", "seconds"]]
     for arm, result in summary.arms.items():
         for stage, s in result.spent().items():
@@ -156,11 +166,14 @@ def format_summary(summary: Summary) -> str:
 
 
 def format_verdicts(verdicts: Sequence[Verdict], found: Counts) -> str:
-    """A row for each structure, and the counts."""
+    """A row for each structure, and the counts; of a committee with the largest spread of the forces on an atom."""
     rows = [["structure", "atoms", "verdict", "first failing step", "reasons"]]
+    spread = any(v.metrics.get("max_force_spread") is not None for v in verdicts)
+    rows[0] += ["force spread, eV/Å"] * spread
     for v in verdicts:
         step, reasons = shown(v.first_failing_step, "{:d}"), ", ".join(v.reasons) or MISSING
         rows.append([f"{v.structure_id} {v.formula}", str(v.n_atoms), v.status, step, reasons])
+        rows[-1] += [shown(v.metrics.get("max_force_spread"), "{:.3g}")] * spread
     counts = (
         ("broken", found.failed), ("melted", found.melted), ("broken by the paper's criteria", found.paper),
         ("atom overlap", found.overlap), ("Lindemann", found.lindemann),

@@ -13,9 +13,10 @@ import yaml
 from pydantic import ValidationError
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.errors import ConfigError, PhyspreError
+from mdl_physpre.errors import ConfigError, PhyspreError, nearest
 from mdl_physpre.potentials.open import is_scheme, names_a_potential
-from mdl_physpre.utils.settings import explained
+from mdl_physpre.stress_tests.run import make_test
+from mdl_physpre.utils.settings import Settings, explained
 from mdl_physpre.utils.strict_yaml import load_yaml, told
 from mdl_physpre.workflow.config.schema import Config
 
@@ -128,6 +129,22 @@ def dynamics_settings(named: Mapping[str, Any], overrides: Sequence[str] = ()) -
     return DynamicsSettings(**numbers(raw))
 
 
+def stress_settings(tests: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Settings]:
+    """Settings of stress tests by name, with ``test.key=value`` put in.
+
+    Raises
+    ------
+    ConfigError : unknown tests or keys, with the nearest known one; a setting of a test that is not done.
+    """
+    raw: dict[str, Any] = {name.strip(): {} for name in tests if name.strip()}
+    for text in overrides:
+        name = next((name for name in raw if text.startswith(f"{name}.")), None)
+        if name is None:
+            raise ConfigError(f"{text!r} is a setting of none of the tests; {nearest(text.split('.')[0], raw)}")
+        _override(raw[name], text.removeprefix(f"{name}."))
+    return {name: make_test(name, numbers(values)).settings for name, values in raw.items()}
+
+
 def read_raw(
     path: Path, overrides: Sequence[str] = (), sections: str = "task, model, optim, dataset, physpre"
 ) -> dict[str, Any]:
@@ -194,7 +211,7 @@ def with_absolute_paths(config: Config, folder: Path, source: str = "configurati
         if not Path(checkpoint).is_file():
             raise ConfigError(f"{source}: physpre.eam.checkpoint: {checkpoint}: no such file")
         more["eam"] = physpre.eam.model_copy(update={"checkpoint": checkpoint})
-    for section, key in (("teacher", "potential"), ("dynamics", "oracle")):
+    for section, key in (("teacher", "potential"), ("dynamics", "oracle"), ("stress", "oracle")):
         settings = getattr(physpre, section)
         name = getattr(settings, key, None)
         if name is None or is_scheme(name):

@@ -21,17 +21,18 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from mdl_physpre.dynamics.oracle import OracleSettings
+from mdl_physpre.dynamics.oracle import OracleRunSettings
 from mdl_physpre.dynamics.settings import DynamicsProtocol, DynamicsSettings
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials.zbl import core_for
+from mdl_physpre.potentials.zbl import short_range_repulsion
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.structures.units import check_units
 from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms, parts_by_name
 from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay
 from mdl_physpre.training.settings import OptimSettings, TrainingSettings
 from mdl_physpre.utils.settings import Settings, explained, setting
+from mdl_physpre.workflow.config.stress import Stress
 
 
 class Task(Settings):
@@ -141,7 +142,7 @@ class EAM(EAMFitSettings):
                 "checkpoint: says itself whether it has short-range repulsion; leave short_range out, or add it to a "
                 "finished potential by physpre.teacher: {potential: FILE, short_range: zbl}"
             )
-        core_for(self.short_range, self.short_range_radii)
+        short_range_repulsion(self.short_range, self.short_range_radii)
         return self
 
 
@@ -175,7 +176,7 @@ class Teacher(Settings):
     def _one_source(self) -> Self:
         if (self.potential is None) == (self.calculator is None):
             raise ValueError("give one of potential and calculator")
-        core_for(self.short_range, self.short_range_radii)
+        short_range_repulsion(self.short_range, self.short_range_radii)
         return self
 
 
@@ -185,7 +186,7 @@ class Perturbation(PerturbationSettings):
     validation: bool = setting(True, "Perturb the validation structures, too; else they are labelled as they are.")
 
 
-class Dynamics(OracleSettings, DynamicsProtocol):
+class Dynamics(OracleRunSettings, DynamicsProtocol):
     """Molecular dynamics of test structures: the run, when a structure has failed, what is measured, and the work."""
 
     n_structures: int = setting(100, "Test structures, drawn at random; 0: no dynamics.", ge=0)
@@ -220,6 +221,7 @@ class Physpre(Settings):
     hybrid: Hybrid.Settings = setting(Hybrid.Settings(), "Arms with hybrid.")
     replay: Replay.Settings = setting(Replay.Settings(), "Arms with replay.")
     dynamics: Dynamics = setting(Dynamics(), "Molecular dynamics.")
+    stress: Stress = setting(Stress(), "Stress tests.")
     report: Report = setting(Report(), "The report.")
     _other_parts: dict[str, Any] = PrivateAttr(default_factory=dict)
 

@@ -19,8 +19,8 @@ from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.runs.layout import EAM, EAM_FILE, ERRORS
+from mdl_physpre.runs.results import FittedEAM, eam_result
 from mdl_physpre.runs.stage import Stage, hash_of_file, write_json
-from mdl_physpre.runs.summary import FittedEAM, eam_result
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.energy_zero import refit_reference
 from mdl_physpre.utils.files import write_text

@@ -1,4 +1,4 @@
-"""The third stage of a run: each network is trained, tested and simulated.
+"""The third stage of a run: each network is trained, tested, simulated, and put to stress tests.
 
 The networks of an arm are replicas that differ in their seed alone: their initial weights, the order of structures in
 training, and the velocities at the start of the dynamics. Data, embedded-atom potential and pretraining set are the
@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from ase import Atoms
 
 from mdl_physpre.dynamics.running.simulate import simulate
@@ -20,7 +19,6 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.runs.layout import DYNAMICS, PRETRAINING_SET, Network, Plan
 from mdl_physpre.runs.stage import Stage, decisive, stage_key
 from mdl_physpre.runs.summary import NetworkResult, network_result
-from mdl_physpre.structures.supercell import enlarge
 from mdl_physpre.utils.devices import device_of_parameters
 from mdl_physpre.utils.processes import Piece, run_in_processes
 from mdl_physpre.workflow.config.schema import Config
@@ -28,6 +26,7 @@ from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.setup import device_of, threads
 from mdl_physpre.workflow.stages.errors import errors_stage
 from mdl_physpre.workflow.stages.oracle import oracle_stage
+from mdl_physpre.workflow.stages.stress import stress_stage
 from mdl_physpre.workflow.stages.training import training_stage
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def _in_process(folder: str, config: Config, plan: Plan, network: Network) -> No
 
 
 def network_stages(folder: Path, config: Config, data: RunData, plan: Plan, network: Network) -> NetworkResult:
-    """3: one network is trained, tested, simulated, and compared with an oracle where one is given, on one device."""
+    """3: one network is trained, tested, simulated, compared with an oracle, put to stress tests; on one device."""
     device = device_of(config, plan.networks.index(network))
     pretraining_key = stage_key(folder / PRETRAINING_SET) if network.arm.uses_pretraining_set else ""
     potential, key = training_stage(folder, config, data, network, pretraining_key, device)
@@ -61,6 +60,8 @@ def network_stages(folder: Path, config: Config, data: RunData, plan: Plan, netw
         dynamics_stage(folder, config, data, network, potential, key)
     if plan.oracle:
         oracle_stage(folder, config, plan, network, dynamics_structures(config, data))
+    if plan.stress:
+        stress_stage(folder, config, data, network, potential, key)
     found = network_result(folder, network, plan)
     assert found is not None
     return found
@@ -86,7 +87,6 @@ def dynamics_stage(
 
 
 def dynamics_structures(config: Config, data: RunData) -> list[Atoms]:
-    """``n_structures`` test structures of two atoms or more, drawn at random by seed; all where there are fewer."""
-    order = np.random.default_rng([config.task.seed, 4]).permutation(len(data.test))
-    picked = [k for k in order if len(data.test[k]) > 1][: config.physpre.dynamics.n_structures]  # one atom cannot fail
-    return [enlarge(data.test[k], config.physpre.dynamics.min_atoms) for k in sorted(picked)]
+    """The test structures that are simulated."""
+    wanted = config.physpre.dynamics
+    return data.drawn_tests(wanted.n_structures, wanted.min_atoms, config.task.seed)

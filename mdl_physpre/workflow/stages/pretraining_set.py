@@ -14,8 +14,8 @@ from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.pretraining.pretraining_set import make_pretraining_set
 from mdl_physpre.pretraining.set_report import format_report
 from mdl_physpre.runs.layout import EAM_FILE, PRETRAINING_SET, TEACHER
+from mdl_physpre.runs.results import PretrainingSetResult, pretraining_set_result
 from mdl_physpre.runs.stage import Stage, hash_of_file, stage_key, write_json
-from mdl_physpre.runs.summary import PretrainingSetResult, pretraining_set_result
 from mdl_physpre.structures.write import write_structures
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.workflow.config.schema import Config, Perturbation
@@ -83,6 +83,6 @@ def make_set_stage(
         texts = [f"{name} set\n{format_report(found)}\n" for name, found in reports.items()]
         write_text(stage.folder / "report.txt", "\n".join(texts))
         write_json(stage.folder / "report.json", reports)
-        rejected = {name: found["rejected"] for name, found in reports.items()}
+        rejected = {name: found.rejected for name, found in reports.items()}
         stage.finish({"structures": sizes["training"], "validation": sizes.get("validation", 0), "rejected": rejected})
     return pretraining_set_result(folder)

@@ -20,8 +20,8 @@ from mdl_physpre.pretraining.labelling import compute_labels, labelled_copy, wit
 from mdl_physpre.pretraining.teacher import make_teacher
 from mdl_physpre.pretraining.teacher_energy_zero import fit_teacher_zero
 from mdl_physpre.runs.layout import EAM_FILE, ERRORS, TEACHER
+from mdl_physpre.runs.results import TeacherResult, teacher_result
 from mdl_physpre.runs.stage import Stage, hash_of_file, stage_result
-from mdl_physpre.runs.summary import TeacherResult, teacher_result
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.workflow.config.schema import Config, Teacher
 from mdl_physpre.workflow.data import RunData

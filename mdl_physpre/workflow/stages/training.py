@@ -16,8 +16,8 @@ from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet
 from mdl_physpre.runs.layout import EAM_FILE, NETWORKS, PRETRAINING_SET, Network
+from mdl_physpre.runs.results import TrainingStage
 from mdl_physpre.runs.stage import Stage, decisive, hash_of, hash_of_file, stage_result
-from mdl_physpre.runs.summary import TrainingStage
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.training.arms import FINETUNE, Arm, Material, Online
 from mdl_physpre.training.settings import TrainingSettings
