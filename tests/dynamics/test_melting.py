@@ -92,8 +92,8 @@ def test_a_liquid_has_melted_and_not_failed(liquid: Verdict) -> None:
 
 def test_a_crystal_on_springs_is_no_liquid() -> None:
     """Its index is made to fail; its atoms stay about their places, however wide they swing."""
-    hot = HOT.changed(temperature=2000, friction=0.05, lindemann_local=0.02, lindemann_global=0.02)
-    for stiffness in (0.4, 3.0):
+    hot = HOT.changed(temperature=2000, friction=0.05, overlap_ratio=0.1, lindemann_local=0.02, lindemann_global=0.02)
+    for stiffness in (2.0, 5.0):
         verdict = simulate(Springs(stiffness), copper(), hot, progress=False)[0]
         assert verdict.status == "failed"
         assert any(note.startswith("not melted: ") for note in verdict.notes)
