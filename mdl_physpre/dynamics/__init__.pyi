@@ -9,6 +9,7 @@ from .oracle_errors import OracleErrors as OracleErrors
 from .running.parallel import simulate_parallel as simulate_parallel
 from .running.reanalysis import judge_run as judge_run
 from .running.reanalysis import judge_trajectory as judge_trajectory
+from .running.simulate import run_and_return as run_and_return
 from .running.simulate import simulate as simulate
 from .settings import DynamicsSettings as DynamicsSettings
 from .verdicts.log_rank import BreakingComparison as BreakingComparison

@@ -25,16 +25,21 @@ class DynamicsProtocol(Settings):
     LATER: ClassVar[dict[str, Any]] = {
         "temperature_end": None, "max_force_spread": None, "stop_on_uncertain": True,
         "too_deep_margin": 0.2, "stop_on_too_deep": False,
+        "start_velocities": "maxwell_boltzmann",
     }  # fmt: skip
     """Settings that came later, with the value that asks for nothing: results of before are known without them."""
 
     ensemble: str = setting(
         "nvt",
         "nvt (Langevin), nvt_bussi (stochastic velocity rescaling), nvt_nose_hoover (chain of three), npt (Berendsen), "
-        "nve (velocity Verlet), or a registered name or import path, with arguments: package.module:Class?rate=0.1.",
+        "nve (velocity Verlet), fire (relaxation), "
+        "or a registered name or import path, with arguments: package.module:Class?rate=0.1.",
     )
     temperature: float = setting(
         300.0, "Of the thermostat, and of the Maxwell–Boltzmann velocities at the start in every ensemble.", "K", ge=0
+    )
+    start_velocities: Literal["maxwell_boltzmann", "structures"] = setting(
+        "maxwell_boltzmann", "Velocities at the start: drawn for the temperature, or those of the given structures."
     )
     temperature_end: float | None = setting(
         None, "Of the thermostat at the last step; it is raised evenly from temperature. null: it stays.", "K", ge=0

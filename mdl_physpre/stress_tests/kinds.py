@@ -54,5 +54,8 @@ STRESS_TESTS: Registry[StressTest] = Registry(
     StressTest,
     {
         "heating": "mdl_physpre.stress_tests.heating:Heating",
+        "compression": "mdl_physpre.stress_tests.compression:Compression",
+        "collisions": "mdl_physpre.stress_tests.collisions:Collisions",
+        "random_starts": "mdl_physpre.stress_tests.random_starts:RandomStarts",
     },
 )

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,9 @@ def melting_temperature(
     out: Path | None = None,
     progress: bool = True,
 ) -> float | None:
-    """T_m of the potential, K: the median over at most four of the structures, evenly spaced.
+    """T_m of the potential, K: the highest of at most four of the structures, evenly spaced.
+
+    Those that are no crystals at the start swing by more, and say nothing of when one melts.
 
     Parameters
     ----------
@@ -104,4 +105,4 @@ def melting_temperature(
         for verdict in simulate(potential, some, run, out, progress)
         if not verdict.stopped and verdict.metrics["swing"]
     ]
-    return settings.temperature * (CRITICAL / median(swings)) ** 2 if swings else None
+    return settings.temperature * (CRITICAL / min(swings)) ** 2 if swings else None

@@ -13,6 +13,7 @@ from ase.io import read
 from mdl_physpre.dynamics import DynamicsSettings, simulate
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import Committee
+from mdl_physpre.potentials.zbl import ZBL
 from mdl_physpre.report.tables.stress import format_stress
 from mdl_physpre.stress_tests import run_stress_tests
 from mdl_physpre.stress_tests.melting import melting_temperature, nearest_distance
@@ -42,6 +43,25 @@ def test_a_wall_holds_to_the_end_and_a_melt_is_not_broken() -> None:
         assert not point.broken and point.reason is None and point.step == 218
         assert 1000 < point.metrics["lindemann_temperature"] < 9000
         assert point.metrics["min_distance"] > 0.5 * point.metrics["start_min_distance"]
+
+
+class WithNuclei(Attraction):
+    """The attraction with the repulsion of the nuclei: a true wall, on which nothing overlaps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = ZBL(elements=["Cu"])
+
+    def atomic_energies(self, graph):
+        return super().atomic_energies(graph) + self.core.atomic_energies(graph)
+
+
+def test_a_true_wall_holds_to_the_end_what_falls_without_it() -> None:
+    """With ratio 0.3: the attraction alone passes 0.3 of the distance at the start, 0.7 Å, and the nuclei do not."""
+    within = {"temperature_end": 6000.0, "timestep": 1.0, "dynamics": {"overlap_ratio": 0.3}}
+    without, wall = (heat(potential, crystals(2), **within) for potential in (Attraction(), WithNuclei()))
+    assert [p.broken for p in without.points] == [True, True] and max(p.value for p in without.points) < 6000
+    assert [(p.broken, p.value) for p in wall.points] == [(False, 6000.0)] * 2
 
 
 def test_an_attraction_breaks_at_the_start(tmp_path: Path) -> None:

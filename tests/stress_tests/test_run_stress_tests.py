@@ -41,8 +41,9 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "third_party", raising=False)
 
 
-def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
-    run_page("extending/stress_test.md", tmp_path)
+@pytest.mark.parametrize("page", ["stress.md", "extending/stress_test.md"])
+def test_the_pages_run_as_they_stand(tmp_path: Path, page: str) -> None:
+    run_page(page, tmp_path)
 
 
 def test_what_is_done_is_read_and_what_changed_is_done_anew(tmp_path: Path, caplog) -> None:

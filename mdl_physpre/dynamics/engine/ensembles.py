@@ -43,7 +43,10 @@ class Ensemble:
     each : the settings of each.
     """
 
-    FIELDS: ClassVar[tuple[str, ...]] = ("heat",)  # attributes (B, …) that are stored, and kept for those that stay
+    # attributes (B, …) and (n atoms, …) that are stored, and kept for those that stay
+    FIELDS: ClassVar[tuple[str, ...]] = ("heat",)
+    ATOM_FIELDS: ClassVar[tuple[str, ...]] = ()
+    at_rest: ClassVar[bool] = False  # atoms have no velocities at the start
     changes_cells: ClassVar[bool] = False
     follows_temperature: ClassVar[bool] = False  # whether it has a thermostat that takes each step at the present kT
 
@@ -90,6 +93,16 @@ class Ensemble:
         atoms.velocities = atoms.velocities + self.half_over_mass * atoms.forces
         atoms.kinetic = atoms.kinetic_energies()
 
+    def finished(self, atoms: MovingAtoms) -> Tensor | None:
+        """Which structures are done before their last step, (B,) bool, at the end of a step; ``None``: none is ever."""
+        return None
+
+    def take_over(self, before: Ensemble, structures: Tensor, atoms: Tensor) -> None:
+        """Go on from ``before``, of which these structures and atoms, by their indices, are left."""
+        for names, rows in ((self.FIELDS, structures), (self.ATOM_FIELDS, atoms)):
+            for name in names:
+                setattr(self, name, getattr(before, name).index_select(0, rows))
+
     def begin_work(self, atoms: MovingAtoms) -> None:
         """Note what :meth:`end_work` needs; before the first half of a step, after any change of velocities."""
         self.begun = (atoms.positions, atoms.forces, atoms.kinetic)
@@ -112,6 +125,7 @@ ENSEMBLES: Registry[Ensemble] = Registry(
         "nvt_bussi": "mdl_physpre.dynamics.engine.thermostats:Bussi",
         "nvt_nose_hoover": "mdl_physpre.dynamics.engine.thermostats:NoseHooverChain",
         "npt": "mdl_physpre.dynamics.engine.thermostats:Berendsen",
+        "fire": "mdl_physpre.dynamics.engine.relaxation:FIRE",
     },
 )
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
@@ -20,7 +19,7 @@ from mdl_physpre.dynamics.engine.neighbour_lists import MovingLists
 from mdl_physpre.dynamics.engine.random_numbers import NoiseStreams
 from mdl_physpre.dynamics.running.rdf_sampling import RDFSampler
 from mdl_physpre.dynamics.running.storage import FAILING, TRAJECTORIES, FailingFrames, TrajectoryFiles
-from mdl_physpre.dynamics.running.trajectory_frames import make_frame
+from mdl_physpre.dynamics.running.trajectory_frames import present_frames
 from mdl_physpre.dynamics.running.windows import Unread, Window, steps_between_readings
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import verdicts_of
@@ -74,6 +73,7 @@ class BatchRun:
         self.changing = self.ensemble.cls.changes_cells
         self.seconds_per_step: float | None = None  # of this process, for those who ask how long it will take
         self.stress_missed = False  # and said so
+        self.last: dict[int, Atoms] | None = None  # the last frame of each place, where they are wanted
         self.left_at: dict[int, tuple[Tensor, Tensor]] = {}  # where structures were whose step could not be finished
         self.ends = {s.steps for s in each}
         self.interval = steps_between_readings(self.device)
@@ -216,6 +216,9 @@ class BatchRun:
         """Store and sample what is due at this step, and let the structures go that end with it."""
         atoms = self.atoms
         ended = [k for k, place in enumerate(self.active) if self.each[place].steps <= self.step]
+        done = self.integrator.finished(atoms)
+        if done is not None:
+            ended = sorted({*ended, *done.nonzero().flatten().tolist()})
         if self.files is not None and self.step % self.settings.trajectory_interval == 0:
             for place, frame in self.frames(range(len(self.active)), Broken()):
                 self.files.add(place, frame)
@@ -230,6 +233,8 @@ class BatchRun:
         if self.files is not None and broken:
             for place, frame in self.frames(structures, broken):
                 self.files.add(place, frame)
+        if self.last is not None:
+            self.last |= dict(self.frames(structures, broken))
         found = verdicts_of(self.observers, structures, self.step, broken)
         if self.failing is not None:
             self.settle_failing_frames(structures, found, broken)
@@ -245,10 +250,8 @@ class BatchRun:
         where = torch.tensor(kept, dtype=torch.int64, device=self.device)
         self.active = [self.active[k] for k in kept]
         atoms = self.atoms.keep(where)
-        fields = {name: getattr(self.integrator, name) for name in self.integrator.FIELDS}
-        self.integrator = self.ensemble.make(self.atoms, [self.each[k] for k in self.active])
-        for name, values in fields.items():
-            setattr(self.integrator, name, values.index_select(0, where))
+        before, self.integrator = self.integrator, self.ensemble.make(self.atoms, [self.each[k] for k in self.active])
+        self.integrator.take_over(before, where, atoms)
         if self.noise is not None:
             self.noise.keep(kept, atoms)
         self.observers.keep(kept, atoms)
@@ -279,22 +282,12 @@ class BatchRun:
 
     def frames(self, structures: Sequence[int], broken: Broken) -> Iterator[tuple[int, Atoms]]:
         """The present frames of these structures, each with its place in the caller's list."""
-        atoms = self.atoms
-        positions, momenta = atoms.positions.cpu().numpy(), (atoms.velocities * atoms.masses).cpu().numpy()
-        forces, cells, stress = atoms.forces.cpu().numpy(), atoms.cells.cpu().numpy(), atoms.stress.cpu().numpy()
-        energies = atoms.energies.tolist()
-        conserved = (atoms.energies + atoms.kinetic - self.integrator.heat).tolist()
-        ends = np.concatenate([[0], np.cumsum(atoms.counts.cpu().numpy())])
-        spread = None if atoms.force_spread is None else atoms.force_spread.cpu().numpy()
-        for k in structures:
-            place, mine = self.active[k], slice(ends[k], ends[k + 1])
-            where, cell = positions[mine], cells[k]
-            if place in self.left_at:
-                where, cell = (part.cpu().numpy() for part in self.left_at[place])
-            frame = make_frame(self.structures[place], where, cell, momenta[mine], forces[mine], energies[k], stress[k])
-            frame.info = {"structure_id": self.ids[place], "step": self.step}
+        conserved = (self.atoms.energies + self.atoms.kinetic - self.integrator.heat).tolist()
+        wholes = [self.structures[place] for place in self.active]
+        left = {k: self.left_at[place] for k, place in enumerate(self.active) if place in self.left_at}
+        for k, frame in zip(structures, present_frames(self.atoms, structures, wholes, left), strict=True):
+            place = self.active[k]
+            frame.info |= {"structure_id": self.ids[place], "step": self.step}
             frame.info |= {"time_fs": self.step * self.each[place].timestep, "conserved_energy": conserved[k]}
-            if spread is not None and atoms.energy_spread is not None:
-                frame.arrays["force_spread"], frame.info["energy_spread"] = spread[mine], float(atoms.energy_spread[k])
             frame.info |= {r: " ".join(t.split()) for r, t in broken.get(k, {}).items() if r in ONLY_THE_RUN_KNOWS}
             yield self.places[place], frame

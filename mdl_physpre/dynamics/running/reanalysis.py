@@ -84,7 +84,7 @@ def judge_trajectory(
         if broken:
             break
         frame, number = next(listed, None), number + 1
-    return verdicts_of(observers, [0], step, broken, complete=False)[0]
+    return verdicts_of(observers, [0], step, broken)[0]
 
 
 def finished_run(out: str | Path) -> tuple[DynamicsSettings, dict[str, list[Any]], list[Verdict]]:

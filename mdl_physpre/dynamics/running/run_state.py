@@ -51,14 +51,18 @@ def begin_or_resume(
     folder: Path | None = None,
     key: str = "",
     raise_at_start: bool = True,
+    returning: bool = False,
 ) -> BatchRun:
     """A run at its start, or where its stored state was written; parameters as :class:`BatchRun`.
+
+    ``returning``: keep the last frame of each structure, in ``last``; such a run has no folder.
 
     Raises
     ------
     Exception : with ``raise_at_start`` whatever the potential raises at the start, if it does so for every structure.
     """
     run = BatchRun(potential, structures, ids, places, settings, each, folder, key)
+    run.last = {} if returning else None
     stored = None if folder is None else read_state(folder, key)
     if stored is None:
         if folder is not None:
@@ -120,6 +124,15 @@ def smallest_distance(atoms: Atoms, max_neighbours: int) -> tuple[float, tuple[s
         return np.nan, ("cell_collapsed", str(error))
 
 
+def _start_velocities(run: BatchRun, k: int, generator: np.random.Generator) -> np.ndarray:
+    atoms = run.structures[k]
+    if run.ensemble.cls.at_rest:
+        return np.zeros((len(atoms), 3))
+    if run.settings.start_velocities == "structures":
+        return atoms.get_velocities()
+    return maxwell_boltzmann_velocities(atoms.get_masses(), run.each[k].temperature, generator)
+
+
 def _begin(run: BatchRun, raise_at_start: bool) -> None:
     run.step = 0
     smallest: list[float] = []
@@ -133,10 +146,7 @@ def _begin(run: BatchRun, raise_at_start: bool) -> None:
             run.verdicts[k] = unusable(run.each[k], atoms, run.ids[k], run.places[k], *problem)
             logger.warning("structure %s: %s", run.ids[k], problem[1])
     generators = [structure_generator(run.settings.seed, run.places[k]) for k in active]
-    velocities = [
-        maxwell_boltzmann_velocities(run.structures[k].get_masses(), run.each[k].temperature, g)
-        for k, g in zip(active, generators, strict=True)
-    ]
+    velocities = [_start_velocities(run, k, g) for k, g in zip(active, generators, strict=True)]
     _set_up(run, active, generators)
     if not active:
         return
@@ -171,7 +181,8 @@ def store(run: BatchRun) -> None:
         return
     sizes = {} if run.files is None else run.files.flush()
     arrays = {name: getattr(run.atoms, name) for name in (*MovingAtoms.PER_ATOM, *MovingAtoms.PER_STRUCTURE)}
-    arrays |= {f"integrator_{name}": getattr(run.integrator, name) for name in run.integrator.FIELDS}
+    fields = (*run.integrator.FIELDS, *run.integrator.ATOM_FIELDS)
+    arrays |= {f"integrator_{name}": getattr(run.integrator, name) for name in fields}
     arrays |= {"reference": run.lists.reference, "reference_cells": run.lists.reference_cells}
     stored = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
     stored |= {f"observed_{name}": value for name, value in run.observers.state().items()}
@@ -206,7 +217,7 @@ def _resume(run: BatchRun, arrays: dict[str, np.ndarray], plain: dict[str, Any])
     _set_up(run, plain["active"], [structure_generator(0, 0) for _ in plain["active"]])
     if run.noise is not None:
         run.noise.restore(plain["noise"])
-    for name in run.integrator.FIELDS:
+    for name in (*run.integrator.FIELDS, *run.integrator.ATOM_FIELDS):
         setattr(run.integrator, name, tensor(f"integrator_{name}"))
     # lists are built where they were built before: their order decides the rounding of sums over neighbours
     run.atoms.cells = tensor("reference_cells")

@@ -48,7 +48,8 @@ def simulate(
     Parameters
     ----------
     potential : forces come from it, on its device and in its precision.
-    structures : start positions and cells; ``info["structure_id"]`` names them. Their momenta are not used.
+    structures : positions and cells at the start, and momenta where ``start_velocities`` says so, named by
+        ``info["structure_id"]``.
     settings : see :class:`DynamicsSettings`.
     out : folder for the verdicts, the state to continue from, frames of structures that failed, and what else is asked
         for (docs/dynamics.md). A finished run of the same potential, structures and settings is read, an unfinished one
@@ -65,8 +66,7 @@ def simulate(
 
     Raises
     ------
-    DataError : an element that the potential does not know, a structure without atoms, or one at constant pressure
-        that is not periodic in three directions.
+    DataError : an unknown element, no atoms, or at constant pressure a structure that is not periodic in 3 directions.
     ConfigError : trajectories or radial distribution functions without a folder; constant pressure with a potential
         that has no stress; values for single structures that cannot be used.
     PhyspreError : another process works in the folder.
@@ -92,6 +92,38 @@ def simulate(
         write_verdicts(folder, key, settings, each, verdicts)
         (folder / STATE).unlink(missing_ok=True)
     return verdicts
+
+
+def run_and_return(
+    potential: Potential,
+    structures: Sequence[Atoms],
+    settings: DynamicsSettings | None = None,
+    progress: bool = True,
+    *,
+    per_structure: Mapping[str, Sequence[Any]] | None = None,
+    indices: Sequence[int] | None = None,
+    raise_at_start: bool = True,
+) -> tuple[list[Verdict], list[Atoms]]:
+    """Simulate all structures at once, and give back what became of them; parameters and errors as :func:`simulate`.
+
+    Returns
+    -------
+    The verdict of each structure, and each as it was when it broke or ended, with cell, unwrapped positions, momenta,
+    energy, forces (``arrays["forces"]``), and stress where it was computed at that step. One with which no step could
+    be taken is as it was given.
+    """
+    settings = settings or DynamicsSettings()
+    each = settings_of_each(settings, len(structures), per_structure)
+    places, ids = check_input(potential, structures, settings, None, indices)
+    if not structures:
+        return [], []
+    with inference(potential):
+        run = begin_or_resume(
+            potential, structures, ids, places, settings, each, raise_at_start=raise_at_start, returning=True
+        )
+        verdicts = run_to_the_end(run, progress)
+    last = dict(zip(places, (atoms.copy() for atoms in structures), strict=True)) | (run.last or {})
+    return verdicts, [last[place] for place in places]
 
 
 def run_to_the_end(run: BatchRun, progress: bool) -> list[Verdict]:

@@ -70,8 +70,10 @@ def run_key(
     digest.update(repr((getattr(potential, "cutoff", None), getattr(potential, "elements", None))).encode())
     with contextlib.suppress(CheckpointError):  # a potential need not be one that can be saved
         digest.update(repr(sorted(potential.hyperparameters().items())).encode())
+    momenta = any(shared.start_velocities == "structures" for shared in each)
     for atoms in structures:
         digest.update(atoms.get_masses().tobytes())
+        digest.update(atoms.get_momenta().tobytes() if momenta else b"")
     for shared in dict.fromkeys(each):
         work = ("compile", "checkpoint_steps", "checkpoint_seconds")
         # settings that came later are left out where they ask for nothing, so that older runs go on

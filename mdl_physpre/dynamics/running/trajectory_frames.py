@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,9 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import XYZError, read_xyz
 from ase.stress import full_3x3_to_voigt_6_stress
+from torch import Tensor
 
+from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,26 @@ def make_frame(
         results["stress"] = full_3x3_to_voigt_6_stress(stress)
     frame.calc = SinglePointCalculator(frame, **results)
     return frame
+
+
+def present_frames(
+    atoms: MovingAtoms, which: Sequence[int], wholes: Sequence[Atoms], left_at: Mapping[int, tuple[Tensor, Tensor]]
+) -> Iterator[Atoms]:
+    """The structures of these numbers as they are, of ``wholes``; positions and cells of some are those ``left_at``."""
+    positions, momenta = atoms.positions.cpu().numpy(), (atoms.velocities * atoms.masses).cpu().numpy()
+    forces, cells, stress = atoms.forces.cpu().numpy(), atoms.cells.cpu().numpy(), atoms.stress.cpu().numpy()
+    spread = None if atoms.force_spread is None else atoms.force_spread.cpu().numpy()
+    energies = atoms.energies.tolist()
+    ends = np.concatenate([[0], np.cumsum(atoms.counts.cpu().numpy())])
+    for k in which:
+        mine = slice(ends[k], ends[k + 1])
+        where, cell = positions[mine], cells[k]
+        if k in left_at:
+            where, cell = (part.cpu().numpy() for part in left_at[k])
+        frame = make_frame(wholes[k], where, cell, momenta[mine], forces[mine], energies[k], stress[k])
+        if spread is not None and atoms.energy_spread is not None:
+            frame.arrays["force_spread"], frame.info["energy_spread"] = spread[mine], float(atoms.energy_spread[k])
+        yield frame
 
 
 def read_frames(path: Path) -> Iterator[Atoms]:

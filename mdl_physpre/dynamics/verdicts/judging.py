@@ -35,12 +35,11 @@ bar, volumes in Å³, what begins with ``lowest`` in eV/atom, spreads of a commi
 ``energy_drift`` of the conserved energy in eV per atom and ps."""
 
 
-def verdicts_of(
-    observers: Observers, structures: Sequence[int], steps_run: int, broken: Broken, complete: bool = True
-) -> list[Verdict]:
+def verdicts_of(observers: Observers, structures: Sequence[int], steps_run: int, broken: Broken) -> list[Verdict]:
     """Final verdicts of these structures, which end after ``steps_run`` steps.
 
-    Where not ``complete`` (a trajectory whose last steps were not stored), the run is taken to be as long as it was.
+    The run of one that is not broken is taken to be as long as it was: it was asked for no more, it is relaxed, or it
+    is a trajectory whose last steps were not stored.
     """
     measured = observers.measured()
     rows = torch.stack([values.to(torch.float64) for values in measured.values()]).tolist()  # one transfer
@@ -69,7 +68,7 @@ def verdicts_of(
                 failures,
                 missing,
                 steps_run,
-                settings.steps if complete or k in broken else steps_run,
+                settings.steps if k in broken else steps_run,
                 metrics,
                 diffusion.not_liquid(k, metrics) if moves else "",
             )

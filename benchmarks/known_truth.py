@@ -1,0 +1,339 @@
+"""Networks trained on structures that a known potential labelled: what the arms do to reality, not only to overlap.
+
+The truth (``truths.py``) runs at several temperatures and labels structures of its own runs. ``physpre run`` trains on
+them; each arm, and the plain networks with a ZBL core that ends at the shortest distance in the data, is then measured:
+
+    errors        on test structures, hot ones, compressed ones, and such with one pair pushed together
+    own run       at a high temperature: overlaps, and the errors of energy and forces along the run, by the truth
+    broken        at a still higher one
+    stress tests  points of breaking
+
+so is the truth. It ends with known_truth.json, known_truth.md and two figures. A run that was stopped goes on.
+
+    python benchmarks/known_truth.py --truth kumagai --out runs/kumagai
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations_with_replacement
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.neighborlist import neighbor_list
+from known_truth_tables import arm_results, draw, table
+from truths import TRUTHS, Truth
+
+import mdl_physpre
+from mdl_physpre.analysis import prediction_errors, rdf_errors
+from mdl_physpre.dynamics import DynamicsSettings, simulate
+from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
+from mdl_physpre.potentials import ZBL, Potential, SumPotential, load_potential, open_potential
+from mdl_physpre.pretraining import label
+from mdl_physpre.runs.stage import Stage, hash_of_file, stage_result, write_json
+from mdl_physpre.runs.summary import Summary
+from mdl_physpre.structures import get_labels, read_structures, write_structures
+from mdl_physpre.workflow.config.schema import Config
+
+ARMS = ("baseline", "pretrain", "replay", "hybrid")
+WITH_CORE = "baseline + ZBL"
+DATA, RUN, MEASURED = "data", "run", "measured"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done.
+
+    crystals : of the truth's, that it begins with. train, val, test : structures of each set. sampling : steps of the truth's runs; hot_runs : how many of them at
+    each high temperature. epochs, pretrain_epochs, n_aug : of the networks. model : hyperparameters.
+    own, own_steps, breaking, breaking_steps, heated : structures and steps of the runs of each network.
+    """
+
+    crystals: int = 10
+    train: int = 31
+    val: int = 8
+    test: int = 30
+    sampling: int = 1000
+    hot_runs: int = 2
+    epochs: int = 120
+    pretrain_epochs: int = 24
+    n_aug: int = 5
+    eam_epochs: int = 200
+    channels: int = 64
+    layers: int = 3
+    own: int = 4
+    own_steps: int = 950
+    breaking: int = 8
+    breaking_steps: int = 1000
+    heated: int = 4
+
+
+QUICK = Sizes(
+    crystals=1, train=4, val=2, test=3, sampling=40, hot_runs=1, epochs=2, pretrain_epochs=1, n_aug=1, eam_epochs=5, channels=8, layers=1, own=2,
+    own_steps=20, breaking=2, breaking_steps=20, heated=1,
+)  # fmt: skip
+
+
+def make_data(truth: Truth, sizes: Sizes, folder: Path) -> dict[str, Path]:
+    """The files of all sets by name, made by the truth where they are not there yet."""
+    decides = ("crystals", "train", "val", "test", "sampling", "hot_runs")
+    stage = Stage(folder, {
+        "truth": truth.potential, "crystals": truth.crystals.__name__, "temperatures": truth.temperatures,
+        "hot": truth.hot, "sizes": {key: asdict(sizes)[key] for key in decides},
+    })  # fmt: skip
+    if not stage.done:
+        stage.begin()
+        potential = open_potential(truth.potential)
+        crystals = truth.structures(sizes.crystals)
+        count = sizes.train + sizes.val
+        cool = trajectories(crystals, potential, truth.temperatures, sizes, folder / "cool")
+        known = drawn(cool, count, seed=1)
+        sets = {"train": known[: sizes.train], "val": known[sizes.train :]}
+        other = trajectories(crystals, potential, truth.temperatures, sizes, folder / "test", first=1000)
+        sets["test"] = drawn(other, sizes.test, seed=2)
+        for k, temperature in enumerate(truth.hot):
+            place = folder / f"hot_{temperature:.0f}"
+            hot = trajectories(crystals, potential, [temperature] * sizes.hot_runs, sizes, place, first=2000 + 100 * k)
+            sets[f"hot_{temperature:.0f}"] = drawn(hot, sizes.test, seed=3 + k)
+        sets["volume_85"] = [compressed(atoms, 0.85) for atoms in sets["test"]]
+        sets["pair_pushed"] = [pair_pushed(atoms, seed) for seed, atoms in enumerate(sets["test"])]
+        counts = {}
+        for name, structures in sets.items():
+            labelled = label(structures, potential, workers=1, progress=False)
+            write_structures(folder / f"{name}.extxyz", labelled)
+            counts[name] = len(labelled)
+        stage.finish({"sets": counts, "shortest": shortest_distances(sets["train"] + sets["val"])})
+    return {name: folder / f"{name}.extxyz" for name in stage.result()["sets"]}
+
+
+def trajectories(
+    crystals: Sequence[Atoms],
+    potential: Potential,
+    temperatures: Sequence[float],
+    sizes: Sizes,
+    out: Path,
+    first: int = 0,
+) -> list[Atoms]:
+    """Frames of runs of the truth at each temperature, from a quarter of the run on."""
+    every = max(sizes.sampling // 40, 1)
+    starts = [(atoms, t) for t in temperatures for atoms in crystals]
+    settings = DynamicsSettings(steps=sizes.sampling, trajectory_interval=every, pressure_interval=0)
+    heated = {"temperature": [t for _, t in starts]}
+    structures, places = [atoms for atoms, _ in starts], range(first, first + len(starts))
+    simulate(potential, structures, settings, out, progress=False, per_structure=heated, indices=places)
+    frames = []
+    for k, (_, temperature) in zip(places, starts):
+        for frame in ase.io.read(out / "trajectories" / f"{k:05d}.extxyz", ":")[11:]:
+            frame.info = {"temperature": temperature}
+            frame.wrap()
+            frames.append(frame)
+    return frames
+
+
+def drawn(frames: Sequence[Atoms], count: int, seed: int) -> list[Atoms]:
+    """So many of the frames, evenly from the runs, in random order."""
+    chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
+    return [frames[k] for k in np.random.default_rng(seed).permutation(chosen)]
+
+
+def compressed(atoms: Atoms, ratio: float) -> Atoms:
+    """A copy with a part of the volume, positions scaled with the cell."""
+    copy = atoms.copy()
+    copy.set_cell(atoms.cell[:] * ratio ** (1 / 3), scale_atoms=True)
+    return copy
+
+
+def pair_pushed(atoms: Atoms, seed: int) -> Atoms:
+    """A copy with two neighbours pushed together, evenly, to 0.6 to 0.95 of their distance."""
+    rng = np.random.default_rng(seed)
+    i, j, vectors, distances = neighbor_list("ijDd", atoms, 3.5)
+    near = np.flatnonzero(distances <= np.quantile(distances, 0.2))
+    k = rng.choice(near)
+    copy = atoms.copy()
+    step = 0.5 * (1 - rng.uniform(0.6, 0.95)) * vectors[k]
+    copy.positions[i[k]] += step
+    copy.positions[j[k]] -= step
+    return copy
+
+
+def shortest_distances(structures: Sequence[Atoms]) -> dict[str, float]:
+    """The shortest distance of each pair of elements, Å."""
+    shortest: dict[str, float] = {}
+    symbols = sorted({symbol for atoms in structures for symbol in atoms.symbols})
+    for one, other in combinations_with_replacement(symbols, 2):
+        found = [neighbor_list("d", atoms, {(one, other): 5.0}) for atoms in structures]
+        if any(len(d) for d in found):
+            shortest[f"{one}-{other}"] = round(min(float(d.min()) for d in found if len(d)), 4)
+    return shortest
+
+
+def configuration(files: dict[str, Path], sizes: Sizes, replicas: int, threads: int, processes: int) -> Config:
+    """The run: the issue's arms on the truth's structures."""
+    extra = {name: str(file) for name, file in files.items() if name not in ("train", "val", "test")}
+    sets = {name: str(files[name]) for name in ("train", "val", "test")}
+    return Config.model_validate({
+        "task": {"identifier": "known-truth", "seed": 1, "threads": threads, "processes": processes, "device": "cpu"},
+        "dataset": {"src": sets, "extra_tests": extra},
+        "model": {
+            "name": "torchmd_etEarly", "cutoff": 5.0, "hidden_channels": sizes.channels, "num_layers": sizes.layers,
+        },
+        "optim": {
+            "max_epochs": sizes.epochs, "lr": 1e-3, "batch_size": 4, "weight_energy": 0.01, "weight_force": 50.0,
+            "weight_stress": 0.0, "refit_reference": True,
+        },
+        "physpre": {
+            "arms": list(ARMS), "n_networks": replicas,
+            "eam": {"epochs": sizes.eam_epochs}, "perturbation": {"n_aug": sizes.n_aug},
+            "pretrain": {"max_epochs": sizes.pretrain_epochs, "force_tail": 10},
+            "dynamics": {"n_structures": 0}, "report": {"formats": []},
+        },
+    })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a potential, the arm and the number of its network, and what its results depend on."""
+
+    arm: str
+    number: int
+    potential: Potential
+    key: str
+
+    @property
+    def folder(self) -> str:
+        """Its name on the disk."""
+        return f"{self.arm.replace(' + ', '+')}-{self.number}"
+
+
+def subjects(truth: Truth, run: Path, summary: Summary, shortest: dict[str, float]) -> Iterator[Subject]:
+    """The truth, then the first network of each arm, the second, and so on; with each plain one, its sum with ZBL."""
+    known = open_potential(truth.potential)
+    yield Subject("truth", 1, known, known.identity)
+    for number in range(max(len(arm.networks) for arm in summary.arms.values())):
+        for arm, result in summary.arms.items():
+            file = run / result.networks[number].checkpoint
+            network = load_potential(file)
+            yield Subject(arm, number + 1, network, hash_of_file(file))
+            if arm == "baseline":
+                core = ZBL(sorted({e for pair in shortest for e in pair.split("-")}), radii=shortest)
+                total = SumPotential(network=network, core=core).eval()
+                yield Subject(WITH_CORE, number + 1, total, f"{hash_of_file(file)} {shortest}")
+
+
+def measured(
+    subject: Subject, truth: Truth, oracle: Potential, files: dict[str, Path], sizes: Sizes, folder: Path
+) -> dict[str, Any]:
+    """Everything that one potential is measured on; read where it is done."""
+    stage = Stage(folder / subject.folder, {
+        "potential": subject.key, "truth": oracle.identity, "own": truth.own,
+        "sizes": {key: value for key, value in asdict(sizes).items() if key.startswith(("own", "breaking", "heat"))},
+        "breaking": truth.breaking, "data": [hash_of_file(file) for file in files.values()],
+    })  # fmt: skip
+    if stage.done:
+        return stage.result()
+    stage.begin()
+    tests = [name for name in files if name not in ("train", "val")]
+    sets = {name: read_structures(files[name]) for name in tests}
+    errors = {name: prediction_errors(subject.potential, structures).plain() for name, structures in sets.items()}
+    starts = [atoms for atoms in sets["test"]]
+    place = folder / subject.folder
+    own = own_run(subject, truth, oracle, starts[: sizes.own], sizes, place / "own")
+    settings = DynamicsSettings(
+        temperature=truth.breaking, steps=sizes.breaking_steps, pressure_interval=0, checkpoint_steps=10_000
+    )
+    places = [100 * subject.number + k for k in range(sizes.breaking)]
+    verdicts = simulate(
+        subject.potential, starts[: sizes.breaking], settings, place / "breaking", progress=False, indices=places
+    )
+    return stage.finish({"errors": errors, "own": own, "breaking": counted(verdicts)})
+
+
+def own_run(
+    subject: Subject, truth: Truth, oracle: Potential, starts: list[Atoms], sizes: Sizes, out: Path
+) -> dict[str, Any]:
+    """A run at a high temperature, and the errors of energy (meV/atom, signed) and forces (eV/Å) along it."""
+    every = max(sizes.own_steps // 38, 1)
+    settings = DynamicsSettings(
+        temperature=truth.own, steps=sizes.own_steps, trajectory_interval=every, pressure_interval=0, rdf_interval=5,
+        rdf_start=sizes.own_steps // 3,
+    )  # fmt: skip
+    places = [100 * subject.number + k for k in range(len(starts))]
+    verdicts = simulate(subject.potential, starts, settings, out, progress=False, indices=places)
+    points = []
+    for place in places:
+        frames = ase.io.read(out / "trajectories" / f"{place:05d}.extxyz", ":")
+        true = label([frame.copy() for frame in frames], oracle, workers=1, progress=False)
+        for frame, right in zip(frames, true):
+            n, labels = len(frame), get_labels(right)
+            points.append({
+                "time_fs": frame.info["time_fs"],
+                "energy": 1e3 * (frame.get_potential_energy() - labels.energy) / n,
+                "forces": float(np.abs(frame.get_forces() - labels.forces).mean()),
+                "true_forces": float(np.abs(labels.forces).mean()),
+            })  # fmt: skip
+    return {**counted(verdicts), "along": points}
+
+
+def counted(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """How many structures failed, and for which reasons."""
+    reasons = {reason: sum(reason in v.reasons for v in verdicts) for v in verdicts for reason in v.reasons}
+    return {"structures": len(verdicts), "failed": sum(v.failed for v in verdicts), "reasons": reasons}
+
+
+def rdf_error(folder: Path, reference: Path) -> dict[str, float]:
+    """Errors of the radial distribution functions of an own run against the truth's, means over pairs of elements."""
+    found = rdf_errors(read_rdfs(folder).average, read_rdfs(reference).average).values()
+    return {
+        what: float(np.mean([v for e in found if (v := getattr(e, what)) is not None]))
+        for what in ("mae", "wasserstein")
+    }
+
+
+def experiment(truth: Truth, sizes: Sizes, folder: Path, replicas: int, threads: int, processes: int) -> dict[str, Any]:
+    """All of it; see the head of this file."""
+    files = make_data(truth, sizes, folder / DATA)
+    data = stage_result(folder / DATA)
+    summary = mdl_physpre.run(configuration(files, sizes, replicas, threads, processes), out=folder / RUN)
+    oracle = open_potential(truth.potential)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for subject in subjects(truth, folder / RUN, summary, data["shortest"]):
+        result = measured(subject, truth, oracle, files, sizes, folder / MEASURED)
+        result["rdf"] = rdf_error(folder / MEASURED / subject.folder / "own", folder / MEASURED / "truth-1" / "own")
+        found.setdefault(subject.arm, []).append(result)
+        content = {"truth": truth.title, "replicas": replicas, "sizes": asdict(sizes), "data": data, "networks": found}
+        content["arms"] = {arm: arm_results(results) for arm, results in found.items()}
+        write_json(folder / "known_truth.json", content)
+        (folder / "known_truth.md").write_text(table(content))
+    draw(content, folder)
+    return content
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--truth", choices=list(TRUTHS), default="kumagai")
+    parser.add_argument("--out", type=Path, help="folder; runs/known-truth-TRUTH where it is left out")
+    parser.add_argument("--replicas", type=int, default=3, help="networks of each arm")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch, in each process")
+    parser.add_argument("--processes", type=int, default=1, help="networks that are trained at the same time")
+    parser.add_argument("--quick", action="store_true", help="everything tiny, to see that it runs")
+    chosen = parser.parse_args(arguments)
+    truth = TRUTHS[chosen.truth]
+    if truth.missing:
+        parser.exit(0, f"{chosen.truth} is left out: {truth.missing}\n")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    out = chosen.out or Path("runs") / f"known-truth-{chosen.truth}"
+    sizes = QUICK if chosen.quick else Sizes()
+    content = experiment(truth, sizes, out, chosen.replicas, chosen.threads, chosen.processes)
+    print(table(content))
+    return content
+
+
+if __name__ == "__main__":
+    main()
