@@ -16,7 +16,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.structures.neighbours import neighbour_list, pairs_within
 from mdl_physpre.utils.record import Record
 
 
@@ -49,6 +49,21 @@ def minimum_distance(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r
             vectors = positions[j] - positions[i] + shifts @ np.asarray(cell, dtype=float)
             return float(np.sqrt((vectors**2).sum(axis=1).min()))
         radius *= 2
+
+
+def nearest_distances(atoms: Atoms, radius: float = 3.0, farthest: float = 12.0) -> np.ndarray:
+    """Distance of the nearest other atom of each atom, periodic images included, (n,), Å.
+
+    radius : Å; where the search begins. It doubles until every atom has one, or up to ``farthest``, which is then its
+        distance.
+    """
+    nearest = np.full(len(atoms), np.inf)
+    while len(atoms) and radius < 2 * farthest and not np.isfinite(nearest).all():
+        i, j, distances = pairs_within(atoms, min(radius, farthest))
+        other = i != j
+        np.minimum.at(nearest, i[other], distances[other])
+        radius *= 2
+    return nearest.clip(max=farthest)
 
 
 class OverlapAccumulator:

@@ -81,6 +81,8 @@ def doctor(
     from mdl_physpre.structures.read import read_structures
 
     potential = open_potential(model, modules=modules or (), map_location=device)
+    known = potential.training_energies
+    print(f"energies trained on: {'unknown' if known is None else known.text()}")
     checks = examine(potential, read_structures(structures) if structures else None, cutoff=cutoff, seed=seed)
     print(format_checks(checks))
     if json:

@@ -24,6 +24,7 @@ class DynamicsProtocol(Settings):
     SECTION: ClassVar[str] = "dynamics"
     LATER: ClassVar[dict[str, Any]] = {
         "temperature_end": None, "max_force_spread": None, "stop_on_uncertain": True,
+        "too_deep_margin": 0.2, "stop_on_too_deep": False,
         "start_velocities": "maxwell_boltzmann",
     }  # fmt: skip
     """Settings that came later, with the value that asks for nothing: results of before are known without them."""
@@ -53,6 +54,16 @@ class DynamicsProtocol(Settings):
         0.5, "Overlap: the smallest distance is at most this times the smallest distance at the start.", gt=0
     )
     stop_on_overlap: bool = setting(True, "An overlap ends the run of its structure.")
+    too_deep_margin: float | None = setting(
+        0.2,
+        "Too deep: the potential energy per atom falls so far below the lowest in the training data, or at the start "
+        "where that is lower. null: not judged.",
+        "eV",
+        ge=0,
+    )
+    stop_on_too_deep: bool = setting(
+        False, "A structure that is too deep ends its run; otherwise it goes on, to be judged by the other bounds, too."
+    )
     max_force_spread: float | None = setting(
         None,
         "Of a committee: with a larger force spread on one atom, a structure is uncertain; null: no bound.",

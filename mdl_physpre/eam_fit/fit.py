@@ -23,6 +23,7 @@ from mdl_physpre.errors import ConfigError, DataError, FitError
 from mdl_physpre.potentials.eam.potential import EAMInteraction, element_numbers
 from mdl_physpre.potentials.energy_reference import composition_matrix
 from mdl_physpre.potentials.evaluation import evaluate
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.progress import progress as show_progress
@@ -162,6 +163,7 @@ def _fitted(
             for name in ("A", "beta", "D", "alpha", "r_e"):
                 final[name][p] = start[name][p]
     set_parameters(potential, final)
+    potential.training_energies = TrainingEnergies.of(train.structures)
     return best, closest
 
 

@@ -26,4 +26,5 @@ from .evaluation import evaluate as evaluate
 from .open import open_potential as open_potential
 from .sum import HybridPotential as HybridPotential
 from .sum import SumPotential as SumPotential
+from .training_energies import TrainingEnergies as TrainingEnergies
 from .zbl import ZBL as ZBL

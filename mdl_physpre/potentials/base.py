@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mdl_physpre.errors import CheckpointError, DataError
 from mdl_physpre.potentials.derivatives import derivatives
 from mdl_physpre.potentials.energy_reference import N_ELEMENTS, EnergyReference
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.structures.graph import AtomGraph
 
 
@@ -42,6 +43,7 @@ class Potential(nn.Module, ABC):
     gives_spread : whether it says how uncertain energies and forces are.
     concurrent : whether several threads are to evaluate it at the same time in dynamics on the CPU: where that is
         safe, and where most of its work is done outside Python, which only one thread at a time can be in.
+    training_energies : energies per atom of the structures that it was trained on; ``None`` where that is not known.
     """
 
     def __init_subclass__(cls, **given: Any) -> None:
@@ -54,6 +56,7 @@ class Potential(nn.Module, ABC):
     gives_stress: bool = True
     gives_spread: bool = False
     concurrent: bool = False
+    training_energies: TrainingEnergies | None = None
 
     @abstractmethod
     def predictions(self, graph: AtomGraph, forces: bool = True, stress: bool = True) -> Predictions:

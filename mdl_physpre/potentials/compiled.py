@@ -63,6 +63,7 @@ class CompiledPotential(AtomicPotential):
         self.potential = potential
         self.cutoff, self.elements = potential.cutoff, potential.elements
         self.gives_stress, self.concurrent = potential.gives_stress, False
+        self.training_energies = potential.training_energies
         from torch._dynamo import config, exc  # a second, for those alone who compile
         from torch._inductor import exc as inductor
 

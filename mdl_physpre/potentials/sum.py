@@ -26,7 +26,8 @@ class SumPotential(Backbone):
 
     Parameters
     ----------
-    parts : potentials by name; each is an attribute of this name. They are not copied. ``None`` is left out.
+    parts : potentials by name; each is an attribute of this name. They are not copied. ``None`` is left out. Where one
+        of them knows the energies it was trained on, these are the sum's: the others correct it elsewhere.
     """
 
     def __init__(self, **parts: Potential | None) -> None:
@@ -40,6 +41,8 @@ class SumPotential(Backbone):
         self.gives_stress = all(part.gives_stress for part in self.parts.values())
         self.gives_spread = sum(part.gives_spread for part in self.parts.values()) == 1  # which is that of the sum
         self.concurrent = all(part.concurrent for part in self.parts.values())
+        trained = [part.training_energies for part in self.parts.values() if part.training_energies is not None]
+        self.training_energies = trained[0] if len(trained) == 1 else None
 
     @property
     def parts(self) -> dict[str, Potential]:
@@ -54,7 +57,7 @@ class SumPotential(Backbone):
     def without(self, name: str) -> SumPotential:
         """The sum of E0 and of all parts but one."""
         rest = SumPotential(**{key: part for key, part in self.parts.items() if key != name})
-        rest.reference = self.reference
+        rest.reference, rest.training_energies = self.reference, None
         return rest
 
     def take_over_references(self) -> None:

@@ -15,6 +15,7 @@ import torch
 from mdl_physpre.errors import TrainingError
 from mdl_physpre.potentials.base import AtomicPotential
 from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.arms import Online
 from mdl_physpre.training.data import GraphBatches, batch_indices
@@ -55,6 +56,7 @@ class PotentialTraining(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False  # the norm of the gradient decides whether a step is taken at all
         self.potential, self.settings, self.out = potential, settings, out
+        potential.training_energies = TrainingEnergies.of(train.structures)
         self.train_set = self._epoch_set = train
         self.validation_set = validation
         self.ranks = ranks or Ranks()

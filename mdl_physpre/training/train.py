@@ -83,7 +83,7 @@ def train_potential(
     Parameters
     ----------
     potential : trained in place; its energy reference is part of the energies and stays as it is.
-    train, val : labelled data sets, in the precision of the potential.
+    train, val : labelled data sets, in the precision of the potential, which keeps the energies of ``train``.
     settings : see :class:`TrainingSettings`.
     out : folder for ``best.pt`` (see :func:`save_potential`), ``last.ckpt`` (Lightning) and ``log.csv``.
     resume : go on from ``last.ckpt`` where it exists; otherwise start anew and remove what is there.

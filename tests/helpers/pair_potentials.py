@@ -66,6 +66,13 @@ class Attraction(PairPotential):
         return 0.5 * r
 
 
+class FalseWell(Morse):
+    """Morse, and a well at 2 Å that is not there: a hot structure falls into it, and its atoms do not overlap."""
+
+    def pair(self, r: Tensor) -> Tensor:
+        return super().pair(r) - torch.exp(-(((r - 2.0) / 0.12) ** 2))
+
+
 class AttractiveGold(Morse):
     """Morse, but gold attracts without a wall. The process is interrupted at evaluation ``at``."""
 

@@ -100,7 +100,8 @@ OTHER = {
     "lindemann_max_atoms": 5, "max_temperature": 5000.0, "max_displacement": 5.0, "max_neighbours": 5, "pressure": 2.0,
     "taut": 50.0, "taup": 500.0, "compressibility": 1e-5, "min_volume_ratio": 0.2, "max_volume_ratio": 5.0,
     "observers": ["mdl_physpre.dynamics.verdicts.built_in:Temperature"], "temperature_end": 600.0,
-    "max_force_spread": 1.0, "stop_on_uncertain": False, "start_velocities": "structures",
+    "max_force_spread": 1.0, "stop_on_uncertain": False,
+    "too_deep_margin": 0.1, "stop_on_too_deep": True, "start_velocities": "structures",
 }  # fmt: skip
 WORK = {
     "seed": 7, "skin": 2.0, "max_edges": 7, "checkpoint_steps": 7, "checkpoint_seconds": 7.0, "trajectory_interval": 7,

@@ -77,7 +77,7 @@ def test_a_run_leaves_page_figures_tables_and_cards(finished):
     for figure in ("energy-curves.png", "survival.png", "parity-test.svg", "force-angles-test.png"):
         assert (folder / "report" / figure).stat().st_size > 5000
     card = (folder / summary.arms["pretrain"].networks[0].checkpoint).with_name("model_card.md").read_text()
-    assert "| elements | O, Mg |" in card and "16 structures" in card
+    assert "| elements | O, Mg |" in card and "16 structures" in card and "| energies trained on | MgO −" in card
 
 
 def test_a_report_does_not_outlive_its_configuration(finished, config, monkeypatch):

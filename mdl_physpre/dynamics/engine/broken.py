@@ -13,6 +13,10 @@ class Broken(dict[int, dict[str, str]]):
         """Note that ``structure`` breaks at this step."""
         self.setdefault(structure, {})[reason] = text
 
+    def lost(self) -> list[int]:
+        """Those that have been put elsewhere, because no forces can be had where they are."""
+        return [k for k, reasons in self.items() if {"not_finite", "escaped", "cell_collapsed"} & set(reasons)]
+
     def which(self, mask: Tensor, structure: Tensor | None = None) -> list[int]:
         """The structures for which ``mask`` holds, sorted; ``structure`` is that of each element, if not its own."""
         if not bool(mask.any()):

@@ -35,7 +35,10 @@ from mdl_physpre.errors import DataError
 
 
 def judge_trajectory(
-    frames: str | Path | Iterable[Atoms], settings: DynamicsSettings | None = None, index: int = 0
+    frames: str | Path | Iterable[Atoms],
+    settings: DynamicsSettings | None = None,
+    index: int = 0,
+    trained_on: float | None = None,
 ) -> Verdict:
     """The verdict on a stored trajectory of one structure, whose first frame is the start.
 
@@ -45,6 +48,8 @@ def judge_trajectory(
         they are taken as steps 0, 1, … Without momenta, energies or forces what needs them is not judged.
     settings : thresholds, and the temperature, time step and number of steps of this structure.
     index : place of the structure in a list.
+    trained_on : the lowest energy per atom, eV, of its composition in the data that the potential was trained on
+        (``potential.training_energies.lowest(atoms)``); where ``None``, ``too_deep`` is not judged.
 
     Returns
     -------
@@ -66,7 +71,7 @@ def judge_trajectory(
         return unusable(settings, first, identity, index, *problem)
     start = torch.from_numpy(np.array(first.positions, dtype=float))
     smallest = torch.tensor([distance], dtype=torch.float64)
-    observers = Observers(settings, [settings], [first], [identity], [index], start, smallest)
+    observers = Observers(settings, [settings], [first], [identity], [index], start, smallest, [trained_on])
     broken = Broken()
     frame: Atoms | None = first
     step, number = -1, 0
@@ -120,7 +125,8 @@ def judge_run(out: str | Path) -> list[Verdict]:
         if not trajectory.exists():
             raise DataError(f"{trajectory} does not exist; a run stores trajectories where trajectory_interval is set")
         own = settings.changed(**{name: values[k] for name, values in per_structure.items()})
-        judged.append(judge_trajectory(trajectory, own, verdict.index))
+        trained_on = verdict.metrics.get("lowest_training_energy")
+        judged.append(judge_trajectory(trajectory, own, verdict.index, trained_on))
     return judged
 
 

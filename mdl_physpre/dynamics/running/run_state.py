@@ -87,7 +87,10 @@ def _watch(run: BatchRun, start: Tensor, smallest: Tensor) -> None:
     """Observers and neighbour lists of the active structures."""
     structures, s = [run.structures[k] for k in run.active], run.settings
     names, places = [run.ids[k] for k in run.active], [run.places[k] for k in run.active]
-    run.observers = Observers(s, [run.each[k] for k in run.active], structures, names, places, start, smallest)
+    known = run.potential.training_energies
+    trained_on = None if known is None else [known.lowest(atoms) for atoms in structures]
+    each = [run.each[k] for k in run.active]
+    run.observers = Observers(s, each, structures, names, places, start, smallest, trained_on)
     run.lists = lists_for(run.device)(
         [a.numbers for a in structures],
         run.atoms.cells,

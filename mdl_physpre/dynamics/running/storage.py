@@ -84,6 +84,8 @@ def run_key(
         nothing = {"observers": (), **shared.LATER}
         physics = {k: v for k, v in shared.model_dump().items() if k not in work and (k, v) not in nothing.items()}
         digest.update(repr(sorted(physics.items())).encode())
+    if potential.training_energies is not None and any(s.too_deep_margin is not None for s in each):
+        digest.update(repr(potential.training_energies.plain()).encode())
     numbered = {shared: number for number, shared in enumerate(dict.fromkeys(each))}
     which = [numbered[s] for s in each]
     return content_hash(structures, FORMAT, digest.hexdigest(), which, list(ids), list(indices))

@@ -1,9 +1,12 @@
-"""Observers of every run but those of distances: volume, displacement from the start, finite numbers, temperature.
+"""Observers of every run but those of distances: volume, displacement from the start, finite numbers, temperature,
+and energies below all that the potential was trained on.
 
 They look at every step. A structure that is not finite, too hot, escaped or collapsed is stopped.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
-from mdl_physpre.dynamics.verdicts.observer import Moment, Observer, Watched
+from mdl_physpre.dynamics.verdicts.observer import Judged, Moment, Observer, Watched
 
 
 class Volume(Observer):
@@ -164,5 +167,67 @@ class Temperature(Observer):
         mean = self.temperature_sum / steps if steps > 0 else torch.full_like(self.temperature_sum, torch.nan)
         return {"mean_temperature": mean, "max_temperature": self.temperature_max}
 
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        super().restore({"hottest": self.hottest.cpu().numpy(), **arrays})  # states of earlier versions have none
+
+class TooDeep(Observer):
+    """Structures that have fallen into a well that is not there: deeper than all that the potential was trained on.
+
+    Too deep: E_pot / N < min(lowest of the training data for this composition, E_pot / N at the start) − margin.
+    """
+
+    reasons = ("too_deep",)
+    metrics = ("lowest_energy", "lowest_energy_step", "lowest_training_energy", "lowest_energy_allowed")
+    BY_STRUCTURE = ("allowed", "lowest", "lowest_step", "too_deep_step")
+
+    def __init__(self, watched: Watched) -> None:
+        super().__init__(watched)
+        margin, device = watched.settings.too_deep_margin, watched.start.device
+        known = [torch.nan if energy is None else energy for energy in watched.trained_on]
+        self.active = margin is not None and any(energy is not None for energy in watched.trained_on)
+        self.allowed = torch.tensor(known, dtype=torch.float64, device=device)  # NaN, where nothing is below it
+        self.lowest = torch.full_like(self.allowed, torch.nan)
+        self.lowest_step = torch.zeros_like(self.allowed, dtype=torch.int64)
+        self.too_deep_step = torch.full_like(self.lowest_step, -1)
+
+    def check(self, moment: Moment, broken: Broken) -> None:
+        if not self.active:
+            return
+        energies = moment.atoms.energies / self.watched.sizes
+        if not self.watched.counted:
+            self.allowed = torch.minimum(self.allowed, energies) - self.watched.settings.too_deep_margin
+            self.lowest = energies
+            return
+        if lost := broken.lost():
+            energies = energies.index_fill(0, torch.tensor(lost, device=energies.device), torch.inf)
+        lower, deep = energies < self.lowest, energies < self.allowed
+        self.lowest = torch.where(lower, energies, self.lowest)
+        self.lowest_step = self.lowest_step.masked_fill(lower, moment.step)
+        self.too_deep_step = self.too_deep_step.masked_fill(deep & (self.too_deep_step < 0), moment.step)
+        if self.watched.settings.stop_on_too_deep:
+            for k in broken.which(deep):
+                broken.add(k, "too_deep", "")
+
+    def passed(self, step: int) -> Tensor | None:
+        stopped = self.watched.settings.stop_on_too_deep
+        return self.too_deep_step == step if self.active and not stopped else None
+
+    def measured(self) -> dict[str, Tensor]:
+        return {
+            "lowest_energy": self.lowest,
+            "lowest_energy_step": self.lowest_step,
+            "lowest_energy_allowed": self.allowed,
+            "too_deep_first_step": self.too_deep_step,
+        }
+
+    def judge(self, structure: int, metrics: dict[str, Any]) -> Judged:
+        metrics["lowest_training_energy"] = known = self.watched.trained_on[structure]
+        margin = self.watched.settings.too_deep_margin
+        if known is None or margin is None:
+            metrics |= dict.fromkeys(("lowest_energy", "lowest_energy_step", "lowest_energy_allowed"))
+            why = "the potential does not say what energies of this composition it was trained on"
+            return {}, {"too_deep": "too_deep_margin is null" if margin is None else why}
+        step = metrics["too_deep_first_step"]
+        if step < 0:
+            return {}, {}
+        lowest, allowed = metrics["lowest_energy"], metrics["lowest_energy_allowed"]
+        text = f"{lowest:.4f} eV/atom at step {metrics['lowest_energy_step']}, at least {allowed:.4f} eV/atom allowed ("
+        return {"too_deep": (step, text + f"{known:.4f} is the lowest trained on, less {margin:g} or more)")}, {}

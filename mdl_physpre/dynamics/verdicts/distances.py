@@ -37,8 +37,7 @@ class Overlap(Observer):
 
     def check(self, moment: Moment, broken: Broken) -> None:
         distances = moment.distances
-        lost = [k for k, reasons in broken.items() if {"not_finite", "escaped", "cell_collapsed"} & set(reasons)]
-        if lost:
+        if lost := broken.lost():
             distances = distances.index_fill(0, torch.tensor(lost, device=distances.device), torch.inf)
         overlapping = self.found.add(moment.step, distances)
         if self.watched.settings.stop_on_overlap:

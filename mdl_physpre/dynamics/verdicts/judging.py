@@ -15,9 +15,10 @@ from ase import Atoms
 from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.ensembles import ensemble_of
 from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.dynamics.verdicts.melting import Diffusion
 from mdl_physpre.dynamics.verdicts.observer import OBSERVERS, Observer
 from mdl_physpre.dynamics.verdicts.observers import BUILT_IN, Observers
-from mdl_physpre.dynamics.verdicts.verdict import REASONS, Verdict, make_verdict
+from mdl_physpre.dynamics.verdicts.verdict import LINDEMANN, REASONS, Verdict, make_verdict
 
 METRICS = (
     "start_min_distance", "min_distance", "min_distance_step", "overlap_threshold", "lindemann_max_local",
@@ -25,11 +26,13 @@ METRICS = (
     "lindemann_samples", "mean_temperature", "max_temperature", "max_force", "max_displacement", "total_energy_start",
     "total_energy_end", "conserved_energy_start", "conserved_energy_end", "energy_drift", "mean_pressure",
     "pressure_samples", "volume_start", "volume_end", "mean_volume", "temperature_bound", "lindemann_local_bound",
-    "lindemann_global_bound", "max_force_spread", "mean_force_spread", "max_energy_spread", "uncertain_step",
+    "lindemann_global_bound", "lowest_energy", "lowest_energy_step", "lowest_training_energy", "lowest_energy_allowed",
+    "mean_squared_displacement", "diffusion_exponent", "diffusion_coefficient", "late_temperature",
+    "max_force_spread", "mean_force_spread", "max_energy_spread", "uncertain_step",
 )  # fmt: skip
 """What is measured of each structure: distances in Å, temperatures in K, forces in eV/Å, energies in eV, pressure in
-bar, volumes in Å³, spreads of a committee in eV/Å and eV/atom, and ``energy_drift`` of the conserved energy in eV per
-atom and ps."""
+bar, volumes in Å³, what begins with ``lowest`` in eV/atom, spreads of a committee in eV/Å and eV/atom, and
+``energy_drift`` of the conserved energy in eV per atom and ps."""
 
 
 def verdicts_of(observers: Observers, structures: Sequence[int], steps_run: int, broken: Broken) -> list[Verdict]:
@@ -45,6 +48,7 @@ def verdicts_of(observers: Observers, structures: Sequence[int], steps_run: int,
         for (name, values), row in zip(measured.items(), rows, strict=True)
     }
     verdicts = []
+    diffusion = observers.of(Diffusion)
     for k in structures:
         settings = observers.each[k]
         metrics = {name: values[k] for name, values in table.items()}
@@ -54,6 +58,7 @@ def verdicts_of(observers: Observers, structures: Sequence[int], steps_run: int,
             found, unknown = observer.judge(k, metrics)
             failures |= found
             missing |= unknown
+        moves = bool(failures) and failures.keys() <= set(LINDEMANN)
         verdicts.append(
             _verdict(
                 settings,
@@ -65,6 +70,7 @@ def verdicts_of(observers: Observers, structures: Sequence[int], steps_run: int,
                 steps_run,
                 settings.steps if k in broken else steps_run,
                 metrics,
+                diffusion.not_liquid(k, metrics) if moves else "",
             )
         )
     return verdicts
@@ -92,6 +98,7 @@ def _verdict(
     steps_run: int,
     steps_asked: int,
     metrics: dict[str, Any],
+    not_liquid: str | None = "",
 ) -> Verdict:
     conditions: dict[str, int | float] = {"temperature": settings.temperature, "timestep": settings.timestep}
     conditions["steps"] = settings.steps
@@ -117,4 +124,5 @@ def _verdict(
         conditions=conditions,
         metrics={metric: metrics.get(metric) for metric in (*METRICS, *(m for cls in further for m in cls.metrics))},
         reasons=list(dict.fromkeys([*REASONS, *(reason for cls in classes for reason in cls.reasons_with(settings))])),
+        not_liquid=not_liquid,
     )

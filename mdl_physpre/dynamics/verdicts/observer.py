@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from mdl_physpre.utils.registry import Registry
 
 Conditions = Any
 """What is asked of a structure: ``DynamicsSettings``, which look observers up and so cannot be imported here."""
+
+AnyObserver = TypeVar("AnyObserver", bound="Observer")
 
 Judged = tuple[dict[str, tuple[int, str]], dict[str, str]]
 """Failures (reason -> first failing step, sentence), and what cannot be judged (reason -> why)."""
@@ -53,8 +55,11 @@ class Watched:
     smallest distances, NaN where there is no pair. ``settings``: what all share; ``each``: the settings of each;
     ``ids`` and ``indices``: names and places in the caller's list; ``batch`` (n,): the structure of each atom;
     ``sizes`` (B,): atoms; ``periodic`` (B,): whether in three directions. ``counted`` steps were survived, up to
-    ``last_step``.
+    ``last_step``. ``trained_on``: the lowest energy per atom, eV, of each one's composition in the data that the
+    potential was trained on; ``None`` where that is not known.
     """
+
+    all: list[Observer]
 
     def __init__(
         self,
@@ -65,14 +70,20 @@ class Watched:
         indices: Sequence[int],
         start: Tensor,
         smallest: Tensor,
+        trained_on: Sequence[float | None] | None = None,
     ) -> None:
         self.settings, self.each = settings, list(each)
         self.structures, self.ids, self.indices = list(structures), list(ids), list(indices)
         self.start, self.smallest = start.clone(), smallest
+        self.trained_on = [None] * len(self.each) if trained_on is None else list(trained_on)
         cells = np.array([a.cell[:] for a in structures], dtype=float).reshape(-1, 3, 3)
         self.start_cells = torch.from_numpy(cells).to(start.device)
         self.counted, self.last_step = 0, -1
         self._set_sizes()
+
+    def of(self, cls: type[AnyObserver]) -> AnyObserver:
+        """The observer of a class, among ``all`` that watch these structures."""
+        return next(observer for observer in self.all if isinstance(observer, cls))
 
     def _set_sizes(self) -> None:
         device, sizes = self.start.device, [len(a) for a in self.structures]
@@ -187,10 +198,10 @@ class Observer:
         return tensors | {name: np.array(getattr(self, name)) for name in self.FOR_ALL}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Go on from :meth:`state`, with the same structures."""
-        for name in (*self.BY_STRUCTURE, *self.BY_ATOM):
+        """Go on from :meth:`state`, with the same structures; what a state of an earlier version lacks begins anew."""
+        for name in arrays.keys() & {*self.BY_STRUCTURE, *self.BY_ATOM}:
             setattr(self, name, torch.from_numpy(arrays[name].copy()).to(self.watched.start.device))
-        for name in self.FOR_ALL:
+        for name in arrays.keys() & set(self.FOR_ALL):
             setattr(self, name, int(arrays[name]))
 
 

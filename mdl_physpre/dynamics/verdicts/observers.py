@@ -19,13 +19,14 @@ from torch import Tensor
 from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.settings import DynamicsSettings
-from mdl_physpre.dynamics.verdicts.built_in import Displacement, Forces, Temperature, Volume
+from mdl_physpre.dynamics.verdicts.built_in import Displacement, Forces, Temperature, TooDeep, Volume
 from mdl_physpre.dynamics.verdicts.distances import Lindemann, Overlap
+from mdl_physpre.dynamics.verdicts.melting import Diffusion
 from mdl_physpre.dynamics.verdicts.observer import OBSERVERS, Moment, Observer, Watched
 from mdl_physpre.dynamics.verdicts.uncertainty import Uncertainty
 
 BUILT_IN: tuple[type[Observer], ...] = (
-    Volume, Displacement, Forces, Temperature, Overlap, Lindemann, Uncertainty,
+    Volume, Displacement, Forces, Temperature, TooDeep, Overlap, Lindemann, Diffusion, Uncertainty,
 )  # fmt: skip
 """The observers of every run, in the order in which they look."""
 
@@ -136,7 +137,7 @@ class Observers(Watched):
     def keep(self, structures: list[int], atoms: Tensor) -> None:
         """Go on with the structures of these indices; ``atoms`` holds the indices of their atoms."""
         which = torch.tensor(structures, dtype=torch.int64, device=self.start.device)
-        for name in ("each", "structures", "ids", "indices"):
+        for name in ("each", "structures", "ids", "indices", "trained_on"):
             setattr(self, name, [getattr(self, name)[k] for k in structures])
         for name in (*self.BY_STRUCTURE, "start_cells", "smallest"):
             setattr(self, name, getattr(self, name).index_select(0, which))

@@ -71,6 +71,11 @@ def pooled_counts(each: Sequence[Counts], failing_steps: Sequence[int | None], t
         median_failing_step=middle,
         median_failing_time_fs=None if middle is None else middle * timestep,
         networks=len(each),
+        **{
+            name: together([getattr(one, name) for one in each])
+            for name in ("melted", "paper")
+            if all(getattr(one, name) is not None for one in each)  # earlier versions do not say
+        },
     )
 
 

@@ -215,7 +215,8 @@ def survival_curve(verdicts: Sequence[Verdict], reasons: Sequence[str] | None = 
 
     Parameters
     ----------
-    reasons : failures that count; all where ``None``. Structures to which none of them applies are left out.
+    reasons : bounds that count, melted or not; where ``None``, all failures. Structures to which none of them applies
+        are left out.
     """
     return kaplan_meier(failure_times(verdicts, reasons))
 
@@ -227,13 +228,14 @@ def failure_times(
 
     Parameters
     ----------
-    reasons : failures that count; all where ``None``. Structures to which none of them applies are left out.
+    reasons : bounds that count, melted or not; where ``None``, all failures. Structures to which none of them applies
+        are left out.
     network : that the structures were simulated with.
     """
     found = []
     for v in verdicts:
         wanted = v.checks if reasons is None else [reason for reason in reasons if reason in v.checks]
-        counted = [failure for failure in v.failures if failure.reason in wanted]
+        counted = [] if v.melted and reasons is None else [f for f in v.failures if f.reason in wanted]
         if counted:
             first = min(counted, key=lambda failure: failure.time_fs)
             found.append(Observation(first.time_fs, True, v.index, network, first.reason))

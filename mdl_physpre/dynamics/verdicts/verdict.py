@@ -15,6 +15,7 @@ REASONS = (
     "overlap",
     "lindemann_local",
     "lindemann_global",
+    "too_deep",
     "temperature",
     "not_finite",
     "escaped",
@@ -22,6 +23,10 @@ REASONS = (
     "potential_error",
 )
 """Reasons of the observers of every run; ``observers`` in the settings may bring others."""
+
+LINDEMANN = ("lindemann_local", "lindemann_global")
+PAPER_REASONS = ("overlap", *LINDEMANN)
+"""By which the paper counts a structure as unstable."""
 
 
 class Failure(Record):
@@ -38,7 +43,8 @@ class Verdict(Record):
 
     structure_id, index, formula, n_atoms : what names it; ``index`` is its place in the list of structures.
     checks : each reason that its observers may give: ``passed``, ``failed``, or ``n/a`` where it cannot be judged.
-    failures : in the order of their first failing steps.
+    failures : the bounds that it passed, in the order of their first failing steps; of a melt the Lindemann indices.
+    melted : whether it passed these alone and has become a healthy liquid; ``None`` in results of earlier versions.
     notes : sentences, such as why a check is ``n/a``.
     steps_run, time_run_fs, stopped : how far it ran, and whether that was before its end.
     conditions : what was asked of this structure: temperature in K, and the like.
@@ -57,35 +63,42 @@ class Verdict(Record):
     stopped: bool
     conditions: dict[str, int | float] = {}
     metrics: dict[str, Any] = {}
+    melted: bool | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether any check failed."""
-        return bool(self.failures)
+        """Whether it passed a bound, and has not just melted."""
+        return bool(self.failures) and not self.melted
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def status(self) -> str:
-        """``stable`` or ``failed``."""
-        return "failed" if self.failed else "stable"
+        """``stable``, ``melted`` or ``failed``."""
+        return "melted" if self.melted else "failed" if self.failed else "stable"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def paper_status(self) -> str:
+        """``stable`` or ``failed``, as the paper judges: by atom overlap and Lindemann index, melted or not."""
+        return "failed" if set(self.reasons) & set(PAPER_REASONS) else "stable"
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Reasons in the order of their first failing steps."""
+        """Bounds that it passed, in the order of their first failing steps."""
         return tuple(failure.reason for failure in self.failures)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def first_failing_step(self) -> int | None:
-        """The step of the earliest failure."""
-        return self.failures[0].step if self.failures else None
+        """The step of the earliest failure; ``None`` where it has not failed."""
+        return self.failures[0].step if self.failed else None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def time_fs(self) -> float | None:
-        """The time of the earliest failure, fs."""
-        return self.failures[0].time_fs if self.failures else None
+        """The time of the earliest failure, fs; ``None`` where it has not failed."""
+        return self.failures[0].time_fs if self.failed else None
 
 
 class Count(Record):
@@ -108,9 +121,12 @@ class Count(Record):
 
 
 class Counts(Record):
-    """What a set of verdicts says, as in the paper's Table 1.
+    """What a set of verdicts says.
 
-    lindemann : local or global. by_reason: each reason that is in use.
+    failed, melted : of these, those that failed and those that have only melted.
+    paper : failed as the paper's Table 1 counts, by overlap or Lindemann index, melted or not.
+    overlap, lindemann (local or global) : bounds that were passed, melted or not. by_reason: each reason in use.
+        ``melted`` and ``paper`` are ``None`` in results of earlier versions, where melts are among the failed.
     median_failing_step, median_failing_time_fs : of the structures that failed.
     networks : how many networks the structures were simulated with.
     """
@@ -123,6 +139,8 @@ class Counts(Record):
     median_failing_step: float | None
     median_failing_time_fs: float | None
     networks: int = 1
+    melted: Count | None = None
+    paper: Count | None = None
 
 
 def make_verdict(
@@ -139,6 +157,7 @@ def make_verdict(
     conditions: dict[str, int | float],
     metrics: dict[str, Any],
     reasons: Sequence[str] = REASONS,
+    not_liquid: str | None = "",
 ) -> Verdict:
     """The verdict of one structure.
 
@@ -148,9 +167,14 @@ def make_verdict(
     not_applicable : reason -> why it cannot be judged.
     timestep : fs.
     reasons : all that the structure was judged by.
+    not_liquid : why a structure that fails by its Lindemann indices alone is no healthy liquid; ``None``: it is one.
     """
     ordered = sorted(failures, key=lambda reason: (failures[reason][0], reasons.index(reason)))
     checks = {reason: "n/a" if reason in not_applicable else "passed" for reason in reasons}
+    notes = [f"{reason}: {why}" for reason, why in not_applicable.items() if reason not in failures]
+    melted = bool(failures) and set(failures) <= set(LINDEMANN) and not_liquid is None
+    if not_liquid:
+        notes.append(f"not melted: {not_liquid}")
     return Verdict(
         structure_id=structure_id,
         index=index,
@@ -161,7 +185,8 @@ def make_verdict(
             Failure(reason=r, step=failures[r][0], time_fs=failures[r][0] * timestep, text=failures[r][1])
             for r in ordered
         ),
-        notes=tuple(f"{reason}: {why}" for reason, why in not_applicable.items() if reason not in failures),
+        notes=tuple(notes),
+        melted=melted,
         steps_run=steps_run,
         time_run_fs=steps_run * timestep,
         stopped=steps_run < steps_asked,
@@ -184,7 +209,7 @@ def wilson_interval(count: float, n: float, z: float = 1.959963984540054) -> tup
 
 
 def summarise(verdicts: Sequence[Verdict]) -> Counts:
-    """Counts over verdicts, as in the paper's Table 1, with Wilson 95 % intervals."""
+    """Counts over verdicts, with Wilson 95 % intervals."""
 
     def counted(reasons: Sequence[str]) -> Count:
         checks = [[v.checks.get(r, "n/a") for r in reasons] for v in verdicts]
@@ -204,4 +229,6 @@ def summarise(verdicts: Sequence[Verdict]) -> Counts:
         by_reason={reason: counted([reason]) for reason in known},
         median_failing_step=median(v.failures[0].step for v in failed) if failed else None,
         median_failing_time_fs=median(v.failures[0].time_fs for v in failed) if failed else None,
+        melted=proportion(sum(bool(v.melted) for v in verdicts), len(verdicts)),
+        paper=proportion(sum(v.paper_status == "failed" for v in verdicts), len(verdicts)),
     )

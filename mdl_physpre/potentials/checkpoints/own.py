@@ -11,6 +11,7 @@ A checkpoint of this package is one file, written by
     elements, cutoff   as the potential has them; Å
     energy_reference   energies of the elements, eV by atomic number
     training           record of the training (plain values), or None
+    training_energies  energies per atom of the training structures (plain values), or None; missing in older files
     state_dict         parameters and buffers
 
 Nothing in it is executed: it is read with ``weights_only=True``.
@@ -34,6 +35,7 @@ from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.registry import BACKBONES, backbone_class, backbone_name, build_from
 from mdl_physpre.potentials.base import Backbone, Potential
 from mdl_physpre.potentials.checkpoints.archive import read_archive
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.utils.files import replacing
 
 FORMAT = "mdl_physpre potential"
@@ -47,6 +49,7 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
     Returns the path. Raises CheckpointError where potential or record cannot be stored, or the file not be written.
     """
     path = Path(path)
+    energies_known = potential.training_energies
     energies = potential.reference_energies().tolist() if isinstance(potential, Backbone) else []
     content = {
         "format": FORMAT,
@@ -58,6 +61,7 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
         "cutoff": float(potential.cutoff),
         "energy_reference": {z: energy for z, energy in enumerate(energies) if energy},
         "training": None if training is None else _plain(training, "training"),
+        "training_energies": None if energies_known is None else energies_known.plain(),
         "state_dict": {name: value.detach().cpu().clone() for name, value in potential.state_dict().items()},
     }
     buffer = io.BytesIO()
@@ -87,6 +91,12 @@ def load_own(path: Path, map_location: str | torch.device) -> Potential:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: its parameters do not fit the backbone {name!r}: {reason}") from error
+    if content.get("training_energies") is not None:
+        try:
+            potential.training_energies = TrainingEnergies.model_validate(content["training_energies"])
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{path}: its training_energies cannot be read: {reason}") from None
     return potential.to(map_location).eval()
 
 

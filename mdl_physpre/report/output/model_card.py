@@ -11,6 +11,7 @@ from ase.data import chemical_symbols
 from mdl_physpre import __version__
 from mdl_physpre.dynamics.verdicts.survival import breaking_statistics
 from mdl_physpre.potentials.checkpoints.own import read_checkpoint
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.report.tables.breaking import median_words, reasons_words, titled
 from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_and_temperature, markdown_table
 from mdl_physpre.runs.read import Run
@@ -76,17 +77,18 @@ def card(run: Run, network: NetworkResult, hashes: Mapping[str, str]) -> str:
     config = run.config
     model = {k: v for k, v in config["model"].items() if k not in ("name", "cutoff") and v is not None}
     cutoff = config["model"]["cutoff"]
-    file = Path(network.checkpoint).name
+    file, content = Path(network.checkpoint).name, read_checkpoint(run.folder / network.checkpoint)
     facts = [
         ["", ""],
         ["checkpoint", file],
         ["backbone", config["model"]["name"]],
         ["hyperparameters", ", ".join(f"{k} {v}" for k, v in model.items()) or "defaults"],
         ["cutoff", f"{cutoff:g} Å"],
-        ["elements", _elements(run, network)],
+        ["elements", _elements(content)],
         ["arm", network.arm],
         ["seed", str(network.seed)],
         ["trained on", _trained_on(run.summary.data.get("train"))],
+        ["energies trained on", _energies(content)],
         ["data", ", ".join(source_files(config))],
         *[["hash", f"{name}: SHA-256 {value}"] for name, value in hashes.items()],
         ["licence", "that of the data, which the run does not know: ask where they come from"],
@@ -98,10 +100,11 @@ def card(run: Run, network: NetworkResult, hashes: Mapping[str, str]) -> str:
     dynamics = "Not simulated, or not to the end."
     if network.dynamics:
         s, c = network.dynamics.settings, network.dynamics.counts
+        melted = "" if c.melted is None else f" ({c.melted.count} melted and did not fail)"
         dynamics = (
             f"{ensemble_and_temperature(s)}, {s['steps']} steps of {s['timestep']:g} fs: "
             f"{counted(c.failed)} structures failed, {counted(c.overlap)} by atom overlap, {counted(c.lindemann)} by "
-            "the Lindemann index. In brackets: Wilson 95 % intervals over structures."
+            f"the Lindemann index{melted}. In brackets: Wilson 95 % intervals over structures."
         )
     return TEMPLATE.format(
         title=f"{run.name}: {network.name}",
@@ -133,6 +136,10 @@ def _trained_on(train: SetCounts | None) -> str:
     return f"{train.structures} structures, {train.atoms} atoms ({counts})"
 
 
-def _elements(run: Run, network: NetworkResult) -> str:
-    numbers = read_checkpoint(run.folder / network.checkpoint).get("elements") or []
-    return ", ".join(chemical_symbols[z] for z in numbers) or "any"
+def _elements(content: Mapping[str, Any]) -> str:
+    return ", ".join(chemical_symbols[z] for z in content.get("elements") or []) or "any"
+
+
+def _energies(content: Mapping[str, Any]) -> str:
+    known = content.get("training_energies")
+    return "unknown" if known is None else TrainingEnergies.model_validate(known).text()

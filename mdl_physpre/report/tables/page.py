@@ -66,17 +66,21 @@ def stability_table(run: Run) -> Table | None:
     found = {arm: result.dynamics for arm, result in run.summary.arms.items() if result.dynamics}
     if not found:
         return None
-    head = ["arm", "networks", "failed", "atom overlap", "Lindemann index", "other reasons", "half failed by, ps"]
+    head = ["arm", "networks", "failed", "melted", "by the paper", "atom overlap", "Lindemann index", "other reasons"]
+    head.append("half failed by, ps")
     rows: list[list[str]] = []
     values: list[list[Any]] = []
     for arm, d in found.items():
         c, ensemble, called = d.counts, d.settings["ensemble"], f"{arm} ({ensemble_name(d.settings)})"
         times = run.summary.arms[arm].failure_times
         rows.append([
-            called, str(c.networks), *map(counted_each, (c.failed, c.overlap, c.lindemann)),
+            called, str(c.networks), counted_each(c.failed),
+            *(MISSING if part is None else counted_each(part) for part in (c.melted, c.paper)),
+            *map(counted_each, (c.overlap, c.lindemann)),
             other_reasons(c, words=True), median_words(times, unit=False),
         ])  # fmt: skip
-        for reason, part in (("failed", c.failed), ("lindemann", c.lindemann), *c.by_reason.items()):
+        told = {"failed": c.failed, "melted": c.melted, "paper": c.paper, "lindemann": c.lindemann, **c.by_reason}
+        for reason, part in ((reason, part) for reason, part in told.items() if part is not None):
             ends, each = part.interval or (None, None), " ".join(map(str, part.each))
             values.append([arm, ensemble, c.networks, reason, part.count, part.n, *ends, each])
     notes = (
@@ -86,7 +90,8 @@ def stability_table(run: Run) -> Table | None:
         "simulated with one network share its faults, and the interval does not hold the spread between trainings."
     )
     notes += (
-        " A structure can pass several bounds, so that reasons may add up to more than the failures. Half failed by: "
+        " Reasons may add up to more than the failures. Melted: only a Lindemann bound is passed, by a healthy liquid. "
+        "By the paper: failed by overlap or Lindemann index, melted or not. Half failed by: "
         "Kaplan–Meier median with its 95 % interval; >: fewer than half failed before the end."
     )
     value_head = ["arm", "ensemble", "networks", "reason", "count", "n", "low_95", "high_95", "each_network"]
@@ -179,7 +184,7 @@ def structures_table(run: Run) -> Table | None:
 
 def _verdict_words(verdict: Verdict) -> str:
     if not verdict.failed:
-        return "stable"
+        return verdict.status
     return f"step {verdict.first_failing_step:,}: {', '.join(map(worded, verdict.reasons))}"
 
 

@@ -131,15 +131,17 @@ def protocol(summary: Summary) -> str:
         f"{found.counts.n // networks} test structures{several}, {ensemble_and_temperature(s)}, "
         f"{s['steps']} steps of {s['timestep']:g} fs. Broken, that is failed: the smallest distance falls to "
         f"{s['overlap_ratio']:g} of its start (atom overlap), or a Lindemann index passes {s['lindemann_local']:g} "
-        f"(one atom) or {s['lindemann_global']:g} (mean)."
+        f"(one atom) or {s['lindemann_global']:g} (mean). Melted: only a Lindemann index passes, and the structure "
+        "is a healthy liquid: not broken. By the paper: overlap or Lindemann index, melted or not."
     )
 
 
 def counts_table(counts: Sequence[tuple[str, Counts, BreakingStatistics | None]], first: str) -> str:
     """Broken trajectories by criterion, and when half had broken, a row for each name; ``first``: of the names."""
-    rows = [[first, "broken", "atom overlap", "Lindemann", "other", "half broken by, ps"]]
+    rows = [[first, "broken", "melted", "by the paper", "atom overlap", "Lindemann", "other", "half broken by, ps"]]
     for name, c, times in counts:
-        cells = [counted(c.failed), counted(c.overlap), counted(c.lindemann), other_reasons(c)]
+        parts = (c.failed, c.melted, c.paper, c.overlap, c.lindemann)
+        cells = [*(MISSING if part is None else counted(part) for part in parts), other_reasons(c)]
         rows.append([name, *cells, median_words(times, unit=False)])
     return text_table(rows)
 
@@ -180,5 +182,8 @@ def format_verdicts(verdicts: Sequence[Verdict], found: Counts) -> str:
         step, reasons = shown(v.first_failing_step, "{:d}"), ", ".join(v.reasons) or MISSING
         rows.append([f"{v.structure_id} {v.formula}", str(v.n_atoms), v.status, step, reasons])
         rows[-1] += [shown(v.metrics.get("max_force_spread"), "{:.3g}")] * spread
-    counts = (("broken", found.failed), ("atom overlap", found.overlap), ("Lindemann", found.lindemann))
-    return text_table(rows) + "\n" + ", ".join(f"{what} {counted(count)}" for what, count in counts)
+    counts = (
+        ("broken", found.failed), ("melted", found.melted), ("broken by the paper's criteria", found.paper),
+        ("atom overlap", found.overlap), ("Lindemann", found.lindemann),
+    )  # fmt: skip
+    return text_table(rows) + "\n" + ", ".join(f"{what} {counted(count)}" for what, count in counts if count)

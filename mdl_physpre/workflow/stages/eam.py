@@ -17,6 +17,7 @@ from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.open import open_potential
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.runs.layout import EAM, EAM_FILE, ERRORS
 from mdl_physpre.runs.results import FittedEAM, eam_result
 from mdl_physpre.runs.stage import Stage, hash_of_file, write_json
@@ -92,6 +93,7 @@ def fit_stage(
         potential = open_potential(settings.checkpoint, map_location=device)
         # fitted to other data, it may have another zero of energy, which the network would have to unlearn
         refit_reference(potential, *(GraphDataset(part, potential.cutoff) for part in (train, val or train)))
+        potential.training_energies = TrainingEnergies.of(train)  # those of its own data had another zero
         text, found = f"loaded from {settings.checkpoint}", {}
     else:
         fit = fit_eam(

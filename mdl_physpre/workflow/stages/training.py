@@ -13,6 +13,7 @@ from ase import Atoms
 
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet
 from mdl_physpre.runs.layout import EAM_FILE, NETWORKS, PRETRAINING_SET, Network
 from mdl_physpre.runs.results import TrainingStage
@@ -103,7 +104,14 @@ def training_stage(
         )
         stage.finish(result.plain())
     found = TrainedNetwork.model_validate(stage_result(stage.folder))
-    return load_potential(folder / found.checkpoint, device), stage.key
+    return _with_training_energies(load_potential(folder / found.checkpoint, device), data), stage.key
+
+
+def _with_training_energies(potential: Potential, data: RunData) -> Potential:
+    """The potential, with the energies it was trained on; checkpoints of earlier versions do not say them."""
+    if potential.training_energies is None:
+        potential.training_energies = TrainingEnergies.of(data.train)
+    return potential
 
 
 def _settings_of_finetuning(config: Config, network: Network, device: str) -> TrainingSettings:
