@@ -181,7 +181,7 @@ def shortest_distances(structures: Sequence[Atoms]) -> dict[str, float]:
 
 
 def configuration(files: dict[str, Path], sizes: Sizes, replicas: int, threads: int, processes: int) -> Config:
-    """The run: the issue's arms on the truth's structures."""
+    """The run: four arms on the truth's structures."""
     extra = {name: str(file) for name, file in files.items() if name not in ("train", "val", "test")}
     sets = {name: str(files[name]) for name in ("train", "val", "test")}
     return Config.model_validate({

@@ -9,7 +9,8 @@ Nothing of the package is imported: frames are read with ASE, periodic images ar
 cell requires, and Lindemann averages are taken over whole series of distances. Thresholds and intervals are those that
 verdicts.json states. Judged are overlap, both Lindemann indices, temperature, numbers that are not finite, escaped
 atoms, and volumes out of bounds; what only the run can know (an error that the potential raised, a neighbour list that
-overflowed) is taken from the frame's header.
+overflowed) is taken from the frame's header. Other reasons, and whether a structure that passes Lindemann's bounds has
+melted, are not judged.
 
 Stored positions have eight decimals, and where several images of an atom are equally near at the start, as in a perfect
 crystal, the image that is followed is a matter of rounding. So each quantity here is an interval, and a bound inside it
@@ -32,6 +33,7 @@ from ase import Atoms
 
 LENGTH, INDEX, RATIO = 1e-6, 1e-6, 1e-6  # Å, Lindemann index, relative: what eight decimals leave undecided
 LOST = {"not_finite", "escaped", "cell_collapsed"}  # no overlap is looked for in such a frame
+JUDGED = LOST | {"overlap", "lindemann_local", "lindemann_global", "temperature", "potential_error"}
 Bounds = tuple[int | None, int | None]  # first failing step: at the earliest, and at the latest (None: never)
 
 
@@ -222,6 +224,8 @@ def compare(verdict: dict[str, Any], found: dict[str, Any], s: dict[str, Any]) -
     wrong, either = [], []
     told = {f["reason"]: f["step"] for f in verdict["failures"]}
     for reason, check in verdict["checks"].items():
+        if reason not in JUDGED:
+            continue
         early, late = found["failures"].get(reason, (None, None))
         here = f"here {'never' if early is None else f'from step {early}'}"
         if reason in found["open"]:
@@ -242,7 +246,8 @@ def compare(verdict: dict[str, Any], found: dict[str, Any], s: dict[str, Any]) -
             wrong.append(f"{reason}: {'never' if reason not in told else f'from step {told[reason]}'}, {here}")
     if verdict["steps_run"] != found["steps_run"]:
         wrong.append(f"steps run: {verdict['steps_run']}, here {found['steps_run']}")
-    if verdict["time_fs"] != (None if not told else min(told.values()) * s["timestep"]):
+    failed = told and verdict["status"] == "failed"  # a melt passes Lindemann's bounds and has not failed
+    if verdict["time_fs"] != (min(told.values()) * s["timestep"] if failed else None):
         wrong.append(f"time {verdict['time_fs']} fs is not that of its first failing step")
     wrong += compare_metrics(verdict["metrics"], found["measured"], s)
     return wrong, either
