@@ -77,7 +77,7 @@ class CollisionsSettings(Settings):
 class Approach(Observer):
     """How close the pair of each structure comes, how low its potential energy, and how far its total energy is off."""
 
-    metrics = ("closest_approach", "lowest_energy", "largest_energy_error")
+    metrics = ("closest_approach", "lowest_energy_change", "largest_energy_error")
     BY_STRUCTURE = ("i", "j", "image", "closest", "first", "total", "lowest", "error")
     FOR_ALL = ("begun",)
 
@@ -107,7 +107,7 @@ class Approach(Observer):
     def measured(self) -> dict[str, Tensor]:
         return {
             "closest_approach": self.closest,
-            "lowest_energy": self.lowest - self.first,
+            "lowest_energy_change": self.lowest - self.first,
             "largest_energy_error": self.error,
         }
 
@@ -250,7 +250,7 @@ class Collisions(Ladder):
         failure = breaks(verdict)
         if failure is not None:
             return failure.reason, failure.text
-        fall = -metrics["lowest_energy"]
+        fall = -metrics["lowest_energy_change"]
         if fall > s.well:
             return "well", f"the potential energy falls by {fall:.3g} eV, at most {s.well:g} allowed"
         error, allowed = metrics["largest_energy_error"], s.energy_error * energy + SLACK
@@ -260,7 +260,7 @@ class Collisions(Ladder):
 
     def note(self, notes: dict[str, Any], metrics: dict[str, Any]) -> None:
         """Keep the extremes of all collisions of a structure."""
-        for name, extreme in (("closest_approach", min), ("lowest_energy", min), ("largest_energy_error", max)):
+        for name, extreme in (("closest_approach", min), ("lowest_energy_change", min), ("largest_energy_error", max)):
             if metrics[name] is not None:
                 notes[name] = extreme(metrics[name], notes.get(name, metrics[name]))
 

@@ -59,7 +59,7 @@ def finished(config, tmp_path_factory):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Figures take most of a report's time, and have tests of their own."""
-    monkeypatch.setattr("mdl_physpre.report.output.sections._drawn", lambda *_: None)
+    monkeypatch.setattr("mdl_physpre.report.output.sections.drawn", lambda *_: None)
 
 
 def fail(error):

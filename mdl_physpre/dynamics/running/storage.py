@@ -68,12 +68,8 @@ def run_key(
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(repr((getattr(potential, "cutoff", None), getattr(potential, "elements", None))).encode())
-    try:
+    with contextlib.suppress(CheckpointError):  # a potential need not be one that can be saved
         digest.update(repr(sorted(potential.hyperparameters().items())).encode())
-    except CheckpointError:  # a potential need not be one that can be saved
-        if not hasattr(potential, "identity"):  # then plain attributes tell it from others of its class
-            plain = {k: v for k, v in vars(potential).items() if isinstance(v, (int, float, str, tuple))}
-            digest.update(repr(sorted((k, v) for k, v in plain.items() if k != "training")).encode())
     momenta = any(shared.start_velocities == "structures" for shared in each)
     for atoms in structures:
         digest.update(atoms.get_masses().tobytes())
