@@ -45,10 +45,13 @@ SETS: dict[str, dict[str, Any]] = {
     "phosphorus": {"src": "phosphorus/p_gap_20.extxyz.gz", "fraction": 0.02, "split": {"test": 0.05, "val": 0.1},
                    "end": 5000},
 }  # fmt: skip
+TESTS = ("heating", "compression")
 ARMS = ("baseline", "pretrain", "replay", "hybrid")
 
 
-def configuration(name: str, data: Path, replicas: int, processes: int, quick: bool) -> Config:
+def configuration(
+    name: str, data: Path, replicas: int, processes: int, tests: Sequence[str] = TESTS, quick: bool = False
+) -> Config:
     """The run of a set: training of four arms, then stress tests."""
     of_set = SETS[name]
     src = of_set["src"]
@@ -71,7 +74,7 @@ def configuration(name: str, data: Path, replicas: int, processes: int, quick: b
             "pretrain": {"max_epochs": 1 if quick else 20, "lr": 1e-3, "batch_size": 8, "force_tail": 10},
             "dynamics": {"n_structures": 0}, "report": {"formats": []},
             "stress": {
-                "tests": ["heating", "compression"], "n_structures": 2 if quick else 12,
+                "tests": list(tests), "n_structures": 2 if quick else 12,
                 "min_atoms": 8 if quick else 64,
                 "heating": {"temperature_end": end, "rate": rate},
             },
@@ -121,13 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/breaking"))
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--tests", nargs="+", default=TESTS, choices=TESTS)
     parser.add_argument("--quick", action="store_true", help="everything small")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     data = Path(os.environ["PHYSPRE_DATA"])
     for name in given.sets:
         folder = given.out / name
-        config = configuration(name, data, given.replicas, given.processes, given.quick)
+        config = configuration(name, data, given.replicas, given.processes, given.tests, given.quick)
         summary = run(config, out=folder)
         others = with_core(config, folder, summary)
         errors = {arm: r.errors["test"].plain() for arm, r in summary.arms.items()}
