@@ -34,6 +34,9 @@ class StressTest:
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
+    def check(self, structures: Sequence[Atoms]) -> None:
+        """Raise DataError for a structure that the test is not for; called before any test of several begins."""
+
     def run(
         self, potential: Potential, structures: Sequence[Atoms], out: Path | None, progress: bool = True
     ) -> list[BreakingPoint]:

@@ -76,11 +76,18 @@ class Ladder(StressTest):
         """Call ``holds`` for a structure that stands after the last rung."""
         raise NotImplementedError
 
+    def check(self, structures: Sequence[Atoms]) -> None:
+        """Raise what :meth:`start` raises."""
+        self._starts(structures)
+
+    def _starts(self, structures: Sequence[Atoms]) -> tuple[list[str], list[Atoms]]:
+        names = [str(atoms.info.get("structure_id", k)) for k, atoms in enumerate(structures)]
+        return names, [self.start(atoms, name) for atoms, name in zip(structures, names, strict=True)]
+
     def run(
         self, potential: Potential, structures: Sequence[Atoms], out: Path | None, progress: bool = True
     ) -> list[BreakingPoint]:
-        names = [str(atoms.info.get("structure_id", k)) for k, atoms in enumerate(structures)]
-        starts = [self.start(atoms, name) for atoms, name in zip(structures, names, strict=True)]
+        names, starts = self._starts(structures)
         climbers = [Climber(k, name, atoms, {}) for k, (name, atoms) in enumerate(zip(names, starts, strict=True))]
         first = 0 if out is None else _restore(out / STATE, climbers)
         rungs: Any = range(first, self.rungs())

@@ -55,9 +55,12 @@ def run_stress_tests(
     Raises
     ------
     ConfigError : an unknown test, or a setting that cannot be used, by its key; before any work.
+    DataError : a structure that a test is not for, such as a molecule that is to be compressed; before any work.
     PhyspreError : another process works in the folder; whatever a test raises.
     """
     chosen = {name: make_test(name, settings) for name, settings in tests.items()}
+    for test in chosen.values():
+        test.check(structures)
     if out is None:
         return {name: _do(name, test, potential, structures, None, progress) for name, test in chosen.items()}
     keys = {name: _key(name, test, potential, structures) for name, test in chosen.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mdl_physpre import write_structures
-from mdl_physpre.errors import ConfigError, PhyspreError
+from mdl_physpre.errors import ConfigError, DataError, PhyspreError
 from mdl_physpre.report.tables.stress import format_stress
 from mdl_physpre.stress_tests import BreakingPoint, StressResult, run_stress_tests
 from mdl_physpre.utils.processes import run_lock
@@ -45,6 +45,14 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("page", ["stress.md", "extending/stress_test.md"])
 def test_the_pages_run_as_they_stand(tmp_path: Path, page: str) -> None:
     run_page(page, tmp_path)
+
+
+def test_a_molecule_that_cannot_be_compressed_is_told_before_it_is_heated(tmp_path: Path) -> None:
+    molecule = crystals(1)[0]
+    molecule.pbc = False
+    with pytest.raises(DataError, match="compression needs three periodic directions"):
+        run_stress_tests(Morse(), [molecule], {"heating": BRIEF, "compression": {}}, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_done_is_read_and_what_changed_is_done_anew(tmp_path: Path, caplog) -> None:
