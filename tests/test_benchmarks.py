@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import gpu as script
 import known_truth
 import pytest
+import where_it_breaks
 
 from tests.helpers.gpu_stand_in import DEVICE, counting
 
@@ -113,3 +115,14 @@ def test_a_truth_that_is_not_installed_is_told(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         known_truth.main(["--truth", "sio2"])
     assert ended.value.code == 0 and "chgnet is not installed" in capsys.readouterr().err
+
+
+def test_where_arms_break(tmp_path, capsys):
+    if not os.environ.get("PHYSPRE_DATA"):
+        pytest.skip("PHYSPRE_DATA names no folder with the real data")
+    options = ["silicon", "--quick", "--replicas", "1", "--tests", "heating", "--out", str(tmp_path)]
+    where_it_breaks.main(options)
+    told = (tmp_path / "silicon" / "where_it_breaks.md").read_text()
+    for arm in (*where_it_breaks.ARMS, "baseline + ZBL"):
+        assert f"| {arm} | > 600" in told, "two short epochs hold to 600 K"
+    assert told in capsys.readouterr().out
