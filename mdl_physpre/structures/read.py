@@ -68,11 +68,11 @@ def read_structures(
     DataError : whatever is wrong with the file or a structure; file and index or key are named.
     ConfigError : an unknown option or label, or a value that an option does not take.
     """
-    wanted, files = _symbols(elements), files_of(path)
+    wanted, files, factors = _symbols(elements), files_of(path), check_units(units or {})
     source = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     structures = _read_all(files, format, {"elements": wanted, **options})
     assign_labels(structures, keys, source)
-    convert_labels(structures, check_units(units or {}))
+    convert_labels(structures, factors)
     _assign_ids(structures, source)
     indices: Sequence[int] = range(len(structures))
     if wanted:

@@ -14,8 +14,10 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor, whose keys may be overridden
+            continue
         key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-        if key is not None and key in seen and key_node.tag != "tag:yaml.org,2002:merge":
+        if isinstance(key, (str, int, float, bool)) and key in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key!r} stands twice, in lines {seen[key]} and {line}; keep one of them"
             )

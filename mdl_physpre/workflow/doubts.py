@@ -27,7 +27,8 @@ def doubts(config: Config, data: RunData) -> list[str]:
         periodic = [a for a in data.train if a.pbc.all()]
         density = sum(len(a) for a in periodic) / (sum(a.cell.volume for a in periodic) or math.inf)
         edges = density * 4 / 3 * math.pi * cutoff**3
-        found.append(f"model.cutoff is {cutoff:g} Å: about {edges:.0f} neighbours for each atom; 5 to 8 Å are usual")
+        about = f"about {edges:.0f} neighbours for each atom; " if periodic else ""
+        found.append(f"model.cutoff is {cutoff:g} Å: {about}5 to 8 Å are usual")
     if config.optim.batch_size > len(data.train):
         found.append(
             f"optim.batch_size is {config.optim.batch_size}, the training set has {len(data.train)} structures: "

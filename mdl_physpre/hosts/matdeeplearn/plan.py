@@ -140,7 +140,7 @@ class Plan:
         pretraining_set_stage(self.folder, self.engine, self.data)
         wanted = labels_of(stage.optim["loss"])
         made = self.folder / PRETRAINING_SET
-        parts = {name: read_structures(made / f"{name}.extxyz") for name in ("train", "val")}
+        parts = {name: read_structures(made / f"{name}.extxyz", check=False) for name in ("train", "val")}
         if not self.engine.physpre.pretrain.online:
             return [self._write("data-pretraining", parts, wanted)]
         perturbation = self.engine.physpre.perturbation

@@ -142,7 +142,8 @@ def run_material(folder: Path, config: Config, data: RunData, device: torch.devi
     @cache
     def pretraining_set() -> tuple[list[Atoms], list[Atoms]]:
         made = folder / PRETRAINING_SET
-        return read_structures(made / "train.extxyz"), read_structures(made / "val.extxyz")
+        train, val = (read_structures(made / f"{name}.extxyz", check=False) for name in ("train", "val"))
+        return train, val  # checked when they were made
 
     def online(cutoff: float) -> Online:
         teacher, named = load_teacher(folder, config, device), config.physpre.teacher
