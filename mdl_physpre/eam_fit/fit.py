@@ -13,13 +13,13 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from mdl_physpre.analysis.errors import WEIGHTS, Errors, prediction_errors
+from mdl_physpre.analysis.errors import Errors, prediction_errors
 from mdl_physpre.eam_fit.objective import BLOCK_EDGES, FitObjective
 from mdl_physpre.eam_fit.report import FittedPair, carries_labels, describe, fit_warnings, pair_table
 from mdl_physpre.eam_fit.routes import BestState, fit_fast, fit_reference, parameters_of, set_parameters
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.eam_fit.wall import WallPrior
-from mdl_physpre.errors import ConfigError, DataError, FitError
+from mdl_physpre.errors import DataError, FitError
 from mdl_physpre.potentials.eam.potential import EAMInteraction, element_numbers
 from mdl_physpre.potentials.energy_reference import composition_matrix
 from mdl_physpre.potentials.evaluation import evaluate
@@ -61,7 +61,6 @@ def fit_eam(
     *,
     elements: Sequence[str | int] | None = None,
     seed: int = 0,
-    loss_weights: Sequence[float] = WEIGHTS,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> EAMFit:
@@ -80,27 +79,27 @@ def fit_eam(
     Parameters
     ----------
     train, val : labelled structures; without labels in ``val`` the training structures choose the best state.
-    settings : form of the potential, and route; the defaults where None.
+    settings : form of the potential, route and weights w; the defaults, which are the paper's, where None.
     elements : symbols or atomic numbers, in the order of the parameters; those of the structures where None.
     seed : of the order of the mini-batches; the fast route draws no random numbers.
-    loss_weights : w_E (1/eV), w_F (Å/eV), w_S (Å³/eV).
     cache_dir : where neighbour lists are kept between runs.
     progress : show progress.
 
     Raises
     ------
-    ConfigError : not three weights, an unknown element.
+    ConfigError : an unknown element.
     DataError : a structure with an element that is not in ``elements``.
     FitError : no structure, no label that the loss weighs, or a fit that diverged, with its epoch and parameter.
     """
     started = time.perf_counter()
-    weights, settings = _three(loss_weights), settings or EAMFitSettings()
+    settings = settings or EAMFitSettings()
+    weights = settings.weights
     if not len(train):
         raise FitError("the fit has no training structures; look at the sizes of the split")
     potential = EAMInteraction(_elements(train, val or [], elements), **settings.potential)
     parts = {"train": train, "val": val or []}
     sets = {name: GraphDataset(part, settings.cutoff, cache_dir=cache_dir) for name, part in parts.items() if part}
-    best, closest = _fitted(potential, sets, settings, weights, seed, progress)
+    best, closest = _fitted(potential, sets, settings, seed, progress)
     errors = {
         name: prediction_errors(potential, sets[name], weights=weights)
         if name in sets and any(map(sets[name].label_count, LABELS))
@@ -130,12 +129,11 @@ def _fitted(
     potential: EAMInteraction,
     sets: dict[str, GraphDataset],
     settings: EAMFitSettings,
-    weights: tuple[float, float, float],
     seed: int,
     progress: bool,
 ) -> tuple[BestState, list[float]]:
     """Give a potential the parameters of lowest validation loss; how it went, and the closest distances in the data."""
-    train = sets["train"]
+    train, weights = sets["train"], settings.weights
     if not carries_labels(train, weights):
         raise FitError(
             f"none of the {len(train)} training structures carries a label that the loss weighs (weights of energy, "
@@ -152,7 +150,7 @@ def _fitted(
     if progress:
         passes = show_progress(passes, settings.epochs, "fitting the embedded-atom potential")
     if settings.route == "reference":
-        fit_reference(potential, train, best, passes, settings, weights, seed)
+        fit_reference(potential, train, best, passes, settings, seed)
     else:
         atoms = torch.from_numpy(composition_matrix(train.structures, potential.elements).sum(0))
         wall = WallPrior(potential, objective.pair, objective.r, objective.distance_counts(), atoms)
@@ -205,9 +203,3 @@ def _elements(train: Sequence[Atoms], val: Sequence[Atoms], elements: Sequence[s
 
 def _symbols(numbers: Iterable[int]) -> str:
     return ", ".join(chemical_symbols[z] for z in numbers)
-
-
-def _three(weights: Sequence[float]) -> tuple[float, float, float]:
-    if len(weights) != 3:
-        raise ConfigError(f"loss_weights is {tuple(weights)}; expected three weights (energy, forces, stress)")
-    return float(weights[0]), float(weights[1]), float(weights[2])

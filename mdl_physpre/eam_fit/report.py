@@ -136,7 +136,7 @@ def fit_warnings(
     ]  # fmt: skip
     lines += [
         f"no training structure carries {name}: that part of the loss (weight {w:g}) counts for nothing"
-        for name, w in zip(LABELS, weights) if w and not train.label_count(name)
+        for name, w in zip(LABELS, weights) if w and name != "stress" and not train.label_count(name)
     ]  # fmt: skip
     if "val" not in sets or not carries_labels(sets["val"], weights):
         lines.append("no validation structure carries a label of the loss: the training set chose the best state")

@@ -79,7 +79,6 @@ def fit_reference(
     best: BestState,
     passes: Iterable[int],
     settings: EAMFitSettings,
-    weights: tuple[float, float, float],
     seed: int,
 ) -> None:
     """The paper's route: AdamW on mini-batches, gradients clipped at norm 10, learning rate lowered on a plateau.
@@ -97,7 +96,7 @@ def fit_reference(
         total = 0.0
         for start in range(0, len(order), settings.batch_size):
             indices = order[start : start + settings.batch_size]
-            loss = batch_loss(potential, train, indices, weights)
+            loss = batch_loss(potential, train, indices, settings.weights)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(potential.parameters(), 10.0)

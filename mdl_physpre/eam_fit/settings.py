@@ -31,6 +31,18 @@ class EAMFitSettings(Settings):
     epochs: int = setting(200, "Passes over the training data; the fast route takes at most as many evaluations.", ge=1)
     lr: float = setting(2e-3, "Learning rate of the reference route.", gt=0)
     batch_size: int = setting(4, "Structures in a mini-batch of the reference route.", ge=1)
+    weight_energy: float = setting(
+        0.01, "Weight of the error of total energies in eV, in the fit alone; the network has weights of its own.", ge=0
+    )
+    weight_force: float = setting(50.0, "Weight of the error of forces in eV/Å, in the fit alone.", ge=0)
+    weight_stress: float = setting(
+        50.0, "Weight of the error of stresses in eV/Å³, in the fit alone; where the data have stresses.", ge=0
+    )
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """Those of energy (1/eV), forces (Å/eV) and stress (Å³/eV)."""
+        return self.weight_energy, self.weight_force, self.weight_stress
 
     @property
     def potential(self) -> dict[str, Any]:

@@ -120,6 +120,18 @@ def test_an_eam_with_a_repulsion_is_fitted_and_kept(config, tmp_path):
     assert "repulsion of the nuclei" in (tmp_path / "run" / "1-eam" / "fit.txt").read_text()
 
 
+def test_the_fit_has_weights_of_its_own(config, tmp_path):
+    """With the network's weights, where energies weigh much, the embedded-atom potential would have poor forces."""
+    fit = tmp_path / "run" / "1-eam" / "done.json"
+    keys = ["physpre.teacher=null", "physpre.arms=[hybrid]", "optim.energy_per_atom=true"]
+    run(config, [*keys, "optim.weight_energy=1.0"], out=tmp_path / "run")
+    before = fit.stat().st_mtime_ns
+    run(config, [*keys, "optim.weight_energy=30.0"], out=tmp_path / "run")
+    assert fit.stat().st_mtime_ns == before
+    run(config, [*keys, "optim.weight_energy=30.0", "physpre.eam.weight_energy=1.0"], out=tmp_path / "run")
+    assert fit.stat().st_mtime_ns > before
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

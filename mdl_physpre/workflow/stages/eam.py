@@ -38,8 +38,7 @@ def eam_stage(folder: Path, config: Config, data: RunData, *, for_hybrids: bool 
 
     Raises ConfigError where hybrids are to be made of it and ``physpre.eam.checkpoint`` is no embedded-atom potential.
     """
-    device, weights = device_of(config), config.optim
-    stress = weights.weight_stress if data.counts()["train"].labels["stress"] else 0.0
+    device = device_of(config)
     fit = fit_stage(
         folder,
         config.physpre.eam,
@@ -47,7 +46,6 @@ def eam_stage(folder: Path, config: Config, data: RunData, *, for_hybrids: bool 
         data.val,
         data_key=data.key,
         seed=config.task.seed,
-        loss_weights=(weights.weight_energy, weights.weight_force, stress),
         device=device,
     )
     # a hybrid that cannot be built is better known before the other arms are trained
@@ -67,7 +65,6 @@ def fit_stage(
     *,
     data_key: str,
     seed: int = 0,
-    loss_weights: Sequence[float] = (0.01, 50.0, 50.0),
     device: str | torch.device = "cpu",
 ) -> Stage:
     """The embedded-atom potential in ``1-eam/eam.pt`` of a folder, fitted or loaded as the settings say.
@@ -77,12 +74,12 @@ def fit_stage(
     train, val : labelled structures; the training structures where there are none for validation.
     data_key : a hash of the structures.
     seed : of the fit.
-    loss_weights : of energy (1/eV), forces (Å/eV) and stress (Å³/eV).
     device : where a loaded potential has its zero of energy fitted.
     """
     source = hash_of_file(Path(settings.checkpoint)) if settings.checkpoint else ""
-    depends = {"data": data_key, "eam": settings.model_dump(), "source": source, "seed": seed}
-    stage = Stage(folder / EAM, {**depends, "weights": list(loss_weights)})
+    weights = {"weight_energy", "weight_force", "weight_stress"}
+    depends = {"data": data_key, "eam": settings.model_dump(exclude=weights), "source": source, "seed": seed}
+    stage = Stage(folder / EAM, {**depends, "weights": list(settings.weights)})
     if stage.done:
         logger.info("embedded-atom potential\n%s", (stage.folder / "fit.txt").read_text().rstrip())
         return stage
@@ -102,7 +99,6 @@ def fit_stage(
             settings,
             elements=sorted({int(z) for atoms in (*train, *val) for z in atoms.numbers}),
             seed=seed,
-            loss_weights=loss_weights,
         )
         potential, text = fit.potential, fit.text
         found = {"table": fit.table, "fit_errors": {name: e for name, e in fit.errors.items() if e is not None}}
