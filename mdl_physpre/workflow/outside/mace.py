@@ -47,7 +47,8 @@ class MACE(OutsideTrainer):
             "num_interactions": 2,
             "num_channels": 64,
             "max_L": 0,
-            "scaling": "rms_forces_scaling",
+            "mean": 0.0,
+            "std": material.force_scale,
         }
         stages = {
             "pretrain": {**network, "lr": 0.005, "max_num_epochs": PRETRAIN_EPOCHS},

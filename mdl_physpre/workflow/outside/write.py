@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 
@@ -111,15 +112,16 @@ def _material(sets: dict[str, list[Atoms]], data: RunData, seed: int) -> Materia
             missing = [label for label in ("energy", "forces") if getattr(labels, label) is None]
             if missing:
                 raise DataError(
-                    f"{name}: structure {describe(atoms, index)} has no {' and no '.join(missing)}; other trainers need "
-                    "both on every structure. Leave it out, or name its labels by dataset.keys"
+                    f"{name}: structure {describe(atoms, index)} has no {' and no '.join(missing)}; other trainers "
+                    "need both on every structure. Leave it out, or name its labels by dataset.keys"
                 )
             stresses.append(labels.stress is not None)
     if any(stresses) and not all(stresses):
         logger.warning("%d of %d structures have a stress; none is trained on", sum(stresses), len(stresses))
     reference = fit_energy_reference(data.train).energies
     energies = {symbol: float(reference[atomic_numbers[symbol]]) for symbol in data.elements}
-    return Material(sets, energies, all(stresses), seed)
+    forces = np.concatenate([atoms.get_forces().ravel() for atoms in data.train])
+    return Material(sets, energies, float(np.sqrt(np.mean(forces**2))), all(stresses), seed)
 
 
 def _write(target: Path, trainer: OutsideTrainer, material: Material) -> OutsideFolder:
