@@ -159,6 +159,8 @@ class _KeepingUnpickler(InertUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name == "_rebuild_per_element_parameter":
             return _per_element
+        if name == "set" and module in ("builtins", "__builtin__"):
+            return set
         if (module, name) in self.KNOWN:
             return self.KNOWN[module, name]
         return type(name, (_Kept,), {"kind": name, "origin": f"{module}.{name}"})
@@ -172,14 +174,15 @@ def _per_element(values: Tensor, _: bool, state: Mapping[str, Any]) -> Tensor:
 def _content(path: Path) -> _Kept:
     if not is_graph_pes_model(path):
         raise CheckpointError(f"{path}: no model.pt of graph-pes; nothing in it was run")
+    with zipfile.ZipFile(path) as archive:
+        if any("/code/" in name for name in archive.namelist()):
+            raise CheckpointError(
+                f"{path}: a model that was compiled, as for LAMMPS; give the model.pt that it was made of"
+            )
     inert = SimpleNamespace(Unpickler=_KeepingUnpickler, load=pickle.load, __name__="inert")
     try:
         found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
     except Exception as error:
-        if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
-            raise CheckpointError(
-                f"{path}: a model that was compiled, as for LAMMPS; give the model.pt that it was made of"
-            ) from error
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: the model.pt is truncated or damaged: {reason}") from error
     if not isinstance(found, _Kept):
