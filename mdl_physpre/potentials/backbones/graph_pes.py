@@ -10,7 +10,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar
@@ -76,6 +76,7 @@ class GraphPES(Backbone):
         if "forces" in self.network.implemented_properties:
             raise ConfigError(f"{self.name}: predicts forces beside the energy; only their derivatives are supported")
         self.three_body_cutoff = float(self.network.three_body_cutoff)
+        self.graph_class = import_module("graph_pes.atomic_graph").AtomicGraph
         counted = ("MeanNeighbours", "VariancePreservingSumNeighbours")  # what divides by the number of neighbours
         counts = any(type(module).__name__ in counted for module in self.network.modules())
         self.enveloped = self.model in ENVELOPED and not counts
@@ -127,14 +128,14 @@ class GraphPES(Backbone):
     def atomic_energies(self, graph: AtomGraph) -> Tensor:
         """E0(z_i) + ε_i, (n_atoms,), eV."""
         graph = worth_cutting(graph, self.cutoff) if self.enveloped else within(graph, self.cutoff)
-        with _precision(graph):
+        no_edges = graph.edge_index.shape[1] == 0
+        with _precision(graph.pos.dtype) if no_edges else nullcontext():
             local = self.network(self.their_graph(graph))["local_energies"]
         return self.reference(graph.z) + local.reshape(-1)  # theirs has no axis where there is one atom
 
     def their_graph(self, graph: AtomGraph) -> Any:
         """The same batch as graph-pes's ``AtomicGraph``."""
-        module = import_module("graph_pes.atomic_graph")
-        made = module.AtomicGraph(
+        made = self.graph_class(
             Z=graph.z,
             R=graph.pos,
             cell=graph.cell,
@@ -220,13 +221,10 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _precision(graph: AtomGraph) -> Iterator[None]:
-    """Where there are no edges, graph-pes takes their vectors in torch's default precision: let it be the graph's."""
+def _precision(dtype: torch.dtype) -> Iterator[None]:
+    """torch's default precision, in which graph-pes makes the vectors of edges where there are none."""
     before = torch.get_default_dtype()
-    if graph.edge_index.shape[1] or graph.pos.dtype == before:
-        yield
-        return
-    torch.set_default_dtype(graph.pos.dtype)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
