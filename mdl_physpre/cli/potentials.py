@@ -215,12 +215,17 @@ def export(
 
 def convert_checkpoint(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A checkpoint of this package or of MatDeepLearn, MatterSim, MatterTune, graph-pes.")
+        Path,
+        typer.Argument(
+            metavar="IN", help="A checkpoint of this package or of MatDeepLearn, MatterSim, MatterTune, graph-pes."
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
     format: Annotated[
         str | None,
-        typer.Option(help="mdl_physpre, matdeeplearn, mattersim or graph-pes; by default mattersim for .pth, else mdl_physpre."),
+        typer.Option(
+            help="mdl_physpre, matdeeplearn, mattersim or graph-pes; by default mattersim for .pth, else mdl_physpre."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML of a checkpoint of MatDeepLearn.")] = None,
 ) -> None:

@@ -35,10 +35,11 @@ def convert_checkpoint(
 
     Parameters
     ----------
-    source : a checkpoint of this package, of MatDeepLearn, MatterSim, MatterTune or graph-pes, recognised by its content.
+    source : a checkpoint of this package, of MatDeepLearn, MatterSim, MatterTune or graph-pes, recognised by its
+        content.
     target : the file to write.
-    format : ``mdl_physpre``, ``matdeeplearn``, ``mattersim`` or ``graph-pes``; where ``None``, ``mattersim`` for the ending ``.pth``,
-        and ``mdl_physpre`` for any other.
+    format : ``mdl_physpre``, ``matdeeplearn``, ``mattersim`` or ``graph-pes``; where ``None``, ``mattersim`` for the
+        ending ``.pth``, and ``mdl_physpre`` for any other.
     config : the YAML of a source of MatDeepLearn; looked for beside it where ``None``. For MatDeepLearn's alone.
 
     Returns

@@ -72,7 +72,9 @@ class GraphPES(Backbone):
         self.cutoff = reach if cutoff is None else float(cutoff)
         require_positive(self.name, cutoff=self.cutoff)
         if abs(reach - self.cutoff) > 1e-3:
-            raise ConfigError(f"{self.name}: its other arguments make it reach to {reach:.5f} Å, but cutoff is {cutoff}")
+            raise ConfigError(
+                f"{self.name}: its other arguments make it reach to {reach:.5f} Å, but cutoff is {cutoff}"
+            )
         if "forces" in self.network.implemented_properties:
             raise ConfigError(f"{self.name}: predicts forces beside the energy; only their derivatives are supported")
         self.three_body_cutoff = float(self.network.three_body_cutoff)
@@ -107,7 +109,9 @@ class GraphPES(Backbone):
         try:
             return _graph_pes().__dict__[self.model](**arguments)
         except Exception as error:  # whatever is raised in it follows from the arguments
-            raise ConfigError(f"{self.name}: cannot be built of {arguments}: {error or type(error).__name__}") from error
+            raise ConfigError(
+                f"{self.name}: cannot be built of {arguments}: {error or type(error).__name__}"
+            ) from error
 
     def hyperparameters(self) -> dict[str, Any]:
         """``elements``, ``cutoff`` and all other arguments of the model."""
@@ -164,13 +168,14 @@ class GraphPES(Backbone):
         atoms = sum(len(one) for one in structures)
         chosen = list(structures)[:: max(1, -(-atoms // most))]
         graph = self.their_graph(within(build_graph(chosen, self.cutoff, dtype=torch.float32), self.cutoff))
-        energies = [get_labels(one).energy for one in chosen]
-        if all(energy is not None for energy in energies):
+        energies = [energy for one in chosen if (energy := get_labels(one).energy) is not None]
+        if len(energies) == len(chosen):
             reference = fit_energy_reference(chosen).energies
             beyond = [energy - float(reference[one.numbers].sum()) for energy, one in zip(energies, chosen)]
             graph.properties["energy"] = torch.tensor(beyond, dtype=torch.float32)
         log = logging.getLogger("graph-pes")  # speaks of energies of the elements, which are not its business here
-        level, _ = log.level, log.setLevel(logging.ERROR)
+        level = log.level
+        log.setLevel(logging.ERROR)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="No energy data")
@@ -184,6 +189,9 @@ class GraphPES(Backbone):
 
 class OneHot(nn.Module):
     """graph-pes's ``AtomicOneHot`` in the precision of the network, and without a look at values of tensors."""
+
+    Z_to_idx: Tensor
+    one: Tensor
 
     def __init__(self, theirs: Any) -> None:
         super().__init__()
@@ -255,8 +263,8 @@ def _own_arguments(model: str) -> dict[str, inspect.Parameter]:
 
 @cache
 def _class_of(model: str) -> type[GraphPES]:
-    base = import_module("graph_pes.graph_pes_model").GraphPESModel if _graph_pes() else None
     theirs = _graph_pes().__dict__.get(model)
+    base = import_module("graph_pes.graph_pes_model").GraphPESModel
     if not (inspect.isclass(theirs) and issubclass(theirs, base) and theirs is not base):
         raise AttributeError(f"graph-pes has no model {model!r}")
     own = [p.replace(kind=p.KEYWORD_ONLY) for name, p in _own_arguments(model).items() if name not in OURS]

@@ -210,7 +210,7 @@ def _network(path: Path, model: _Kept) -> Backbone:
         potential = build_backbone(PREFIX + model.kind, **arguments)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its {model.origin} cannot be built again: {error}") from error
-    network = potential.network
+    network: Any = potential.network
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     missing = [name for name, _ in network.named_parameters() if name not in found]
     strange = [name for name in found if name not in wanted]
