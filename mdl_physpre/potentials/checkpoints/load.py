@@ -57,12 +57,12 @@ class Reader(NamedTuple):
 
 
 READERS: dict[str, Reader] = {
+    "graph-pes": Reader(is_graph_pes_model, read_graph_pes_model),
     "MatDeepLearn": Reader(
         is_matdeeplearn_checkpoint, lambda path, device: read_matdeeplearn_checkpoint(path, map_location=device)
     ),
     "MatterSim": Reader(is_mattersim_checkpoint, read_mattersim_checkpoint),
     "MatterTune": Reader(is_mattertune_checkpoint, read_mattertune_checkpoint),
-    "graph-pes": Reader(is_graph_pes_model, read_graph_pes_model),
     "mdl_physpre": Reader(lambda path: True, load_own),
 }
 """Formats by name. The first that recognises a file reads it; that of this package comes last and takes every file,
