@@ -18,6 +18,7 @@ from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.arms import Online
+from mdl_physpre.training.average import WeightAverage
 from mdl_physpre.training.data import GraphBatches, batch_indices
 from mdl_physpre.training.epoch_progress import EpochProgress
 from mdl_physpre.training.gradient import LossGradient
@@ -38,7 +39,7 @@ class PotentialTraining(pl.LightningModule):
     """Trains a potential on energies, forces and stress.
 
     Everything that decides how training goes on is part of the checkpoint written at the end of each epoch: weights,
-    optimiser, schedule, the best weights so far, early stopping, and the record of all epochs.
+    their average, optimiser, schedule, the best weights so far, early stopping, and the record of all epochs.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class PotentialTraining(pl.LightningModule):
         self._online, self._identity, self._replay = online, identity, replay
         self._replay_settings = settings if replay is None else replay.settings
         self.gradient = LossGradient(potential, settings, self._replay_settings, self.ranks)
+        decay = settings.ema_decay
+        self.average = None if decay is None else WeightAverage(self.gradient.parameters, decay)
         self._train_epoch = -1
         self._nan_epochs = 0
         self._validation_batches: GraphBatches | None = None
@@ -156,9 +159,15 @@ class PotentialTraining(pl.LightningModule):
         self._norm_sum += norm
         self.counts["clipped_steps"] += clip is not None and norm > clip
         self.optimizers().optimizer.step()  # type: ignore[union-attr]
+        if self.average is not None:
+            self.average.update()
         self._train_sums.add(errors)
         for found in replay_errors:
             self._replay_sums.add(found)
+
+    def on_validation_start(self) -> None:
+        if self.average is not None:
+            self.average.exchange()  # until the best weights are kept
 
     def validation_step(self, graph: AtomGraph, index: int) -> None:
         self._validation_sums.add(self.gradient.validation_errors(graph))
@@ -191,6 +200,8 @@ class PotentialTraining(pl.LightningModule):
         if math.isfinite(followed):
             self.lr_schedulers().step(followed)  # type: ignore[union-attr, call-arg]
         self._keep_best(row)
+        if self.average is not None:
+            self.average.exchange()
         self.stopped_by = self._reason_to_stop()
         self.trainer.should_stop = self.stopped_by is not None
         self._save(row, due or self.stopped_by is not None)
@@ -258,6 +269,7 @@ class PotentialTraining(pl.LightningModule):
             "identity": self._identity,
             "history": self.log_file.text(),
             "best": self.best,
+            "average": None if self.average is None else self.average.state(),
             "nan_epochs": self._nan_epochs,
             "stopped_by": self.stopped_by,
         }
@@ -270,3 +282,5 @@ class PotentialTraining(pl.LightningModule):
         self.log_file = EpochLog(state["history"])
         self.best = dict(state["best"])
         self._nan_epochs, self.stopped_by = state["nan_epochs"], state["stopped_by"]
+        if self.average is not None:
+            self.average.restore(state["average"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from mdl_physpre.potentials.base import Backbone
 from mdl_physpre.potentials.sum import HybridPotential
@@ -45,6 +46,8 @@ class Pretrain(Part):
     class Settings(Part.Settings):
         """The pretraining stage. A key that is left at ``null`` has the value of ``optim``."""
 
+        LATER: ClassVar[dict[str, Any]] = {"ema_decay": None}
+
         max_epochs: int | None = setting(None, "Passes through the pretraining set.", ge=1)
         lr: float | None = setting(None, "Learning rate at the start.", gt=0)
         batch_size: int | None = setting(None, "Structures in a batch.", ge=1)
@@ -62,6 +65,7 @@ class Pretrain(Part):
         stress_tail: float | None = setting(
             None, "The error of a stress σ is divided by 1 + ‖σ‖/stress_tail.", "eV/Å³", gt=0
         )
+        ema_decay: float | None = setting(None, "Decay of the average of the weights; 0: none.", ge=0, lt=1)
         weight_energy: float | None = setting(None, "Weight of the energy error in eV.", ge=0)
         weight_force: float | None = setting(None, "Weight of the force error in eV/Å.", ge=0)
         weight_stress: float | None = setting(None, "Weight of the stress error in eV/Å³.", ge=0)

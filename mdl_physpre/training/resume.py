@@ -37,7 +37,7 @@ def stored_state(path: Path, identity: str, settings: TrainingSettings) -> dict[
         raise CheckpointError(
             f"{path} has version {version}, this program writes {VERSION}; start anew with resume=False"
         )
-    stored = state["settings"]
+    stored = {**settings.LATER, **state["settings"]}
     changes = [
         f"{key}: {stored[key]!r} → {now!r}"
         for key, now in settings.model_dump().items()

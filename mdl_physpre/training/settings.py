@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 from typing_extensions import Self
@@ -14,6 +14,8 @@ from mdl_physpre.utils.settings import Settings, setting
 
 class OptimSettings(Settings):
     """How networks are trained. The defaults are the paper's settings for CGCNN."""
+
+    LATER: ClassVar[dict[str, Any]] = {"ema_decay": None}
 
     max_epochs: int = setting(200, "Passes through the training set.", ge=1)
     lr: float = setting(5e-4, "Learning rate of AdamW at the start.", gt=0)
@@ -41,6 +43,13 @@ class OptimSettings(Settings):
     )
     stress_tail: float | None = setting(
         None, "The error of a stress σ is divided by 1 + ‖σ‖/stress_tail; null: all count alike.", "eV/Å³", gt=0
+    )
+    ema_decay: float | None = setting(
+        None,
+        "Decay of a moving average of the weights over the steps, such as 0.99: the average is validated, kept, tested "
+        "and simulated. null: the weights themselves.",
+        ge=0,
+        lt=1,
     )
     clip_grad_norm: float | None = setting(10.0, "A longer gradient is scaled down to this norm; null: never.", gt=0)
     scheduler_loss: Literal["train", "validation"] = setting(

@@ -127,7 +127,7 @@ def _told(result: TrainingResult) -> TrainingStage:
 
 def _settings(arm: Arm, before_finetuning: bool = False) -> dict[str, Any]:
     parts = [part for part in arm.parts if part.acts_before_finetuning or not before_finetuning]
-    return {part.name: part.settings.model_dump(mode="json") for part in parts}
+    return {part.name: part.settings.asked("json") for part in parts}
 
 
 def _key_before_finetuning(arm: Arm, settings: TrainingSettings, start: dict[str, Any]) -> str:
