@@ -29,7 +29,7 @@ def doubts(config: Config, data: RunData) -> list[str]:
         edges = density * 4 / 3 * math.pi * cutoff**3
         about = f"about {edges:.0f} neighbours for each atom; " if periodic else ""
         found.append(f"model.cutoff is {cutoff:g} Å: {about}5 to 8 Å are usual")
-    if config.optim.batch_size > len(data.train):
+    if config.optim.batch_atoms is None and config.optim.batch_size > len(data.train):
         found.append(
             f"optim.batch_size is {config.optim.batch_size}, the training set has {len(data.train)} structures: "
             "each epoch is one step"
