@@ -152,7 +152,7 @@ def run_material(folder: Path, config: Config, data: RunData, device: torch.devi
             data.train, config.physpre.perturbation, teacher, config.task.seed, cutoff, workers=workers
         )
 
-    return Material(data.train, data.val, lambda: fitted_eam(folder, config), pretraining_set, online)
+    return Material(data.train, data.val, lambda: fitted_eam(folder, config), pretraining_set, online, data.isolated)
 
 
 def copy_trainings(networks: Path, target: Path, stages: tuple[str, ...], key: str) -> None:
