@@ -33,6 +33,7 @@ from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms, parts_by_name
 from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay
 from mdl_physpre.training.settings import OptimSettings, TrainingSettings
 from mdl_physpre.utils.settings import Settings, explained, setting
+from mdl_physpre.workflow.config.recipes import Recipe
 from mdl_physpre.workflow.config.stress import Stress
 from mdl_physpre.workflow.config.task import Task
 
@@ -252,6 +253,9 @@ class Physpre(Settings):
 class Config(Settings):
     """A whole configuration; see ``configs/`` for commented examples."""
 
+    recipe: Recipe = setting(
+        "paper", "Where keys that are not given come from: paper, as the defaults on this page, or default."
+    )
     task: Task = setting(Task(), "The run.")
     model: Model = setting(..., "The network.")
     optim: OptimSettings = setting(OptimSettings(), "How networks are trained.")
