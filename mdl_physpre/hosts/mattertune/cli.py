@@ -24,18 +24,26 @@ def finetune(config: Config, overrides: Overrides = None, out: Out = None) -> No
     Goes on after the last stage that is done, and redoes only what changed.
     """
     require_installed(HOST)
-    from mdl_physpre.hosts.mattertune.run import finetune as run
-
-    print(run(config, overrides or (), out))
+    _run(config, overrides, out)
 
 
 @app.command()
 def pretrain(config: Config, overrides: Overrides = None, out: Out = None) -> None:
     """The stages before the finetuning alone; mattertune finetune finds them done."""
     require_installed(HOST)
+    _run(config, overrides, out, pretrain_only=True)
+
+
+def _run(config: Path, overrides: Overrides, out: Out, *, pretrain_only: bool = False) -> None:
+    """The run; of several processes, the first alone says how it goes."""
+    from mdl_physpre.hosts.mattertune.ranks import is_first
     from mdl_physpre.hosts.mattertune.run import finetune as run
 
-    print(run(config, overrides or (), out, pretrain_only=True))
+    if not is_first():
+        log_to_terminal(logging.WARNING)
+    checkpoint = run(config, overrides or (), out, pretrain_only=pretrain_only)
+    if is_first():
+        print(checkpoint)
 
 
 @app.command()

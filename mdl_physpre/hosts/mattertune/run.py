@@ -16,6 +16,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ase import Atoms
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.hosts.mattertune.config_file import load_mattertune_config, validated
 from mdl_physpre.hosts.mattertune.plugin import register
+from mdl_physpre.hosts.mattertune.ranks import begin_preparing, end_preparing, is_first, wait_until_prepared
 from mdl_physpre.hosts.mattertune.settings import Physpre
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkpoint
@@ -33,7 +35,7 @@ from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.energy_reference import fit_energy_reference
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.runs.layout import PRETRAINING_SET
-from mdl_physpre.runs.stage import Stage, hash_of_file
+from mdl_physpre.runs.stage import Stage, hash_of, hash_of_file
 from mdl_physpre.structures.graph import GraphDataset, content_hash
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.training.energy_zero import energy_errors
@@ -72,10 +74,16 @@ def finetune(
         raise ConfigError(f"{path}: nothing to pretrain: the section physpre, or physpre.pretrain in it, is missing")
     config = validated(raw, str(path))
     folder = Path(out) if out is not None else Path("runs") / Path(path).stem
-    with run_lock(folder):
-        for source in config.data.dataset_configs():
-            source.prepare_data()
+    asked = hash_of({"configuration": raw, "physpre": physpre and physpre.model_dump(), "files": _files_key(raw["data"])})
+    with run_lock(folder) if is_first() else nullcontext():
+        if is_first():
+            begin_preparing(folder)
+            for source in config.data.dataset_configs():
+                source.prepare_data()
+        else:
+            wait_until_prepared(folder, asked)
         if physpre is None:  # the host reads what it needs, be it larger than the memory
+            end_preparing(folder, asked)
             return _train(folder / "4-finetune", raw, 0, _files_key(raw["data"]), _validates(config.data))
         parts = config.data.create_datasets()
         train, val = _structures(parts, "train"), _structures(parts, "validation")
@@ -83,16 +91,9 @@ def finetune(
         if physpre.energy_reference:
             raw = with_energy_reference(raw, config, train)
         if physpre.pretrain is not None:
-            eam = fit_stage(folder, physpre.eam, train, val, data_key=key, seed=physpre.seed).folder / "eam.pt"
-            make_set_stage(
-                folder,
-                physpre.perturbation,
-                {"training": train, "validation": val},
-                lambda: load_potential(eam),
-                depends_on={"teacher": hash_of_file(eam), "data": key},
-                seed=physpre.seed,
-                shuffled=True,  # other backbones take them in the order of the file, in every epoch
-            )
+            eam = _pretraining_data(folder, physpre, train, val, key)
+        end_preparing(folder, asked)
+        if physpre.pretrain is not None:
             start = _pretrain_stage(folder, raw, physpre, bool(val))
             logger.info("pretrained with the labels of %s: %s", eam, start)
             if pretrain_only:
@@ -100,6 +101,21 @@ def finetune(
             first = {"name": "physpre-start-from", "checkpoint": str(start.absolute())}
             raw = {**raw, "recipes": [first, *raw.get("recipes", [])]}
         return _train(folder / "4-finetune", raw, physpre.seed, key, bool(val))
+
+
+def _pretraining_data(folder: Path, physpre: Physpre, train: list[Atoms], val: list[Atoms], key: str) -> Path:
+    """The first two stages; the file of the embedded-atom potential."""
+    eam = fit_stage(folder, physpre.eam, train, val, data_key=key, seed=physpre.seed).folder / "eam.pt"
+    make_set_stage(
+        folder,
+        physpre.perturbation,
+        {"training": train, "validation": val},
+        lambda: load_potential(eam),
+        depends_on={"teacher": hash_of_file(eam), "data": key},
+        seed=physpre.seed,
+        shuffled=True,  # other backbones take them in the order of the file, in every epoch
+    )
+    return eam
 
 
 def with_energy_reference(raw: dict[str, Any], config: Any, train: Sequence[Atoms]) -> dict[str, Any]:
@@ -192,11 +208,12 @@ def _train(folder: Path, raw: dict[str, Any], seed: int, data_key: str, validati
     done = stage.result()
     if done is not None and (folder / done["checkpoint"]).is_file():
         return folder / done["checkpoint"]
-    stage.begin()
-    for old in folder.glob("*.ckpt"):  # of a training that was stopped
-        old.unlink()
     raw = with_files_in(folder, raw, validation)
-    write_text(folder / "config.yml", yaml.safe_dump(raw, sort_keys=False))
+    if is_first():
+        stage.begin()
+        for old in folder.glob("*.ckpt"):  # of a training that was stopped
+            old.unlink()
+        write_text(folder / "config.yml", yaml.safe_dump(raw, sort_keys=False))
     config = validated(raw, str(folder / "config.yml"))
     seed_everything(seed, workers=True, verbose=False)
     with warnings.catch_warnings():
@@ -206,11 +223,20 @@ def _train(folder: Path, raw: dict[str, Any], seed: int, data_key: str, validati
     best = getattr(output.trainer.checkpoint_callback, "best_model_path", "")
     if output.trainer.interrupted:
         raise KeyboardInterrupt
+    if is_first():
+        _finish(stage, output.trainer, best)
+    output.trainer.strategy.barrier()
+    return Path(best).absolute()
+
+
+def _finish(stage: Stage, trainer: Any, best: str) -> None:
+    """Say what came of a training, and that it is done."""
+    folder = stage.folder
     if not best or not Path(best).is_file():
         raise CheckpointError(
             f"{folder}: the training ended without a checkpoint; trainer.checkpoint.monitor has to name a logged value"
         )
-    told = {name: float(value) for name, value in sorted(output.trainer.callback_metrics.items())}
+    told = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     shown = [f"{name} {value:.4g}" for name, value in told.items() if name.endswith(("_mae", "total_loss"))]
     logger.info("%s, last epoch: %s", folder, ", ".join(shown))
     checkpoint = Path(best).absolute()
@@ -218,7 +244,6 @@ def _train(folder: Path, raw: dict[str, Any], seed: int, data_key: str, validati
     inside = checkpoint.is_relative_to(folder.absolute())
     place = checkpoint.relative_to(folder.absolute()) if inside else checkpoint
     stage.finish({"checkpoint": str(place), "metrics": told})
-    return checkpoint
 
 
 def with_files_in(folder: Path, raw: dict[str, Any], validation: bool) -> dict[str, Any]:
