@@ -160,7 +160,7 @@ def test_eam_trains_with_the_hosts_own_trainer(tmp_path: Path) -> None:
     save_potential(tmp_path / "teacher.pt", teacher)
     write_items(tmp_path / "data.json", host_items(crystals(), np.zeros(119), ("energy", "forces", "stress")))
     model = "mdl_physpre.hosts.matdeeplearn.EAMInteractionModel"
-    perturb = {"name": "mdl_physpre.hosts.matdeeplearn.Perturb", "args": {"teacher": "teacher.pt", "n_sites": 2}}
+    perturb = {"name": "mdl_physpre.hosts.matdeeplearn.Perturb", "args": {"teacher": "teacher.pt", "n_sites": 2, "split": "all"}}
     config["trainer"] = "property"
     config["model"].update(name=model, atom_types=["Si", "O"], n_basis=2)
     config["dataset"].update(
@@ -176,8 +176,9 @@ def test_eam_trains_with_the_hosts_own_trainer(tmp_path: Path) -> None:
     potential = open_potential(result / "checkpoint_0" / "best_checkpoint.pt")
     assert isinstance(potential, EAMInteraction) and potential.n_basis == 2
     processed = torch.load(tmp_path / "data.pt", weights_only=False)[0]
-    assert not np.allclose(processed.pos[:8], crystals()[0].positions)
     moved = crystals()[0].copy()
+    moved.wrap()
+    assert abs(processed.pos[:8].numpy() - moved.positions).max() > 0.01
     moved.positions = processed.pos[:8].numpy()
     expected = get_labels(label([moved], teacher, progress=False, workers=1)[0])
     assert expected.forces is not None
@@ -220,6 +221,30 @@ def test_hosts_loader_feeds_fresh_labelled_structures(tmp_path: Path) -> None:
         np.testing.assert_allclose(float(data.y), found.energy - 4 * 1.5, rtol=1e-5)
         np.testing.assert_allclose(data.forces, found.forces, atol=1e-3)
         np.testing.assert_allclose(data.stress[0], found.stress, atol=1e-4)
+    # as MatDeepLearn validates and predicts, here and in a loader's process: structures and labels as they are
+    from matdeeplearn.common.data import get_dataloader
+
+    with torch.no_grad():
+        for workers in (0, 1):
+            seen = next(iter(get_dataloader(train, batch_size=3, num_workers=workers)))
+            for name, data in zip(seen.structure_id, seen.to_data_list()):
+                k = [item["structure_id"] for item in items].index(name[0])
+                np.testing.assert_allclose(data.pos, np.array(items[k]["positions"]), atol=1e-5)
+                np.testing.assert_allclose(float(data.y), items[k]["y"], rtol=1e-5)
+
+
+def test_two_stage_training_keeps_the_labels_of_the_data(tmp_path: Path) -> None:
+    """The transform of the page's block is left out, and said so."""
+    from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config
+
+    for name in ("mdl_physpre.hosts.matdeeplearn.Perturb", "physpre_perturb"):
+        config = configuration(tmp_path)
+        config["dataset"]["transforms"] = [
+            {"name": "GetY", "args": {"index": -1}}, {"name": name, "otf_transform": True, "args": {"teacher": "e.pt"}},
+        ]  # fmt: skip
+        said = complete(config, engine_config(config), 3)
+        assert [t["name"] for t in config["dataset"]["transforms"]] == ["GetY"]
+        assert any("Perturb is left out" in s or "physpre_perturb is left out" in s for s in said)
 
 
 # ---- one configuration, both engines

@@ -125,6 +125,13 @@ def complete(config: dict[str, Any], engine: Config, num_offsets: int) -> list[s
     graph = {**GRAPH, "num_offsets": num_offsets, "cutoff_radius": engine.model.cutoff}
     _fill(dataset["preprocess_params"], graph)
     transforms = [dict(t) for t in dataset.get("transforms") or []]
+    perturbing = [t["name"] for t in transforms if str(t["name"]).rpartition(".")[2] in ("Perturb", "physpre_perturb")]
+    if perturbing:
+        said.append(
+            f"dataset.transforms: {perturbing[0]} is left out: labels of finetuning, validation and test are those of "
+            "the data here, and structures are perturbed for pretraining alone, as physpre.perturbation says"
+        )
+        transforms = [t for t in transforms if t["name"] not in perturbing]
     if not any(t["name"] == "GetY" for t in transforms):
         transforms.insert(0, {"name": "GetY", "args": {"index": -1}})
     dataset["transforms"] = [{**t, "args": t.get("args") or {}} for t in transforms]
