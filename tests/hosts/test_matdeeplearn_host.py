@@ -24,7 +24,7 @@ from mdl_physpre.potentials import CGCNN, EAMInteraction, TorchMDET
 from mdl_physpre.potentials.checkpoints.matdeeplearn import write_matdeeplearn_checkpoint
 from mdl_physpre.potentials.checkpoints.matdeeplearn_models import LATE, eam_state
 from mdl_physpre.structures import GraphDataset
-from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.training.loss import label_errors, total_loss
 from mdl_physpre.training.settings import TrainingSettings
 from tests.helpers.matdeeplearn_runs import (
@@ -148,6 +148,22 @@ def test_eam_model_says_what_is_wrong() -> None:
             host_model("EAM_Interaction", **given)
 
 
+def test_eam_model_starts_with_energies_of_the_elements(tmp_path: Path) -> None:
+    """What it predicts first is off by no more than composition cannot explain; training and checkpoints go on alone."""
+    from mdl_physpre.hosts.matdeeplearn.data import host_items, write_items
+
+    far = [set_labels(a.copy(), e.energy - 148.0, e.forces, e.stress) for a in crystals() if (e := get_labels(a))]
+    write_items(tmp_path / "far.json", host_items(far, np.zeros(119), ("energy",)))
+    for reference, limit in ((str(tmp_path / "far.json"), 1.0), ({"Si": -40.0, "O": 3.0}, 5.0), (None, None)):
+        model = host_model("eam_interaction", atom_types=["Si", "O"], n_basis=2, energy_reference=reference)
+        with torch.no_grad():
+            energies = model(host_batch(far))["output"][:, 0].double().numpy()
+        error = np.abs(energies - [get_labels(a).energy for a in far]).mean() / 8
+        assert error < limit if limit else error > 10, error
+    with pytest.raises(ConfigError, match="no element"):
+        host_model("eam_interaction", atom_types=["Si", "O"], energy_reference={"Sx": 1.0})
+
+
 def test_eam_trains_with_the_hosts_own_trainer(tmp_path: Path) -> None:
     """The property trainer, from main.py, with a perturbed data set made in its preprocessing."""
     from mdl_physpre.hosts.matdeeplearn.data import host_items, write_items
@@ -162,7 +178,7 @@ def test_eam_trains_with_the_hosts_own_trainer(tmp_path: Path) -> None:
     model = "mdl_physpre.hosts.matdeeplearn.EAMInteractionModel"
     perturb = {"name": "mdl_physpre.hosts.matdeeplearn.Perturb", "args": {"teacher": "teacher.pt", "n_sites": 2, "split": "all"}}
     config["trainer"] = "property"
-    config["model"].update(name=model, atom_types=["Si", "O"], n_basis=2)
+    config["model"].update(name=model, atom_types=["Si", "O"], n_basis=2, energy_reference="data.json")
     config["dataset"].update(
         src=str(tmp_path / "data.json"), processed=False, pt_path=str(tmp_path), train_ratio=0.7, val_ratio=0.2,
         test_ratio=0.1, additional_attributes=["forces", "stress"],

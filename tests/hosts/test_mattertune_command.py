@@ -122,6 +122,10 @@ def test_the_hosts_own_backbone_in_two_stages(data_file, tmp_path, monkeypatch):
     published = read_mattersim_checkpoint(MATTERSIM).state_dict()[name]
     moved = [float((p.state_dict()[name] - published).abs().max()) for p in (start, end)]
     assert 0 < moved[0] < 0.01 and 0 < moved[1] < 0.02 and moved[0] != moved[1]
+    # in both stages the zero of energy is that of the data, 20 eV below the published network's
+    for potential in (start, end):
+        off = [calculated(a, PotentialCalculator(potential))["energy"] - get_labels(a).energy for a in read_structures(data_file)]
+        assert np.mean(np.abs(off)) < 2.0, off
     host = load_host_model(best)
     expected = calculated(crystal(8), host.ase_calculator())
     assert_same(expected, calculated(crystal(8), PotentialCalculator(end)), rtol=1e-4)
@@ -151,7 +155,7 @@ def test_without_pretraining_and_the_file_of_a_stage_alone(data_file, tmp_path):
 
 def test_energy_reference_of_a_checkpoint_is_what_it_leaves(data_file, tmp_path):
     from mdl_physpre.hosts.mattertune.config_file import validated
-    from mdl_physpre.hosts.mattertune.run import with_energy_reference
+    from mdl_physpre.hosts.mattertune.energies import with_energy_reference
 
     structures = read_structures(data_file)
     torch.manual_seed(7)

@@ -164,6 +164,8 @@ def _complete_model(model: dict[str, Any]) -> list[str]:
         taken = {}
     model.update(taken)
     said = []
+    if model.pop("energy_reference", None) is not None:
+        said.append("model.energy_reference is left out: physpre.energy_reference takes these energies off the labels")
     if "pool" in taken:
         said.append("model.pool was not given: atoms are summed (global_add_pool): energy grows with the structure")
     if counterpart is TorchMDET and "pool_order" not in known and model.setdefault("pool_order", "late") == "late":

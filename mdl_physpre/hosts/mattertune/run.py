@@ -26,19 +26,17 @@ from ase import Atoms
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.hosts.mattertune.config_file import load_mattertune_config, validated
+from mdl_physpre.hosts.mattertune.energies import with_energy_reference
 from mdl_physpre.hosts.mattertune.plugin import register
 from mdl_physpre.hosts.mattertune.ranks import begin_preparing, end_preparing, is_first, wait_until_prepared
 from mdl_physpre.hosts.mattertune.settings import Physpre
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkpoint
 from mdl_physpre.potentials.checkpoints.own import save_potential
-from mdl_physpre.potentials.energy_reference import fit_energy_reference
-from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.runs.layout import PRETRAINING_SET
 from mdl_physpre.runs.stage import Stage, hash_of, hash_of_file
-from mdl_physpre.structures.graph import GraphDataset, content_hash
-from mdl_physpre.structures.labels import get_labels, set_labels
-from mdl_physpre.training.energy_zero import energy_errors
+from mdl_physpre.structures.graph import content_hash
+from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.workflow.stages.eam import fit_stage
@@ -89,7 +87,7 @@ def finetune(
         train, val = _structures(parts, "train"), _structures(parts, "validation")
         key = _data_key(train, val)
         if physpre.energy_reference:
-            raw = with_energy_reference(raw, config, train)
+            raw = with_energy_reference(raw, config, train, (folder, key, physpre.seed))
         if physpre.pretrain is not None:
             eam = _pretraining_data(folder, physpre, train, val, key)
         end_preparing(folder, asked)
@@ -116,28 +114,6 @@ def _pretraining_data(folder: Path, physpre: Physpre, train: list[Atoms], val: l
         shuffled=True,  # other backbones take them in the order of the file, in every epoch
     )
     return eam
-
-
-def with_energy_reference(raw: dict[str, Any], config: Any, train: Sequence[Atoms]) -> dict[str, Any]:
-    """The configuration with the energies of the elements that training starts with.
-
-    From scratch they are the least-squares fit of the training energies to composition; from a checkpoint, of what its
-    predictions leave of them. Other backbones, and those whose normalizers change the energy, are left as they are.
-    """
-    model = config.model
-    if model.name != "physpre-m3gnet" or model.energy_reference is not None:
-        return raw
-    energy = next((p.name for p in model.properties if p.type == "energy"), "energy")
-    if any(normalizer.only_for_target for normalizer in model.normalizers.get(energy, ())):
-        return raw
-    labelled = list(train)
-    if model.checkpoint is not None:
-        potential = open_potential(model.checkpoint)
-        left = energy_errors(potential, GraphDataset(labelled, potential.cutoff))
-        labelled = [set_labels(a.copy(), energy=e) for a, e in zip(labelled, left) if np.isfinite(e)]
-    reference = fit_energy_reference(labelled).as_dict()
-    logger.info("energies of the elements, eV: %s", {z: round(e, 4) for z, e in reference.items()})
-    return {**raw, "model": {**raw["model"], "energy_reference": reference}}
 
 
 def _structures(parts: Any, name: str) -> list[Atoms]:
