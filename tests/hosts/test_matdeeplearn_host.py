@@ -176,7 +176,10 @@ def test_eam_trains_with_the_hosts_own_trainer(tmp_path: Path) -> None:
     save_potential(tmp_path / "teacher.pt", teacher)
     write_items(tmp_path / "data.json", host_items(crystals(), np.zeros(119), ("energy", "forces", "stress")))
     model = "mdl_physpre.hosts.matdeeplearn.EAMInteractionModel"
-    perturb = {"name": "mdl_physpre.hosts.matdeeplearn.Perturb", "args": {"teacher": "teacher.pt", "n_sites": 2, "split": "all"}}
+    perturb = {
+        "name": "mdl_physpre.hosts.matdeeplearn.Perturb",
+        "args": {"teacher": "teacher.pt", "n_sites": 2, "split": "all"},
+    }
     config["trainer"] = "property"
     config["model"].update(name=model, atom_types=["Si", "O"], n_basis=2, energy_reference="data.json")
     config["dataset"].update(
@@ -532,6 +535,18 @@ def test_calculator_for_a_model_that_only_the_host_has(tmp_path: Path) -> None:
     assert np.isfinite(slab.get_forces()).all() and "stress" not in slab.calc.results
 
 
+def test_end_of_a_run_names_what_opens_its_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = configuration(tmp_path)
+    config["model"] = {"name": "SchNet", "dim1": 8, "dim2": 8, "dim3": 8, "gc_count": 1, "batch_norm": False}
+    config["physpre"]["arms"], config["optim"]["max_epochs"] = ["baseline"], 1
+    with caplog.at_level("INFO"):
+        run_here(config)
+    assert "take these checkpoints" not in caplog.text
+    route = caplog.text.split('take them as "')[1].split('"')[0]
+    atoms = crystals(1)[0]
+    assert np.isfinite(float(evaluate(open_potential(route), build_graph(atoms, CUTOFF, dtype=torch.float32)).energies))
+
+
 # ---- patched
 
 
@@ -556,6 +571,24 @@ def test_patched_host_finds_the_plugin_by_itself(tmp_path: Path) -> None:
     change("MatDeepLearn", copy, patches_for(HOST.package), revert=True)
     assert inspect(copy, patches_for(HOST.package)).state == "unpatched"
     assert not (copy / "matdeeplearn" / "main.py").exists()
+
+
+def test_a_version_that_the_plugin_cannot_use_is_not_patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from mdl_physpre.hosts import cli
+    from mdl_physpre.hosts.matdeeplearn import names
+
+    assert ROOT is not None
+    copy = tmp_path / "host"
+    shutil.copytree(ROOT / "matdeeplearn", copy / "matdeeplearn", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cli, "require_installed", lambda _: copy)
+    monkeypatch.setattr(names, "missing_names", lambda: ["this MatDeepLearn lacks much"])
+    found = CliRunner().invoke(cli.app, ["patch", "matdeeplearn"])
+    assert found.exit_code == 1 and "lacks much. Nothing was changed" in str(found.exception)
+    assert inspect(copy, patches_for(HOST.package)).state == "unpatched"
+    why = names.unregistered_path(Path("/home/me/old_projects/matdeeplearn"))
+    assert why and "'old' in its path" in why and names.unregistered_path(Path("/home/me/matdeeplearn")) is None
 
 
 def test_configuration_of_the_zeolites_is_taken_by_both(tmp_path: Path) -> None:

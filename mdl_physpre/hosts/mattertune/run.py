@@ -68,11 +68,14 @@ def finetune(
     """
     register()
     raw, physpre = load_mattertune_config(path, overrides)
+    raw = with_averages(raw)
     if pretrain_only and (physpre is None or physpre.pretrain is None):
         raise ConfigError(f"{path}: nothing to pretrain: the section physpre, or physpre.pretrain in it, is missing")
     config = validated(raw, str(path))
     folder = Path(out) if out is not None else Path("runs") / Path(path).stem
-    asked = hash_of({"configuration": raw, "physpre": physpre and physpre.model_dump(), "files": _files_key(raw["data"])})
+    asked = hash_of(
+        {"configuration": raw, "physpre": physpre and physpre.model_dump(), "files": _files_key(raw["data"])}
+    )
     with run_lock(folder) if is_first() else nullcontext():
         if is_first():
             begin_preparing(folder)
@@ -114,6 +117,22 @@ def _pretraining_data(folder: Path, physpre: Physpre, train: list[Atoms], val: l
         shuffled=True,  # other backbones take them in the order of the file, in every epoch
     )
     return eam
+
+
+def with_averages(raw: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with averaged weights saved where they choose the best epoch.
+
+    ``trainer.ema``, which the host does not act on, becomes its recipe ``ema``.
+    """
+    trainer, recipes = dict(raw.get("trainer") or {}), list(raw.get("recipes") or [])
+    averages = trainer.pop("ema", None)
+    if averages:
+        logger.info("trainer.ema: MatterTune passes it over; it is taken as the recipe ema")
+        recipes.append({"name": "ema", **averages})
+    if any(r.get("name") == "ema" and not r.get("validate_original_weights") for r in recipes):
+        recipes.append({"name": "physpre-save-averages"})
+    found = {**raw, "trainer": trainer} if "trainer" in raw else raw
+    return {**found, "recipes": recipes} if recipes else found
 
 
 def _structures(parts: Any, name: str) -> list[Atoms]:
