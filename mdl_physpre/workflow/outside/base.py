@@ -25,14 +25,12 @@ class Material:
     sets : structures by name: ``pretrain`` and ``pretrain-val``, labelled by the teacher; ``train``, ``val``, ``test``
         and ``test-NAME``, labelled by DFT.
     energies : E0 of each element by symbol, by atomic number, eV; one reference for both trainings.
-    force_scale : root mean square of the components of the DFT forces, eV/Å: the scale of networks in both trainings.
     stress : whether all structures have a stress.
     seed : of the run.
     """
 
     sets: Mapping[str, Sequence[Atoms]]
     energies: Mapping[str, float]
-    force_scale: float
     stress: bool
     seed: int
 

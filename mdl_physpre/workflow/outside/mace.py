@@ -47,8 +47,7 @@ class MACE(OutsideTrainer):
             "num_interactions": 2,
             "num_channels": 64,
             "max_L": 0,
-            "mean": 0.0,
-            "std": material.force_scale,
+            "scaling": "rms_forces_scaling",
         }
         stages = {
             "pretrain": {**network, "lr": 0.005, "max_num_epochs": PRETRAIN_EPOCHS},

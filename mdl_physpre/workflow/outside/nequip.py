@@ -33,7 +33,7 @@ class NequIP(OutsideTrainer):
             "l_max": 1,
             "num_features": 32,
             "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
-            "per_type_energy_scales": material.force_scale,
+            "per_type_energy_scales": "${training_data_stats:forces_rms}",
             "per_type_energy_shifts": dict(material.energies),
             "per_type_energy_shifts_trainable": False,
         }

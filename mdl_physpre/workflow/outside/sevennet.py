@@ -72,7 +72,7 @@ class SevenNet(OutsideTrainer):
             "data": {
                 "batch_size": 4,
                 "shift": list(material.energies.values()),
-                "scale": material.force_scale,
+                "scale": "force_rms",
                 "data_format_args": {"index": ":"},
                 **{f"load_{role}set_path": [files[name]] for role, name in (("train", "train"), ("valid", "val"))},
                 "load_testset_path": [files["test"]],

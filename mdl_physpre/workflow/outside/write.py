@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 
@@ -120,8 +119,7 @@ def _material(sets: dict[str, list[Atoms]], data: RunData, seed: int) -> Materia
         logger.warning("%d of %d structures have a stress; none is trained on", sum(stresses), len(stresses))
     reference = fit_energy_reference(data.train).energies
     energies = {symbol: float(reference[atomic_numbers[symbol]]) for symbol in data.elements}
-    forces = np.concatenate([atoms.get_forces().ravel() for atoms in data.train])
-    return Material(sets, energies, float(np.sqrt(np.mean(forces**2))), all(stresses), seed)
+    return Material(sets, energies, all(stresses), seed)
 
 
 def _write(target: Path, trainer: OutsideTrainer, material: Material) -> OutsideFolder:
