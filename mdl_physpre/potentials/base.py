@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from ase import Atoms
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
@@ -129,6 +131,12 @@ class Backbone(AtomicPotential):
     def shift_reference(self, energies: Tensor) -> None:
         """Add ``energies`` (119,), eV by atomic number, to the reference energy of each element."""
         self.reference.energies.add_(energies.to(self.reference.energies))
+
+    def pre_fit(self, structures: Sequence[Atoms]) -> None:
+        """Take from the training structures what the architecture needs of them, before the first step of a training.
+
+        Called once, for a network with random weights; by default nothing is taken.
+        """
 
     def undecayed(self) -> list[nn.Parameter]:
         """Parameters that are lengths, energies and the like, on which no weight decay acts."""

@@ -16,6 +16,7 @@ BUILT_IN = {
     "torchmd_etEarly": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
     "torchmd_et": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
     "M3GNet": "mdl_physpre.potentials.backbones.m3gnet.network:M3GNet",
+    "MACE": "mdl_physpre.potentials.backbones.mace:MACE",
     "hybrid": "mdl_physpre.potentials.sum:HybridPotential",
 }
 """Names of the backbones that come with the package."""
