@@ -215,16 +215,19 @@ def export(
 
 def convert_checkpoint(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A checkpoint of this package, MatDeepLearn, MatterSim or MatterTune.")
+        Path, typer.Argument(metavar="IN", help="A checkpoint of this package, MatDeepLearn, MatterSim, MatterTune or MACE.")
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
     format: Annotated[
         str | None,
-        typer.Option(help="mdl_physpre, matdeeplearn or mattersim; by default mattersim for .pth, else mdl_physpre."),
+        typer.Option(
+            help="mdl_physpre, matdeeplearn, mattersim or mace; by default mattersim for .pth, mace for .model, "
+            "else mdl_physpre."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML of a checkpoint of MatDeepLearn.")] = None,
 ) -> None:
-    """Convert a checkpoint between this package, MatDeepLearn and MatterSim.
+    """Convert a checkpoint between this package, MatDeepLearn, MatterSim and MACE.
 
     What the format cannot carry is said.
     """
