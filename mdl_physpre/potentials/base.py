@@ -132,10 +132,10 @@ class Backbone(AtomicPotential):
         """Add ``energies`` (119,), eV by atomic number, to the reference energy of each element."""
         self.reference.energies.add_(energies.to(self.reference.energies))
 
-    def pre_fit(self, structures: Sequence[Atoms]) -> None:
-        """Take from the training structures what the architecture needs of them, before the first step of a training.
+    def prepare_for(self, structures: Sequence[Atoms]) -> None:
+        """Take from the labelled training structures what is not learnt, such as a mean number of neighbours.
 
-        Called once, for a network with random weights; by default nothing is taken.
+        Called once, before the first training, on a network with random weights. Nothing here.
         """
 
     def undecayed(self) -> list[nn.Parameter]:

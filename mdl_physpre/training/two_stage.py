@@ -61,7 +61,7 @@ def initial_potential(build: Callable[[], Backbone], arm: Arm, material: Materia
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = potential = build()
-        network.pre_fit(material.train)
+        network.prepare_for(material.train)
         for part in arm.parts:
             potential = part.build(potential, material)
     if potential is not network:

@@ -53,9 +53,9 @@ class MACE(Backbone):
     interaction, interaction_first : names of MACE's classes. The first layer's is that of MACE's ``--model MACE``.
     pair_repulsion : MACE's own ZBL term.
     use_reduced_cg, use_so3, use_agnostic_product, use_last_readout_only, edge_irreps, use_edge_irreps_first : of MACE.
-    avg_num_neighbors : divides the sums over neighbours; where ``None``, :meth:`pre_fit` counts it in the training
+    avg_num_neighbors : divides the sums over neighbours; where ``None``, :meth:`prepare_for` counts it in the training
         structures, and it is 1 until then.
-    atomic_inter_scale : s, eV; where ``None``, :meth:`pre_fit` takes the root mean square of the training forces (as
+    atomic_inter_scale : s, eV; where ``None``, :meth:`prepare_for` takes the root mean square of the training forces (as
         MACE's ``rms_forces_scaling`` does), and it is 1 until then.
     atomic_inter_shift : m, eV for each atom.
     reference : energies of the elements, eV; zero if not given.
@@ -189,7 +189,7 @@ class MACE(Backbone):
         finally:
             torch.set_default_dtype(before)
 
-    def pre_fit(self, structures: Sequence[Atoms]) -> None:
+    def prepare_for(self, structures: Sequence[Atoms]) -> None:
         """``avg_num_neighbors`` and ``atomic_inter_scale`` from training structures, where they were not given."""
         if self._get("avg_num_neighbors") is None:
             some = structures[:: max(1, len(structures) // MOST_STRUCTURES)]

@@ -39,7 +39,7 @@ same keys is read, too: [MatDeepLearn](matdeeplearn.md).
 
 <!-- This page is generated: python -m mdl_physpre.workflow.config.reference > docs/configuration.md -->
 """
-BACKBONES = ("CGCNN", "torchmd_etEarly", "M3GNet")
+BACKBONES = ("CGCNN", "torchmd_etEarly", "M3GNet", "MACE")
 LIMITS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}"}
 
 
