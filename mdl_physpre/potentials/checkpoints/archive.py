@@ -67,7 +67,7 @@ def read_anything(
                 raise CheckpointError(_refusal(path, error)) from None
             inert = SimpleNamespace(Unpickler=InertUnpickler, load=pickle.load, __name__="inert")
             content = torch.load(path, map_location=map_location, weights_only=False, pickle_module=inert)
-            logger.info("%s: holds objects beside tensors and plain values; they were not built", path)
+            logger.debug("%s: holds objects beside tensors and plain values; they were not built", path)
     except CheckpointError:
         raise
     except Exception as error:
