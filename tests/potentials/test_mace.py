@@ -217,9 +217,9 @@ def test_numbers_from_training_structures_are_those_of_mace(mace):
     loader = torch_geometric.dataloader.DataLoader(data, batch_size=3)
     assert potential.avg_num_neighbors == pytest.approx(compute_avg_num_neighbors(loader), rel=1e-6)
     _, rms = compute_mean_rms_energy_forces(loader, np.zeros((1, 3)))
-    assert potential.atomic_inter_scale == pytest.approx(float(rms), rel=1e-6)
+    assert potential.atomic_inter_scale == pytest.approx(float(rms[0]), rel=1e-6)
     assert {float(layer.avg_num_neighbors) for layer in potential.network.interactions} == {potential.avg_num_neighbors}
-    assert float(potential.network.scale_shift.scale) == pytest.approx(float(rms), rel=1e-6)
+    assert float(potential.network.scale_shift.scale) == pytest.approx(float(rms[0]), rel=1e-6)
     given = network(atomic_inter_scale=3.0)
     given.prepare_for(some)
     assert (given.avg_num_neighbors, given.atomic_inter_scale) == (7.0, 3.0)

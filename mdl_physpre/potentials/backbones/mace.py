@@ -219,7 +219,7 @@ class MACE(Backbone):
                     "positions": zero((n_atoms, 3)),
                     "shifts": -edge_vectors(graph),
                     "edge_index": torch.stack([neighbour, centre]),
-                    "node_attrs": self.columns.index_select(0, graph.z),
+                    "node_attrs": self.columns.index_select(0, graph.z).to(graph.pos.dtype),
                     "batch": torch.zeros_like(graph.z),  # energies of atoms are asked for: any one structure will do
                     "ptr": graph.z.new_zeros(2),
                     "cell": zero((1, 3, 3)),

@@ -113,6 +113,9 @@ class Inert:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
+    def __call__(self, *arguments: Any) -> Inert:
+        return Inert(self, *arguments)  # of a function that was found on an object
+
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
