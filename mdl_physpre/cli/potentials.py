@@ -215,7 +215,8 @@ def export(
 
 def convert_checkpoint(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A checkpoint of this package, MatDeepLearn, MatterSim, MatterTune or MACE.")
+        Path,
+        typer.Argument(metavar="IN", help="A checkpoint of this package, MatDeepLearn, MatterSim, MatterTune or MACE."),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
     format: Annotated[

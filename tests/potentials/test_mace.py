@@ -50,7 +50,9 @@ DENSITY = "RealAgnosticDensityInteractionBlock"
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
 ARCHITECTURES = {
     "default": {},
-    "ZBL": dict(max_L=0, pair_repulsion=True, distance_transform="Agnesi", atomic_inter_scale=2.3, atomic_inter_shift=1),
+    "ZBL": dict(
+        max_L=0, pair_repulsion=True, distance_transform="Agnesi", atomic_inter_scale=2.3, atomic_inter_shift=1.0
+    ),
     "one layer": dict(num_interactions=1),
     "three layers": dict(
         num_interactions=3, correlation=[2, 2, 1], gate="tanh", interaction_first=DENSITY, radial_type="gaussian"
@@ -155,7 +157,9 @@ def test_models_without_a_counterpart_are_refused_by_name(mace, tmp_path):
     dipoles = theirs(mace)
     dipoles.__class__ = mace.EnergyDipolesMACE
     torch.save(dipoles, path)
-    with pytest.raises(CheckpointError, match="a model of MACE's class EnergyDipolesMACE; only ScaleShiftMACE and MACE"):
+    with pytest.raises(
+        CheckpointError, match="a model of MACE's class EnergyDipolesMACE; only ScaleShiftMACE and MACE"
+    ):
         load_potential(path)
     fast = theirs(mace)
     from mace.modules.wrapper_ops import CuEquivarianceConfig

@@ -55,8 +55,8 @@ class MACE(Backbone):
     use_reduced_cg, use_so3, use_agnostic_product, use_last_readout_only, edge_irreps, use_edge_irreps_first : of MACE.
     avg_num_neighbors : divides the sums over neighbours; where ``None``, :meth:`prepare_for` counts it in the training
         structures, and it is 1 until then.
-    atomic_inter_scale : s, eV; where ``None``, :meth:`prepare_for` takes the root mean square of the training forces (as
-        MACE's ``rms_forces_scaling`` does), and it is 1 until then.
+    atomic_inter_scale : s, eV; where ``None``, :meth:`prepare_for` takes the root mean square of the training forces,
+        as MACE's ``rms_forces_scaling`` does, and it is 1 until then.
     atomic_inter_shift : m, eV for each atom.
     reference : energies of the elements, eV; zero if not given.
 
@@ -70,6 +70,8 @@ class MACE(Backbone):
         "use_so3", "use_agnostic_product", "use_last_readout_only", "edge_irreps", "use_edge_irreps_first",
         "avg_num_neighbors", "atomic_inter_scale", "atomic_inter_shift",
     )  # fmt: skip
+
+    columns: Tensor
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class MACE(Backbone):
         self.cutoff = float(cutoff)
         self.elements = element_numbers(elements, N_ELEMENTS - 1, "MACE")
         self._check()
-        self.network = self.build_network()
+        self.network: Any = self.build_network()
         self._constants = {
             name: value.clone() for name, value in self.network.named_buffers() if not name.startswith(TRAINED)
         }
@@ -119,7 +121,7 @@ class MACE(Backbone):
         columns[list(self.elements or ()), range(columns.shape[1])] = 1.0
         self.register_buffer("columns", columns, persistent=False)
         self.network.to(torch.get_default_dtype())
-        self.register_load_state_dict_post_hook(lambda *_: self._sharpen())
+        self.register_load_state_dict_post_hook(_sharpen_loaded)
 
     def _check(self) -> None:
         if not self.elements:
@@ -145,7 +147,7 @@ class MACE(Backbone):
     def _get(self, name: str) -> Any:
         return getattr(self, name)
 
-    def build_network(self, scripted: bool = False) -> nn.Module:
+    def build_network(self, scripted: bool = False) -> Any:
         """A new ``ScaleShiftMACE`` of this architecture with random parameters, in double precision.
 
         ``scripted`` : with parts compiled by TorchScript, as MACE saves it; the same in tensor operations otherwise,
@@ -194,8 +196,8 @@ class MACE(Backbone):
         if self._get("avg_num_neighbors") is None:
             some = structures[:: max(1, len(structures) // MOST_STRUCTURES)]
             counts = [np.bincount(pairs_within(atoms, self.cutoff)[0]) for atoms in some]
-            found = np.concatenate([one[one > 0] for one in counts] or [np.zeros(0)])
-            self.avg_num_neighbors = float(found.mean()) if len(found) else 1.0
+            found = [int(n) for of_structure in counts for n in of_structure if n > 0]
+            self.avg_num_neighbors = float(np.mean(found)) if found else 1.0
             for interaction in self.network.interactions:
                 interaction.avg_num_neighbors = self.avg_num_neighbors
         if self._get("atomic_inter_scale") is None:
@@ -260,6 +262,10 @@ SAME_NAME = (
     "atomic_inter_shift",
 )  # fmt: skip
 """Arguments that MACE's class calls as we do."""
+
+
+def _sharpen_loaded(potential: MACE, _: Any) -> None:
+    potential._sharpen()
 
 
 def import_mace() -> Any:

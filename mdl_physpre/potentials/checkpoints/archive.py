@@ -42,9 +42,7 @@ def read_archive(
     return content
 
 
-def read_anything(
-    path: str | Path, map_location: str | torch.device = "cpu", *, skip_objects: bool = False
-) -> Any:
+def read_anything(path: str | Path, map_location: str | torch.device = "cpu", *, skip_objects: bool = False) -> Any:
     """What is in a PyTorch archive, a dictionary or not. Raises as :func:`read_archive` does."""
     path = Path(path)
     try:

@@ -110,8 +110,8 @@ def _refuse_what_has_no_counterpart(path: Path, saved: Inert) -> None:
     settings = [module.state.get(key) for module in _modules(saved) for key in ("cueq_config", "oeq_config")]
     if any(isinstance(one, Inert) and one.state.get("enabled") for one in settings):
         raise CheckpointError(
-            f"{path}: a model of MACE that was converted for cuEquivariance or OpenEquivariance; convert it back first: "
-            f"mace_cueq_to_e3nn --return_model {path} (python -m mace.cli.convert_oeq_e3nn … for the other)"
+            f"{path}: a model of MACE that was converted for cuEquivariance or OpenEquivariance; convert it back "
+            f"first: mace_cueq_to_e3nn --return_model {path} (python -m mace.cli.convert_oeq_e3nn … for the other)"
         )
     if saved.state.get("embedding_specs") or "joint_embedding" in saved.state["_modules"]:
         raise CheckpointError(
@@ -119,7 +119,9 @@ def _refuse_what_has_no_counterpart(path: Path, saved: Inert) -> None:
             f"temperature; {for_itself}"
         )
     if any("LoRA" in name for name in names):
-        raise CheckpointError(f"{path}: a model of MACE with LoRA layers; merge them in MACE (merge_lora_weights) first")
+        raise CheckpointError(
+            f"{path}: a model of MACE with LoRA layers; merge them in MACE (merge_lora_weights) first"
+        )
 
 
 def _modules(module: Inert) -> Iterator[Inert]:
