@@ -216,19 +216,22 @@ def export(
 def convert_checkpoint(
     source: Annotated[
         Path,
-        typer.Argument(metavar="IN", help="A checkpoint of this package, MatDeepLearn, MatterSim, MatterTune or MACE."),
+        typer.Argument(
+            metavar="IN",
+            help="A checkpoint of this package or of MatDeepLearn, MatterSim, MatterTune, MACE, graph-pes.",
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
     format: Annotated[
         str | None,
         typer.Option(
-            help="mdl_physpre, matdeeplearn, mattersim or mace; by default mattersim for .pth, mace for .model, "
-            "else mdl_physpre."
+            help="mdl_physpre, matdeeplearn, mattersim, mace or graph-pes; by default mattersim for .pth, mace for "
+            ".model, else mdl_physpre."
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML of a checkpoint of MatDeepLearn.")] = None,
 ) -> None:
-    """Convert a checkpoint between this package, MatDeepLearn, MatterSim and MACE.
+    """Convert a checkpoint between this package, MatDeepLearn, MatterSim, MACE and graph-pes.
 
     What the format cannot carry is said.
     """

@@ -156,12 +156,17 @@ def edge_vectors(graph: AtomGraph) -> Tensor:
 
 
 def worth_cutting(graph: AtomGraph, cutoff: float) -> AtomGraph:
-    """The graph without the edges at or beyond ``cutoff`` Å, on a CPU.
+    """:func:`within`, on a CPU.
 
     On a GPU, where to count edges costs more than they do, the graph as it is.
     """
     if torch.compiler.is_compiling() or graph.pos.device.type != "cpu":
         return graph
+    return within(graph, cutoff)
+
+
+def within(graph: AtomGraph, cutoff: float) -> AtomGraph:
+    """The graph without the edges at or beyond ``cutoff`` Å."""
     with torch.no_grad():
         near = torch.linalg.vector_norm(edge_vectors(graph), dim=1) < cutoff
         if bool(near.all()):
