@@ -218,7 +218,7 @@ def convert_checkpoint(
         Path,
         typer.Argument(
             metavar="IN",
-            help="A checkpoint of this package or of MatDeepLearn, MatterSim, MatterTune, MACE, graph-pes.",
+            help="A checkpoint of this package, MatDeepLearn, MatterSim, MatterTune, MACE or graph-pes.",
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
