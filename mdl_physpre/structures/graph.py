@@ -50,6 +50,8 @@ class AtomGraph(Data):
             for key, value in base._store.items():
                 store[key] = value
             graph.__dict__["known_elements"] = base.__dict__.get("known_elements")
+            if "n_atoms" not in fields:
+                graph.__dict__["structures"] = base.__dict__.get("structures")
         for key, value in fields.items():
             store[key] = value
         return graph
@@ -58,6 +60,16 @@ class AtomGraph(Data):
         """The graph itself, told which atomic numbers are in it."""
         self.__dict__["known_elements"] = (self.z, _version(self.z), frozenset(np.unique(numbers).tolist()))
         return self
+
+    def with_structures(self, structures: Sequence[Atoms]) -> AtomGraph:
+        """The graph itself, told which structures it was made of: calculators read their charges, moments and tags."""
+        self.__dict__["structures"] = tuple(structures)
+        return self
+
+    @property
+    def structures(self) -> tuple[Atoms, ...] | None:
+        """The structures it was made of, for all that is no tensor; ``None`` where they are not known."""
+        return self.__dict__.get("structures")
 
     @property
     def elements(self) -> frozenset[int]:
@@ -75,6 +87,7 @@ class AtomGraph(Data):
         fields = {k: v.to(device, non_blocking=True) for k, v in self._store.items()}
         moved = AtomGraph.from_tensors(**fields)
         moved.__dict__["known_elements"] = (moved.z, _version(moved.z), self.elements)
+        moved.__dict__["structures"] = self.structures
         return moved
 
 
@@ -239,7 +252,8 @@ class GraphDataset:
             fields["energy"] = torch.from_numpy(self._energy[picked])
             fields["forces"] = torch.from_numpy(self._forces[atoms])
             fields["stress"] = torch.from_numpy(self._stress[picked])
-        return AtomGraph.from_tensors(None, **fields).with_elements(self._z[atoms])
+        graph = AtomGraph.from_tensors(None, **fields).with_elements(self._z[atoms])
+        return graph.with_structures([self.structures[k] for k in picked])
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

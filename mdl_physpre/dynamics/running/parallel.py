@@ -189,9 +189,10 @@ def _tasks(
 
 
 def _bare(atoms: Atoms) -> Atoms:
-    """A copy without calculator and without ``info`` but the name: what a process needs, and can be sent."""
+    """A copy without calculator, and of ``info`` only texts and numbers: what a process needs, and can be sent."""
     copy = atoms.copy()
-    copy.info = {key: value for key, value in atoms.info.items() if key == "structure_id"}
+    plain = (str, int, float, np.number, np.bool_, np.ndarray)
+    copy.info = {key: value for key, value in atoms.info.items() if isinstance(value, plain)}
     return copy
 
 

@@ -105,6 +105,7 @@ def _watch(run: BatchRun, start: Tensor, smallest: Tensor) -> None:
         max_neighbours=s.max_neighbours,
         changing=run.changing,
         shares=chunks_at_once(run.potential, run.device, s.max_edges),
+        structures=structures,
     )
 
 

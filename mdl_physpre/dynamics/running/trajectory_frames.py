@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.errors import DataError
+from mdl_physpre.structures.state import electronic_state
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,10 @@ def make_frame(
     stress: np.ndarray,
 ) -> Atoms:
     """The structure ``whole`` at one step. Stress (3, 3), eV/Å³, is left out where it is not finite."""
-    frame = Atoms(whole.numbers, positions, cell=cell, pbc=whole.pbc, momenta=momenta)
+    info, arrays = electronic_state(whole)
+    frame = Atoms(whole.numbers, positions, cell=cell, pbc=whole.pbc, momenta=momenta, info=info)
+    for key, values in arrays.items():
+        frame.set_array(key, values)
     frame.arrays["forces"] = forces
     results = {"energy": energy}
     if np.isfinite(stress).all():
