@@ -12,6 +12,20 @@ PER_ATOM = ("initial_charges", "initial_magmoms", "tags")
 WHOLE = ("charge", "total_charge", "spin", "total_spin", "multiplicity", "spin_multiplicity", "magmom")
 """Keys of ``arrays`` and ``info`` that tell an electronic state, whatever the file they came from calls them."""
 
+UNCONVERGED = "unconverged"
+CONVERGED = ("converged", "scf_converged", "electronic_converged", "converged_electronic", "is_converged")
+
+
+def is_unconverged(atoms: Atoms) -> bool:
+    """Whether ``info`` says that the electrons of a calculation did not converge."""
+    said = {str(key).lower(): value for key, value in atoms.info.items()}
+    return bool(_true(said.get(UNCONVERGED))) or any(_true(said.get(key)) is False for key in CONVERGED)
+
+
+def _true(value: Any) -> bool | None:
+    """What a flag says in whatever spelling; ``None`` for anything else."""
+    return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}.get(str(value).lower())
+
 
 def is_label(key: str) -> bool:
     """Whether a key of ``info`` or ``arrays`` names a label."""

@@ -92,7 +92,8 @@ def load_data(config: Config) -> RunData:
     dataset = config.dataset
 
     def read(path: Source) -> list[Atoms]:
-        return read_structures(path, keys=dataset.keys, units=dataset.units, **dataset.options)
+        drop = dataset.drop_unconverged
+        return read_structures(path, keys=dataset.keys, units=dataset.units, drop_unconverged=drop, **dataset.options)
 
     if isinstance(dataset.src, dict):
         train, val, test = _given_files(config, read)
@@ -111,10 +112,12 @@ def load_data(config: Config) -> RunData:
             raise DataError(
                 f"the {name} set is empty; give dataset.split sizes, or files, that leave structures for it"
             )
-    how = dataset.model_dump(exclude={"src", "extra_tests", *(() if dataset.units else ("units",))})
+    later = [name for name in ("units", "drop_unconverged") if not getattr(dataset, name)]
+    how = dataset.model_dump(exclude={"src", "extra_tests", *later})
     key = hash_of({"files": _hashes(sources), "dataset": how, "seed": config.task.seed})
     others: dict[str, Any] = {"files": _hashes(dataset.extra_tests), "keys": dataset.keys, "options": dataset.options}
-    extra_key = hash_of({**others, "units": dataset.units} if dataset.units else others)
+    # settings that ask for nothing are left out, so that older runs go on
+    extra_key = hash_of({**others, **dataset.model_dump(include={"units", "drop_unconverged"}, exclude=set(later))})
     data = RunData(train, val, test, extra, key, extra_key)
     for name, part in (("training set", train), ("validation set", val)):
         require_labels(part, config.optim.weights(), name)

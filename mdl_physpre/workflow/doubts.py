@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mdl_physpre.structures.state import is_unconverged
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
 
@@ -37,6 +38,13 @@ def doubts(config: Config, data: RunData) -> list[str]:
     for name, part in data.test_sets.items():
         if len(part) < FEW_TESTS:
             found.append(f"{name} has {len(part)} structures: errors on so few say little")
+    for name, part in data.sets.items():
+        marked = sum(is_unconverged(atoms) for atoms in part)
+        if marked:
+            found.append(
+                f"{name}: in {marked} of {len(part)} structures the electrons did not converge; "
+                "dataset.drop_unconverged: true leaves them out"
+            )
     for name, places in data.in_training.items():
         part = data.sets[name]
         first = ", ".join(str(part[k].info.get("structure_id", k)) for k in places[:5])

@@ -91,6 +91,9 @@ class Dataset(Settings):
     units: dict[str, str] = setting(
         {}, "Units of labels that are not in eV and Å, such as {stress: kbar, energy: Hartree}; -kbar: the other sign."
     )
+    drop_unconverged: bool = setting(
+        False, "Leave out structures whose electrons did not converge: steps of VASP without EDIFF, converged=F."
+    )
     options: dict[str, Any] = setting({}, "Further arguments of the reader of the format.")
     fraction: float = setting(1.0, "Part of the training and validation structures that is used.", gt=0, le=1)
     split: Split = setting(Split(), "How one file is divided.")
