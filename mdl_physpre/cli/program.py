@@ -19,6 +19,10 @@ Modules = Annotated[
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Configuration keys to change.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
 
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Delete results in the folder that other settings or data gave.")
+]
+
 
 def program(text: str) -> typer.Typer:
     """A program with commands; ``text`` is the first line of its help."""

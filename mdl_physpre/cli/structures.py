@@ -61,7 +61,8 @@ def convert(
     options: dict[str, Any] = {"elements": elements.split(",")} if elements else {}
     options |= {"types": types} if types else {}
     keys, units = _pairs("--key", key, "energy=NAME"), _pairs("--unit", unit, "stress=kbar")
-    done = convert_structures(source, target, keys, units=units, energy=energy, drop_unconverged=drop_unconverged, **options)
+    options |= {"energy": energy, "drop_unconverged": drop_unconverged}
+    done = convert_structures(source, target, keys, units=units, **options)
     labels = ", ".join(f"{name} on {done['labels'][name]}" for name in ("energy", "forces", "stress"))
     print(f"{target}: {done['structures']} structures; {labels}")
 

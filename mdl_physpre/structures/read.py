@@ -86,7 +86,7 @@ def read_structures(
     if check:
         check_structures(list(progress(structures, description="checking")), source, indices=indices)
         check_units_of_labels(structures, source)
-    logger.info("%s: %d structures, %d atoms", source, len(structures), sum(len(a) for a in structures))
+    logger.debug("%s: %d structures, %d atoms", source, len(structures), sum(len(a) for a in structures))
     return structures
 
 

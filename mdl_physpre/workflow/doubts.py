@@ -38,13 +38,6 @@ def doubts(config: Config, data: RunData) -> list[str]:
     for name, part in data.test_sets.items():
         if len(part) < FEW_TESTS:
             found.append(f"{name} has {len(part)} structures: errors on so few say little")
-    for name, part in data.sets.items():
-        marked = sum(is_unconverged(atoms) for atoms in part)
-        if marked:
-            found.append(
-                f"{name}: in {marked} of {len(part)} structures the electrons did not converge; "
-                "dataset.drop_unconverged: true leaves them out"
-            )
     for name, places in data.in_training.items():
         part = data.sets[name]
         first = ", ".join(str(part[k].info.get("structure_id", k)) for k in places[:5])
@@ -54,3 +47,14 @@ def doubts(config: Config, data: RunData) -> list[str]:
             "names all; dataset.split.by keeps what belongs together in one set"
         )
     return found
+
+
+def unconverged(data: RunData) -> list[str]:
+    """How many structures of each set have electrons that did not converge, which reading them has said already."""
+    counts = {name: sum(is_unconverged(atoms) for atoms in part) for name, part in data.sets.items()}
+    return [
+        f"{name}: in {n} of {len(data.sets[name])} structures the electrons did not converge; "
+        "dataset.drop_unconverged: true leaves them out"
+        for name, n in counts.items()
+        if n
+    ]

@@ -53,9 +53,8 @@ def vasprun(iterations, energies, nelm=4, ediff=1e-5, last_change=1e-2):
     places = "".join(f"<v>{' '.join(f'{x:.8f}' for x in row)}</v>" for row in PLACES @ np.linalg.inv(CELL))
     basis = "".join(f"<v>{' '.join(f'{x:.8f}' for x in row)}</v>" for row in CELL)
     zeros = "<v>0.1 0 0</v><v>-0.1 0 0</v>"
-    structure = (
-        f'<crystal><varray name="basis">{basis}</varray></crystal><varray name="positions">{places}</varray></structure>'
-    )
+    crystal = f'<crystal><varray name="basis">{basis}</varray></crystal>'
+    structure = f'{crystal}<varray name="positions">{places}</varray></structure>'
     atoms = "<rc><c>Cu</c><c>1</c></rc>" * 2
     steps = ""
     for n, energy in zip(iterations, energies):
@@ -72,7 +71,8 @@ def vasprun(iterations, energies, nelm=4, ediff=1e-5, last_change=1e-2):
             f'<i name="e_0_energy">{energy}</i></energy></calculation>\n'
         )
     return (
-        '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling><kpoints><varray name="kpointlist"><v>0 0 0</v></varray>'
+        '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling><kpoints>'
+        '<varray name="kpointlist"><v>0 0 0</v></varray>'
         '<varray name="weights"><v>1</v></varray></kpoints><parameters><separator name="electronic">'
         f'<i type="int" name="NELM">{nelm}</i><i name="EDIFF">{ediff}</i></separator></parameters>'
         f'<atominfo><array name="atoms"><set>{atoms}</set></array></atominfo>'

@@ -25,6 +25,7 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.analysis.radial_distribution import RDF
+from mdl_physpre.dynamics.running.description import description, finished_or_alone, write_description
 from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs, write_rdfs
 from mdl_physpre.dynamics.running.simulate import check_input, simulate
 from mdl_physpre.dynamics.running.storage import (
@@ -37,7 +38,6 @@ from mdl_physpre.dynamics.running.storage import (
     STATE,
     TRAJECTORIES,
     clear,
-    finished_or_alone,
     run_key,
     write_speed,
     write_verdicts,
@@ -47,6 +47,7 @@ from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.utils.files import write_bytes
+from mdl_physpre.utils.overwrite import overwriting
 from mdl_physpre.utils.processes import Piece, available_cores, run_in_processes, run_lock
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def simulate_parallel(
     threads: int | None = None,
     per_structure: Mapping[str, Sequence[Any]] | None = None,
     indices: Sequence[int] | None = None,
+    overwrite: bool = False,
 ) -> list[Verdict]:
     """:func:`mdl_physpre.dynamics.running.simulate.simulate` in several processes.
 
@@ -99,6 +101,7 @@ def simulate_parallel(
     key = run_key(potential, structures, ids, each, places)
     number = _number(processes, devices, threads, len(structures), out, key)
     with ExitStack() as stack:
+        stack.enter_context(overwriting(overwrite))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
         if number == 0:  # in this process
             potential = potential.to(devices[0]) if devices else potential
@@ -107,10 +110,12 @@ def simulate_parallel(
             if out is not None and not _any_began(verdicts):
                 stack.enter_context(run_lock(folder, LOCK_WAIT))
         else:
-            if (finished := stack.enter_context(finished_or_alone(folder, key))) is not None:
+            now = description(potential, structures, settings, each)
+            if (finished := stack.enter_context(finished_or_alone(folder, key, now))) is not None:
                 return finished
             if _begun_with(folder, key) != number:
                 clear(folder)
+                write_description(folder, key, now)
             tasks = _tasks(folder, number, structures, settings, each, places, devices, threads, progress)
             write_bytes(folder / PARTS / DIVISION, json.dumps({"key": key, "processes": len(tasks)}).encode())
             by_place = {verdict.index: verdict for part in _run(potential, tasks) for verdict in part}

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.graph import content_hash
 from mdl_physpre.structures.state import PER_ATOM, electronic_state, state_of
 from mdl_physpre.utils.files import write_bytes
-from mdl_physpre.utils.processes import run_lock
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
 STATE, VERDICTS, SPEED, RDFS = "state.npz", "verdicts.json", "speed.json", "rdf.json"
+DESCRIPTION = "simulation.json"
 RDF_ERRORS = ("rdf_errors.json", "rdf.png", "rdf.svg")  # of physpre md --reference
 MOTION = ("motion.json", "motion.png", "motion.svg")  # of physpre md --reference with trajectories
 ORACLE_ERRORS = ("oracle_errors.json", "oracle-errors.png", "oracle-errors.svg")
@@ -97,7 +97,7 @@ def clear(out: Path) -> None:
 
     Files of other names stay, whoever put them there.
     """
-    for name in (STATE, VERDICTS, SPEED, RDFS, *RDF_ERRORS, *MOTION, *ORACLE_ERRORS):
+    for name in (DESCRIPTION, STATE, VERDICTS, SPEED, RDFS, *RDF_ERRORS, *MOTION, *ORACLE_ERRORS):
         (out / name).unlink(missing_ok=True)
     (out / PARTS / DIVISION).unlink(missing_ok=True)
     for part in (out / PARTS).glob("*-of-*"):
@@ -157,20 +157,6 @@ def read_verdicts(out: Path, key: str) -> list[Verdict] | None:
         return None
     logger.info("%s comes from another potential, other structures or settings; the simulation is done again", path)
     return None
-
-
-@contextlib.contextmanager
-def finished_or_alone(out: Path, key: str) -> Iterator[list[Verdict] | None]:
-    """Stored verdicts of the same run; else ``None``, and no other process works in the folder within the block.
-
-    Raises PhyspreError where another does.
-    """
-    finished = read_verdicts(out, key)
-    if finished is not None:
-        yield finished
-        return
-    with run_lock(out, LOCK_WAIT):
-        yield read_verdicts(out, key)  # another process may have been at it until now
 
 
 def write_state(out: Path, key: str, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
