@@ -44,8 +44,7 @@ def read_structures(
         states), .json (also .gz; MatDeepLearn, MPtrj, ASE or FitSNAP, told apart by content), .lammpstrj (LAMMPS); any
         other that ASE reads (.traj, .cif, POSCAR, …); a folder of DeePMD-kit; or "load-atoms:NAME". Several of them as
         a list, a pattern ("data/*.xyz") or a folder, one after another.
-    format : its format by name instead, or by the import path of a class of
-        :class:`~mdl_physpre.structures.formats.base.Format`.
+    format : its format by name instead, or by the import path of a class of ``structures.formats.base.Format``.
     keys : where labels stand, {"energy": …, "forces": …, "stress": …, "virial": …}, any of them; names of entries of
         ``info``, ``arrays`` or calculator results. Then ``REF_energy``, ``REF_forces``, ``REF_stress`` count, then
         calculator results. Energies are totals in eV, forces eV/Å, stress eV/Å³ with tension positive, as (6,) in Voigt
@@ -54,10 +53,8 @@ def read_structures(
     units : of labels that are in others, {"energy": "Hartree", "forces": "Hartree/Bohr", "stress": "kbar"}; with a
         minus sign before it of the other sign.
     elements : only structures that hold nothing but these elements (symbols).
-    check : whether to check the structures (``check_structures``), and the units of their labels
-        (``check_units_of_labels``).
-    drop_unconverged : leave out structures whose electrons did not converge: steps of VASP that ended without EDIFF,
-        and any with ``info["converged"]`` false or ``info["unconverged"]`` true. They are counted either way.
+    check : whether to check the structures (``check_structures``), and units of labels (``check_units_of_labels``).
+    drop_unconverged : leave out structures whose electrons did not converge: VASP without EDIFF, converged=F.
     options : of some formats, left out by others: ``energy``, "corrected" (default) or "uncorrected", MPtrj; ``root``,
         download folder, load-atoms; ``types``, elements in the order of the types, LAMMPS.
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from ase.data import chemical_symbols
+
+from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.structures.state import is_unconverged
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
@@ -35,6 +39,7 @@ def doubts(config: Config, data: RunData) -> list[str]:
             f"optim.batch_size is {config.optim.batch_size}, the training set has {len(data.train)} structures: "
             "each epoch is one step"
         )
+    found += _undetermined(data)
     for name, part in data.test_sets.items():
         if len(part) < FEW_TESTS:
             found.append(f"{name} has {len(part)} structures: errors on so few say little")
@@ -47,6 +52,21 @@ def doubts(config: Config, data: RunData) -> list[str]:
             "names all; dataset.split.by keeps what belongs together in one set"
         )
     return found
+
+
+def _undetermined(data: RunData) -> list[str]:
+    """A sentence where the compositions of the training structures do not tell energies of elements apart."""
+    labelled = [a for a in data.train if get_labels(a).energy is not None]
+    elements = sorted({int(z) for a in labelled for z in a.numbers})
+    counts = np.array([[np.count_nonzero(a.numbers == z) / len(a) for z in elements] for a in labelled])
+    if len(elements) < 2 or np.linalg.matrix_rank(counts, tol=1e-6) == len(elements):
+        return []
+    free = np.abs(np.linalg.svd(counts)[2][np.linalg.matrix_rank(counts, tol=1e-6) :]).max(0) > 1e-6
+    names = ", ".join(chemical_symbols[z] for z, one in zip(elements, free) if one)
+    return [
+        f"the training structures do not tell the energies of {names} apart: their shares always change together, or "
+        "never. Energies of structures with other shares mean nothing; add such structures, or single atoms"
+    ]
 
 
 def unconverged(data: RunData) -> list[str]:

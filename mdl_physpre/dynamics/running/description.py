@@ -18,6 +18,7 @@ from mdl_physpre.dynamics.running.storage import (
     PARTS,
     STATE,
     VERDICTS,
+    clear,
     read_verdicts,
     run_key,
 )
@@ -62,8 +63,9 @@ def refuse_another(out: Path, key: str, now: Mapping[str, Any]) -> None:
         refuse_to_delete(out, "a simulation", given, now)
 
 
-def write_description(out: Path, key: str, now: Mapping[str, Any]) -> None:
-    """``simulation.json``: what :func:`description` says of the run in the folder."""
+def begin_anew(out: Path, key: str, now: Mapping[str, Any]) -> None:
+    """Clear the folder, and write what :func:`description` says of the run that begins there: ``simulation.json``."""
+    clear(out)
     write_bytes(out / DESCRIPTION, (json.dumps({"key": key, "run": now}, indent=1) + "\n").encode())
 
 

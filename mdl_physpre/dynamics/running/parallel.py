@@ -25,7 +25,7 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.analysis.radial_distribution import RDF
-from mdl_physpre.dynamics.running.description import description, finished_or_alone, write_description
+from mdl_physpre.dynamics.running.description import begin_anew, description, finished_or_alone
 from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs, write_rdfs
 from mdl_physpre.dynamics.running.simulate import check_input, simulate
 from mdl_physpre.dynamics.running.storage import (
@@ -92,16 +92,14 @@ def simulate_parallel(
     Raises
     ------
     ConfigError : a potential that cannot be sent to another process; and as in ``simulate``, as is DataError.
-    PhyspreError : a process died or raised an error: the same call takes up what is left. The potential raised an error
-        at the start for every structure. Another run works in the folder.
+    PhyspreError : a process died or raised an error: the same call takes up what is left; or one did for every start.
     """
     settings, structures = settings or DynamicsSettings(), list(structures)
     each = settings_of_each(settings, len(structures), per_structure)
     places, ids = check_input(potential, structures, settings, out, indices)
     key = run_key(potential, structures, ids, each, places)
     number = _number(processes, devices, threads, len(structures), out, key)
-    with ExitStack() as stack:
-        stack.enter_context(overwriting(overwrite))
+    with ExitStack() as stack, overwriting(overwrite):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
         if number == 0:  # in this process
             potential = potential.to(devices[0]) if devices else potential
@@ -114,12 +112,11 @@ def simulate_parallel(
             if (finished := stack.enter_context(finished_or_alone(folder, key, now))) is not None:
                 return finished
             if _begun_with(folder, key) != number:
-                clear(folder)
-                write_description(folder, key, now)
+                begin_anew(folder, key, now)
             tasks = _tasks(folder, number, structures, settings, each, places, devices, threads, progress)
             write_bytes(folder / PARTS / DIVISION, json.dumps({"key": key, "processes": len(tasks)}).encode())
-            by_place = {verdict.index: verdict for part in _run(potential, tasks) for verdict in part}
-            verdicts = [by_place[place] for place in places]
+            done = [verdict for part in _run(potential, tasks) for verdict in part]
+            verdicts = sorted(done, key=lambda verdict: places.index(verdict.index))
             if out is not None and _any_began(verdicts):
                 _merge(folder, key, tasks, places, ids)
                 write_verdicts(folder, key, settings, each, verdicts)

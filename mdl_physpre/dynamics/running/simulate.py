@@ -50,19 +50,15 @@ def simulate(
 
     Parameters
     ----------
-    potential : forces come from it, on its device and in its precision.
+    potential, settings : forces come from it, on its device and in its precision; :class:`DynamicsSettings`.
     structures : positions and cells at the start, and momenta where ``start_velocities`` says so, named by
         ``info["structure_id"]``.
-    settings : see :class:`DynamicsSettings`.
-    out : folder for the verdicts, the state to continue from, frames of structures that failed, and what else is asked
-        for (docs/dynamics.md). A finished run of the same potential, structures and settings is read, an unfinished one
-        continued.
+    out : folder for verdicts, the state to go on from, and what else is asked for (docs/dynamics.md). A finished run of
+        the same potential, structures and settings is read, an unfinished one continued.
     per_structure : ``temperature``, ``temperature_end``, ``pressure``, ``timestep`` or ``steps``, one value for each
         structure, in place of that of ``settings``. A structure with fewer steps leaves the batch when it has finished.
     indices : place of each structure in a longer list, from which its random numbers come; 0, 1, … where ``None``.
-    raise_at_start : whether an error that the potential raises at the start for every structure is raised; otherwise
-        each gets a verdict with that reason.
-
+    raise_at_start : raise an error of the potential at the start for every structure; else it is their verdict.
     overwrite : delete the results of any other run in ``out``.
 
     Returns
@@ -74,8 +70,7 @@ def simulate(
     DataError : an unknown element, no atoms, or at constant pressure a structure that is not periodic in 3 directions.
     ConfigError : trajectories or radial distribution functions without a folder; constant pressure with a potential
         that has no stress; values for single structures that cannot be used.
-    WouldDelete : ``out`` holds another run; it says what differs.
-    PhyspreError : another process works in the folder.
+    WouldDelete, PhyspreError : ``out`` holds another run, and what differs; another process works there.
     Exception : whatever the potential raises at the start, if it does so for every structure.
     """
     settings = settings or DynamicsSettings()
