@@ -35,11 +35,11 @@ model: {{name: CGCNN, cutoff: 4.0, dim1: 8, dim2: 8, gc_count: 1, post_fc_count:
 optim: {{max_epochs: 6, batch_size: 4}}
 physpre:
   arms: [baseline, pretrain]
-  eam: {{max_passes: 4}}
+  eam: {{epochs: 6, n_basis: 3}}
   perturbation: {{n_aug: 2}}
   pretrain: {{max_epochs: 4}}
   dynamics: {{n_structures: 3, steps: 400, checkpoint_steps: 50}}
-  stress: {{tests: [heating], n_structures: 2, heating: {{steps: 300, checkpoint_steps: 50}}}}
+  stress: {{tests: [heating], n_structures: 2, heating: {{temperature_end: 900, dynamics: {{checkpoint_steps: 30}}}}}}
   report: {{formats: []}}
 """
 TIMES = ("second", "memory", "processor", "speed", "started", "cost")
@@ -81,7 +81,8 @@ def main() -> None:
     whole = place / "run-whole"
     potential, data = str(whole / "3-networks/baseline/finetune/best.pt"), str(place / "cu.extxyz")
     few = ["--n-structures", "4"]
-    heating = ["--tests", "heating", "--set", "heating.steps=600", "--set", "heating.checkpoint_steps=50"]
+    heating = ["--tests", "heating", "--set", "heating.temperature_end=900", "--set", "heating.rate=1000"]
+    heating += ["--set", "heating.dynamics={checkpoint_steps: 50}"]
     commands = {
         "run": (["run", str(place / "kills.yml")], ["summary.json"]),
         "md": (["md", potential, data, *few, "--steps", "1500", "checkpoint_steps=50"], ["verdicts.json"]),

@@ -72,10 +72,10 @@ def test_nor_is_an_unfinished_one(tmp_path):
 
 
 def test_a_stress_test_is_not_deleted_by_another(tmp_path):
-    heating = {"heating": {"steps": 40, "temperature_end": 400.0}}
+    heating = {"heating": {"temperature_end": 400.0}}
     run_stress_tests(POTENTIAL, STRUCTURES, heating, tmp_path, progress=False)
     before = content(tmp_path)
-    hotter = {"heating": {"steps": 40, "temperature_end": 500.0}}
+    hotter = {"heating": {"temperature_end": 500.0}}
     with pytest.raises(WouldDelete, match="stress test of another run(.|\n)*temperature_end: 400.0 there, 500.0 here"):
         run_stress_tests(POTENTIAL, STRUCTURES, hotter, tmp_path, progress=False)
     assert content(tmp_path) == before

@@ -109,7 +109,7 @@ def simulate_parallel(
                 stack.enter_context(run_lock(folder, LOCK_WAIT))
         else:
             now = description(potential, structures, settings, each)
-            if (finished := stack.enter_context(finished_or_alone(folder, key, now))) is not None:
+            if finished := stack.enter_context(finished_or_alone(folder, key, now)):
                 return finished
             if _begun_with(folder, key) != number:
                 begin_anew(folder, key, now)

@@ -112,7 +112,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration", override
     except PhyspreError as error:
         raise ConfigError(f"{source}: {error}") from None
     if wrong:
-        raise ConfigError("\n  ".join(_with_place(line, source, overrides, not k) for k, line in enumerate(wrong)))
+        raise ConfigError("\n  ".join(_with_places(wrong, source, overrides)))
     try:  # what holds of several sections together
         config.training_settings(), config.pretraining_settings(), config.dynamics_settings()
     except PhyspreError as error:
@@ -120,14 +120,15 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration", override
     return config
 
 
-def _with_place(line: str, source: str, overrides: Sequence[str], first: bool) -> str:
-    """A mistake with the override that it comes from; else the first with the name of the file."""
-    key = line.partition(":")[0]
-    for text in overrides:
-        given = text.partition("=")[0]
-        if f"{key}.".startswith(f"{given}.") or f"{given}.".startswith(f"{key}."):
-            return f"{text}: {line}"
-    return f"{source}: {line}" if first else line
+def _with_places(wrong: Sequence[str], source: str, overrides: Sequence[str]) -> list[str]:
+    """Mistakes, those of the file first, after its name; each other with the override that it comes from."""
+    in_file, of_overrides = [], []
+    for line in wrong:
+        key = line.partition(":")[0]
+        given = {text: text.partition("=")[0] for text in overrides}
+        text = next((t for t, k in given.items() if f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.")), "")
+        (of_overrides if text else in_file).append(f"{text}: {line}" if text else line)
+    return [f"{source}: {line}" if not k else line for k, line in enumerate(in_file)] + of_overrides
 
 
 def _unknown_hyperparameters(model: Any) -> list[str]:
