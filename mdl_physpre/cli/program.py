@@ -21,7 +21,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
 
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Delete results in the folder that other settings or data gave.")
+    bool, typer.Option("--overwrite", help="Delete what other settings, data or references gave in the folder.")
 ]
 
 

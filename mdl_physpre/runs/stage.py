@@ -158,7 +158,7 @@ class Stage:
         before = begun.get("depends_on")
         if isinstance(before, dict):
             own = [{k: v for k, v in d.items() if k not in self.follows} for d in (before, self.depends_on)]
-            if self._grows(before) or not differences(*own):
+            if self._grows(before) or not differences(own[0], own[1]):
                 return
         refuse_to_delete(self.folder, "results", before, self.depends_on)
 

@@ -85,9 +85,8 @@ def simulate_parallel(
 
     Parameters
     ----------
-    processes : their number; never more than structures.
     devices : where the processes compute ("cuda:0", "cuda:1", …), taken in turn; that of the potential where ``None``.
-    threads : of each process; the cores divided by the number of processes where ``None``.
+    processes, threads : their number, never more than structures; of each, by the number of cores where ``None``.
 
     Raises
     ------

@@ -122,7 +122,8 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration", override
 
 def _with_places(wrong: Sequence[str], source: str, overrides: Sequence[str]) -> list[str]:
     """Mistakes, those of the file first, after its name; each other with the override that it comes from."""
-    in_file, of_overrides = [], []
+    in_file: list[str] = []
+    of_overrides: list[str] = []
     for line in wrong:
         key = line.partition(":")[0]
         given = {text: text.partition("=")[0] for text in overrides}

@@ -39,10 +39,10 @@ def stages_of(
     sizes = [len(atoms) for atoms in stress_structures(config, data)]
     for name, chosen in section.chosen().items():
         settings = of_network(chosen, network.seed, config.task.compiles_on(str(device)))
-        depends = {"trained": key, "test": name, "settings": decisive(settings), "structures": sizes}
+        depends: dict[str, Any] = {"trained": key, "test": name, "settings": decisive(settings), "structures": sizes}
         if section.oracle is not None:
             depends["oracle"] = [*identity_of(section.oracle), section.oracle_frames, section.oracle_bound]
-        depends |= {"seed": config.task.seed}
+        depends["seed"] = config.task.seed
         yield name, settings, Stage(network.stress_folder(folder, name), depends, follows=("trained",))
 
 
