@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from ase.data import chemical_symbols
-
-from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.potentials.energy_reference import inseparable_elements
 from mdl_physpre.structures.state import is_unconverged
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
@@ -34,12 +31,17 @@ def doubts(config: Config, data: RunData) -> list[str]:
         edges = density * 4 / 3 * math.pi * cutoff**3
         about = f"about {edges:.0f} neighbours for each atom; " if periodic else ""
         found.append(f"model.cutoff is {cutoff:g} Å: {about}5 to 8 Å are usual")
-    if config.optim.batch_size > len(data.train):
+    if config.optim.batch_atoms is None and config.optim.batch_size > len(data.train):
         found.append(
             f"optim.batch_size is {config.optim.batch_size}, the training set has {len(data.train)} structures: "
             "each epoch is one step"
         )
-    found += _undetermined(data)
+    if not data.isolated and (together := inseparable_elements(data.train)):
+        found.append(
+            f"the energies of {', '.join(together)} cannot be told apart: the composition of the training structures "
+            "is known only as a whole. Energies of other compositions will be wrong; give isolated atoms "
+            "(dataset.energies_of_elements), or structures of other compositions"
+        )
     for name, part in data.test_sets.items():
         if len(part) < FEW_TESTS:
             found.append(f"{name} has {len(part)} structures: errors on so few say little")
@@ -52,21 +54,6 @@ def doubts(config: Config, data: RunData) -> list[str]:
             "names all; dataset.split.by keeps what belongs together in one set"
         )
     return found
-
-
-def _undetermined(data: RunData) -> list[str]:
-    """A sentence where the compositions of the training structures do not tell energies of elements apart."""
-    labelled = [a for a in data.train if get_labels(a).energy is not None]
-    elements = sorted({int(z) for a in labelled for z in a.numbers})
-    counts = np.array([[np.count_nonzero(a.numbers == z) / len(a) for z in elements] for a in labelled])
-    if len(elements) < 2 or np.linalg.matrix_rank(counts, tol=1e-6) == len(elements):
-        return []
-    free = np.abs(np.linalg.svd(counts)[2][np.linalg.matrix_rank(counts, tol=1e-6) :]).max(0) > 1e-6
-    names = ", ".join(chemical_symbols[z] for z, one in zip(elements, free) if one)
-    return [
-        f"the training structures do not tell the energies of {names} apart: their shares always change together, or "
-        "never. Energies of structures with other shares mean nothing; add such structures, or single atoms"
-    ]
 
 
 def unconverged(data: RunData) -> list[str]:

@@ -20,6 +20,7 @@ from mdl_physpre.runs.results import TrainingStage
 from mdl_physpre.runs.stage import Stage, decisive, hash_of, hash_of_file, stage_result
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.training.arms import FINETUNE, Arm, Material, Online
+from mdl_physpre.training.optimizer import SHAPES
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import TrainingResult
 from mdl_physpre.training.two_stage import initial_potential, train_arm
@@ -116,7 +117,9 @@ def stage_of(
     }
     depends = {"before": _key_before_finetuning(arm, settings, start), "parts": _settings(arm)}
     depends["finetune"] = decisive(arm.settings_of(FINETUNE, settings))
-    grows = ("finetune.max_epochs", "finetune.max_seconds")
+    # not where the learning rate of each step depends on the length
+    longer = ("finetune.max_epochs", "finetune.max_steps", "finetune.max_seconds")
+    grows = () if settings.schedule in SHAPES else longer
     return Stage(network.folder(folder), {**start, **depends}, grows=grows)
 
 
@@ -140,7 +143,7 @@ def _told(result: TrainingResult) -> TrainingStage:
 
 def _settings(arm: Arm, before_finetuning: bool = False) -> dict[str, Any]:
     parts = [part for part in arm.parts if part.acts_before_finetuning or not before_finetuning]
-    return {part.name: part.settings.model_dump(mode="json") for part in parts}
+    return {part.name: part.settings.asked("json") for part in parts}
 
 
 def _key_before_finetuning(arm: Arm, settings: TrainingSettings, start: dict[str, Any]) -> str:
@@ -165,7 +168,7 @@ def run_material(folder: Path, config: Config, data: RunData, device: torch.devi
             data.train, config.physpre.perturbation, teacher, config.task.seed, cutoff, workers=workers
         )
 
-    return Material(data.train, data.val, lambda: fitted_eam(folder, config), pretraining_set, online)
+    return Material(data.train, data.val, lambda: fitted_eam(folder, config), pretraining_set, online, data.isolated)
 
 
 def copy_trainings(networks: Path, target: Path, stages: tuple[str, ...], key: str) -> None:
