@@ -104,7 +104,7 @@ def neighbour_list(
     if not boxes < MAX_BOXES:
         spans = " x ".join(f"{length:.3g}" for length in np.ptp(wrapped, axis=0))
         raise DataError(
-            f"{len(positions)} atoms span {spans} Å; expected a cell and positions in Å that atoms can fill"
+            f"{len(positions)} atoms span {spans} Å; expected a cell and positions that they can fill"
         )
     i, j, images, distances = find_points_in_spheres(
         all_coords=wrapped, center_coords=wrapped, r=float(cutoff), pbc=pbc.astype(np.int64), lattice=lattice, tol=1e-8
