@@ -103,9 +103,7 @@ def neighbour_list(
     boxes = float(np.prod(np.ptp(wrapped, axis=0) / cutoff + 3)) if cutoff > 0 else 1.0
     if not boxes < MAX_BOXES:
         spans = " x ".join(f"{length:.3g}" for length in np.ptp(wrapped, axis=0))
-        raise DataError(
-            f"{len(positions)} atoms span {spans} Å; expected a cell and positions that they can fill"
-        )
+        raise DataError(f"{len(positions)} atoms span {spans} Å; expected a cell and positions that they can fill")
     i, j, images, distances = find_points_in_spheres(
         all_coords=wrapped, center_coords=wrapped, r=float(cutoff), pbc=pbc.astype(np.int64), lattice=lattice, tol=1e-8
     )
