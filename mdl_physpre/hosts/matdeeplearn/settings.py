@@ -58,6 +58,11 @@ def engine_config(config: Mapping[str, Any]) -> Config:
     task = dict(raw.get("task") or {})
     raw["task"] = {k: v for k, v in task.items() if v is not None}
     found = with_absolute_paths(parse_config(raw, "MatDeepLearn's configuration"), folder_of_configuration())
+    if found.recipe != "paper":
+        raise ConfigError(
+            f"recipe: {found.recipe!r} sets what MatDeepLearn's trainer has no place for; run it with physpre run, or "
+            "leave recipe out"
+        )
     for arm in found.arms:
         if any(part.name not in HOST_PARTS for part in arm.parts):
             raise ConfigError(
