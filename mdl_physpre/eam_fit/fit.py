@@ -24,6 +24,7 @@ from mdl_physpre.potentials.eam.potential import EAMInteraction, element_numbers
 from mdl_physpre.potentials.energy_reference import composition_matrix
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.training_energies import TrainingEnergies
+from mdl_physpre.potentials.zbl import repulsion_beside_data
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.progress import progress as show_progress
@@ -76,6 +77,9 @@ def fit_eam(
     (:func:`~mdl_physpre.eam_fit.routes.fit_fast`) keeps every Morse term within bounds that make it a well with a wall,
     and holds every pair curve repulsive below the distances that occur in the data, because there nothing else would.
 
+    A short-range repulsion ends at the shortest distance of each pair in the training structures, but for pairs in
+    ``short_range_radii``.
+
     Parameters
     ----------
     train, val : labelled structures; without labels in ``val`` the training structures choose the best state.
@@ -96,7 +100,11 @@ def fit_eam(
     weights = settings.weights
     if not len(train):
         raise FitError("the fit has no training structures; look at the sizes of the split")
-    potential = EAMInteraction(_elements(train, val or [], elements), **settings.potential)
+    numbers, form = _elements(train, val or [], elements), settings.potential
+    if settings.short_range:
+        repulsion = repulsion_beside_data(train, numbers, settings.short_range_radii, settings.cutoff)
+        form["short_range_radii"] = repulsion.radii
+    potential = EAMInteraction(numbers, **form)
     parts = {"train": train, "val": val or []}
     sets = {name: GraphDataset(part, settings.cutoff, cache_dir=cache_dir) for name, part in parts.items() if part}
     best, closest = _fitted(potential, sets, settings, seed, progress)

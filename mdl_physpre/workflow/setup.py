@@ -33,7 +33,8 @@ from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.doubts import doubts
 
 logger = logging.getLogger(__name__)
-REPORT_PATTERNS = (layout.SUMMARY, "report.html", "report.pdf", "report/*.svg", "report/*.png", "report/*.csv")
+REPORTS = ("report.html", "report.pdf", "report/*.svg", "report/*.png", "report/*.csv")
+REPORT_PATTERNS = (layout.SUMMARY, layout.POTENTIAL, *REPORTS)
 
 
 @contextmanager
@@ -121,7 +122,8 @@ def record_setup(folder: Path, config: Config, data: RunData, device: torch.devi
     dumped = json.loads(config.model_dump_json())
     text = yaml.safe_dump(dumped, sort_keys=False)
     written = folder / layout.CONFIG
-    known = {**data.hashes(), "sets": {name: counts.plain() for name, counts in data.counts().items()}}
+    told = {"sets": data.counts(), "null_model": data.null_model}
+    known = {**data.hashes(), **{key: {name: one.plain() for name, one in own.items()} for key, own in told.items()}}
     other_data = read_json(folder / layout.DATA) not in ({}, known)
     if written.exists() and (written.read_text() != text or other_data):
         for pattern in REPORT_PATTERNS:

@@ -17,6 +17,7 @@ BUILT_IN = {
     "torchmd_et": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
     "M3GNet": "mdl_physpre.potentials.backbones.m3gnet.network:M3GNet",
     "hybrid": "mdl_physpre.potentials.sum:HybridPotential",
+    "zbl": "mdl_physpre.potentials.sum:RepulsivePotential",
 }
 """Names of the backbones that come with the package."""
 

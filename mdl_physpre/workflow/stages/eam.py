@@ -18,6 +18,7 @@ from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.potentials.training_energies import TrainingEnergies
+from mdl_physpre.potentials.zbl import repulsion_radii
 from mdl_physpre.runs.layout import EAM, EAM_FILE, ERRORS
 from mdl_physpre.runs.results import FittedEAM, eam_result
 from mdl_physpre.runs.stage import Stage, hash_of_file, write_json
@@ -79,6 +80,7 @@ def fit_stage(
     source = hash_of_file(Path(settings.checkpoint)) if settings.checkpoint else ""
     weights = {"weight_energy", "weight_force", "weight_stress"}
     depends = {"data": data_key, "eam": settings.model_dump(exclude=weights), "source": source, "seed": seed}
+    depends |= {"radii": "of the data"} if settings.short_range else {}  # earlier versions: covalent distances
     stage = Stage(folder / EAM, {**depends, "weights": list(settings.weights)})
     if stage.done:
         logger.info("embedded-atom potential\n%s", (stage.folder / "fit.txt").read_text().rstrip())
@@ -103,6 +105,7 @@ def fit_stage(
         potential, text = fit.potential, fit.text
         found = {"table": fit.table, "fit_errors": {name: e for name, e in fit.errors.items() if e is not None}}
         write_json(stage.folder / "history.json", fit.history)
+    found["short_range_radii"] = repulsion_radii(potential)
     save_potential(folder / EAM_FILE, potential)
     write_text(stage.folder / "fit.txt", text + "\n")
     logger.info("embedded-atom potential\n%s", text)
