@@ -97,11 +97,7 @@ CASES = [
     Case("M3GNet", m3gnet, cutoffs=(CUTOFF, 3.0), native=NATIVE.format("m3gnet")),
     Case("EAM", eam),
     Case("EAM+ZBL", lambda: eam(short_range="zbl", short_range_radii={"Si-O": 2.5}), cutoffs=(CUTOFF, 2.5, 2.5 / 3)),
-    Case(
-        "network+ZBL",
-        lambda: RepulsivePotential(cgcnn(), ZBL(ELEMENTS, {"Si-O": 1.5, "Si-Si": 1.5})),
-        (CUTOFF, 1.5, 0.5),
-    ),
+    Case("network+ZBL", lambda: RepulsivePotential(cgcnn(), ZBL(ELEMENTS, {"Si-O": 1.3})), (CUTOFF, 1.3, 1.3 / 3)),
     Case("hybrid", lambda: HybridPotential(cgcnn(3.5), eam()), cutoffs=(CUTOFF, 3.5), native=NATIVE.format("cgcnn")),
 ]
 VARIANTS = [(case, code) for case in CASES for code in (("tensor operations", "C") if case.native else ("",))]
