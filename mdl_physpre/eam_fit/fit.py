@@ -75,10 +75,8 @@ def fit_eam(
 
     The route ``reference`` is the paper's (:func:`~mdl_physpre.eam_fit.routes.fit_reference`). ``fast``
     (:func:`~mdl_physpre.eam_fit.routes.fit_fast`) keeps every Morse term within bounds that make it a well with a wall,
-    and holds every pair curve repulsive below the distances that occur in the data, because there nothing else would.
-
-    A short-range repulsion ends at the shortest distance of each pair in the training structures, but for pairs in
-    ``short_range_radii``.
+    and holds every pair curve repulsive below the distances that occur in the data, because there nothing else would. A
+    short-range repulsion ends at the shortest distance of a pair in ``train``, but for ``short_range_radii``.
 
     Parameters
     ----------
@@ -100,11 +98,7 @@ def fit_eam(
     weights = settings.weights
     if not len(train):
         raise FitError("the fit has no training structures; look at the sizes of the split")
-    numbers, form = _elements(train, val or [], elements), settings.potential
-    if settings.short_range:
-        repulsion = repulsion_beside_data(train, numbers, settings.short_range_radii, settings.cutoff)
-        form["short_range_radii"] = repulsion.radii
-    potential = EAMInteraction(numbers, **form)
+    potential = _unfitted(train, _elements(train, val or [], elements), settings)
     parts = {"train": train, "val": val or []}
     sets = {name: GraphDataset(part, settings.cutoff, cache_dir=cache_dir) for name, part in parts.items() if part}
     best, closest = _fitted(potential, sets, settings, seed, progress)
@@ -121,6 +115,14 @@ def fit_eam(
     how = _how(settings, sets["train"], best, seconds)
     text = describe(potential, table, errors, how=how, warnings=warnings)
     return EAMFit(potential, best.history, errors, table, text, seconds)
+
+
+def _unfitted(train: Sequence[Atoms], elements: tuple[int, ...], settings: EAMFitSettings) -> EAMInteraction:
+    form = settings.potential
+    if settings.short_range:
+        repulsion = repulsion_beside_data(train, elements, settings.short_range_radii, settings.cutoff)
+        form["short_range_radii"] = repulsion.radii
+    return EAMInteraction(elements, **form)
 
 
 def _how(settings: EAMFitSettings, train: GraphDataset, best: BestState, seconds: float) -> str:
