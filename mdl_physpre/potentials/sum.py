@@ -132,7 +132,8 @@ class HybridPotential(SumPotential):
 
     Raises
     ------
-    ConfigError : ``eam`` is another potential; the parts know no element in common.
+    ConfigError : ``eam`` is another potential; the parts know no element in common, or both have a short-range
+        repulsion.
     """
 
     def __init__(
@@ -148,6 +149,8 @@ class HybridPotential(SumPotential):
             raise ConfigError(
                 f"hybrid: found {type(eam).__name__}, expected an embedded-atom potential beside the network"
             )
+        if eam.repulsion is not None and any(isinstance(part, ZBL) for part in network.modules()):
+            raise ConfigError("hybrid: network and embedded-atom potential have a short-range repulsion each: one only")
         super().__init__(network=network, eam=eam)
         if not self.elements:
             raise ConfigError("hybrid: network and embedded-atom potential know no element in common")

@@ -140,13 +140,7 @@ class Hybrid(Part):
 
     def build(self, potential: Backbone, material: Material) -> Backbone:
         """The sum; its energies of the elements are those of the embedded-atom potential, fitted to the same totals."""
-        eam = material.eam()
-        if eam.repulsion is not None and repulsion_radii(potential):
-            raise ConfigError(
-                "zbl and hybrid in one arm: the embedded-atom potential has a short-range repulsion already, and two "
-                "would add up; leave out physpre.eam.short_range, or zbl"
-            )
-        return HybridPotential(potential, eam, train_eam=self.settings.train_eam)
+        return HybridPotential(potential, material.eam(), train_eam=self.settings.train_eam)
 
     def prepare(self, stage: str, potential: Backbone) -> None:
         """Let the embedded-atom potential learn in finetuning alone."""

@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials import CGCNN, RepulsivePotential
+from mdl_physpre.potentials import CGCNN, HybridPotential, RepulsivePotential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
@@ -180,3 +180,5 @@ def test_a_network_with_it_is_the_sum_saved_and_loaded(tmp_path):
     torch.testing.assert_close(evaluate(again, graph).forces, found.forces)
     with pytest.raises(ConfigError, match="short-range repulsion already"):
         RepulsivePotential(again, repulsion)
+    with pytest.raises(ConfigError, match="a short-range repulsion each"):
+        HybridPotential(again, EAMInteraction(["Si", "O"], cutoff=4.0, short_range="zbl"))

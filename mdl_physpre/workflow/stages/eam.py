@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 def eam_stage(folder: Path, config: Config, data: RunData, *, for_hybrids: bool = False) -> FittedEAM:
     """1: the embedded-atom potential of a run, and its errors on the test structures.
 
-    Raises ConfigError where hybrids are to be made of it and ``physpre.eam.checkpoint`` is no embedded-atom potential.
+    Raises ConfigError where hybrids are to be made of it and ``physpre.eam.checkpoint`` is no embedded-atom potential,
+    or where it and the network of an arm have a short-range repulsion each.
     """
     device = device_of(config)
     fit = fit_stage(
@@ -51,6 +52,12 @@ def eam_stage(folder: Path, config: Config, data: RunData, *, for_hybrids: bool 
     )
     # a hybrid that cannot be built is better known before the other arms are trained
     potential = fitted_eam(folder, config, device) if for_hybrids else load_potential(folder / EAM_FILE, device)
+    twice = [arm.name for arm in config.arms if arm.uses_eam and arm.has("zbl")]
+    if twice and repulsion_radii(potential):
+        raise ConfigError(
+            f"arm {twice[0]!r}: the embedded-atom potential has a short-range repulsion already, and two would add up; "
+            "leave out physpre.eam.short_range, or zbl"
+        )
     tests = Stage(fit.folder / ERRORS, {"eam": fit.key, "extra_tests": data.extra_key})
     if not tests.done:
         tests.begin()
