@@ -136,8 +136,8 @@ def untrained_sentence(found: Untrained) -> str:
         )
     return (
         f"The energies of {found.arm}{several} are untrained: their error on {TEST}, {found.error:.3g} meV/atom, is "
-        f"not below {found.null:.3g}, that of composition alone. Before any verdict, try optim.refit_reference: true, "
-        f"energies per atom (optim.energy_per_atom: true) with a larger optim.weight_energy, or {more}."
+        f"not below {found.null:.3g}, that of composition alone. Before any verdict, try {more}, a larger "
+        "optim.weight_energy with optim.energy_per_atom: true, and optim.refit_reference: true where it is not set."
     )
 
 
