@@ -4,6 +4,7 @@ from .calibration import Calibration as Calibration
 from .calibration import CommitteeErrors as CommitteeErrors
 from .calibration import committee_errors as committee_errors
 from .errors import Errors as Errors
+from .errors import null_model_errors as null_model_errors
 from .errors import prediction_errors as prediction_errors
 from .force_alignment import ForceAlignment as ForceAlignment
 from .force_alignment import force_alignment as force_alignment

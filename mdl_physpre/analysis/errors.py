@@ -24,7 +24,7 @@ from mdl_physpre.analysis.batches import MAX_EDGES, graphs_of, numbers, predicte
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential, Predictions
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
-from mdl_physpre.structures.labels import LABELS, get_labels
+from mdl_physpre.structures.labels import LABELS, get_labels, set_labels
 from mdl_physpre.utils.record import Record
 from mdl_physpre.utils.text_table import MISSING, aligned, shown
 
@@ -124,6 +124,24 @@ def label_errors(predicted: Sequence[Atoms], structures: Sequence[Atoms], weight
             if one is not None and other is not None:
                 add_errors(table, label, np.array([k]), np.reshape(one, (1, -1)), np.reshape(other, (1, -1)))
     return _summary(table, np.arange(len(structures)), weights)
+
+
+def null_model_errors(structures: Sequence[Atoms], reference: Mapping[str, float] | None = None) -> Errors:
+    """Errors of a model that has learnt nothing but composition: no forces, no stress, and E = Σ_i E0(z_i).
+
+    A potential whose errors are not below these is not trained.
+
+    Parameters
+    ----------
+    structures : labelled.
+    reference : E0, eV by symbol, such as :attr:`.TrainingEnergies.reference`, which is fitted to the training
+        structures; an element that is not named has 0. Energies are left out where ``None``.
+    """
+    predicted = []
+    for atoms in structures:
+        energy = None if reference is None else sum(reference.get(symbol, 0.0) for symbol in atoms.symbols)
+        predicted.append(set_labels(atoms.copy(), energy, np.zeros((len(atoms), 3)), np.zeros((3, 3))))
+    return label_errors(predicted, structures)
 
 
 def error_table(n_atoms: np.ndarray) -> dict[str, np.ndarray]:

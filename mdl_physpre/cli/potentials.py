@@ -40,23 +40,25 @@ def evaluate(
     """Errors of a potential on labelled structures.
 
     Energy, forces and stress, in the paper's units and per atom. Of a committee the errors of its mean, and what its
-    spread says of them.
+    spread says of them. Beside them the null model: no forces, energies by composition as in the training structures.
     """
     from mdl_physpre.analysis.calibration import committee_errors, format_calibration
-    from mdl_physpre.analysis.errors import format_errors, prediction_errors
+    from mdl_physpre.analysis.errors import format_errors, null_model_errors, prediction_errors
     from mdl_physpre.potentials.open import open_potential
     from mdl_physpre.runs.stage import write_json
     from mdl_physpre.structures.read import read_structures
 
     potential = open_potential(model, modules=modules or (), map_location=device)
     name, structures = Path(model).name, read_structures(data)
+    known = potential.training_energies
+    null = {"null model": null_model_errors(structures, None if known is None else known.reference)}
     if potential.gives_spread:
         found = committee_errors(potential, structures, by=by)
-        print(format_errors({name: found.errors}), format_calibration({name: found}), sep="\n\n")
+        print(format_errors({name: found.errors, **null}), format_calibration({name: found}), sep="\n\n")
         written: Any = found
     else:
         written = prediction_errors(potential, structures, by=by)
-        print(format_errors({name: written}))
+        print(format_errors({name: written, **null}))
     if json:
         write_json(json, written)
 

@@ -13,11 +13,17 @@ from mdl_physpre.cli.program import Modules
 from mdl_physpre.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from mdl_physpre.potentials.base import Potential
 
 ShortRange = Annotated[str | None, typer.Option(help="zbl adds the repulsion of nuclei to the teacher.")]
 ShortRangeRadius = Annotated[
-    list[str] | None, typer.Option(help="Where it has vanished: Si-O=0.9 (Å); repeat. Covalent distance otherwise.")
+    list[str] | None,
+    typer.Option(
+        help="Where it has vanished: Si-O=0.9 (Å); repeat. Otherwise the shortest distance of the pair in the "
+        "structures of --zero-from, or those that are perturbed; the covalent distance where they do not meet."
+    ),
 ]
 ZeroFrom = Annotated[
     Path | None, typer.Option(help="Shift the teacher's energies of the elements to the energies of these structures.")
@@ -135,8 +141,9 @@ def perturb(
     options = (short_range, short_range_radius, zero_from)
     if not teacher and any(options):
         raise ConfigError("--short-range, --short-range-radius and --zero-from belong to a teacher; give --teacher")
-    labels_by = _teacher(teacher, *options, device, processes, modules) if teacher else None
-    made = make_pretraining_set(read_structures(source), settings, labels_by, seed, workers=processes)
+    structures = read_structures(source)
+    labels_by = _teacher(teacher, *options, device, processes, modules, structures) if teacher else None
+    made = make_pretraining_set(structures, settings, labels_by, seed, workers=processes)
     write_structures(target, made.structures)
     print(f"{target}: {len(made.structures)} structures")
 
@@ -216,8 +223,9 @@ def _teacher(
     device: str,
     processes: int | None,
     modules: Sequence[str] | None,
+    structures: Sequence[Atoms] | None = None,
 ) -> Potential:
-    """The teacher that the options describe."""
+    """The teacher that the options describe; a repulsion ends where --zero-from, or else ``structures``, begin."""
     from mdl_physpre.pretraining.teacher import make_teacher
     from mdl_physpre.pretraining.teacher_energy_zero import fit_teacher_zero
     from mdl_physpre.structures.read import read_structures
@@ -226,7 +234,8 @@ def _teacher(
     for module in modules or ():  # they define what the name stands for
         import_named_module(module)
     radii = _radii(short_range_radius or ())
-    made = make_teacher(name, short_range=short_range, short_range_radii=radii, device=device)
-    if zero_from:
-        fit_teacher_zero(made, read_structures(zero_from), workers=processes)
+    known = read_structures(zero_from) if zero_from else structures
+    made = make_teacher(name, short_range=short_range, short_range_radii=radii, structures=known, device=device)
+    if zero_from and known:
+        fit_teacher_zero(made, known, workers=processes)
     return made

@@ -24,6 +24,7 @@ from mdl_physpre.potentials.eam.potential import EAMInteraction, element_numbers
 from mdl_physpre.potentials.energy_reference import composition_matrix
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.training_energies import TrainingEnergies
+from mdl_physpre.potentials.zbl import repulsion_beside_data
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.progress import progress as show_progress
@@ -74,7 +75,8 @@ def fit_eam(
 
     The route ``reference`` is the paper's (:func:`~mdl_physpre.eam_fit.routes.fit_reference`). ``fast``
     (:func:`~mdl_physpre.eam_fit.routes.fit_fast`) keeps every Morse term within bounds that make it a well with a wall,
-    and holds every pair curve repulsive below the distances that occur in the data, because there nothing else would.
+    and holds every pair curve repulsive below the distances that occur in the data, because there nothing else would. A
+    short-range repulsion ends at the shortest distance of a pair in ``train``, but for ``short_range_radii``.
 
     Parameters
     ----------
@@ -96,7 +98,7 @@ def fit_eam(
     weights = settings.weights
     if not len(train):
         raise FitError("the fit has no training structures; look at the sizes of the split")
-    potential = EAMInteraction(_elements(train, val or [], elements), **settings.potential)
+    potential = _unfitted(train, _elements(train, val or [], elements), settings)
     parts = {"train": train, "val": val or []}
     sets = {name: GraphDataset(part, settings.cutoff, cache_dir=cache_dir) for name, part in parts.items() if part}
     best, closest = _fitted(potential, sets, settings, seed, progress)
@@ -113,6 +115,14 @@ def fit_eam(
     how = _how(settings, sets["train"], best, seconds)
     text = describe(potential, table, errors, how=how, warnings=warnings)
     return EAMFit(potential, best.history, errors, table, text, seconds)
+
+
+def _unfitted(train: Sequence[Atoms], elements: tuple[int, ...], settings: EAMFitSettings) -> EAMInteraction:
+    form = settings.potential
+    if settings.short_range:
+        repulsion = repulsion_beside_data(train, elements, settings.short_range_radii, settings.cutoff)
+        form["short_range_radii"] = repulsion.radii
+    return EAMInteraction(elements, **form)
 
 
 def _how(settings: EAMFitSettings, train: GraphDataset, best: BestState, seconds: float) -> str:

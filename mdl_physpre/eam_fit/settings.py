@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from mdl_physpre.potentials.zbl import RADII
 from mdl_physpre.utils.settings import Settings, setting
 
 
@@ -22,9 +23,7 @@ class EAMFitSettings(Settings):
     short_range: Literal["zbl"] | None = setting(
         None, "Add the repulsion of the nuclei: zbl. It is there during the fit, so that the sum fits the data."
     )
-    short_range_radii: dict[str, float] = setting(
-        {}, "Where the repulsion of a pair, such as Si-O, has vanished; the covalent distance for other pairs.", "Å"
-    )
+    short_range_radii: dict[str, float] = setting({}, RADII, "Å")
     route: Literal["fast", "reference"] = setting(
         "fast", "Minimiser: L-BFGS on all structures at once, or the paper's AdamW on mini-batches."
     )

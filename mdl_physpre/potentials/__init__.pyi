@@ -28,6 +28,7 @@ from .energy_reference import fit_energy_reference as fit_energy_reference
 from .evaluation import evaluate as evaluate
 from .open import open_potential as open_potential
 from .sum import HybridPotential as HybridPotential
+from .sum import RepulsivePotential as RepulsivePotential
 from .sum import SumPotential as SumPotential
 from .training_energies import TrainingEnergies as TrainingEnergies
 from .zbl import ZBL as ZBL

@@ -1,4 +1,4 @@
-"""Sums of potentials on one graph: a network and an embedded-atom potential, a teacher and a short-range repulsion."""
+"""Sums of potentials on one graph: a network or a teacher, an embedded-atom potential, a short-range repulsion."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mdl_physpre.potentials.base import AtomicPotential, Backbone, Potential, Pr
 from mdl_physpre.potentials.derivatives import sum_by_structure
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.evaluation import evaluate
+from mdl_physpre.potentials.zbl import ZBL
 from mdl_physpre.structures.graph import AtomGraph
 
 
@@ -131,7 +132,8 @@ class HybridPotential(SumPotential):
 
     Raises
     ------
-    ConfigError : ``eam`` is another potential; the parts know no element in common.
+    ConfigError : ``eam`` is another potential; the parts know no element in common, or both have a short-range
+        repulsion.
     """
 
     def __init__(
@@ -140,14 +142,15 @@ class HybridPotential(SumPotential):
         eam: EAMInteraction | Mapping[str, Any],
         train_eam: bool = True,
     ) -> None:
-        if isinstance(network, Mapping):
-            network = build_backbone(network["backbone"], **network["hyperparameters"])
+        network = _network(network)
         if isinstance(eam, Mapping):
             eam = EAMInteraction(**eam)
         if not isinstance(eam, EAMInteraction):
             raise ConfigError(
                 f"hybrid: found {type(eam).__name__}, expected an embedded-atom potential beside the network"
             )
+        if eam.repulsion is not None and any(isinstance(part, ZBL) for part in network.modules()):
+            raise ConfigError("hybrid: network and embedded-atom potential have a short-range repulsion each: one only")
         super().__init__(network=network, eam=eam)
         if not self.elements:
             raise ConfigError("hybrid: network and embedded-atom potential know no element in common")
@@ -162,6 +165,43 @@ class HybridPotential(SumPotential):
 
     def hyperparameters(self) -> dict[str, Any]:
         """Plain values from which the class builds the same architecture again."""
-        network = self.parts["network"]
-        described = {"backbone": backbone_name(network), "hyperparameters": network.hyperparameters()}
+        described = _described(self.parts["network"])
         return {"network": described, "eam": self.parts["eam"].hyperparameters(), "train_eam": self.train_eam}
+
+
+class RepulsivePotential(SumPotential):
+    """E = Σ_i E0(z_i) + E_network + E_ZBL: a network with the screened repulsion of the nuclei at short range.
+
+    Energies of the elements are those of the network, which become the sum's.
+
+    Parameters
+    ----------
+    network : a potential; or ``{"backbone": name, "hyperparameters": {…}}``, from which one is built. It is taken over,
+        not copied.
+    repulsion : a :class:`.ZBL`; or its hyperparameters.
+
+    Raises
+    ------
+    ConfigError : the network has such a repulsion already.
+    """
+
+    def __init__(self, network: Potential | Mapping[str, Any], repulsion: ZBL | Mapping[str, Any]) -> None:
+        network = _network(network)
+        if any(isinstance(part, ZBL) for part in network.modules()):
+            raise ConfigError("zbl: the potential has a short-range repulsion already, and two would add up")
+        super().__init__(network=network, repulsion=ZBL(**repulsion) if isinstance(repulsion, Mapping) else repulsion)
+        self.take_over_references()
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Plain values from which the class builds the same architecture again."""
+        repulsion = self.parts["repulsion"]
+        assert isinstance(repulsion, ZBL)
+        return {"network": _described(self.parts["network"]), "repulsion": repulsion.hyperparameters()}
+
+
+def _network(given: Potential | Mapping[str, Any]) -> Potential:
+    return build_backbone(given["backbone"], **given["hyperparameters"]) if isinstance(given, Mapping) else given
+
+
+def _described(network: Potential) -> dict[str, Any]:
+    return {"backbone": backbone_name(network), "hyperparameters": network.hyperparameters()}

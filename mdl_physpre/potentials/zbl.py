@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.backbones.arguments import atomic_number
@@ -16,11 +18,18 @@ from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.potentials.energy_reference import N_ELEMENTS
 from mdl_physpre.potentials.envelopes import cutoff_function
 from mdl_physpre.structures.graph import AtomGraph
+from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 
 COULOMB = 14.399645  # e²/(4π ε0), eV·Å
 SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
 # The repulsion is whole up to this fraction of the radius at which it has vanished: later, and it weighs on bonds.
 SWITCH_START = 1 / 3
+RADII = (
+    "Where the repulsion of a pair, such as Si-O, has vanished; for other pairs the shortest distance in the training "
+    "structures, or the covalent distance where they do not meet."
+)
+"""What ``short_range_radii`` is, wherever it is a key of the configuration."""
+MEETS = 5.0  # Å; atoms that stay farther apart do not meet
 
 
 def nuclear_repulsion(zi: int | Tensor, zj: int | Tensor, r: Tensor) -> Tensor:
@@ -109,10 +118,72 @@ class ZBL(AtomicPotential):
         return r.new_zeros(graph.z.shape[0]).index_add(0, i, 0.5 * value)
 
 
+def shortest_distances(structures: Sequence[Atoms], within: float = MEETS) -> dict[tuple[int, int], float]:
+    """The shortest distance of each pair of elements (lower atomic number first) that meets within a distance, Å.
+
+    Periodic images count. Rounded down to 0.0001 Å.
+    """
+    shortest: dict[tuple[int, int], float] = {}
+    for atoms in structures:
+        for pair, distance in closest_by_elements(atoms.numbers, *pairs_within(atoms, within)).items():
+            shortest[pair] = min(distance, shortest.get(pair, math.inf))
+    return {pair: math.floor(distance * 1e4) / 1e4 for pair, distance in sorted(shortest.items())}
+
+
+def repulsion_beside_data(
+    structures: Sequence[Atoms],
+    elements: Sequence[str | int] | None = None,
+    radii: Mapping[str, float] | None = None,
+    within: float = MEETS,
+) -> ZBL:
+    """A repulsion that ends where the data begin: it changes no energy, force or stress of the structures given.
+
+    Parameters
+    ----------
+    structures : the radius of a pair is the shortest distance that it has in them.
+    elements, radii : of :class:`ZBL`; radii of pairs that are named win over those of the structures. Pairs that do not
+        meet within a distance (``within``, Å) end at the sum of the covalent radii.
+
+    Raises
+    ------
+    ConfigError : as :class:`ZBL`.
+    """
+    given = ZBL(elements, radii)
+    known = None if given.elements is None else set(given.elements)
+    found = {
+        f"{chemical_symbols[zi]}-{chemical_symbols[zj]}": distance
+        for (zi, zj), distance in shortest_distances(structures, min(within, MEETS)).items()
+        if known is None or {zi, zj} <= known
+    }
+    return ZBL(elements, {**found, **given.radii})
+
+
+def repulsion_radii(potential: nn.Module) -> dict[str, float]:
+    """Where the repulsion of nuclei within a potential ends, Å by pair of its elements; empty where it has none."""
+    for part in potential.modules():
+        if isinstance(part, ZBL):
+            known = sorted(part.elements or {atomic_numbers[s] for pair in part.radii for s in pair.split("-")})
+            pairs = [(zi, zj) for k, zi in enumerate(known) for zj in known[k:]]
+            return {f"{chemical_symbols[i]}-{chemical_symbols[j]}": part.pair_radius(i, j) for i, j in pairs}
+    return {}
+
+
+def radii_text(radii: Mapping[str, float], most: int = 10) -> str:
+    """``O-O 2.31, O-Si 1.52 Å``, of at most so many pairs."""
+    named = [f"{pair} {radius:.3g}" for pair, radius in list(radii.items())[:most]]
+    more = len(radii) - most
+    return ", ".join(named) + " Å" + (f" and {more} more pairs" if more > 0 else "")
+
+
 def short_range_repulsion(
-    short_range: str | None, radii: Mapping[str, float] | None, elements: Sequence[str | int] | None = None
+    short_range: str | None,
+    radii: Mapping[str, float] | None,
+    elements: Sequence[str | int] | None = None,
+    structures: Sequence[Atoms] | None = None,
 ) -> ZBL | None:
     """The short-range repulsion that ``short_range`` names: ``zbl``, or ``None`` for none.
+
+    It ends where ``structures`` begin (:func:`repulsion_beside_data`); without any, at the sum of the covalent radii.
 
     Raises ConfigError for another name, and for radii without it.
     """
@@ -122,7 +193,7 @@ def short_range_repulsion(
         return None
     if short_range != "zbl":
         raise ConfigError(f"short_range is {short_range!r}; expected zbl, or nothing for no short-range repulsion")
-    return ZBL(elements, radii)
+    return ZBL(elements, radii) if structures is None else repulsion_beside_data(structures, elements, radii)
 
 
 def _pair(name: str, known: Sequence[int]) -> tuple[int, int]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+from ase import Atoms
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.open import names_a_potential, open_potential, source_of
 from mdl_physpre.potentials.sum import SumPotential
-from mdl_physpre.potentials.zbl import ZBL, short_range_repulsion
+from mdl_physpre.potentials.zbl import ZBL, radii_text, repulsion_radii, short_range_repulsion
 from mdl_physpre.utils.devices import put_on
 from mdl_physpre.utils.registry import Registry
 
+logger = logging.getLogger(__name__)
 TEACHERS = Registry("teacher", "mdl_physpre.teachers", object, {})  # callables, by entry point or import path
 CalculatorFactory: TypeAlias = Callable[[], Any]
 Teacher: TypeAlias = "Potential | Callable[..., Any] | str"
@@ -30,6 +33,7 @@ def make_teacher(
     *,
     short_range: str | None = None,
     short_range_radii: Mapping[str, float] | None = None,
+    structures: Sequence[Atoms] | None = None,
     device: str | torch.device = "cpu",
 ) -> SumPotential:
     """A teacher by name, with short-range repulsion if wanted, and energies of the elements that can be fitted.
@@ -43,6 +47,8 @@ def make_teacher(
     arguments : of a calculator, or of the callable.
     short_range, short_range_radii : ``zbl`` adds the repulsion of nuclei (:class:`~mdl_physpre.potentials.ZBL`), which
         the teacher itself must not have yet.
+    structures : DFT structures; the repulsion of a pair without a radius ends at the shortest distance that it has in
+        them. At the covalent distance without them.
     device : of a network; a calculator or TorchSim model computes where it was built.
 
     Raises
@@ -61,7 +67,9 @@ def make_teacher(
     # among the parts: that of a hybrid belongs to its embedded-atom potential
     if short_range and any(isinstance(part, ZBL) for part in base.modules()):
         raise ConfigError(f"teacher {name}: has a short-range repulsion already; leave short_range out")
-    repulsion = short_range_repulsion(short_range, short_range_radii, base.elements)
+    repulsion = short_range_repulsion(short_range, short_range_radii, base.elements, structures)
+    if repulsion is not None and (radii := repulsion_radii(repulsion)):
+        logger.info("teacher %s: repulsion of the nuclei (ZBL) up to %s", name, radii_text(radii))
     return put_on(SumPotential(base=base, repulsion=repulsion), device)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network
 from mdl_physpre.runs.read import Run, StageFiles, read_run
+from mdl_physpre.runs.recommend import first_sentences
 from mdl_physpre.training.arms import FINETUNE
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.utils.record import Record
@@ -39,6 +40,7 @@ class Status(Record):
     """The state of a run.
 
     running : whether a process works in the folder; ``None`` where the system cannot tell.
+    says : the potential to use and why, once the run is finished, and which networks are not trained.
     left : sum of the seconds left that are known. unknown : how many stages are not in it.
     """
 
@@ -47,6 +49,7 @@ class Status(Record):
     stages: tuple[StageStatus, ...]
     left: float | None
     unknown: int
+    says: tuple[str, ...] = ()
 
 
 def run_status(folder: str | Path) -> Status:
@@ -75,6 +78,7 @@ def run_status(folder: str | Path) -> Status:
         stages=tuple(stages),
         left=sum(known) if known or not unfinished else None,
         unknown=len(unfinished) - len(known),
+        says=tuple(first_sentences(run.summary)),
     )
 
 
@@ -189,7 +193,7 @@ def format_status(status: Status) -> str:
     done = [one.state for one in status.stages].count("done")
     lines = [text_table(rows, words=3)]
     if done == len(status.stages):
-        return "\n".join([f"{status.name}: every stage is done", *lines])
+        return "\n".join([*status.says, f"{status.name}: every stage is done", *lines])
     head = {True: "running", False: "not running", None: "not finished"}[status.running]
     lines.insert(0, f"{status.name}: {head}, {done} of {len(status.stages)} stages done")
     if status.left is not None:
@@ -197,7 +201,7 @@ def format_status(status: Status) -> str:
         lines.append(f"still about {duration(status.left)}{at_least}")
     if status.running is False:
         lines.append("the same physpre run goes on where it stopped")
-    return "\n".join(lines)
+    return "\n".join([*status.says, *lines])
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@
                        stress/      its stress tests, a folder for each
 3-networks/pretrain/committee/      errors of all networks of the arm as a committee
 4-oracle/              the dynamics of the oracle itself, where that is asked for; in motion/, each arm against it
-report/  report.html  summary.json
+report/  report.html  summary.json  potential.pt    the potential that the run recommends
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mdl_physpre.stress_tests.run import folder_of
 from mdl_physpre.training.arms import Arm, parse_arms
 
 CONFIG, ENVIRONMENT, DATA, SUMMARY = "config.yml", "environment.json", "data.json", "summary.json"
-LOG, REPORT, REPORT_FILES = "log.txt", "report.html", "report"
+LOG, REPORT, REPORT_FILES, POTENTIAL = "log.txt", "report.html", "report", "potential.pt"
 EAM, TEACHER, PRETRAINING_SET, NETWORKS = "1-eam", "1-teacher", "2-pretraining-set", "3-networks"
 ORACLE_RUN, MOTION = "4-oracle", "motion"
 PRETRAIN, FINETUNE, ERRORS, DYNAMICS, ORACLE = "pretrain", "finetune", "errors", "dynamics", "oracle"

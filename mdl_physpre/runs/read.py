@@ -19,6 +19,7 @@ from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.pretraining.set_report import SetReport
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Network, Plan, plan_of, refuse_earlier_layout
+from mdl_physpre.runs.recommend import untrained_networks
 from mdl_physpre.runs.results import Spent, spent_with_total
 from mdl_physpre.runs.stage import BEGUN, DONE, read_json, stage_result
 from mdl_physpre.runs.summary import ArmResult, NetworkResult, Summary, summary_of_stages
@@ -151,6 +152,8 @@ def read_run(folder: str | Path, summary: Summary | None = None) -> Run:
     stored = read_summary(folder) if summary is None else None
     found = summary or stored or summary_of_stages(folder, plan)
     found = found.model_copy(update={"arms": {a.name: found.arms.get(a.name, ArmResult()) for a in plan.arms}})
+    if stored is None:
+        found = found.model_copy(update={"untrained": untrained_networks(found, config.get("optim", {}))})
     run = Run(folder, config, read_json(folder / layout.ENVIRONMENT), plan, found, stored is not None)
     run.stages = _stages(folder)
     if found.pretraining_set is not None:

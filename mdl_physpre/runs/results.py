@@ -29,9 +29,11 @@ class FittedEAM(Record):
     """The embedded-atom potential of a run.
 
     table : a row for each pair of elements. fit_errors : on training and validation set. errors : on each test set.
+    short_range_radii : where its repulsion of nuclei ends, Å by pair; empty where it has none.
     """
 
     table: tuple[FittedPair, ...] = ()
+    short_range_radii: dict[str, float] = {}
     fit_errors: dict[str, Errors] = {}
     errors: dict[str, Errors] = {}
     seconds: float = 0.0
@@ -41,10 +43,12 @@ class TeacherResult(Record):
     """Another teacher than the embedded-atom potential: its zero of energy, and its errors on each test set.
 
     zero_of_energy : as :func:`~mdl_physpre.pretraining.fit_teacher_zero` found it.
+    short_range_radii : where its repulsion of nuclei ends, Å by pair; empty where none was added.
     """
 
     name: str
     zero_of_energy: dict[str, Any]
+    short_range_radii: dict[str, float] = {}
     errors: dict[str, Errors] = {}
     seconds: float = 0.0
 
@@ -56,6 +60,42 @@ class PretrainingSetResult(Record):
     validation: int = 0
     rejected: dict[str, dict[str, int]] = {}
     seconds: float = 0.0
+
+
+class Untrained(Record):
+    """Networks of an arm whose error is not below that of the null model: no forces, energies of composition alone.
+
+    label : ``forces`` (eV/Å) or ``energy`` (meV/atom). networks, of : their names, and how many the arm has.
+    error, null : mean absolute error on the test set, of these networks and of the null model.
+    """
+
+    arm: str
+    label: str
+    networks: tuple[str, ...]
+    of: int
+    error: float
+    null: float
+
+
+class Recommendation(Record):
+    """The potential that a run recommends, and why.
+
+    file : its copy, from the folder of the run on. arm, network, checkpoint : whose it is.
+    validation_loss : of this network, in its best epoch. validation_losses : means over the networks of each arm.
+    looked_at : stress tests, or ``dynamics``, by which arms were left out; empty where there were none.
+    worse : arms that were left out, each with the reason.
+    untrained : whether no network is better than the null model.
+    """
+
+    file: str
+    arm: str
+    network: str
+    checkpoint: str
+    validation_loss: float
+    validation_losses: dict[str, float]
+    looked_at: tuple[str, ...] = ()
+    worse: dict[str, str] = {}
+    untrained: bool = False
 
 
 class Spent(Record):

@@ -39,10 +39,12 @@ from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
 from mdl_physpre.runs.results import (
     FittedEAM,
     PretrainingSetResult,
+    Recommendation,
     SetCounts,
     Spent,
     TeacherResult,
     TrainingStage,
+    Untrained,
     eam_result,
     pretraining_set_result,
     spent_with_total,
@@ -77,6 +79,7 @@ class NetworkResult(Record):
     errors, errors_before_finetuning, force_angles : by test set; the second where it was pretrained.
     training : by stage, ``pretrain`` and ``finetune``.
     stress : by stress test.
+    short_range_radii : where its repulsion of nuclei ends, Å by pair; empty where it has none.
     """
 
     name: str
@@ -89,6 +92,7 @@ class NetworkResult(Record):
     training: dict[str, TrainingStage] = {}
     dynamics: Dynamics | None = None
     stress: dict[str, StressResult] = {}
+    short_range_radii: dict[str, float] = {}
 
     def breaking_points(self, test: str) -> list[Observation]:
         """Where each structure broke in a stress test; of ``dynamics`` at a fixed temperature, when, in fs."""
@@ -188,7 +192,8 @@ class Summary(Record):
     """What a run found. A part that is not there yet, or that the run does not need, is ``None``, or empty.
 
     data : by set. arms : by the name of an arm, in the order of the configuration.
-    pairs : the first arm with each of the others.
+    pairs : the first arm with each of the others. null_model : its errors by set.
+    untrained : networks that are no better than it. recommended : the potential to use, of a finished run.
     """
 
     data: dict[str, SetCounts] = {}
@@ -197,6 +202,9 @@ class Summary(Record):
     pretraining_set: PretrainingSetResult | None = None
     arms: dict[str, ArmResult] = {}
     pairs: tuple[StructurePair | ReplicaPair, ...] = ()
+    null_model: dict[str, Errors] = {}
+    untrained: tuple[Untrained, ...] = ()
+    recommended: Recommendation | None = None
 
     @property
     def reference(self) -> str:
@@ -255,7 +263,7 @@ def network_result(folder: Path, network: Network, plan: Plan) -> NetworkResult 
     if simulated and plan.oracle:
         simulated["oracle"] = stage_result(place / ORACLE) or None
     found = {key: value for key, value in tested.items() if key != "seconds"}
-    found |= {key: trained[key] for key in ("checkpoint", "training") if key in trained}
+    found |= {key: trained[key] for key in ("checkpoint", "training", "short_range_radii") if key in trained}
     found |= {"name": network.name, "arm": network.arm.name, "seed": network.seed, "dynamics": simulated or None}
     found["stress"] = {n: one for n in plan.stress if (one := stage_result(network.stress_folder(folder, n)))}
     stages = {"checkpoint": place, "training": place, "dynamics": place / DYNAMICS, "stress": place / STRESS}
@@ -274,6 +282,7 @@ def summary_of_stages(folder: Path, plan: Plan) -> Summary:
     done = {name for name in (EAM, TEACHER, PRETRAINING_SET) if stage_result(folder / name)}
     begun = Summary(
         data=read_json(folder / DATA).get("sets", {}),
+        null_model=read_json(folder / DATA).get("null_model", {}),
         eam=eam_result(folder) if plan.eam and EAM in done else None,
         teacher=teacher_result(folder) if plan.teacher and TEACHER in done else None,
         pretraining_set=pretraining_set_result(folder) if plan.pretraining_set and PRETRAINING_SET in done else None,

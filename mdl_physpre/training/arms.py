@@ -85,6 +85,8 @@ class Part:
     Settings : its settings, with a default for each.
     uses_eam : whether the run must have an embedded-atom potential (:attr:`Material.eam`).
     uses_pretraining_set : whether the run must have structures labelled by a teacher.
+    brings_energies : whether another potential than was given, from :meth:`build`, has energies of the elements of its
+        own, which then are not fitted to the DFT labels.
     needs : parts that it cannot be without, each with the reason. Where it is named alone, they are added.
     stages : names of the trainings that it adds before finetuning.
     acts_before_finetuning : whether trainings before finetuning depend on it in another way than by their settings.
@@ -98,6 +100,7 @@ class Part:
     description: ClassVar[str] = ""
     uses_eam: ClassVar[bool] = False
     uses_pretraining_set: ClassVar[bool] = False
+    brings_energies: ClassVar[bool] = True
     needs: ClassVar[Mapping[str, str]] = {}
     stages: ClassVar[tuple[str, ...]] = ()
     acts_before_finetuning: ClassVar[bool] = True
@@ -119,7 +122,8 @@ class Part:
     def build(self, potential: Backbone, material: Material) -> Backbone:
         """The potential that is trained, from the one so far, which has random weights.
 
-        Another one than was given brings its own energies of the elements; else they are fitted to the DFT labels.
+        The energies of the elements are fitted to the DFT labels afterwards, unless it is another one than was given
+        and ``brings_energies``.
         """
         return potential
 
@@ -150,6 +154,7 @@ PARTS: Registry[Part] = Registry(
     {
         "sam": "mdl_physpre.training.parts:SAM",
         "pretrain": "mdl_physpre.training.parts:Pretrain",
+        "zbl": "mdl_physpre.training.parts:Repulsion",
         "hybrid": "mdl_physpre.training.parts:Hybrid",
         "replay": "mdl_physpre.training.parts:Replay",
     },

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+from pydantic import field_validator
+
+from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Backbone
-from mdl_physpre.potentials.sum import HybridPotential
+from mdl_physpre.potentials.sum import HybridPotential, RepulsivePotential
+from mdl_physpre.potentials.zbl import RADII, ZBL, radii_text, repulsion_beside_data, repulsion_radii
 from mdl_physpre.training import replay
 from mdl_physpre.training.arms import FINETUNE, Material, Online, Part, Structures, Training
 from mdl_physpre.training.settings import OptimSettings, TrainingSettings
 from mdl_physpre.utils.settings import setting
+
+logger = logging.getLogger(__name__)
 
 
 class SAM(Part):
@@ -93,6 +100,35 @@ class Pretrain(Part):
     def online(self, stage: str, cutoff: float, material: Material) -> Online | None:
         """Fresh ones for each epoch."""
         return material.online(cutoff) if self.settings.online else None
+
+
+class Repulsion(Part):
+    """E = E_network + E_ZBL (:class:`.RepulsivePotential`) in every training; it ends where the data begin."""
+
+    name = "zbl"
+    description = "The screened repulsion of the nuclei (ZBL) is added to the network at short range."
+    brings_energies = False
+
+    class Settings(Part.Settings):
+        """E = E_network + E_ZBL, for arms with ``zbl``."""
+
+        short_range_radii: dict[str, float] = setting({}, RADII, "Å")
+
+        @field_validator("short_range_radii")
+        @classmethod
+        def _pairs_of_elements(cls, radii: dict[str, float]) -> dict[str, float]:
+            try:
+                ZBL(radii=radii)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+            return radii
+
+    def build(self, potential: Backbone, material: Material) -> Backbone:
+        """The sum."""
+        repulsion = repulsion_beside_data(material.train, potential.elements, self.settings.short_range_radii)
+        total = RepulsivePotential(potential, repulsion)
+        logger.info("repulsion of the nuclei (ZBL) up to %s", radii_text(repulsion_radii(total)))
+        return total
 
 
 class Hybrid(Part):

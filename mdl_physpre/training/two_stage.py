@@ -60,11 +60,13 @@ def initial_potential(build: Callable[[], Backbone], arm: Arm, material: Materia
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = potential = build()
-        network.prepare_for(material.train)
+        potential, has_energies = build(), False
+        potential.prepare_for(material.train)
         for part in arm.parts:
-            potential = part.build(potential, material)
-    if potential is not network:
+            built = part.build(potential, material)
+            has_energies |= built is not potential and part.brings_energies
+            potential = built
+    if has_energies:
         return potential
     potential.shift_reference(-potential.reference_energies())
     if any(get_labels(atoms).energy is not None for atoms in material.train):

@@ -13,7 +13,9 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from mdl_physpre.analysis.errors import Errors, null_model_errors
 from mdl_physpre.errors import DataError
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.runs.results import SetCounts
 from mdl_physpre.runs.stage import hash_of, hash_of_file
 from mdl_physpre.structures.check import require_labels
@@ -81,6 +83,13 @@ class RunData:
     def in_training(self) -> dict[str, list[int]]:
         """By set, the places of structures that are suspected to be among the training structures, too."""
         return also_in_training(self.train, {"val": self.val, **self.test_sets})
+
+    @cached_property
+    def null_model(self) -> dict[str, Errors]:
+        """Errors of a model that has learnt composition alone, on the validation and test sets."""
+        known = TrainingEnergies.of(self.train)
+        reference = None if known is None else known.reference
+        return {name: null_model_errors(s, reference) for name, s in self.sets.items() if name != "train"}
 
     def hashes(self) -> dict[str, str]:
         """What tells these data from others: ``data.json`` has it."""

@@ -15,6 +15,7 @@ from mdl_physpre.report.output.write import DEFAULT, write_report
 from mdl_physpre.report.tables.text import format_summary
 from mdl_physpre.runs.layout import CONFIG, DATA, Plan
 from mdl_physpre.runs.read import read_run
+from mdl_physpre.runs.recommend import recommendation, write_recommended
 from mdl_physpre.runs.stage import read_json
 from mdl_physpre.runs.summary import Summary
 from mdl_physpre.workflow.config.file import load_config
@@ -48,8 +49,13 @@ class Reports:
         self.last = time.monotonic()
 
     def finish(self, summary: Summary) -> Summary:
-        """Write ``summary.json`` with the arms compared, the tables in the log, and the report."""
-        summary = summary.model_copy(update={"pairs": arms_with_first(read_run(self.folder, summary))})
+        """Write ``potential.pt``, ``summary.json`` with the arms compared, the tables in the log, and the report."""
+        run = read_run(self.folder, summary)
+        summary = summary.model_copy(update={"pairs": arms_with_first(run), "untrained": run.summary.untrained})
+        chosen = recommendation(summary)
+        if chosen is not None:
+            write_recommended(self.folder, chosen)
+        summary = summary.model_copy(update={"recommended": chosen})
         summary.write(self.folder)
         logger.info("%s", format_summary(summary))
         if self.formats:

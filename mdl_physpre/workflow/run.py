@@ -67,7 +67,9 @@ def _run(config: Config, out: str | Path | None) -> Summary:
         eam = eam_stage(folder, config, data, for_hybrids=plan.hybrids) if plan.eam else None
         teacher = teacher_stage(folder, config, data) if plan.teacher else None
         pretraining_set = pretraining_set_stage(folder, config, data) if plan.pretraining_set else None
-        summary = Summary(data=data.counts(), eam=eam, teacher=teacher, pretraining_set=pretraining_set)
+        summary = Summary(
+            data=data.counts(), eam=eam, teacher=teacher, pretraining_set=pretraining_set, null_model=data.null_model
+        )
         reports = Reports(folder, config, data, plan)
         for network in network_results(folder, config, data, plan):
             summary = summary.with_networks(network)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -33,7 +34,8 @@ from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.doubts import doubts, unconverged
 
 logger = logging.getLogger(__name__)
-REPORT_PATTERNS = (layout.SUMMARY, "report.html", "report.pdf", "report/*.svg", "report/*.png", "report/*.csv")
+REPORTS = ("report.html", "report.pdf", "report/*.svg", "report/*.png", "report/*.csv")
+REPORT_PATTERNS = (layout.SUMMARY, layout.POTENTIAL, *REPORTS)
 
 
 @contextmanager
@@ -136,7 +138,8 @@ def record_setup(folder: Path, config: Config, data: RunData, device: torch.devi
     dumped = json.loads(config.model_dump_json())
     text = yaml.safe_dump(dumped, sort_keys=False)
     written = folder / layout.CONFIG
-    known = {**data.hashes(), "sets": {name: counts.plain() for name, counts in data.counts().items()}}
+    known: dict[str, Any] = {**data.hashes(), "sets": {name: counts.plain() for name, counts in data.counts().items()}}
+    known["null_model"] = {name: errors.plain() for name, errors in data.null_model.items()}
     other_data = read_json(folder / layout.DATA) not in ({}, known)
     if written.exists() and (written.read_text() != text or other_data):
         for pattern in REPORT_PATTERNS:

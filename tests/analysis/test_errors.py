@@ -8,7 +8,7 @@ import torch
 from ase import Atoms
 from ase.units import GPa
 
-from mdl_physpre.analysis.errors import format_errors, prediction_errors
+from mdl_physpre.analysis.errors import format_errors, null_model_errors, prediction_errors
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import AtomicPotential, edge_vectors
 from mdl_physpre.potentials.evaluation import evaluate
@@ -142,3 +142,19 @@ def test_nothing_to_compare_with():
         prediction_errors(Springs(), structures)
     with pytest.raises(DataError, match="no structures"):
         prediction_errors(Springs(), [])
+
+
+def test_the_null_model_by_hand():
+    """No forces: the error is the mean absolute label; energies of composition: what is left of them."""
+    structures = [
+        set_labels(
+            Atoms("SiO2", np.zeros((3, 3)), cell=[4, 4, 4], pbc=True), -9.0, np.full((3, 3), 0.5), np.full((3, 3), 0.01)
+        ),
+        set_labels(Atoms("O", np.zeros((1, 3))), -4.0, np.full((1, 3), -1.5)),
+    ]
+    found = null_model_errors(structures, {"Si": -2.0, "O": -3.0})
+    assert found.energy_mae == pytest.approx((1.0 + 1.0) / 2)
+    assert found.energy_mae_mev_per_atom == pytest.approx(1000 * (1 / 3 + 1) / 2)
+    assert found.forces_mae == pytest.approx((9 * 0.5 + 3 * 1.5) / 12)
+    assert found.stress_mae == pytest.approx(0.01) and found.counts == {"energy": 2, "forces": 2, "stress": 1}
+    assert null_model_errors(structures).energy_mae is None

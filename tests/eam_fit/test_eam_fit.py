@@ -183,7 +183,7 @@ def test_fast_route_recovers_a_known_potential(data):
 @pytest.mark.parametrize("route", ["fast", "reference"])
 def test_a_fit_with_a_repulsion_makes_the_sum_fit(route, tmp_path):
     """Labels of a potential with a repulsion that reaches into the data: the fit knows of it."""
-    repulsion = {"short_range": "zbl", "short_range_radii": {"O-Si": 2.4, "O-O": 2.4}}
+    repulsion = {"short_range": "zbl", "short_range_radii": {"O-Si": 2.4, "O-O": 2.4, "Si-Si": 2.32}}
     known = EAMInteraction(["O", "Si"], cutoff=CUTOFF, n_basis=2, **repulsion)
     known.load_state_dict(teacher().state_dict())
     structures = labelled(random_structures(24), known)
@@ -194,7 +194,7 @@ def test_a_fit_with_a_repulsion_makes_the_sum_fit(route, tmp_path):
     assert fit.errors["val"].total == pytest.approx(min(losses), rel=1e-3)
     assert "repulsion of the nuclei" in fit.text and "O-Si 2.4, O-O 2.4, Si-Si 2.32" in fit.text
     loaded = load_potential(save_potential(tmp_path / "eam.pt", fit.potential))
-    assert loaded.repulsion.radii == {"O-Si": 2.4, "O-O": 2.4}
+    assert loaded.repulsion.radii == repulsion["short_range_radii"]
     for row, (zi, zj) in zip(fit.table, fit.potential.pairs):
         close = pair_curve(loaded, zi, zj, [0.5, 0.005]).detach()
         assert row.wall_eV == pytest.approx(float(close[0]))

@@ -14,7 +14,7 @@ from mdl_physpre.dynamics.running.storage import TrajectoryFiles, write_verdicts
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.verdict import Verdict, make_verdict, summarise
 from mdl_physpre.runs import layout
-from mdl_physpre.runs.results import FittedEAM, PretrainingSetResult, SetCounts
+from mdl_physpre.runs.results import FittedEAM, PretrainingSetResult, SetCounts, TrainingStage
 from mdl_physpre.runs.stage import decisive
 from mdl_physpre.runs.summary import ArmResult, Dynamics, NetworkResult, Summary
 from mdl_physpre.stress_tests.result import BreakingPoint, StressResult
@@ -58,6 +58,12 @@ def errors(forces: float, n: int = 50) -> Errors:
     })  # fmt: skip
 
 
+def trained(loss: float) -> TrainingStage:
+    return TrainingStage(
+        best_loss=loss, best_epoch=3, stopped_by="max_epochs", epochs=5, steps=5, gradients=5, structures=5, seconds=1.0
+    )
+
+
 SCALES = {"heating": ("temperature", "K"), "compression": ("pressure", "GPa"), "collisions": ("energy", "eV")}
 
 
@@ -81,8 +87,9 @@ def make_run(
     name: str = "made up",
     frames: bool = True,
     stress: dict[str, Sequence[dict[str, StressResult]]] | None = None,
+    losses: dict[str, Sequence[float]] | None = None,
 ) -> Path:
-    """A finished run: arm → the verdicts of each of its networks, the force error of each, the stress tests of each."""
+    """A finished run: arm → verdicts, force error, stress tests and validation loss of each of its networks."""
     folder.mkdir(parents=True, exist_ok=True)
     networks = max(map(len, failures.values()))
     config = {
@@ -113,6 +120,7 @@ def make_run(
                     checkpoint=f"{name}.pt",
                     errors={"test": errors((forces or {}).get(arm, [0.1] * len(each))[k])},
                     stress=stress[arm][k] if stress else {},
+                    training={layout.FINETUNE: trained(losses[arm][k])} if losses else {},
                     dynamics=Dynamics(
                         counts=summarise(found),
                         failing_steps=tuple(v.first_failing_step for v in found),

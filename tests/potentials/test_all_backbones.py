@@ -16,7 +16,7 @@ from ase.build import bulk, molecule
 
 from mdl_physpre import build_graph, testing
 from mdl_physpre.errors import DataError
-from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET
+from mdl_physpre.potentials import CGCNN, ZBL, EAMInteraction, HybridPotential, M3GNet, RepulsivePotential, TorchMDET
 from mdl_physpre.potentials.backbones.mace import MACE
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.energy_reference import EnergyReference
@@ -105,6 +105,7 @@ CASES = [
     Case("MACE", mace),
     Case("EAM", eam),
     Case("EAM+ZBL", lambda: eam(short_range="zbl", short_range_radii={"Si-O": 2.5}), cutoffs=(CUTOFF, 2.5, 2.5 / 3)),
+    Case("network+ZBL", lambda: RepulsivePotential(cgcnn(), ZBL(ELEMENTS, {"Si-O": 1.3})), (CUTOFF, 1.3, 1.3 / 3)),
     Case("hybrid", lambda: HybridPotential(cgcnn(3.5), eam()), cutoffs=(CUTOFF, 3.5), native=NATIVE.format("cgcnn")),
 ]
 VARIANTS = [(case, code) for case in CASES for code in (("tensor operations", "C") if case.native else ("",))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,21 @@ from ase import Atoms
 from ase.build import bulk
 
 from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials import CGCNN, HybridPotential, RepulsivePotential
+from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam.potential import EAMInteraction, pair_curve
+from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.potentials.evaluation import evaluate
-from mdl_physpre.potentials.zbl import SWITCH_START, ZBL, nuclear_repulsion
+from mdl_physpre.potentials.zbl import (
+    SWITCH_START,
+    ZBL,
+    nuclear_repulsion,
+    repulsion_beside_data,
+    repulsion_radii,
+    shortest_distances,
+)
 from mdl_physpre.structures.graph import build_graph
 
 
@@ -121,3 +134,51 @@ def test_the_pair_curve_has_the_repulsion():
     for r, value in zip((0.01, 0.1), curve):
         assert energy(potential, dimer("SiO", r)) - energy(potential, dimer("SiO", 20.0)) == pytest.approx(float(value))
     assert float(curve[0]) > 1e5
+
+
+def test_shortest_distances_by_hand_with_periodic_images():
+    """Rock salt of lattice constant 4: unlike neighbours at 2, like ones at 4/√2; a far atom meets nobody."""
+    crystal, far = bulk("SiO", "rocksalt", 4.0), Atoms("SiMo", [[0, 0, 0], [0, 0, 5.1]])
+    near = dimer("SiO", 1.98765)
+    found = shortest_distances([crystal, far, near])
+    assert found == {(8, 8): 2.8284, (8, 14): 1.9876, (14, 14): 2.8284}
+
+
+def test_a_repulsion_beside_data_changes_nothing_of_them():
+    rng = np.random.default_rng(2)
+    data = [bulk("SiO", "rocksalt", 4.0, cubic=True) for _ in range(3)]
+    for atoms in data:
+        atoms.rattle(0.3, rng=rng)
+    repulsion = repulsion_beside_data(data, ["Si", "O", "P"], {"O-O": 0.7})
+    shortest = shortest_distances(data)
+    assert repulsion_radii(repulsion) == {
+        "O-O": 0.7, "O-Si": shortest[8, 14], "O-P": pytest.approx(1.74), "Si-Si": shortest[14, 14],
+        "Si-P": pytest.approx(2.27), "P-P": pytest.approx(2.22),
+    }  # fmt: skip
+    for atoms in data:
+        found = evaluate(repulsion, build_graph(atoms, repulsion.cutoff, dtype=torch.float64))
+        assert not found.energies.any() and not found.forces.any() and not found.stress.any()
+    assert energy(repulsion, dimer("SiO", 0.99 * shortest[8, 14])) > 0
+
+
+def test_a_network_with_it_is_the_sum_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    network = CGCNN(["Si", "O"], 4.0, dim1=8, dim2=8, gc_count=1, post_fc_count=1, edge_dim=8).double()
+    network.reference = EnergyReference({8: 3.0})
+    alone, repulsion = copy.deepcopy(network), ZBL(["Si", "O"], {"Si-O": 1.9})
+    whole = RepulsivePotential(network, repulsion).double()
+    assert whole.reference.as_dict() == {8: 3.0} and not network.reference.as_dict()
+    atoms = bulk("SiO", "rocksalt", 3.4)
+    graph = build_graph(atoms, 4.0, dtype=torch.float64)
+    found, one, other = (evaluate(p, graph) for p in (whole, alone, repulsion))
+    assert float(other.energies) > 0.1
+    for name in ("energies", "forces", "stress"):
+        torch.testing.assert_close(getattr(found, name), getattr(one, name) + getattr(other, name))
+    save_potential(tmp_path / "sum.pt", whole)
+    again = load_potential(tmp_path / "sum.pt")
+    assert isinstance(again, RepulsivePotential) and repulsion_radii(again) == repulsion_radii(whole)
+    torch.testing.assert_close(evaluate(again, graph).forces, found.forces)
+    with pytest.raises(ConfigError, match="short-range repulsion already"):
+        RepulsivePotential(again, repulsion)
+    with pytest.raises(ConfigError, match="a short-range repulsion each"):
+        HybridPotential(again, EAMInteraction(["Si", "O"], cutoff=4.0, short_range="zbl"))

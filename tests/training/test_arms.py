@@ -23,6 +23,9 @@ from mdl_physpre.training.settings import TrainingSettings
         ("sam+pretrain", "sam pretrain"),
         ("pretrain + sam", "sam pretrain"),
         ("sam+hybrid", "sam hybrid"),
+        ("zbl", "zbl"),
+        ("hybrid+zbl", "zbl hybrid"),
+        ("pretrain+zbl", "pretrain zbl"),
         ("pretrain+hybrid+replay+sam", "sam pretrain hybrid replay"),
     ],
 )
@@ -41,7 +44,7 @@ def test_names_say_what_an_arm_is_made_of(name, parts):
         ("", "unknown part ''"),
         ("sam+", "unknown part ''"),
         ("sam+sam", "'sam' stands there more than once"),
-        ("baseline+sam", "baseline is training without any of sam, pretrain, hybrid, replay"),
+        ("baseline+sam", "baseline is training without any of sam, pretrain, zbl, hybrid, replay"),
         ("hybrid+replay", "this arm has no pretraining; write 'pretrain[+]hybrid[+]replay'"),
         ("mdl_physpre.training.parts:Hybird", "mdl_physpre.training.parts has no 'Hybird'; did you mean 'Hybrid'"),
         ("sam+mdl_physpre.training.parts:SAM", "'sam' stands there more than once"),

@@ -5,17 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk
 
-from mdl_physpre import label, load_potential, write_structures
+from mdl_physpre import build_graph, evaluate, label, load_potential, write_structures
 from mdl_physpre.analysis import force_alignment
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials import EAMInteraction, HybridPotential
+from mdl_physpre.potentials import EAMInteraction, HybridPotential, RepulsivePotential
+from mdl_physpre.potentials.zbl import shortest_distances
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.data import load_data
 from mdl_physpre.workflow.run import run
 
-ARMS = ["baseline", "sam", "pretrain", "hybrid", "replay", "sam+pretrain", "pretrain+hybrid", "pretrain+hybrid+replay"]
+ARMS = [
+    "baseline", "sam", "pretrain", "hybrid", "replay", "sam+pretrain", "pretrain+hybrid", "pretrain+hybrid+replay",
+    "zbl", "pretrain+zbl", "hybrid+zbl",
+]  # fmt: skip
 
 CONFIG = """
 dataset: {{src: {data}, split: {{test: 4, val: 4}}}}
@@ -73,7 +78,7 @@ def test_every_arm_has_the_same_parts_of_the_summary(finished):
         assert bool(arm.errors_before_finetuning) == ("pretrain" in name or name == "replay")
         angles = arm.force_angles["test"]
         assert angles.n_atoms + angles.zero_force == 32
-    assert len({summary.arms[name].errors["test"].forces_mae for name in ARMS}) == len(ARMS)
+    assert len({summary.arms[name].errors["test"].forces_mae for name in ARMS if "zbl" not in name}) == len(ARMS) - 3
     tables = (folder / "log.txt").read_text()
     assert all(f"test: {arm} " in tables for arm in ARMS)
 
@@ -107,6 +112,35 @@ def test_the_same_pretraining_is_done_once(finished):
     assert "pretrain+hybrid+replay: pretraining is that of pretrain+hybrid" in log
 
 
+def test_a_repulsion_ends_where_the_training_data_begin(finished, config):
+    """So that the network beside it is that of the baseline: what it adds, it adds where there are no data."""
+    folder, summary = finished
+    shortest = shortest_distances(load_data(load_config(config)).train)
+    known = {"O-O": shortest[8, 8], "O-Mg": shortest[8, 12], "Mg-Mg": shortest[12, 12]}
+    for arm in ("zbl", "pretrain+zbl", "hybrid+zbl"):
+        assert summary.arms[arm].networks[0].short_range_radii == known
+    zbl, plain = (load_potential(folder / checkpoint(summary, arm)) for arm in ("zbl", "baseline"))
+    assert zbl.reference.as_dict() == plain.reference.as_dict()
+    for name, value in plain.state_dict().items():
+        if "reference" not in name:
+            torch.testing.assert_close(zbl.network.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    close = Atoms("MgO", [[0, 0, 0], [0, 0, 0.8]])
+    energies = [float(evaluate(p, build_graph(close, 4.0, dtype=torch.float32)).energies) for p in (zbl, plain)]
+    assert energies[0] > energies[1] + 10
+    both = load_potential(folder / checkpoint(summary, "hybrid+zbl"))
+    assert isinstance(both, HybridPotential) and isinstance(both.network, RepulsivePotential)
+    hybrid = load_potential(folder / checkpoint(summary, "hybrid"))
+    assert both.reference.as_dict() == pytest.approx(hybrid.reference.as_dict())
+    assert "repulsion of the nuclei (ZBL) up to" in (folder / "log.txt").read_text()
+
+
+def test_two_repulsions_in_one_arm_are_an_error(config, tmp_path):
+    with pytest.raises(ConfigError, match="has a short-range repulsion already"):
+        run(config, ["physpre.arms=[hybrid+zbl]", "physpre.eam.short_range=zbl"], out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="'MgO' is no pair of elements"):
+        load_config(config, ["physpre.zbl.short_range_radii={MgO: 1.0}"])
+
+
 def test_hybrids_hold_the_fitted_potential_and_one_reference(finished):
     folder, summary = finished
     fitted = load_potential(folder / "1-eam" / "eam.pt")
@@ -136,7 +170,7 @@ def test_a_frozen_potential_stays_and_only_hybrids_are_done_again(finished, conf
     changes = ["physpre.hybrid.train_eam=false", "physpre.dynamics.n_structures=0"]
     summary = run(config, changes, out=folder)
     after = when_done(folder)
-    hybrids = ("hybrid", "pretrain+hybrid", "pretrain+hybrid+replay")
+    hybrids = ("hybrid", "pretrain+hybrid", "pretrain+hybrid+replay", "hybrid+zbl")
     # what is not wanted any more is cleared away with the training that it belonged to, and stays elsewhere
     assert {n for n in before if after.get(n) != before[n]} == {
         f"3-networks/{arm}{stage}" for arm in hybrids for stage in ("", "/errors", "/dynamics")

@@ -78,11 +78,18 @@ def test_a_run_leaves_page_figures_tables_and_cards(finished):
         assert (folder / "report" / figure).stat().st_size > 5000
     card = (folder / summary.arms["pretrain"].networks[0].checkpoint).with_name("model_card.md").read_text()
     assert "| elements | O, Mg |" in card and "16 structures" in card and "| energies trained on | MgO −" in card
+    assert "| short-range repulsion | none |" in card
+    assert (
+        "| test | this network | 4 |" in card and "| test | EAM | 4 |" in card and "| test | null model | 4 |" in card
+    )
+    page = (folder / "report.html").read_text()
+    assert 0 < page.index("Use potential.pt:") < page.index("Stability:")
+    assert "null model" in (folder / "report" / "table-2-errors.csv").read_text()
 
 
 def test_a_report_does_not_outlive_its_configuration(finished, config, monkeypatch):
     folder, _ = finished
-    shown = {"summary.json", "report.html", "survival.png", "structures.csv"}
+    shown = {"summary.json", "potential.pt", "report.html", "survival.png", "structures.csv"}
     assert shown <= {p.name for p in folder.glob("*")} | {p.name for p in folder.glob("report/*")}
     with monkeypatch.context() as patched:
         patched.setattr(

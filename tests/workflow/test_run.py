@@ -86,6 +86,10 @@ def test_a_run_has_both_arms_side_by_side(finished):
     assert stored.data["train"].structures == 16
     assert stored.pretraining_set.structures == 32
     assert baseline.training["finetune"].steps == pretrain.training["finetune"].steps == 24
+    chosen = stored.recommended
+    assert (folder / "potential.pt").read_bytes() == (folder / chosen.checkpoint).read_bytes()
+    assert stored.null_model["test"].counts["forces"] == 4 and set(stored.null_model) == {"val", "test"}
+    assert "Use potential.pt: " in (folder / "log.txt").read_text()
     done = json.loads((folder / "3-networks" / "pretrain" / "done.json").read_text())
     assert done["cost"]["processor_seconds"] > 0 and done["cost"]["peak_memory_mb"] > 50
 

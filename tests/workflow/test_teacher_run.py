@@ -10,10 +10,12 @@ from ase.build import bulk
 from mdl_physpre import label, load_potential, save_potential, write_structures
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import EAMInteraction
+from mdl_physpre.potentials.zbl import shortest_distances
 from mdl_physpre.runs.read import read_summary
 from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.workflow.config.file import load_config
+from mdl_physpre.workflow.data import load_data
 from mdl_physpre.workflow.run import run
 
 CONFIG = """
@@ -63,14 +65,16 @@ def finished(config):
     return folder, run(config, out=folder)
 
 
-def test_a_calculator_with_a_repulsion_labels_and_no_eam_is_fitted(finished):
+def test_a_calculator_with_a_repulsion_labels_and_no_eam_is_fitted(finished, config):
     folder, summary = finished
     assert not (folder / "1-eam").exists() and summary.eam is None
     teacher = summary.teacher
     assert teacher.name == "ase.calculators.emt.EMT + ZBL"
-    # the repulsion reaches no neighbour of the structures near equilibrium by much: the shift is that of the labels
-    assert teacher.zero_of_energy["energies"] == pytest.approx({"Cu": -5.0, "Au": -2.0}, abs=0.1)
-    assert teacher.errors["test"].energy_mae_mev_per_atom < 100
+    # the repulsion ends where the training structures begin: the shift is that of the labels
+    assert teacher.zero_of_energy["energies"] == pytest.approx({"Cu": -5.0, "Au": -2.0}, abs=0.01)
+    assert teacher.errors["test"].energy_mae_mev_per_atom < 10
+    shortest = shortest_distances(load_data(load_config(config)).train)
+    assert teacher.short_range_radii["Cu-Au"] == shortest[29, 79]
     made = read_structures(folder / "2-pretraining-set" / "train.extxyz")
     assert len(made) == summary.pretraining_set.structures == 8
     bare = label(made, "calculator:ase.calculators.emt.EMT?asap_cutoff=true", progress=False)
@@ -116,7 +120,9 @@ def test_an_eam_with_a_repulsion_is_fitted_and_kept(config, tmp_path):
     run(config, keys, out=tmp_path / "run")
     assert (tmp_path / "run" / "log.txt").read_text().count("embedded-atom potential\n") == 1
     repulsion = load_potential(tmp_path / "run" / "1-eam" / "eam.pt").repulsion
-    assert repulsion.radii == {"Cu-Au": 1.5} and repulsion.pair_radius(29, 29) == pytest.approx(2.24)
+    shortest = shortest_distances(load_data(load_config(config)).train)
+    others = {"Cu-Cu": shortest[29, 29], "Au-Au": shortest[79, 79]}
+    assert repulsion.radii == {"Cu-Au": 1.5, **others}
     assert "repulsion of the nuclei" in (tmp_path / "run" / "1-eam" / "fit.txt").read_text()
 
 

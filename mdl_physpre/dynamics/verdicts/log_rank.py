@@ -49,6 +49,20 @@ class BreakingComparison(Record):
         """The arm that breaks later; ``None`` where neither does."""
         return None if not self.z else self.second if self.z > 0 else self.first
 
+    @property
+    def at_floor(self) -> bool:
+        """Whether the networks are as far apart as so many can be: p_networks is the smallest that they can give."""
+        return None not in (self.p_networks, self.smallest_p) and self.p_networks <= self.smallest_p * (1 + 1e-9)  # type: ignore[operator]
+
+    @property
+    def shown(self) -> bool:
+        """Whether the tests show a difference: by networks, or by structures where so few networks cannot."""
+        if self.p_structures is None:
+            return False
+        if self.p_networks is not None and self.p_networks < LEVEL:
+            return True
+        return (self.p_networks is None or self.at_floor) and self.p_structures < LEVEL
+
 
 def log_rank(first: Sequence[Observation], second: Sequence[Observation]) -> tuple[float, float, list[float]]:
     """The log-rank test of two groups in one stratum (N. Mantel, 1966; R. Peto and J. Peto, 1972).

@@ -24,6 +24,7 @@ BUILT_IN = {
     "M3GNet": "mdl_physpre.potentials.backbones.m3gnet.network:M3GNet",
     "MACE": "mdl_physpre.potentials.backbones.mace:MACE",
     "hybrid": "mdl_physpre.potentials.sum:HybridPotential",
+    "zbl": "mdl_physpre.potentials.sum:RepulsivePotential",
     **{f"graph_pes:{model}": f"mdl_physpre.potentials.backbones.graph_pes:{model}" for model in GRAPH_PES},
 }
 """Names of the backbones that come with the package."""

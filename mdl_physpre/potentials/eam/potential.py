@@ -60,7 +60,8 @@ class EAMInteraction(Backbone):
         that crowding an atom beyond ρ0 always costs energy.
     short_range : ``zbl`` adds the screened repulsion of the nuclei to φ, switched off below the covalent distance
         (:class:`~mdl_physpre.potentials.zbl.ZBL`): the Morse wall is finite, this one is not.
-    short_range_radii : where the repulsion of a pair has vanished, Å, by names such as ``Si-O``.
+    short_range_radii : where the repulsion of a pair has vanished, Å, by names such as ``Si-O``;
+        :func:`mdl_physpre.fit_eam` gives the shortest distances in the training data.
 
     Raises
     ------

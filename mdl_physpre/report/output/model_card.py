@@ -12,11 +12,13 @@ from mdl_physpre import __version__
 from mdl_physpre.dynamics.verdicts.survival import breaking_statistics
 from mdl_physpre.potentials.checkpoints.own import read_checkpoint
 from mdl_physpre.potentials.training_energies import TrainingEnergies
+from mdl_physpre.potentials.zbl import radii_text
 from mdl_physpre.report.tables.breaking import median_words, reasons_words, titled
-from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_and_temperature, markdown_table
+from mdl_physpre.report.tables.text import ERRORS, NULL_MODEL, counted, ensemble_and_temperature, markdown_table
 from mdl_physpre.runs.read import Run
+from mdl_physpre.runs.recommend import untrained_sentence
 from mdl_physpre.runs.results import SetCounts
-from mdl_physpre.runs.summary import NetworkResult
+from mdl_physpre.runs.summary import NetworkResult, Summary
 from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.text_table import shown
@@ -89,14 +91,12 @@ def card(run: Run, network: NetworkResult, hashes: Mapping[str, str]) -> str:
         ["seed", str(network.seed)],
         ["trained on", _trained_on(run.summary.data.get("train"))],
         ["energies trained on", _energies(content)],
+        ["short-range repulsion", radii_text(network.short_range_radii) if network.short_range_radii else "none"],
         ["data", ", ".join(source_files(config))],
         *[["hash", f"{name}: SHA-256 {value}"] for name, value in hashes.items()],
         ["licence", "that of the data, which the run does not know: ask where they come from"],
         ["units", "eV, Å, eV/Å, eV/Å³; stress is positive in tension"],
     ]
-    errors = [["test set", "structures", *(title for title, _, _ in ERRORS)]]
-    for test_set, e in network.errors.items():
-        errors.append([test_set, str(e.n_structures), *(shown(getattr(e, key), form) for _, key, form in ERRORS)])
     dynamics = "Not simulated, or not to the end."
     if network.dynamics:
         s, c = network.dynamics.settings, network.dynamics.counts
@@ -110,12 +110,28 @@ def card(run: Run, network: NetworkResult, hashes: Mapping[str, str]) -> str:
         title=f"{run.name}: {network.name}",
         version=run.environment.get("mdl_physpre", __version__),
         facts=markdown_table(facts),
-        errors=markdown_table(errors) if network.errors else "Not computed.",
+        errors=_errors(run.summary, network),
         dynamics=dynamics,
         stress=_stress(network),
         cutoff=cutoff,
         file=file,
     )
+
+
+def _errors(summary: Summary, network: NetworkResult) -> str:
+    """Beside those of the null model and of the embedded-atom potential, if there is one; untrained is said first."""
+    if not network.errors:
+        return "Not computed."
+    sources = {"this network": network.errors, "EAM": summary.eam.errors if summary.eam else {}}
+    sources[NULL_MODEL] = summary.null_model
+    rows = [["test set", "potential", "structures", *(title for title, _, _ in ERRORS)]]
+    for test_set in network.errors:
+        for who, e in ((who, own[test_set]) for who, own in sources.items() if test_set in own):
+            cells = (shown(getattr(e, key), form) for _, key, form in ERRORS)
+            rows.append([test_set, who, str(e.n_structures), *cells])
+    said = [untrained_sentence(one) for one in summary.untrained if network.name in one.networks]
+    null = f"{NULL_MODEL.capitalize()}: no forces, no stress, energies of composition alone."
+    return "\n\n".join([*said, markdown_table(rows), *[null] * (NULL_MODEL in {row[1] for row in rows})])
 
 
 def _stress(network: NetworkResult) -> str:

@@ -11,6 +11,7 @@ from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.analysis.radial_distribution import RDF, average_rdfs
 from mdl_physpre.analysis.rdf_errors import rdf_errors
 from mdl_physpre.dynamics.running.storage import RDFS
+from mdl_physpre.potentials.zbl import radii_text
 from mdl_physpre.report.figures.breaking import draw_breaking
 from mdl_physpre.report.figures.calibration import draw_calibration
 from mdl_physpre.report.figures.errors import draw_force_angles, draw_parity
@@ -122,6 +123,7 @@ def _errors(run: Run, measured: Measured, beside: Path) -> Section:
 def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
     section = Section("potentials", "Energy of two atoms")
     section.missing += [f"{one}." for one in measured.missing if one.startswith("energy curves")]
+    section.text += _repulsions(run)
     if measured.curves and any("EAM" in found.parts for found in measured.curves.pairs.values()):
         drawn(section, "The parts of the embedded-atom potential", draw_eam_parts, measured.curves, beside)
     names = _with_curve(measured, "EAM", *run.arms)
@@ -132,6 +134,14 @@ def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
         section.missing.append("No potential is there yet.")
     section.add(*eam_tables(run, measured.curves.elements if measured.curves else ()))
     return section
+
+
+def _repulsions(run: Run) -> list[str]:
+    """Where repulsions of nuclei end."""
+    summary = run.summary
+    found = {who: one.short_range_radii for who, one in (("EAM", summary.eam), ("teacher", summary.teacher)) if one}
+    found |= {arm: result.networks[0].short_range_radii for arm, result in summary.arms.items() if result.networks}
+    return [f"{who}: repulsion of the nuclei (ZBL) up to {radii_text(r)}." for who, r in found.items() if r]
 
 
 def _with_curve(measured: Measured, *names: str) -> list[str]:

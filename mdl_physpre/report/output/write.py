@@ -17,6 +17,7 @@ from mdl_physpre.report.tables.text import ensemble_and_temperature, some_dynami
 from mdl_physpre.report.verdict import cautions, verdict_sentences, verdict_table
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run, read_run
+from mdl_physpre.runs.recommend import first_sentences
 from mdl_physpre.runs.stage import hash_of_file, read_json, write_json
 from mdl_physpre.runs.summary import Summary
 from mdl_physpre.utils.files import write_text
@@ -68,7 +69,7 @@ def write_report(
     sections = all_sections(run, measured, beside, hashes)
     tables = [verdict, *(item["table"] for s in sections for item in s.items if "table" in item)]
     figures = [item["figure"] for s in sections for item in s.items if "figure" in item]
-    sentences = verdict_sentences(run, measured)
+    sentences = [*first_sentences(run.summary), *verdict_sentences(run, measured)]
     written = []
     if "html" in formats:
         written.append(run.folder / layout.REPORT)

@@ -75,8 +75,7 @@ def tests_words(pair: BreakingComparison) -> str:
     if pair.p_networks is None or pair.smallest_p is None:
         return independent
     floor = f"the smallest that {pair.networks_first} and {pair.networks_second} networks can give"
-    at_floor = pair.p_networks <= pair.smallest_p * (1 + 1e-9)
-    permuted = f"{p_value(pair.p_networks)}, " + (floor if at_floor else "whole networks permuted")
+    permuted = f"{p_value(pair.p_networks)}, " + (floor if pair.at_floor else "whole networks permuted")
     return f"{permuted}; {independent}"
 
 
@@ -92,8 +91,7 @@ def difference_words(pair: BreakingComparison) -> str:
         return f"this {pair.later} network breaks later than this {earlier} network ({tests})"
     if pair.p_networks < LEVEL:
         return f"{pair.later} breaks later ({tests})"
-    apart = pair.smallest_p is not None and pair.p_networks <= pair.smallest_p * (1 + 1e-9)
-    if apart and pair.p_structures < LEVEL:
+    if pair.shown:
         return f"{pair.later} breaks later, as far as so few networks can tell ({tests}){_networks_needed(pair)}"
     return f"no difference is shown ({tests}){_networks_needed(pair)}"
 

@@ -13,7 +13,15 @@ from mdl_physpre.analysis.energy_curves import EAMElement
 from mdl_physpre.analysis.force_alignment import ForceAlignment
 from mdl_physpre.dynamics.verdicts.verdict import Count, Verdict
 from mdl_physpre.report.tables.breaking import median_words
-from mdl_physpre.report.tables.text import ERRORS, counted, ensemble_name, error_sources, other_reasons, worded
+from mdl_physpre.report.tables.text import (
+    ERRORS,
+    NULL_MODEL,
+    counted,
+    ensemble_name,
+    error_sources,
+    other_reasons,
+    worded,
+)
 from mdl_physpre.runs.read import Run
 from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.files import write_text
@@ -118,6 +126,8 @@ def error_table(run: Run) -> Table | None:
     notes = f"Mean absolute errors. Total = {total}, in eV, eV/Å and eV/Å³, over the labels that exist."
     if any(len(one.each) > 1 for one in sources):
         notes += " Means over networks, in brackets the lowest and the highest."
+    if any(one.who == NULL_MODEL for one in sources):
+        notes += f" {NULL_MODEL.capitalize()}: no forces, no stress, energies of composition alone."
     lacking = [k for k in LABELS if any(getattr(one.mean, f"{k}_mae") is None for one in sources)]
     if lacking:
         notes += f" {MISSING}: no {' and no '.join(lacking)} labels, or none that the potential predicts."

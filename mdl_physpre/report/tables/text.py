@@ -10,9 +10,11 @@ from mdl_physpre.dynamics.verdicts.survival import BreakingStatistics
 from mdl_physpre.dynamics.verdicts.verdict import Count, Counts, Verdict
 from mdl_physpre.report.tables.breaking import breaking_text, correctness_sentence, difference_words, median_words
 from mdl_physpre.runs.pairs import ReplicaPair, StructurePair
+from mdl_physpre.runs.recommend import first_sentences
 from mdl_physpre.runs.summary import Dynamics, Summary
 from mdl_physpre.utils.text_table import MISSING, shown, text_table
 
+NULL_MODEL = "null model"
 ERRORS = (
     ("energy, eV", "energy_mae", "{:.3f}"),
     ("energy, meV/atom", "energy_mae_mev_per_atom", "{:.1f}"),
@@ -51,7 +53,7 @@ class Tested(NamedTuple):
 
 
 def error_sources(summary: Summary) -> list[Tested]:
-    """Errors on each test set of every arm, of what it was before finetuning, and of the teacher."""
+    """Errors on each test set of every arm, of what it was before finetuning, of the teacher, and of the null model."""
     arms, found = summary.arms, []
     teachers = {who: one.errors for who, one in (("EAM", summary.eam), ("teacher", summary.teacher)) if one}
     sets = dict.fromkeys(name for own in [*(arm.errors for arm in arms.values()), *teachers.values()] for name in own)
@@ -61,7 +63,8 @@ def error_sources(summary: Summary) -> list[Tested]:
                 if name in getattr(result, key):
                     each = [getattr(network, key)[name] for network in result.networks]
                     found.append(Tested(name, f"{arm}{suffix}", getattr(result, key)[name], each))
-        found += [Tested(name, who, errors[name], [errors[name]]) for who, errors in teachers.items() if name in errors]
+        others = {**teachers, NULL_MODEL: summary.null_model}
+        found += [Tested(name, who, errors[name], [errors[name]]) for who, errors in others.items() if name in errors]
     return found
 
 
@@ -157,7 +160,7 @@ def format_summary(summary: Summary) -> str:
             spread = getattr(deviation, key, None)
             cells.append(shown(getattr(mean, key), form) + (f" ± {form.format(spread)}" if spread else ""))
         errors.append([f"{name}: {who}", str(mean.n_structures), *cells])
-    parts = ["Mean absolute errors on test structures", text_table(errors), ""]
+    parts = [*first_sentences(summary), "", "Mean absolute errors on test structures", text_table(errors), ""]
     parts += breaking_text(summary)
     counts = [(arm, own.dynamics.counts, own.failure_times) for arm, own in summary.arms.items() if own.dynamics]
     if counts:

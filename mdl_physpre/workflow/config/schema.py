@@ -26,11 +26,11 @@ from mdl_physpre.dynamics.oracle import OracleRunSettings
 from mdl_physpre.dynamics.settings import DynamicsProtocol, DynamicsSettings
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.errors import ConfigError, nearest
-from mdl_physpre.potentials.zbl import short_range_repulsion
+from mdl_physpre.potentials.zbl import RADII, short_range_repulsion
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.structures.units import check_units
 from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms, parts_by_name
-from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay
+from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay, Repulsion
 from mdl_physpre.training.settings import OptimSettings, TrainingSettings
 from mdl_physpre.utils.settings import Settings, explained, setting
 from mdl_physpre.workflow.config.recipes import Recipe
@@ -149,9 +149,7 @@ class Teacher(Settings):
     )
     arguments: dict[str, Any] = setting({}, "Arguments of the calculator.")
     short_range: Literal["zbl"] | None = setting(None, "Add the repulsion of the nuclei: zbl.")
-    short_range_radii: dict[str, float] = setting(
-        {}, "Where the repulsion of a pair, such as Si-O, has vanished; the covalent distance for other pairs.", "Å"
-    )
+    short_range_radii: dict[str, float] = setting({}, RADII, "Å")
     processes: int | None = setting(None, "Processes that label; null: as many as there are cores.", ge=1)
 
     @property
@@ -210,6 +208,7 @@ class Physpre(Settings):
     perturbation: Perturbation = setting(Perturbation(), "How structures are perturbed.")
     pretrain: Pretrain.Settings = setting(Pretrain.Settings(), "The pretraining.")
     sam: SAM.Settings = setting(SAM.Settings(), "Arms with sam.")
+    zbl: Repulsion.Settings = setting(Repulsion.Settings(), "Arms with zbl.")
     hybrid: Hybrid.Settings = setting(Hybrid.Settings(), "Arms with hybrid.")
     replay: Replay.Settings = setting(Replay.Settings(), "Arms with replay.")
     dynamics: Dynamics = setting(Dynamics(), "Molecular dynamics.")

@@ -18,6 +18,7 @@ from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.potentials.training_energies import TrainingEnergies
+from mdl_physpre.potentials.zbl import repulsion_radii
 from mdl_physpre.runs.layout import EAM, EAM_FILE, ERRORS
 from mdl_physpre.runs.results import FittedEAM, eam_result
 from mdl_physpre.runs.stage import Stage, hash_of_file, write_json
@@ -36,7 +37,8 @@ logger = logging.getLogger(__name__)
 def eam_stage(folder: Path, config: Config, data: RunData, *, for_hybrids: bool = False) -> FittedEAM:
     """1: the embedded-atom potential of a run, and its errors on the test structures.
 
-    Raises ConfigError where hybrids are to be made of it and ``physpre.eam.checkpoint`` is no embedded-atom potential.
+    Raises ConfigError where hybrids are to be made of it and ``physpre.eam.checkpoint`` is no embedded-atom potential,
+    or where it and the network of an arm have a short-range repulsion each.
     """
     device = device_of(config)
     fit = fit_stage(
@@ -50,6 +52,12 @@ def eam_stage(folder: Path, config: Config, data: RunData, *, for_hybrids: bool 
     )
     # a hybrid that cannot be built is better known before the other arms are trained
     potential = fitted_eam(folder, config, device) if for_hybrids else load_potential(folder / EAM_FILE, device)
+    twice = [arm.name for arm in config.arms if arm.uses_eam and arm.has("zbl")]
+    if twice and repulsion_radii(potential):
+        raise ConfigError(
+            f"arm {twice[0]!r}: the embedded-atom potential has a short-range repulsion already, and two would add up; "
+            "leave out physpre.eam.short_range, or zbl"
+        )
     tests = Stage(fit.folder / ERRORS, {"eam": fit.key, "extra_tests": data.extra_key}, free=True)
     if not tests.done:
         tests.begin()
@@ -79,6 +87,7 @@ def fit_stage(
     source = hash_of_file(Path(settings.checkpoint)) if settings.checkpoint else ""
     weights = {"weight_energy", "weight_force", "weight_stress"}
     depends = {"data": data_key, "eam": settings.model_dump(exclude=weights), "source": source, "seed": seed}
+    depends |= {"radii": "of the data"} if settings.short_range else {}  # earlier versions: covalent distances
     stage = Stage(folder / EAM, {**depends, "weights": list(settings.weights)})
     if stage.done:
         logger.info("embedded-atom potential\n%s", (stage.folder / "fit.txt").read_text().rstrip())
@@ -103,6 +112,7 @@ def fit_stage(
         potential, text = fit.potential, fit.text
         found = {"table": fit.table, "fit_errors": {name: e for name, e in fit.errors.items() if e is not None}}
         write_json(stage.folder / "history.json", fit.history)
+    found["short_range_radii"] = repulsion_radii(potential)
     save_potential(folder / EAM_FILE, potential)
     write_text(stage.folder / "fit.txt", text + "\n")
     logger.info("embedded-atom potential\n%s", text)

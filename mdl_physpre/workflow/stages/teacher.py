@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.potentials.sum import SumPotential
+from mdl_physpre.potentials.zbl import repulsion_radii
 from mdl_physpre.pretraining.labelling import compute_labels, labelled_copy, without_failures
 from mdl_physpre.pretraining.teacher import make_teacher
 from mdl_physpre.pretraining.teacher_energy_zero import fit_teacher_zero
@@ -34,8 +35,9 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
     """1: ``physpre.teacher``, its zero of energy fitted to the data."""
     settings = config.physpre.teacher
     assert settings is not None
-    teacher = named_teacher(settings, device_of(config))
+    teacher = named_teacher(settings, device_of(config), data.train)
     depends = {"teacher": settings.model_dump(exclude={"processes"}), "source": _source(teacher, settings)}
+    depends |= {"radii": "of the data"} if settings.short_range else {}  # earlier versions: covalent distances
     stage = Stage(folder / TEACHER, {"data": data.key, **depends})
     if stage.done:
         set_zero(teacher, stage_result(stage.folder)["zero_of_energy"])
@@ -43,7 +45,8 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
         stage.begin()
         logger.info("zero of energy of the teacher %s", settings.name)
         zero = _fitted_zero(teacher, [*data.train, *data.val], settings.processes)
-        stage.finish({"name": settings.name, "zero_of_energy": zero})
+        radii = repulsion_radii(teacher)
+        stage.finish({"name": settings.name, "zero_of_energy": zero, "short_range_radii": radii})
     tests = Stage(stage.folder / ERRORS, {"teacher": stage.key, "extra_tests": data.extra_key}, free=True)
     if not tests.done:
         tests.begin()
@@ -55,18 +58,26 @@ def load_teacher(folder: Path, config: Config, device: str | torch.device) -> Po
     """What labels the pretraining set of a run in ``folder`` whose first stage is done, on a device."""
     if config.physpre.teacher is None:
         return load_potential(folder / EAM_FILE, device)
-    teacher = named_teacher(config.physpre.teacher, device)
-    set_zero(teacher, stage_result(folder / TEACHER)["zero_of_energy"])
+    found = stage_result(folder / TEACHER)
+    radii = found.get("short_range_radii", {})
+    teacher = named_teacher(config.physpre.teacher.changed(short_range_radii=radii), device)
+    set_zero(teacher, found["zero_of_energy"])
     return teacher
 
 
-def named_teacher(settings: Teacher, device: str | torch.device) -> SumPotential:
-    """The teacher that ``physpre.teacher`` names, with its own zero of energy; a network on a device."""
+def named_teacher(
+    settings: Teacher, device: str | torch.device, structures: Sequence[Atoms] | None = None
+) -> SumPotential:
+    """The teacher that ``physpre.teacher`` names, with its own zero of energy; a network on a device.
+
+    ``structures`` : at whose shortest distances a short-range repulsion ends.
+    """
     return make_teacher(
         settings.source,
         settings.arguments,
         short_range=settings.short_range,
         short_range_radii=settings.short_range_radii,
+        structures=structures,
         device=torch.device(device),
     )
 

@@ -14,6 +14,7 @@ from ase import Atoms
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.training_energies import TrainingEnergies
+from mdl_physpre.potentials.zbl import repulsion_radii
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet
 from mdl_physpre.runs.layout import EAM_FILE, NETWORKS, PRETRAINING_SET, Network
 from mdl_physpre.runs.results import TrainingStage
@@ -39,11 +40,13 @@ class TrainedNetwork(Record):
 
     checkpoint : of the trained potential, from the folder of the run on.
     training : of each training of the arm by name, what came of it.
+    short_range_radii : where the repulsion of nuclei in it ends, Å by pair; empty where it has none.
     before : a hash of what the trainings before finetuning depend on; empty where there is none.
     """
 
     checkpoint: str
     training: dict[str, TrainingStage]
+    short_range_radii: dict[str, float] = {}
     before: str = ""
 
 
@@ -89,6 +92,7 @@ def training_stage(
         result = TrainedNetwork(
             checkpoint=str(trained.checkpoint.relative_to(folder)),
             training={name: _told(found) for name, found in trained.stages.items()},
+            short_range_radii=repulsion_radii(trained.potential),
             before=before,
         )
         stage.finish(result.plain())
