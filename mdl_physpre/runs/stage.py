@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,15 +107,25 @@ def stage_key(folder: Path) -> str:
 class Stage:
     """One stage: ``folder``, and ``key``, the hash of everything that its result depends on.
 
+    ``grows`` : where a number stands in what it depends on; a stage that was begun with a smaller one goes on.
+
     >>> stage = Stage(run / "1-eam", {"settings": ..., "data": ...})
     >>> if not stage.done:
     ...     stage.begin()
     ...     stage.finish({"loss": ...})
     """
 
-    def __init__(self, folder: Path, depends_on: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, depends_on: Mapping[str, Any], grows: Sequence[str] = ()) -> None:
         self.folder = folder
         self.key = hash_of(dict(depends_on))
+        self._begun: dict[str, Any] = {"key": self.key}
+        if grows:
+            rest = json.loads(json.dumps(dict(depends_on), default=_plain))
+            place = rest
+            for part in grows[:-1]:
+                place = place[part]
+            self._begun["length"] = place.pop(grows[-1])
+            self._begun["rest"] = hash_of([rest, grows[-1]])
 
     @property
     def done(self) -> bool:
@@ -128,13 +138,17 @@ class Stage:
 
     def begin(self) -> None:
         """Keep what a stopped run of the same key left; clear away what another key made."""
-        if self.folder.exists() and read_json(self.folder / BEGUN).get("key") != self.key:
+        before = read_json(self.folder / BEGUN)
+        longer = "rest" in before and before["rest"] == self._begun.get("rest")
+        if longer and before["length"] < self._begun["length"]:
+            logger.info("%s: goes on from %s to %s", self.folder, before["length"], self._begun["length"])
+        elif self.folder.exists() and before.get("key") != self.key:
             logger.info("%s: its settings or inputs changed; it is done anew", self.folder)
             (self.folder / DONE).unlink(missing_ok=True)  # first, so that half a stage never counts as done
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / DONE).unlink(missing_ok=True)
-        write_json(self.folder / BEGUN, {"key": self.key})
+        write_json(self.folder / BEGUN, self._begun)
         self._start, self._processor = time.monotonic(), time.process_time()
         self._peak = PeakMemory()
 

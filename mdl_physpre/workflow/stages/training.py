@@ -20,6 +20,7 @@ from mdl_physpre.runs.results import TrainingStage
 from mdl_physpre.runs.stage import Stage, decisive, hash_of, hash_of_file, stage_result
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.training.arms import FINETUNE, Arm, Material, Online
+from mdl_physpre.training.optimizer import SHAPES
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import TrainingResult
 from mdl_physpre.training.two_stage import initial_potential, train_arm
@@ -74,26 +75,18 @@ def training_stage(
     ------
     ConfigError : an arm with the embedded-atom potential in a run whose ``physpre.eam.checkpoint`` is none.
     """
-    arm, model = network.arm, config.model
+    arm = network.arm
     settings = _settings_of_finetuning(config, network, str(device))
-    cutoff = config.model.cutoff
-    start = {
-        "data": data.key,
-        "model": model.name,
-        "hyperparameters": model.hyperparameters,
-        "cutoff": cutoff,
-        "elements": data.elements,
-        "eam": hash_of_file(folder / EAM_FILE) if arm.uses_eam else "",
-        "pretraining_set": pretraining_key if arm.uses_pretraining_set else "",
-    }
-    before = _key_before_finetuning(arm, settings, start)
-    finetune = decisive(arm.settings_of(FINETUNE, settings))
-    stage = Stage(network.folder(folder), {**start, "before": before, "finetune": finetune, "parts": _settings(arm)})
+    stage, before = _stage(folder, config, data, network, pretraining_key, settings)
     if not stage.done:
         logger.info("training, %s", network.name)
         stage.begin()
+        for place in {p.name for p in stage.folder.iterdir() if p.is_dir()} - {*arm.stages, FINETUNE}:
+            shutil.rmtree(stage.folder / place)  # tests of a network that is now trained further
         material = run_material(folder, config, data, torch.device(device))
-        potential = initial_potential(partial(network_of, config, data), arm, material, network.seed)
+        build = partial(network_of, config, data)
+        trained_before = config.model.start_from is not None
+        potential = initial_potential(build, arm, material, network.seed, trained_before)
         if before:
             copy_trainings(folder / NETWORKS, stage.folder, arm.stages, before)
         trained = train_arm(arm, potential, material, settings, stage.folder, cache_dir=config.physpre.cache_dir)
@@ -105,6 +98,36 @@ def training_stage(
         stage.finish(result.plain())
     found = TrainedNetwork.model_validate(stage_result(stage.folder))
     return _with_training_energies(load_potential(folder / found.checkpoint, device), data), stage.key
+
+
+def _stage(
+    folder: Path, config: Config, data: RunData, network: Network, pretraining_key: str, settings: TrainingSettings
+) -> tuple[Stage, str]:
+    """The stage with all that it depends on, and a hash of what the trainings before finetuning depend on."""
+    arm, model = network.arm, config.model
+    cutoff = config.model.cutoff
+    start = {
+        "data": data.key,
+        "model": model.name,
+        "hyperparameters": model.hyperparameters,
+        "cutoff": cutoff,
+        "elements": data.elements,
+        "eam": hash_of_file(folder / EAM_FILE) if arm.uses_eam else "",
+        "pretraining_set": pretraining_key if arm.uses_pretraining_set else "",
+    }
+    if model.start_from is not None:
+        start["start_from"] = hash_of_file(Path(model.start_from))
+    before = _key_before_finetuning(arm, settings, start)
+    finetune = decisive(arm.settings_of(FINETUNE, settings))
+    depends = {**start, "before": before, "finetune": finetune, "parts": _settings(arm)}
+    return Stage(network.folder(folder), depends, grows=_grows(finetune)), before
+
+
+def _grows(finetune: dict[str, Any]) -> tuple[str, ...]:
+    """Where the length of the finetuning stands; nowhere where the rate of every step depends on it."""
+    if finetune.get("schedule") in SHAPES:
+        return ()
+    return "finetune", "max_epochs" if finetune.get("max_steps") is None else "max_steps"
 
 
 def _with_training_energies(potential: Potential, data: RunData) -> Potential:
