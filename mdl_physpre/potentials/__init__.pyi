@@ -9,6 +9,8 @@ from .base import AtomicPotential as AtomicPotential
 from .base import Backbone as Backbone
 from .base import Potential as Potential
 from .base import Predictions as Predictions
+from .checkpoints.graph_pes import read_graph_pes_model as read_graph_pes_model
+from .checkpoints.graph_pes import write_graph_pes_model as write_graph_pes_model
 from .checkpoints.load import load_potential as load_potential
 from .checkpoints.matdeeplearn import read_matdeeplearn_checkpoint as read_matdeeplearn_checkpoint
 from .checkpoints.matdeeplearn import write_matdeeplearn_checkpoint as write_matdeeplearn_checkpoint

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from ase import Atoms
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
@@ -130,6 +132,12 @@ class Backbone(AtomicPotential):
         """Add ``energies`` (119,), eV by atomic number, to the reference energy of each element."""
         self.reference.energies.add_(energies.to(self.reference.energies))
 
+    def prepare_for(self, structures: Sequence[Atoms]) -> None:
+        """Take from the labelled training structures what is not learnt, such as a mean number of neighbours.
+
+        Called once, before the first training, on a network with random weights. Nothing here.
+        """
+
     def undecayed(self) -> list[nn.Parameter]:
         """Parameters that are lengths, energies and the like, on which no weight decay acts."""
         return []
@@ -148,12 +156,17 @@ def edge_vectors(graph: AtomGraph) -> Tensor:
 
 
 def worth_cutting(graph: AtomGraph, cutoff: float) -> AtomGraph:
-    """The graph without the edges at or beyond ``cutoff`` Å, on a CPU.
+    """:func:`within`, on a CPU.
 
     On a GPU, where to count edges costs more than they do, the graph as it is.
     """
     if torch.compiler.is_compiling() or graph.pos.device.type != "cpu":
         return graph
+    return within(graph, cutoff)
+
+
+def within(graph: AtomGraph, cutoff: float) -> AtomGraph:
+    """The graph without the edges at or beyond ``cutoff`` Å."""
     with torch.no_grad():
         near = torch.linalg.vector_norm(edge_vectors(graph), dim=1) < cutoff
         if bool(near.all()):

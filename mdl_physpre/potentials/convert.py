@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints.graph_pes import write_graph_pes_model
 from mdl_physpre.potentials.checkpoints.matdeeplearn import read_matdeeplearn_checkpoint, write_matdeeplearn_checkpoint
 from mdl_physpre.potentials.checkpoints.mattersim import write_mattersim_checkpoint
 from mdl_physpre.potentials.checkpoints.own import save_potential
@@ -22,6 +23,7 @@ WRITERS: dict[str, Callable[[Path, Potential], list[str]]] = {
     "mdl_physpre": _write_own,
     "matdeeplearn": write_matdeeplearn_checkpoint,
     "mattersim": write_mattersim_checkpoint,
+    "graph_pes": write_graph_pes_model,
 }
 """Formats that can be written, and what writes them; each returns what the format cannot carry."""
 
@@ -33,10 +35,11 @@ def convert_checkpoint(
 
     Parameters
     ----------
-    source : a checkpoint of this package, of MatDeepLearn, MatterSim or MatterTune, recognised by its content.
+    source : a checkpoint of this package, of MatDeepLearn, MatterSim, MatterTune or graph-pes, recognised by its
+        content.
     target : the file to write.
-    format : ``mdl_physpre``, ``matdeeplearn`` or ``mattersim``; where ``None``, ``mattersim`` for the ending ``.pth``,
-        and ``mdl_physpre`` for any other.
+    format : ``mdl_physpre``, ``matdeeplearn``, ``mattersim`` or ``graph-pes``; where ``None``, ``mattersim`` for the
+        ending ``.pth``, and ``mdl_physpre`` for any other.
     config : the YAML of a source of MatDeepLearn; looked for beside it where ``None``. For MatDeepLearn's alone.
 
     Returns

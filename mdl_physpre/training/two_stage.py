@@ -67,6 +67,8 @@ def initial_potential(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = potential = build()
+        if not trained:
+            network.prepare_for(material.train)
         for part in arm.parts:
             potential = part.build(potential, material)
     if potential is not network:

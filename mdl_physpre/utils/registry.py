@@ -40,7 +40,8 @@ class Registry(Generic[Class]):
         Raises ConfigError for an unknown name, with the nearest known one, and for what cannot be imported.
         """
         paths = self.built_in if name in self.built_in else self.paths()  # a look at all packages takes time
-        if name not in paths and not set(name) & set(".:"):
+        families = {known.partition(":")[0] for known in paths if ":" in known}
+        if name not in paths and (not set(name) & set(".:") or name.partition(":")[0] in families):
             other = "give an import path, module:Class"
             hint = f"{nearest(name, paths)} (or {other})" if paths else other
             raise ConfigError(f"unknown {self.what} {name!r}: {hint}")

@@ -10,6 +10,12 @@ from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.base import Backbone, Potential
 from mdl_physpre.utils.registry import Registry
 
+GRAPH_PES = (
+    "EDDP", "LennardJones", "LennardJonesMixture", "MACE", "Morse", "NequIP", "Orb", "PaiNN", "SchNet",
+    "StillingerWeber", "TensorNet", "ZBLCoreRepulsion", "ZEmbeddingMACE", "ZEmbeddingNequIP",
+)  # fmt: skip
+"""The models of graph-pes, an optional package."""
+
 BUILT_IN = {
     "CGCNN": "mdl_physpre.potentials.backbones.cgcnn.network:CGCNN",
     "eam_interaction": "mdl_physpre.potentials.eam.potential:EAMInteraction",
@@ -17,6 +23,7 @@ BUILT_IN = {
     "torchmd_et": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
     "M3GNet": "mdl_physpre.potentials.backbones.m3gnet.network:M3GNet",
     "hybrid": "mdl_physpre.potentials.sum:HybridPotential",
+    **{f"graph_pes:{model}": f"mdl_physpre.potentials.backbones.graph_pes:{model}" for model in GRAPH_PES},
 }
 """Names of the backbones that come with the package."""
 

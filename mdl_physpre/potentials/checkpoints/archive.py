@@ -55,7 +55,7 @@ def read_archive(
         except pickle.UnpicklingError as error:
             if not skip_objects:
                 raise CheckpointError(_refusal(path, error)) from None
-            inert = SimpleNamespace(Unpickler=_InertUnpickler, load=pickle.load, __name__="inert")
+            inert = SimpleNamespace(Unpickler=InertUnpickler, load=pickle.load, __name__="inert")
             content = torch.load(path, map_location=map_location, weights_only=False, pickle_module=inert)
             logger.info("%s: holds objects beside tensors and plain values; they were not built", path)
     except CheckpointError:
@@ -97,7 +97,7 @@ class _Inert:
     append = extend = add = __setitem__ = __setstate__ = __init__
 
 
-class _InertUnpickler(pickle.Unpickler):
+class InertUnpickler(pickle.Unpickler):
     """Knows how to rebuild tensors; everything else becomes an :class:`_Inert`."""
 
     KNOWN: dict[tuple[str, str], Any] = {

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints.graph_pes import is_graph_pes_model, read_graph_pes_model
 from mdl_physpre.potentials.checkpoints.matdeeplearn import is_matdeeplearn_checkpoint, read_matdeeplearn_checkpoint
 from mdl_physpre.potentials.checkpoints.mattersim import is_mattersim_checkpoint, read_mattersim_checkpoint
 from mdl_physpre.potentials.checkpoints.mattertune import is_mattertune_checkpoint, read_mattertune_checkpoint
@@ -56,6 +57,7 @@ class Reader(NamedTuple):
 
 
 READERS: dict[str, Reader] = {
+    "graph-pes": Reader(is_graph_pes_model, read_graph_pes_model),
     "MatDeepLearn": Reader(
         is_matdeeplearn_checkpoint, lambda path, device: read_matdeeplearn_checkpoint(path, map_location=device)
     ),
