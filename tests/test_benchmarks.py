@@ -11,6 +11,7 @@ import os
 import gpu as script
 import known_truth
 import pytest
+import small_data
 import where_it_breaks
 
 from tests.helpers.gpu_stand_in import DEVICE, counting
@@ -126,3 +127,20 @@ def test_where_arms_break(tmp_path, capsys):
     for arm in (*where_it_breaks.ARMS, "baseline + ZBL"):
         assert f"| {arm} | > 600" in told, "two short epochs hold to 600 K"
     assert told in capsys.readouterr().out
+
+
+def test_errors_of_recipes_on_small_data(tmp_path, capsys):
+    if not os.environ.get("PHYSPRE_DATA"):
+        pytest.skip("PHYSPRE_DATA names no folder with the real data")
+    options = ["silicon", "--quick", "--replicas", "2", "--out", str(tmp_path)]
+    options += ["--try", "a: dataset.fraction=0.04", "--try", "b: dataset.fraction=0.04 optim.ema_decay=0.5"]
+    small_data.main(options)
+    told = (tmp_path / "silicon" / "small_data.md").read_text()
+    for recipe in "ab":
+        for arm in ("baseline", "pretrain"):
+            (row,) = [line for line in told.splitlines() if line.startswith(f"| {recipe} | {arm} | 2 |")]
+            assert row.count("±") == 3
+    assert told.strip() in capsys.readouterr().out
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+    small_data.main(options)
+    assert len(done) > 4 and {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == done

@@ -24,10 +24,11 @@ from pathlib import Path
 import torch
 
 from mdl_physpre.potentials.base import Backbone
-from mdl_physpre.potentials.energy_reference import fit_energy_reference
+from mdl_physpre.potentials.energy_reference import composition_shift, fit_energy_reference
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.training.arms import FINETUNE, Arm, Material, Structures, Training
+from mdl_physpre.training.energy_zero import energy_errors
 from mdl_physpre.training.loss import check_labels
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import TrainingResult, train_potential
@@ -44,8 +45,13 @@ class TrainedArm:
     stages: dict[str, TrainingResult]
 
 
-def initial_potential(build: Callable[[], Backbone], arm: Arm, material: Material, seed: int = 0) -> Backbone:
+def initial_potential(
+    build: Callable[[], Backbone], arm: Arm, material: Material, seed: int = 0, trained: bool = False
+) -> Backbone:
     """A new potential with random weights drawn from ``seed`` and the energy reference of the DFT training part.
+
+    With ``trained``, ``build`` gives a network that is trained already: its weights stay, and its reference is shifted
+    by what composition explains of its errors on the DFT training part, whose zero of energy may be another.
 
     The global random numbers of the program are left as they were. A potential without reference energies is returned
     as built. Where no structure carries an energy, as in training on forces alone, the reference is zero, and the log
@@ -60,13 +66,20 @@ def initial_potential(build: Callable[[], Backbone], arm: Arm, material: Materia
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        potential, has_energies = build(), False
-        potential.prepare_for(material.train)
+        network, has_energies = build(), False
+        potential = network
+        if not trained:
+            network.prepare_for(material.train)
         for part in arm.parts:
             built = part.build(potential, material)
             has_energies |= built is not potential and part.brings_energies
             potential = built
     if has_energies:
+        return potential
+    if trained:
+        graphs = GraphDataset(list(material.train), potential.cutoff)
+        if graphs.label_count("energy"):
+            potential.shift_reference(composition_shift(material.train, energy_errors(potential, graphs)))
         return potential
     potential.shift_reference(-potential.reference_energies())
     if any(get_labels(atoms).energy is not None for atoms in material.train):

@@ -30,6 +30,7 @@ from mdl_physpre.utils.devices import device_in_turn
 from mdl_physpre.utils.files import write_bytes, write_text
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.workflow.config.schema import Config
+from mdl_physpre.workflow.config.start import starting_network
 from mdl_physpre.workflow.data import RunData, load_data
 from mdl_physpre.workflow.doubts import doubts, unconverged
 
@@ -128,8 +129,13 @@ def data_of_run(folder: Path, config: Config, *, with_network: bool = True) -> R
 
 
 def network_of(config: Config, data: RunData) -> Backbone:
-    """A new network for the elements of the data. Raises ConfigError for a name or hyperparameter that is unknown."""
+    """A new network for the elements of the data, or the one to start from.
+
+    Raises ConfigError for a name or hyperparameter that is unknown, or as :func:`starting_network`.
+    """
     model = config.model
+    if model.start_from is not None:
+        return starting_network(model.start_from, data.elements)
     return build_backbone(model.name, elements=data.elements, cutoff=model.cutoff, **model.hyperparameters)
 
 

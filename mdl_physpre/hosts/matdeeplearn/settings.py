@@ -63,6 +63,8 @@ def engine_config(config: Mapping[str, Any]) -> Config:
             f"recipe: {found.recipe!r} sets what MatDeepLearn's trainer has no place for; run it with physpre run, or "
             "leave recipe out"
         )
+    if found.model.start_from is not None:
+        raise ConfigError("model.start_from: is for physpre run; MatDeepLearn builds its network itself, leave it out")
     for arm in found.arms:
         if any(part.name not in HOST_PARTS for part in arm.parts):
             raise ConfigError(

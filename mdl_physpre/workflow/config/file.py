@@ -21,6 +21,7 @@ from mdl_physpre.utils.settings import Settings, mistakes
 from mdl_physpre.utils.strict_yaml import load_yaml, told
 from mdl_physpre.workflow.config.recipes import with_recipe
 from mdl_physpre.workflow.config.schema import Config, Model
+from mdl_physpre.workflow.config.start import with_start
 
 SPELLINGS = "mdl_physpre.spellings"
 """Entry-point group of functions that translate the spelling of another program: (sections, source) → sections."""
@@ -105,9 +106,12 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration", override
     ConfigError : unknown, missing, mistyped or contradictory keys, each named.
     """
     said = {k: ({} if v is None and k in Config.model_fields else v) for k, v in translated(raw, source).items()}
-    values = with_recipe(said)
-    wrong = _unknown_hyperparameters(values.get("model"))
+    wrong: list[str] = []
     try:
+        if isinstance(model := said.get("model"), Mapping) and model.get("start_from"):
+            said["model"] = with_start(model)
+        values = with_recipe(said)
+        wrong = _unknown_hyperparameters(values.get("model"))
         config = Config.model_validate(values)
     except ValidationError as error:
         wrong = [*mistakes(error, Config), *wrong]
@@ -210,6 +214,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     raw = translated(read_raw(path), str(path))
     for text in overrides:
         _with_override(raw, text, str(path))
+    model = raw.get("model")
+    if isinstance(model, dict) and isinstance(model.get("start_from"), str):
+        raw["model"] = {**model, "start_from": resolve_path(model["start_from"], path.resolve().parent)}
     task = raw.get("task")
     raw["task"] = task = dict(task) if isinstance(task, dict) else {}
     if not task.get("identifier"):

@@ -54,7 +54,7 @@ def with_recipe(raw: Mapping[str, Any]) -> dict[str, Any]:
     name = str(raw.get("recipe") or "paper")
     _fill(found, RECIPES.get(name, {}))
     model = found.get("model")
-    if isinstance(model, dict) and isinstance(model.get("name"), str):
+    if isinstance(model, dict) and isinstance(model.get("name"), str) and not model.get("start_from"):
         _fill(model, NETWORKS.get(name, {}).get(model["name"], {}))
     return found
 

@@ -38,8 +38,9 @@ An unknown key is an error that names the nearest known one. Units: eV, Ã…, eV/Ã
 nothing. `physpre config` prints this page, `physpre config SECTION` one section of it. MatDeepLearn's spelling of the
 same keys is read, too: [MatDeepLearn](matdeeplearn.md).
 
-`recipe: default` fills in other values for keys that are not given. They were found by trying, on small sets of DFT structures, and are what to
-begin with on data of one's own; the defaults below are the paper's, `recipe: paper`. What a recipe fills in stands in the `config.yml` of the run.
+`recipe: default` fills in other values for keys that are not given. They were found by trying, on small sets of DFT
+structures, and are what to begin with on data of one's own; the defaults below are the paper's, `recipe: paper`. What a
+recipe fills in stands in the `config.yml` of the run.
 
 <!-- This page is generated: python -m mdl_physpre.workflow.config.reference > docs/configuration.md -->
 """

@@ -29,7 +29,7 @@ from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.zbl import RADII, short_range_repulsion
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.structures.units import check_units
-from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms, parts_by_name
+from mdl_physpre.training.arms import FINETUNE, Arm, Part, parse_arms, parts_by_name
 from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay, Repulsion
 from mdl_physpre.training.settings import OptimSettings, TrainingSettings
 from mdl_physpre.utils.settings import Settings, explained, setting
@@ -113,6 +113,11 @@ class Model(Settings):
 
     name: str = setting(
         ..., "Backbone: CGCNN, torchmd_etEarly, M3GNet, MACE, another registered name or an import path (module:Class)."
+    )
+    start_from: str | None = setting(
+        None,
+        "Checkpoint of a trained network, in any format that is read, in place of random weights; name, cutoff and "
+        "hyperparameters are those of the file.",
     )
     cutoff: float = setting(8.0, "Distance up to which atoms are neighbours.", "Å", gt=0)
 
@@ -268,6 +273,16 @@ class Config(Settings):
     def arms(self) -> list[Arm]:
         """The arms with their settings."""
         return parse_arms(self.physpre.arms, self.physpre.parts)
+
+    @model_validator(mode="after")
+    def _a_trained_network_is_whole(self) -> Self:
+        for arm in self.arms if self.model.start_from else ():
+            if added := [part.name for part in arm.parts if type(part).build is not Part.build]:
+                raise ValueError(
+                    f"physpre.arms: {arm.name!r}: {', '.join(added)} adds energies to those of the network, and that "
+                    "of model.start_from gives whole ones already; leave the arm out"
+                )
+        return self
 
     def training_settings(self, arm: Arm | None = None) -> TrainingSettings:
         """Settings of the finetuning stage, of an arm where one is given."""

@@ -84,8 +84,12 @@ def training_stage(
     if not stage.done:
         logger.info("training, %s", network.name)
         stage.begin()
+        for place in {p.name for p in stage.folder.iterdir() if p.is_dir()} - {*arm.stages, FINETUNE}:
+            shutil.rmtree(stage.folder / place)  # tests of a network that is now trained further
         material = run_material(folder, config, data, torch.device(device))
-        potential = initial_potential(partial(network_of, config, data), arm, material, network.seed)
+        build = partial(network_of, config, data)
+        trained_before = config.model.start_from is not None
+        potential = initial_potential(build, arm, material, network.seed, trained_before)
         if before:
             copy_trainings(folder / NETWORKS, stage.folder, arm.stages, before)
         trained = train_arm(arm, potential, material, settings, stage.folder, cache_dir=config.physpre.cache_dir)
@@ -119,12 +123,18 @@ def stage_of(
         "eam": hash_of_file(folder / EAM_FILE) if arm.uses_eam else "",
         "pretraining_set": pretraining_key if arm.uses_pretraining_set else "",
     }
+    if model.start_from is not None:
+        start["start_from"] = hash_of_file(Path(model.start_from))
     depends = {"before": _key_before_finetuning(arm, settings, start), "parts": _settings(arm)}
-    depends["finetune"] = decisive(arm.settings_of(FINETUNE, settings))
-    # not where the learning rate of each step depends on the length
-    longer = ("finetune.max_epochs", "finetune.max_steps", "finetune.max_seconds")
-    grows = () if settings.schedule in SHAPES else longer
-    return Stage(network.folder(folder), {**start, **depends}, grows=grows)
+    finetune = decisive(arm.settings_of(FINETUNE, settings))
+    return Stage(network.folder(folder), {**start, **depends, "finetune": finetune}, grows=_grows(finetune))
+
+
+def _grows(finetune: dict[str, Any]) -> tuple[str, ...]:
+    """Where the length of the finetuning stands; nowhere where the rate of every step depends on it."""
+    if finetune.get("schedule") in SHAPES:
+        return ()
+    return ("finetune.max_epochs" if finetune.get("max_steps") is None else "finetune.max_steps",)
 
 
 def _with_training_energies(potential: Potential, data: RunData) -> Potential:
