@@ -1,4 +1,4 @@
-"""Commands on configurations: ``physpre run``, ``demo``, ``fit``."""
+"""Commands on configurations: ``physpre run``, ``demo``, ``fit``, ``pretraining-set``."""
 
 from __future__ import annotations
 
@@ -56,3 +56,24 @@ def fit(
     from mdl_physpre.workflow.run import fit_only
 
     fit_only(config, overrides or (), out)
+
+
+def pretraining_set(
+    config: Annotated[Path, typer.Argument(help="Configuration file (YAML); its section model may be missing.")],
+    overrides: Overrides = None,
+    trainer: Annotated[
+        str, typer.Option("--for", help="mace, nequip, graph-pes, deepmd, sevennet or mattersim, or an import path.")
+    ] = ...,  # type: ignore[assignment]
+    out: Out = None,
+) -> None:
+    """Write the pretraining set for a trainer of another package.
+
+    With the DFT sets of the same split, in its files, keys and units, and the commands that pretrain and finetune.
+    """
+    from mdl_physpre.workflow.outside.write import SCRIPT, pretraining_set_for
+
+    made = pretraining_set_for(trainer, config, overrides or (), out)
+    sizes = ", ".join(f"{name} ({size})" for name, size in made.structures.items())
+    print(f"{made.folder}: {sizes}\nIn this folder, or by {SCRIPT} in it:")
+    for command in made.commands:
+        print(f"\n{command}")

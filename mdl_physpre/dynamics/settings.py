@@ -27,7 +27,6 @@ class DynamicsProtocol(Settings):
         "too_deep_margin": 0.2, "stop_on_too_deep": False,
         "start_velocities": "maxwell_boltzmann",
     }  # fmt: skip
-    """Settings that came later, with the value that asks for nothing: results of before are known without them."""
 
     ensemble: str = setting(
         "nvt",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mdl_physpre.errors import PhyspreError
+from mdl_physpre.errors import DataError, PhyspreError
 from mdl_physpre.hosts.locate import HOSTS, HostError, host_named, require_installed, version_of
 from mdl_physpre.hosts.patching import change, inspect, patches_for
 
@@ -33,7 +33,14 @@ def patch(
     Lines and files are only added. A version that is not known by its content is refused.
     """
     host = host_named(name)
-    print(change(host.name, require_installed(host), patches_for(host.package), revert=revert, check=check))
+    root, patches = require_installed(host), patches_for(host.package)
+    if not revert:
+        change(host.name, root, patches, check=True)
+        names = import_module(f"mdl_physpre.hosts.{host.package}.names")
+        lacking = [line for line in names.missing_names() if "lacks" in line or "there since" in line]
+        if lacking:
+            raise DataError(f"{lacking[0]}. Nothing was changed: patched, it would find a plugin that it cannot load")
+    print(change(host.name, root, patches, revert=revert, check=check))
 
 
 def describe(key: str) -> str:

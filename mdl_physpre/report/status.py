@@ -106,31 +106,38 @@ def _training(run: Run, network: Network, running: bool | None) -> StageStatus:
     if found.state == "done":
         spent = run.stages[found.stage].spent
         return found if spent is None else found.model_copy(update={"seconds": spent.seconds})
-    finetuning = TrainingSettings(max_epochs=run.config["optim"]["max_epochs"])
+    optim = run.config["optim"]
+    finetuning = TrainingSettings(max_epochs=optim["max_epochs"], max_steps=optim.get("max_steps"))
     parts: list[str] = []
     left, spent_so_far = 0.0, 0.0
     unknown = False
     for part in (*network.arm.stages, FINETUNE):
-        epochs = network.arm.settings_of(part, finetuning).max_epochs
+        settings = network.arm.settings_of(part, finetuning)
         rows = run.logs[network.arm.name].get((network.name, part), [])
         spent_so_far += sum(row.get("seconds", 0.0) for row in rows)
-        pace = _pace(rows) or _pace_of_others(run, part)
+        unit, done, whole = "epoch", float(len(rows)), settings.max_epochs
+        if settings.max_steps is not None:
+            unit, done, whole = "step", sum(row["steps"] for row in rows), settings.max_steps
+        pace = _pace(rows, unit) or _pace_of_others(run, part, unit)
         if rows or (found.state != "waiting" and not parts):
-            parts.append(f"{part}: epoch {len(rows)} of {epochs}")
+            parts.append(f"{part}: {unit} {done:.0f} of {whole}")
         unknown |= pace is None
-        left += (pace or 0.0) * max(epochs - len(rows), 0)
+        left += (pace or 0.0) * max(whole - done, 0)
     progress, remaining = ", ".join(parts), None if unknown else left
     return found.model_copy(update={"progress": progress, "seconds": spent_so_far or None, "left": remaining})
 
 
-def _pace(rows: list[dict[str, float]]) -> float | None:
-    lengths = [row["seconds"] for row in rows[-LATEST:] if "seconds" in row]
-    return fmean(lengths) if lengths else None
+def _pace(rows: list[dict[str, float]], unit: str) -> float | None:
+    """Seconds of an epoch, or of a step."""
+    timed = [row for row in rows[-LATEST:] if "seconds" in row]
+    number = len(timed) if unit == "epoch" else sum(row["steps"] for row in timed)
+    return sum(row["seconds"] for row in timed) / number if number else None
 
 
-def _pace_of_others(run: Run, part: str) -> float | None:
-    """Seconds of an epoch of the same stage in other networks."""
-    found = [p for own in run.logs.values() for (_, stage), rows in own.items() if stage == part and (p := _pace(rows))]
+def _pace_of_others(run: Run, part: str, unit: str) -> float | None:
+    """The same, of the same stage in other networks."""
+    logs = [rows for own in run.logs.values() for (_, stage), rows in own.items() if stage == part]
+    found = [pace for rows in logs if (pace := _pace(rows, unit))]
     return fmean(found) if found else None
 
 

@@ -12,12 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from mdl_physpre.errors import DataError
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.memory import PeakMemory
 from mdl_physpre.utils.record import Record, without_nan
+from mdl_physpre.utils.settings import Settings
 
 logger = logging.getLogger(__name__)
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -72,9 +73,8 @@ def decisive(settings: Any) -> dict[str, Any]:
     Of settings that came ``LATER``, those that ask for nothing are left out, so that older results are known again.
     """
     where = ("loggers", "device", "devices", "compile", "recompute_edges")
-    values = settings.model_dump() if isinstance(settings, BaseModel) else asdict(settings)
-    kept = {k: v for k, v in values.items() if k not in where and not k.startswith("checkpoint_")}
-    return {k: v for k, v in kept.items() if (k, v) not in getattr(settings, "LATER", {}).items()}
+    values = settings.asked() if isinstance(settings, Settings) else asdict(settings)
+    return {k: v for k, v in values.items() if k not in where and not k.startswith("checkpoint_")}
 
 
 def stage_result(folder: Path) -> dict[str, Any]:

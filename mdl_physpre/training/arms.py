@@ -8,7 +8,7 @@ packages register in the entry-point group ``mdl_physpre.arms``, and any by its 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,6 +60,7 @@ class Material:
     """What the parts of an arm can use. What takes time to make or to read is a function.
 
     train, val : structures with DFT labels.
+    isolated : energies of isolated atoms, eV, by symbol; see :func:`.fit_energy_reference`.
     eam : the fitted embedded-atom potential, for parts with ``uses_eam``.
     pretraining_set : structures with the teacher's labels, for training and validation, for parts with
         ``uses_pretraining_set``.
@@ -71,6 +72,7 @@ class Material:
     eam: Callable[[], EAMInteraction] = _nothing
     pretraining_set: Callable[[], tuple[Structures, Structures]] = _nothing
     online: Callable[[float], Online] = _nothing
+    isolated: Mapping[str, float] = field(default_factory=dict)
 
 
 class Part:

@@ -13,12 +13,25 @@ from ase.geometry import complete_cell
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges, content_hash
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.training.ranks import Ranks
+from mdl_physpre.training.settings import TrainingSettings
 
 AHEAD = 2  # batches that are cut before they are asked for
 
 
+def epoch_batches(dataset: GraphDataset, settings: TrainingSettings, epoch: int | None = None) -> list[list[int]]:
+    """:func:`batch_indices` of a data set under the settings; in the order of the set where no epoch is given."""
+    seed = None if epoch is None else settings.seed
+    filled = None if settings.batch_atoms is None else (dataset.n_atoms, settings.batch_atoms)
+    return batch_indices(dataset.n_edges, settings.batch_size, settings.max_edges, seed, epoch or 0, filled)
+
+
 def batch_indices(
-    n_edges: np.ndarray, batch_size: int, max_edges: int | None = None, seed: int | None = None, epoch: int = 0
+    n_edges: np.ndarray,
+    batch_size: int,
+    max_edges: int | None = None,
+    seed: int | None = None,
+    epoch: int = 0,
+    filled: tuple[np.ndarray, int] | None = None,
 ) -> list[list[int]]:
     """Indices of the structures of each batch.
 
@@ -29,12 +42,17 @@ def batch_indices(
     max_edges : a batch with more edges is cut; a single larger structure makes a batch of its own.
     seed : shuffle by (seed, epoch); keep the order of the data set where ``None``.
     epoch : counted from 0.
+    filled : size of each structure, and up to which sum a batch is filled, in place of ``batch_size``; a single larger
+        structure makes a batch of its own.
     """
     n = len(n_edges)
     order = np.arange(n) if seed is None else np.random.default_rng([seed, epoch]).permutation(n)
-    batches = [order[k : k + batch_size] for k in range(0, n, batch_size)]
+    if filled is None:
+        batches = [order[k : k + batch_size].tolist() for k in range(0, n, batch_size)]
+    else:
+        batches = batch_by_edges(*filled, order)
     if max_edges is None:
-        return [[int(k) for k in batch] for batch in batches]
+        return batches
     return [part for batch in batches for part in batch_by_edges(n_edges, max_edges, batch)]
 
 

@@ -28,7 +28,7 @@ def fit(module: PotentialTraining, device: torch.device, loggers: list[Any], che
     potential.train()
     with _quiet(), torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
         trainer = pl.Trainer(
-            max_epochs=module.settings.max_epochs,
+            max_epochs=-1,  # the module says when it is over
             logger=loggers or False,
             default_root_dir=module.out,
             enable_checkpointing=False,

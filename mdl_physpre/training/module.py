@@ -18,17 +18,19 @@ from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.training.arms import Online
-from mdl_physpre.training.data import GraphBatches, batch_indices
+from mdl_physpre.training.average import WeightAverage
+from mdl_physpre.training.data import GraphBatches, epoch_batches
 from mdl_physpre.training.epoch_progress import EpochProgress
 from mdl_physpre.training.gradient import LossGradient
 from mdl_physpre.training.history import EpochLog, EpochSums, training_record
 from mdl_physpre.training.loss import check_labels
-from mdl_physpre.training.optimizer import make_optimizer
+from mdl_physpre.training.optimizer import make_optimizer, take_step
 from mdl_physpre.training.ranks import Ranks
 from mdl_physpre.training.replay import Replay, Steps
 from mdl_physpre.training.resume import STATE, VERSION
 from mdl_physpre.training.sam import climb, go_back
 from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.training.stopping import epochs_expected, reason_to_stop, steps_of
 
 NAN_EPOCHS = 3  # epochs in a row with a loss that is not a number, after which training stops
 SAVE_EVERY = 1.0  # seconds between writes of the state: what a kill loses at most, beyond the epoch that runs
@@ -38,7 +40,7 @@ class PotentialTraining(pl.LightningModule):
     """Trains a potential on energies, forces and stress.
 
     Everything that decides how training goes on is part of the checkpoint written at the end of each epoch: weights,
-    optimiser, schedule, the best weights so far, early stopping, and the record of all epochs.
+    their average, optimiser, schedule, the best weights so far, early stopping, and the record of all epochs.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class PotentialTraining(pl.LightningModule):
         self._online, self._identity, self._replay = online, identity, replay
         self._replay_settings = settings if replay is None else replay.settings
         self.gradient = LossGradient(potential, settings, self._replay_settings, self.ranks)
+        decay = settings.ema_decay
+        self.average = None if decay is None else WeightAverage(self.gradient.parameters, decay)
         self._train_epoch = -1
         self._nan_epochs = 0
         self._validation_batches: GraphBatches | None = None
@@ -78,6 +82,7 @@ class PotentialTraining(pl.LightningModule):
         self.counts: Counter[str] = Counter()
         self.gradient.taken = 0
         self._norm_sum = 0.0
+        self._rate = math.nan  # of the last step that was taken
         self._nan_batch: int | None = None
         self._train_sums, self._validation_sums = (EpochSums(self.settings, self.ranks) for _ in range(2))
         self._replay_sums = EpochSums(self._replay_settings, self.ranks)
@@ -106,7 +111,10 @@ class PotentialTraining(pl.LightningModule):
                 online, epoch = self._online, self.epoch
                 self._epoch_set = self.ranks.from_first(lambda: online(epoch))
                 check_labels(self._epoch_set, "training", s)
-            batches = batch_indices(self._epoch_set.n_edges, s.batch_size, s.max_edges, s.seed, self.epoch)
+            batches = epoch_batches(self._epoch_set, s, self.epoch)
+            self._steps_before = steps_of(self.history)  # asked for before the epoch begins
+            if s.max_steps is not None:
+                batches = batches[: s.max_steps - self._steps_before]
             graphs = GraphBatches(self._epoch_set, batches, **self._loading)
             self._train_steps = Steps(graphs, self._replay, s, self.epoch, **self._loading)
             self._train_epoch = self.epoch
@@ -114,8 +122,7 @@ class PotentialTraining(pl.LightningModule):
 
     def val_dataloader(self) -> GraphBatches:
         if self._validation_batches is None:
-            n_edges = self.validation_set.n_edges
-            batches = batch_indices(n_edges, self.settings.batch_size, self.settings.max_edges)
+            batches = epoch_batches(self.validation_set, self.settings)
             self._validation_batches = GraphBatches(self.validation_set, batches, **self._loading)
         return self._validation_batches
 
@@ -155,10 +162,24 @@ class PotentialTraining(pl.LightningModule):
         clip, norm = self.settings.clip_grad_norm, max(norms)
         self._norm_sum += norm
         self.counts["clipped_steps"] += clip is not None and norm > clip
-        self.optimizers().optimizer.step()  # type: ignore[union-attr]
+        step = self._steps_before + self.counts["steps"] - 1
+        optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+        self._rate = take_step(optimizer, self.settings, step, self._part_done(step, index))
+        if self.average is not None:
+            self.average.update()
         self._train_sums.add(errors)
         for found in replay_errors:
             self._replay_sums.add(found)
+
+    def on_validation_start(self) -> None:
+        if self.average is not None:
+            self.average.exchange()  # until the best weights are kept
+
+    def _part_done(self, step: int, index: int) -> float:
+        """Of the whole training, before a step."""
+        if self.settings.max_steps is not None:
+            return step / self.settings.max_steps
+        return (self.epoch + index / len(self._train_steps)) / self.settings.max_epochs
 
     def validation_step(self, graph: AtomGraph, index: int) -> None:
         self._validation_sums.add(self.gradient.validation_errors(graph))
@@ -166,7 +187,8 @@ class PotentialTraining(pl.LightningModule):
     # --- epochs -------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        self.progress = EpochProgress(self.settings.max_epochs, self.epoch, bar=self.ranks.first)
+        expected = epochs_expected(self.history, len(epoch_batches(self.train_set, self.settings)), self.settings)
+        self.progress = EpochProgress(expected, self.epoch, bar=self.ranks.first)
 
     def on_train_epoch_start(self) -> None:
         self._begin_epoch()
@@ -174,8 +196,7 @@ class PotentialTraining(pl.LightningModule):
         torch.manual_seed((self.settings.seed * 1_000_003 + self.epoch) % 2**63)
 
     def on_train_epoch_end(self) -> None:
-        optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
-        row: dict[str, Any] = {"epoch": self.epoch, "lr": float(optimizer.param_groups[0]["lr"])}
+        row: dict[str, Any] = {"epoch": self.epoch, "lr": self._rate}
         row |= self._train_sums.summary("train") | self._validation_sums.summary("validation")
         if self._replay is not None:
             row |= self._replay_sums.summary("replay")
@@ -188,10 +209,12 @@ class PotentialTraining(pl.LightningModule):
         self.log_file.append(row)
         self._stop_on_nan(row, taken)
         followed = row["train_loss" if self.settings.scheduler_loss == "train" else "validation_loss"]
-        if math.isfinite(followed):
+        if self.settings.schedule == "plateau" and math.isfinite(followed):
             self.lr_schedulers().step(followed)  # type: ignore[union-attr, call-arg]
         self._keep_best(row)
-        self.stopped_by = self._reason_to_stop()
+        if self.average is not None:
+            self.average.exchange()
+        self.stopped_by = reason_to_stop(self.history, self.best["epoch"], self.settings)
         self.trainer.should_stop = self.stopped_by is not None
         self._save(row, due or self.stopped_by is not None)
         if self.progress is not None:
@@ -223,19 +246,6 @@ class PotentialTraining(pl.LightningModule):
             if self.ranks.first:
                 save_potential(self.out / "best.pt", self.potential, training=training_record(self.best, self.settings))
 
-    def _reason_to_stop(self) -> str | None:
-        s = self.settings
-        done = self.epoch
-        if s.early_stopping_patience is not None and done - 1 - self.best["epoch"] >= s.early_stopping_patience:
-            return "early stopping"
-        if done >= s.max_epochs:
-            return "max_epochs"
-        if s.max_seconds is not None:
-            spent = sum(row["seconds"] for row in self.history)
-            if spent + spent / done > s.max_seconds:
-                return "max_seconds"
-        return None
-
     # --- state --------------------------------------------------------------------------------------------------------
 
     def _save(self, row: dict[str, Any], due: bool) -> None:
@@ -258,6 +268,7 @@ class PotentialTraining(pl.LightningModule):
             "identity": self._identity,
             "history": self.log_file.text(),
             "best": self.best,
+            "average": None if self.average is None else self.average.state(),
             "nan_epochs": self._nan_epochs,
             "stopped_by": self.stopped_by,
         }
@@ -270,3 +281,5 @@ class PotentialTraining(pl.LightningModule):
         self.log_file = EpochLog(state["history"])
         self.best = dict(state["best"])
         self._nan_epochs, self.stopped_by = state["nan_epochs"], state["stopped_by"]
+        if self.average is not None:
+            self.average.restore(state["average"])

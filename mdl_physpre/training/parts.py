@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from mdl_physpre.potentials.base import Backbone
 from mdl_physpre.potentials.sum import HybridPotential
 from mdl_physpre.training import replay
 from mdl_physpre.training.arms import FINETUNE, Material, Online, Part, Structures, Training
-from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.training.settings import OptimSettings, TrainingSettings
 from mdl_physpre.utils.settings import setting
 
 
@@ -45,9 +46,15 @@ class Pretrain(Part):
     class Settings(Part.Settings):
         """The pretraining stage. A key that is left at ``null`` has the value of ``optim``."""
 
+        LATER: ClassVar[dict[str, Any]] = dict.fromkeys(OptimSettings.LATER)
+
         max_epochs: int | None = setting(None, "Passes through the pretraining set.", ge=1)
+        max_steps: int | None = setting(None, "Steps of the optimiser, in place of max_epochs.", ge=1)
         lr: float | None = setting(None, "Learning rate at the start.", gt=0)
         batch_size: int | None = setting(None, "Structures in a batch.", ge=1)
+        batch_atoms: int | None = setting(None, "Atoms in a batch, in place of batch_size.", ge=1)
+        schedule: Literal["plateau", "cosine", "linear", "constant"] | None = setting(None, "Of the learning rate.")
+        warmup_steps: int | None = setting(None, "Steps over which the learning rate rises at the start.", ge=0)
         max_seconds: float | None = setting(
             None, "No epoch starts that would be expected to end later than this.", "s", gt=0
         )
@@ -62,6 +69,7 @@ class Pretrain(Part):
         stress_tail: float | None = setting(
             None, "The error of a stress σ is divided by 1 + ‖σ‖/stress_tail.", "eV/Å³", gt=0
         )
+        ema_decay: float | None = setting(None, "Decay of the average of the weights; 0: none.", ge=0, lt=1)
         weight_energy: float | None = setting(None, "Weight of the energy error in eV.", ge=0)
         weight_force: float | None = setting(None, "Weight of the force error in eV/Å.", ge=0)
         weight_stress: float | None = setting(None, "Weight of the stress error in eV/Å³.", ge=0)
@@ -69,6 +77,9 @@ class Pretrain(Part):
         def settings(self, finetune: TrainingSettings) -> TrainingSettings:
             """Settings of the pretraining stage, from those of the finetuning stage."""
             own = {k: v for k, v in self.model_dump(exclude={"online"}).items() if v is not None}
+            for key, in_place_of in (("max_steps", "max_epochs"), ("batch_atoms", "batch_size")):
+                if in_place_of in own:  # what stands here counts, and not the other of `optim`
+                    own.setdefault(key, None)
             return finetune.changed(**own)
 
     def settings_of(self, stage: str, settings: TrainingSettings) -> TrainingSettings:

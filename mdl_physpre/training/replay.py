@@ -51,8 +51,9 @@ class Replay:
 
     def identity(self) -> str:
         """What a training with it depends on."""
-        work = ("devices", "compile", "recompute_edges")
-        settings = self.settings.model_dump(exclude=set(work))
+        settings = self.settings.asked()
+        for work in ("devices", "compile", "recompute_edges"):
+            del settings[work]
         settings["device"] = "auto"  # where it runs does not matter
         return f"{fingerprint(self.dataset)} {self.share} {self.weight} {sorted(settings.items())}"
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from mdl_physpre.errors import CheckpointError
+from mdl_physpre.training.optimizer import SHAPES
 from mdl_physpre.training.settings import TrainingSettings
 
 STATE = "physpre"  # key of our part of a Lightning checkpoint
 VERSION = 2
 MAY_CHANGE = (
-    "max_epochs", "max_seconds", "early_stopping_patience", "loggers", "device", "devices", "compile",
+    "max_epochs", "max_steps", "max_seconds", "early_stopping_patience", "loggers", "device", "devices", "compile",
     "recompute_edges",
 )  # fmt: skip
 """Settings that may differ between a checkpoint and the training that goes on from it."""
@@ -37,11 +38,14 @@ def stored_state(path: Path, identity: str, settings: TrainingSettings) -> dict[
         raise CheckpointError(
             f"{path} has version {version}, this program writes {VERSION}; start anew with resume=False"
         )
-    stored = state["settings"]
+    stored = {**settings.LATER, **state["settings"]}
+    keys = [key for key in settings.model_dump() if key not in MAY_CHANGE]
+    if settings.schedule in SHAPES:  # the rate of each step depends on the length
+        keys += ["max_epochs" if settings.max_steps is None else "max_steps"]
     changes = [
-        f"{key}: {stored[key]!r} → {now!r}"
-        for key, now in settings.model_dump().items()
-        if key not in MAY_CHANGE and key in stored and stored[key] != now
+        f"{key}: {stored[key]!r} → {getattr(settings, key)!r}"
+        for key in keys
+        if key in stored and stored[key] != getattr(settings, key)
     ]
     if state["identity"] != identity:
         changes.append("the training or validation set")
@@ -51,13 +55,3 @@ def stored_state(path: Path, identity: str, settings: TrainingSettings) -> dict[
             "choose another folder, or start anew with resume=False"
         )
     return state
-
-
-def is_finished(state: dict[str, Any], epochs: int, settings: TrainingSettings) -> bool:
-    """Whether nothing is left to do after so many epochs, under the settings of now."""
-    then = state["settings"]
-    if state["stopped_by"] == "max_seconds":
-        return settings.max_seconds is not None and bool(settings.max_seconds <= then["max_seconds"])
-    if state["stopped_by"] == "early stopping":
-        return bool(settings.early_stopping_patience == then["early_stopping_patience"])
-    return epochs >= settings.max_epochs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 from typing_extensions import Self
@@ -15,10 +15,23 @@ from mdl_physpre.utils.settings import Settings, setting
 class OptimSettings(Settings):
     """How networks are trained. The defaults are the paper's settings for CGCNN."""
 
+    LATER: ClassVar[dict[str, Any]] = {
+        "ema_decay": None, "schedule": "plateau", "warmup_steps": 0, "max_steps": None, "batch_atoms": None,
+    }  # fmt: skip
+
     max_epochs: int = setting(200, "Passes through the training set.", ge=1)
+    max_steps: int | None = setting(
+        None, "Steps of the optimiser, in place of max_epochs; the last epoch is cut. null: max_epochs counts.", ge=1
+    )
     lr: float = setting(5e-4, "Learning rate of AdamW at the start.", gt=0)
     weight_decay: float = setting(0.01, "Weight decay of AdamW; the default is its usual one.", ge=0)
     batch_size: int = setting(16, "Structures in a batch.", ge=1)
+    batch_atoms: int | None = setting(
+        None,
+        "Atoms in a batch, in place of batch_size: it is filled with structures up to so many, and a larger structure "
+        "is a batch of its own. null: batch_size counts.",
+        ge=1,
+    )
     max_edges: int | None = setting(None, "A batch with more edges is split, to limit memory; null: no limit.", ge=1)
     recompute_edges: int | None = setting(
         None,
@@ -42,7 +55,20 @@ class OptimSettings(Settings):
     stress_tail: float | None = setting(
         None, "The error of a stress σ is divided by 1 + ‖σ‖/stress_tail; null: all count alike.", "eV/Å³", gt=0
     )
+    ema_decay: float | None = setting(
+        None,
+        "Decay of a moving average of the weights over the steps, such as 0.99: the average is validated, kept, tested "
+        "and simulated. null: the weights themselves.",
+        ge=0,
+        lt=1,
+    )
     clip_grad_norm: float | None = setting(10.0, "A longer gradient is scaled down to this norm; null: never.", gt=0)
+    schedule: Literal["plateau", "cosine", "linear", "constant"] = setting(
+        "plateau",
+        "Of the learning rate: it falls where the loss does not (the keys scheduler_…), or over the whole training as "
+        "a cosine or a line to min_lr, or stays.",
+    )
+    warmup_steps: int = setting(0, "Steps over which the learning rate rises evenly from 0 at the start.", ge=0)
     scheduler_loss: Literal["train", "validation"] = setting(
         "train",
         "Which loss the learning rate follows. A validation set of 20 to 30 structures fluctuates by more than the "
@@ -53,7 +79,7 @@ class OptimSettings(Settings):
     scheduler_threshold: float = setting(2e-4, "Relative fall of the loss that counts as lower.", ge=0)
     min_lr: float = setting(1e-5, "The learning rate does not fall below this.", ge=0)
     early_stopping_patience: int | None = setting(
-        None, "Training stops after so many epochs without a lower validation loss; null: never.", ge=1
+        None, "Training stops after so many epochs (validations) without a lower validation loss; null: never.", ge=1
     )
     refit_reference: bool = setting(
         False,

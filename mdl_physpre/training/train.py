@@ -26,8 +26,9 @@ from mdl_physpre.training.lightning_fit import fit, make_loggers
 from mdl_physpre.training.module import PotentialTraining
 from mdl_physpre.training.ranks import Ranks, training_ranks
 from mdl_physpre.training.replay import Replay
-from mdl_physpre.training.resume import is_finished, stored_state
+from mdl_physpre.training.resume import stored_state
 from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.training.stopping import is_finished
 from mdl_physpre.utils.devices import device_of_parameters
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class TrainingResult:
     history : one row for each epoch, as in ``log.csv``.
     best_loss, best_epoch : the lowest validation loss of an epoch (before the energy reference is refitted, where that
         is asked for), and its epoch counted from 0.
-    stopped_by : ``max_epochs``, ``early stopping`` or ``max_seconds``.
+    stopped_by : ``max_epochs``, ``max_steps``, ``early stopping`` or ``max_seconds``.
     epochs, steps, structures, seconds : the budget spent: passes, optimiser steps (skipped ones included), structures
         seen (repetitions counted), and time in training and validation, over all interruptions.
     gradients : gradients taken; two for each step of sharpness-aware minimisation, one otherwise.
@@ -113,7 +114,7 @@ def train_potential(
         state = stored_state(last, identity, settings)
         earlier = make()
         earlier.restore(state)
-        if is_finished(state, earlier.epoch, settings):
+        if is_finished(state, earlier.history, settings):
             earlier.log_file.write(out / "log.csv")
             return _finished(earlier, device)
         logger.info("%s: going on after epoch %d", last, earlier.epoch)

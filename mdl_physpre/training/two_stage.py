@@ -68,7 +68,7 @@ def initial_potential(build: Callable[[], Backbone], arm: Arm, material: Materia
         return potential
     potential.shift_reference(-potential.reference_energies())
     if any(get_labels(atoms).energy is not None for atoms in material.train):
-        potential.shift_reference(fit_energy_reference(material.train).energies)
+        potential.shift_reference(fit_energy_reference(material.train, material.isolated).energies)
     else:
         logger.info(
             "none of %d training structures carries an energy: the energy reference is zero", len(material.train)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -43,14 +43,21 @@ class _Checked(ModelMetaclass):
 class Settings(BaseModel, metaclass=_Checked):
     """Settings of one subject. An unknown or wrong value raises ConfigError, with the key and what is expected.
 
-    A class attribute ``SECTION`` stands before the key in such errors: ``dynamics.temperature``.
+    A class attribute ``SECTION`` stands before the key in such errors: ``dynamics.temperature``. ``LATER`` names the
+    settings that came later, with the value that asks for nothing: results of before are known without them.
     """
+
+    LATER: ClassVar[dict[str, Any]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def changed(self, **values: Any) -> Self:
         """The same settings but for some values, checked. Raises ConfigError as the constructor does."""
         return type(self)(**{**dict(self), **values})
+
+    def asked(self, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
+        """All values but those of ``LATER`` settings that ask for nothing."""
+        return {k: v for k, v in self.model_dump(mode=mode).items() if (k, v) not in self.LATER.items()}
 
 
 def explained(error: ValidationError, model: type[BaseModel], section: str = "") -> str:

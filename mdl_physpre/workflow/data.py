@@ -18,6 +18,7 @@ from mdl_physpre.runs.results import SetCounts
 from mdl_physpre.runs.stage import hash_of, hash_of_file
 from mdl_physpre.structures.check import require_labels
 from mdl_physpre.structures.duplicates import also_in_training
+from mdl_physpre.structures.isolated import take_isolated
 from mdl_physpre.structures.labels import label_counts
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.sources import Source, files_of
@@ -30,7 +31,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunData:
-    """Training, validation and test structures, further test sets by name, and a hash of each part."""
+    """Training, validation and test structures, further test sets by name, and a hash of each part.
+
+    isolated : energies of isolated atoms, eV, by symbol, which decide what composition leaves open.
+    """
 
     train: list[Atoms]
     val: list[Atoms]
@@ -38,6 +42,7 @@ class RunData:
     extra_tests: dict[str, list[Atoms]] = field(default_factory=dict)
     key: str = ""
     extra_key: str = ""
+    isolated: dict[str, float] = field(default_factory=dict)
 
     @property
     def elements(self) -> list[str]:
@@ -92,8 +97,18 @@ def load_data(config: Config) -> RunData:
     dataset = config.dataset
 
     def read(path: Source) -> list[Atoms]:
-        return read_structures(path, keys=dataset.keys, units=dataset.units, **dataset.options)
+        found = read_structures(path, keys=dataset.keys, units=dataset.units, **dataset.options)
+        if dataset.energies_of_elements != "isolated_atoms":
+            return found
+        rest, energies = take_isolated(found)
+        for symbol, energy in energies.items():
+            isolated[symbol] = min(energy, isolated.get(symbol, energy))
+        taken.append(len(found) - len(rest))
+        return rest
 
+    given = dataset.energies_of_elements
+    isolated = dict(given) if isinstance(given, dict) else {}
+    taken: list[int] = []
     if isinstance(dataset.src, dict):
         train, val, test = _given_files(config, read)
         sources: dict[str, Source] = {str(role): path for role, path in dataset.src.items()}
@@ -111,11 +126,12 @@ def load_data(config: Config) -> RunData:
             raise DataError(
                 f"the {name} set is empty; give dataset.split sizes, or files, that leave structures for it"
             )
-    how = dataset.model_dump(exclude={"src", "extra_tests", *(() if dataset.units else ("units",))})
+    how = {key: value for key, value in dataset.asked().items() if key not in ("src", "extra_tests")}
     key = hash_of({"files": _hashes(sources), "dataset": how, "seed": config.task.seed})
     others: dict[str, Any] = {"files": _hashes(dataset.extra_tests), "keys": dataset.keys, "options": dataset.options}
     extra_key = hash_of({**others, "units": dataset.units} if dataset.units else others)
-    data = RunData(train, val, test, extra, key, extra_key)
+    data = RunData(train, val, test, extra, key, extra_key, isolated)
+    _tell_of_isolated(data, given, sum(taken))
     for name, part in (("training set", train), ("validation set", val)):
         require_labels(part, config.optim.weights(), name)
     for name, part in data.test_sets.items():
@@ -127,6 +143,27 @@ def load_data(config: Config) -> RunData:
             )
     logger.info("labels\n%s", format_label_counts({name: label_counts(s) for name, s in data.sets.items()}))
     return data
+
+
+def _tell_of_isolated(data: RunData, given: str | dict[str, float], taken: int) -> None:
+    """Say which isolated atoms there are; where some are missing, those that are there decide nothing.
+
+    Raises DataError where the configuration names energies, but not of all elements.
+    """
+    missing = [symbol for symbol in data.elements if symbol not in data.isolated]
+    if isinstance(given, dict) and missing:
+        raise DataError(
+            f"dataset.energies_of_elements names {', '.join(given)}; the training and validation structures hold "
+            f"{', '.join(missing)}, too: give the energy of an isolated atom of each"
+        )
+    if given != "isolated_atoms":
+        return
+    told = ", ".join(f"{symbol} {energy:g} eV" for symbol, energy in data.isolated.items()) or "none"
+    logger.info("isolated atoms: %s; %d structures, which are not trained on", told, taken)
+    if missing and data.isolated:
+        logger.warning("no isolated atom of %s: energies of the elements are fitted alone", ", ".join(missing))
+    if missing:
+        data.isolated.clear()
 
 
 def _hashes(sources: Mapping[str, Source]) -> dict[str, str | list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mdl_physpre.potentials.energy_reference import inseparable_elements
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
 
@@ -29,10 +30,16 @@ def doubts(config: Config, data: RunData) -> list[str]:
         edges = density * 4 / 3 * math.pi * cutoff**3
         about = f"about {edges:.0f} neighbours for each atom; " if periodic else ""
         found.append(f"model.cutoff is {cutoff:g} Å: {about}5 to 8 Å are usual")
-    if config.optim.batch_size > len(data.train):
+    if config.optim.batch_atoms is None and config.optim.batch_size > len(data.train):
         found.append(
             f"optim.batch_size is {config.optim.batch_size}, the training set has {len(data.train)} structures: "
             "each epoch is one step"
+        )
+    if not data.isolated and (together := inseparable_elements(data.train)):
+        found.append(
+            f"the energies of {', '.join(together)} cannot be told apart: the composition of the training structures "
+            "is known only as a whole. Energies of other compositions will be wrong; give isolated atoms "
+            "(dataset.energies_of_elements), or structures of other compositions"
         )
     for name, part in data.test_sets.items():
         if len(part) < FEW_TESTS:

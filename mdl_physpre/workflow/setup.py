@@ -93,16 +93,18 @@ def check_devices(config: Config) -> torch.device:
     return device
 
 
-def data_of_run(folder: Path, config: Config) -> RunData:
+def data_of_run(folder: Path, config: Config, *, with_network: bool = True) -> RunData:
     """The data of a run, after a look at devices and network; and a record of configuration, data and machine.
 
-    Raises ConfigError where the network cannot be built: better known now than after the fit.
+    Raises ConfigError where the network, if there is to be one, cannot be built: better known now than after the fit.
     """
     device = check_devices(config)
-    backbone_class(config.model.name)
+    if with_network:
+        backbone_class(config.model.name)
     data = load_data(config)
-    with torch.random.fork_rng(devices=[]):
-        network_of(config, data)
+    if with_network:
+        with torch.random.fork_rng(devices=[]):
+            network_of(config, data)
     said = doubts(config, data)
     for sentence in said:
         logger.warning("%s", sentence)

@@ -277,24 +277,23 @@ def test_a_folder_to_go_on_from(tmp_path: Path) -> None:
 # ---- the transform
 
 
-def data_of(atoms: Atoms) -> Data:
+def data_of(atoms: Atoms, name: str = "a", count: Any = None) -> Data:
+    """A structure as MatDeepLearn's data sets give it; ``count``: its number of atoms, a plain one in preprocessing."""
     item = host_items([atoms], np.zeros(119), LABELS)[0]
     return Data(
         pos=torch.tensor(item["positions"]), cell=torch.tensor([item["cell"]]), z=torch.tensor(item["atomic_numbers"]),
         y=torch.tensor([[item["y"]]]), forces=torch.tensor(item["forces"]), stress=torch.tensor(item["stress"]),
-        n_atoms=len(atoms), structure_id=[["a"]],
+        n_atoms=torch.tensor([len(atoms)]) if count is None else count, structure_id=[[name]],
     )  # fmt: skip
 
 
-def test_perturbed_structures_have_no_labels_of_others() -> None:
+def test_perturbed_structures_have_the_teachers_labels() -> None:
     atoms = crystals(1)[0]
-    data = Perturb(n_sites=2, seed=1)(data_of(atoms))
-    assert data.y.isnan().all() and data.forces.isnan().all() and data.stress.isnan().all()
-    kept = Perturb(n_sites=2, seed=1, keep_labels=True)(data_of(atoms))
-    assert torch.equal(kept.pos, data.pos) and torch.equal(kept.y, data_of(atoms).y)
-    assert not torch.equal(Perturb(n_sites=2, seed=2)(data_of(atoms)).pos, data.pos)
     potential = EAMInteraction(["Si", "O"], CUTOFF, 2)
     labelled = Perturb(teacher=potential, n_sites=2, seed=1)(data_of(atoms))
+    kept = Perturb(n_sites=2, seed=1, keep_labels=True)(data_of(atoms))
+    assert torch.equal(kept.pos, labelled.pos) and torch.equal(kept.y, data_of(atoms).y)
+    assert not torch.equal(Perturb(n_sites=2, seed=2, keep_labels=True)(data_of(atoms)).pos, kept.pos)
     moved = atoms.copy()
     moved.positions = labelled.pos.numpy()
     expected = evaluate(potential, build_graph(moved, CUTOFF))
@@ -304,16 +303,65 @@ def test_perturbed_structures_have_no_labels_of_others() -> None:
         Perturb(teacher=potential, max_force=1e-6)(data_of(atoms))
 
 
+def test_only_what_the_network_learns_from_is_perturbed() -> None:
+    atoms = crystals(1)[0]
+    for split in ("train", "all"):
+        with torch.no_grad():  # as MatDeepLearn validates and predicts
+            seen = Perturb(n_sites=2, keep_labels=True, split=split)(data_of(atoms))
+        assert torch.equal(seen.pos, data_of(atoms).pos) is (split == "train")
+
+
+def test_in_preprocessing_the_tensors_themselves_change() -> None:
+    """MatDeepLearn passes a shallow copy of a structure through PyG's Compose and throws the result away."""
+    from torch_geometric.transforms import Compose
+
+    potential = EAMInteraction(["Si", "O"], CUTOFF, 2)
+    data, before = (data_of(crystals(1)[0], count=8) for _ in range(2))
+    with pytest.raises(ConfigError, match="split: all"):
+        Perturb(teacher=potential)(data)
+    Compose([Perturb(teacher=potential, n_sites=2, split="all")])(data)
+    for key in ("pos", "y", "forces", "stress"):
+        assert not torch.equal(data[key], before[key]), key
+
+
+def test_labels_of_many_at_a_time_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mdl_physpre.hosts.matdeeplearn import perturb
+
+    potential, structures = EAMInteraction(["Si", "O"], CUTOFF, 2), crystals(5)
+    sizes: list[int] = []
+    compute = perturb.compute_labels
+
+    def counting(given: Any, *rest: Any, **options: Any) -> Any:
+        sizes.append(len(given))
+        return compute(given, *rest, **options)
+
+    monkeypatch.setattr(perturb, "compute_labels", counting)
+    found = []
+    for batch in (1, 32):
+        monkeypatch.setattr(perturb, "BATCH", batch)
+        transform = Perturb(teacher=potential, n_sites=2, seed=3)
+        sizes.clear()
+        found.append(
+            [transform(data_of(a, str(k))) for _ in range(3) for k, a in enumerate(structures)]  # three epochs
+        )
+        assert max(sizes) == (1 if batch == 1 else 5)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.pos, other.pos)
+        np.testing.assert_allclose(one.forces, other.forces, rtol=1e-4, atol=1e-4)
+
+
 def test_transform_says_what_is_wrong() -> None:
     data = data_of(crystals(1)[0])
     data.edge_index = torch.zeros((2, 1))
     with pytest.raises(DataError, match="set preprocess_edges"):
-        Perturb()(data)
+        Perturb(keep_labels=True)(data)
     for given, words in (
-        ({"n_augg": 1}, "n_augg"),
+        ({"n_augg": 1, "keep_labels": True}, "n_augg"),
         ({"teacher": "nobody"}, "nobody"),
         ({"teacher": EAMInteraction(["Si"]), "keep_labels": True}, "either"),
-        ({"n_aug": 0}, "n_aug"),
+        ({}, "either a teacher"),
+        ({"n_aug": 0, "keep_labels": True}, "n_aug"),
+        ({"split": "val", "keep_labels": True}, "train or all"),
     ):
         with pytest.raises(ConfigError, match=words):
             Perturb(**given)  # type: ignore[arg-type]

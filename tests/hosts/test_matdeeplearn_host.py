@@ -24,7 +24,7 @@ from mdl_physpre.potentials import CGCNN, EAMInteraction, TorchMDET
 from mdl_physpre.potentials.checkpoints.matdeeplearn import write_matdeeplearn_checkpoint
 from mdl_physpre.potentials.checkpoints.matdeeplearn_models import LATE, eam_state
 from mdl_physpre.structures import GraphDataset
-from mdl_physpre.structures.labels import get_labels
+from mdl_physpre.structures.labels import get_labels, set_labels
 from mdl_physpre.training.loss import label_errors, total_loss
 from mdl_physpre.training.settings import TrainingSettings
 from tests.helpers.matdeeplearn_runs import (
@@ -148,6 +148,22 @@ def test_eam_model_says_what_is_wrong() -> None:
             host_model("EAM_Interaction", **given)
 
 
+def test_eam_model_starts_with_energies_of_the_elements(tmp_path: Path) -> None:
+    """What it predicts first is off by no more than composition cannot explain; training and checkpoints go on alone."""
+    from mdl_physpre.hosts.matdeeplearn.data import host_items, write_items
+
+    far = [set_labels(a.copy(), e.energy - 148.0, e.forces, e.stress) for a in crystals() if (e := get_labels(a))]
+    write_items(tmp_path / "far.json", host_items(far, np.zeros(119), ("energy",)))
+    for reference, limit in ((str(tmp_path / "far.json"), 1.0), ({"Si": -40.0, "O": 3.0}, 5.0), (None, None)):
+        model = host_model("eam_interaction", atom_types=["Si", "O"], n_basis=2, energy_reference=reference)
+        with torch.no_grad():
+            energies = model(host_batch(far))["output"][:, 0].double().numpy()
+        error = np.abs(energies - [get_labels(a).energy for a in far]).mean() / 8
+        assert error < limit if limit else error > 10, error
+    with pytest.raises(ConfigError, match="no element"):
+        host_model("eam_interaction", atom_types=["Si", "O"], energy_reference={"Sx": 1.0})
+
+
 def test_eam_trains_with_the_hosts_own_trainer(tmp_path: Path) -> None:
     """The property trainer, from main.py, with a perturbed data set made in its preprocessing."""
     from mdl_physpre.hosts.matdeeplearn.data import host_items, write_items
@@ -160,9 +176,12 @@ def test_eam_trains_with_the_hosts_own_trainer(tmp_path: Path) -> None:
     save_potential(tmp_path / "teacher.pt", teacher)
     write_items(tmp_path / "data.json", host_items(crystals(), np.zeros(119), ("energy", "forces", "stress")))
     model = "mdl_physpre.hosts.matdeeplearn.EAMInteractionModel"
-    perturb = {"name": "mdl_physpre.hosts.matdeeplearn.Perturb", "args": {"teacher": "teacher.pt", "n_sites": 2}}
+    perturb = {
+        "name": "mdl_physpre.hosts.matdeeplearn.Perturb",
+        "args": {"teacher": "teacher.pt", "n_sites": 2, "split": "all"},
+    }
     config["trainer"] = "property"
-    config["model"].update(name=model, atom_types=["Si", "O"], n_basis=2)
+    config["model"].update(name=model, atom_types=["Si", "O"], n_basis=2, energy_reference="data.json")
     config["dataset"].update(
         src=str(tmp_path / "data.json"), processed=False, pt_path=str(tmp_path), train_ratio=0.7, val_ratio=0.2,
         test_ratio=0.1, additional_attributes=["forces", "stress"],
@@ -176,8 +195,9 @@ def test_eam_trains_with_the_hosts_own_trainer(tmp_path: Path) -> None:
     potential = open_potential(result / "checkpoint_0" / "best_checkpoint.pt")
     assert isinstance(potential, EAMInteraction) and potential.n_basis == 2
     processed = torch.load(tmp_path / "data.pt", weights_only=False)[0]
-    assert not np.allclose(processed.pos[:8], crystals()[0].positions)
     moved = crystals()[0].copy()
+    moved.wrap()
+    assert abs(processed.pos[:8].numpy() - moved.positions).max() > 0.01
     moved.positions = processed.pos[:8].numpy()
     expected = get_labels(label([moved], teacher, progress=False, workers=1)[0])
     assert expected.forces is not None
@@ -220,6 +240,30 @@ def test_hosts_loader_feeds_fresh_labelled_structures(tmp_path: Path) -> None:
         np.testing.assert_allclose(float(data.y), found.energy - 4 * 1.5, rtol=1e-5)
         np.testing.assert_allclose(data.forces, found.forces, atol=1e-3)
         np.testing.assert_allclose(data.stress[0], found.stress, atol=1e-4)
+    # as MatDeepLearn validates and predicts, here and in a loader's process: structures and labels as they are
+    from matdeeplearn.common.data import get_dataloader
+
+    with torch.no_grad():
+        for workers in (0, 1):
+            seen = next(iter(get_dataloader(train, batch_size=3, num_workers=workers)))
+            for name, data in zip(seen.structure_id, seen.to_data_list()):
+                k = [item["structure_id"] for item in items].index(name[0])
+                np.testing.assert_allclose(data.pos, np.array(items[k]["positions"]), atol=1e-5)
+                np.testing.assert_allclose(float(data.y), items[k]["y"], rtol=1e-5)
+
+
+def test_two_stage_training_keeps_the_labels_of_the_data(tmp_path: Path) -> None:
+    """The transform of the page's block is left out, and said so."""
+    from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config
+
+    for name in ("mdl_physpre.hosts.matdeeplearn.Perturb", "physpre_perturb"):
+        config = configuration(tmp_path)
+        config["dataset"]["transforms"] = [
+            {"name": "GetY", "args": {"index": -1}}, {"name": name, "otf_transform": True, "args": {"teacher": "e.pt"}},
+        ]  # fmt: skip
+        said = complete(config, engine_config(config), 3)
+        assert [t["name"] for t in config["dataset"]["transforms"]] == ["GetY"]
+        assert any("Perturb is left out" in s or "physpre_perturb is left out" in s for s in said)
 
 
 # ---- one configuration, both engines
@@ -491,6 +535,18 @@ def test_calculator_for_a_model_that_only_the_host_has(tmp_path: Path) -> None:
     assert np.isfinite(slab.get_forces()).all() and "stress" not in slab.calc.results
 
 
+def test_end_of_a_run_names_what_opens_its_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = configuration(tmp_path)
+    config["model"] = {"name": "SchNet", "dim1": 8, "dim2": 8, "dim3": 8, "gc_count": 1, "batch_norm": False}
+    config["physpre"]["arms"], config["optim"]["max_epochs"] = ["baseline"], 1
+    with caplog.at_level("INFO"):
+        run_here(config)
+    assert "take these checkpoints" not in caplog.text
+    route = caplog.text.split('take them as "')[1].split('"')[0]
+    atoms = crystals(1)[0]
+    assert np.isfinite(float(evaluate(open_potential(route), build_graph(atoms, CUTOFF, dtype=torch.float32)).energies))
+
+
 # ---- patched
 
 
@@ -515,6 +571,24 @@ def test_patched_host_finds_the_plugin_by_itself(tmp_path: Path) -> None:
     change("MatDeepLearn", copy, patches_for(HOST.package), revert=True)
     assert inspect(copy, patches_for(HOST.package)).state == "unpatched"
     assert not (copy / "matdeeplearn" / "main.py").exists()
+
+
+def test_a_version_that_the_plugin_cannot_use_is_not_patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from mdl_physpre.hosts import cli
+    from mdl_physpre.hosts.matdeeplearn import names
+
+    assert ROOT is not None
+    copy = tmp_path / "host"
+    shutil.copytree(ROOT / "matdeeplearn", copy / "matdeeplearn", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cli, "require_installed", lambda _: copy)
+    monkeypatch.setattr(names, "missing_names", lambda: ["this MatDeepLearn lacks much"])
+    found = CliRunner().invoke(cli.app, ["patch", "matdeeplearn"])
+    assert found.exit_code == 1 and "lacks much. Nothing was changed" in str(found.exception)
+    assert inspect(copy, patches_for(HOST.package)).state == "unpatched"
+    why = names.unregistered_path(Path("/home/me/old_projects/matdeeplearn"))
+    assert why and "'old' in its path" in why and names.unregistered_path(Path("/home/me/matdeeplearn")) is None
 
 
 def test_configuration_of_the_zeolites_is_taken_by_both(tmp_path: Path) -> None:

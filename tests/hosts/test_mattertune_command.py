@@ -122,6 +122,13 @@ def test_the_hosts_own_backbone_in_two_stages(data_file, tmp_path, monkeypatch):
     published = read_mattersim_checkpoint(MATTERSIM).state_dict()[name]
     moved = [float((p.state_dict()[name] - published).abs().max()) for p in (start, end)]
     assert 0 < moved[0] < 0.01 and 0 < moved[1] < 0.02 and moved[0] != moved[1]
+    # in both stages the zero of energy is that of the data, 20 eV below the published network's
+    for potential in (start, end):
+        off = [
+            calculated(a, PotentialCalculator(potential))["energy"] - get_labels(a).energy
+            for a in read_structures(data_file)
+        ]
+        assert np.mean(np.abs(off)) < 2.0, off
     host = load_host_model(best)
     expected = calculated(crystal(8), host.ase_calculator())
     assert_same(expected, calculated(crystal(8), PotentialCalculator(end)), rtol=1e-4)
@@ -149,9 +156,46 @@ def test_without_pretraining_and_the_file_of_a_stage_alone(data_file, tmp_path):
         finetune(written(tmp_path, content), out=tmp_path / "none", pretrain_only=True)
 
 
+@pytest.mark.parametrize("where", ["recipes", "trainer"])
+def test_averaged_weights_are_saved(data_file, tmp_path, where):
+    """With a decay of 1 the averages stay the first weights, which are those of the checkpoint that training starts from."""
+    from mdl_physpre.hosts.mattertune.run import finetune
+
+    start = save_potential(tmp_path / "start.pt", M3GNet(["O", "Si"], **SMALL))
+    content = configuration(data_file, model=model_section(checkpoint=str(start)))
+    if where == "recipes":
+        content["recipes"] = [{"name": "ema", "decay": 1.0}]
+    else:
+        content["trainer"]["ema"] = {"decay": 1.0}
+    best = finetune(written(tmp_path, content), out=tmp_path / "run")
+    before, after = load_potential(start).state_dict(), open_potential(best).state_dict()
+    assert all(torch.allclose(before[n], after[n], atol=1e-6) for n in before if "reference" not in n)
+    content["recipes"], content["trainer"]["ema"] = (
+        [{"name": "ema", "decay": 1.0, "validate_original_weights": True}],
+        None,
+    )
+    raw = open_potential(finetune(written(tmp_path, content), out=tmp_path / "raw")).state_dict()
+    assert not all(torch.allclose(before[n], raw[n], atol=1e-6) for n in before if "reference" not in n)
+
+
+def test_command_gives_way_to_the_hosts_own(monkeypatch):
+    from mdl_physpre.hosts.mattertune import cli
+
+    class Point:
+        value = "mattertune.cli:main"
+
+        def load(self):
+            return lambda: called.append("host")
+
+    called: list[str] = []
+    monkeypatch.setattr(cli, "entry_points", lambda **_: [Point()])
+    cli.main()
+    assert called == ["host"]
+
+
 def test_energy_reference_of_a_checkpoint_is_what_it_leaves(data_file, tmp_path):
     from mdl_physpre.hosts.mattertune.config_file import validated
-    from mdl_physpre.hosts.mattertune.run import with_energy_reference
+    from mdl_physpre.hosts.mattertune.energies import with_energy_reference
 
     structures = read_structures(data_file)
     torch.manual_seed(7)

@@ -33,8 +33,8 @@ def spent(seconds: float) -> dict[str, float]:
 
 def log(place: Path, epochs: int, seconds: float) -> None:
     place.mkdir(parents=True, exist_ok=True)
-    rows = "\n".join(f"{k},{seconds}" for k in range(epochs))
-    (place / "log.csv").write_text(f"epoch,seconds\n{rows}\n")
+    rows = "\n".join(f"{k},{seconds},4" for k in range(epochs))
+    (place / "log.csv").write_text(f"epoch,seconds,steps\n{rows}\n")
 
 
 @pytest.fixture
@@ -75,6 +75,15 @@ def test_what_is_left_is_told_from_what_was_done(begun: Path) -> None:
     assert found.left == pytest.approx(230.0) and found.unknown == 0
     text = format_status(found)
     assert "begun: not running, 4 of 6 stages done" in text and "still about 4 min" in text
+
+
+def test_a_training_by_steps_is_told_in_steps(begun: Path) -> None:
+    config = yaml.safe_load((begun / "config.yml").read_text())
+    config["optim"]["max_steps"] = 200
+    (begun / "config.yml").write_text(yaml.safe_dump(config))
+    training = next(one for one in run_status(begun).stages if one.stage == PRETRAIN)
+    assert training.progress == "pretrain: epoch 40 of 40, finetune: step 120 of 200"
+    assert training.left == pytest.approx(80 * 2.0 / 4)
 
 
 def test_a_simulation_in_progress_and_a_process_that_runs(begun: Path) -> None:

@@ -103,11 +103,11 @@ def cases():
     few_edges = int(3.0 * data().n_edges.mean())
     found = {
         "plain": (TinyPotential, data(), SETTINGS, {}),
-        "skipped": (Spoilt, with_one_atom(), SETTINGS, {}),
+        "skipped": (Spoilt, with_one_atom(), SETTINGS.changed(ema_decay=0.8), {}),
         "unused": (Unused, data(), short.changed(weight_decay=0.5), {}),
-        "sam": (TinyPotential, data(), short.changed(sam_rho=0.05, max_edges=few_edges), {}),
+        "sam": (TinyPotential, data(), short.changed(sam_rho=0.05, ema_decay=0.9, max_edges=few_edges), {}),
         "replay": (
-            TinyPotential, data(), short.changed(max_edges=few_edges),
+            TinyPotential, data(), short.changed(max_edges=few_edges, ema_decay=0.7),
             {"replay": Replay(data(9, seed=3), teacher, share=0.4, weight=0.7)},
         ),
         "online": (TinyPotential, data(), short, {"online": online}),
@@ -173,6 +173,8 @@ def test_two_processes_train_as_one(pairs, name):
         assert any(row["clipped_steps"] for row in one[0].history)
     if name == "skipped":
         assert one[0].skipped_steps == 4
+        taken = [last["physpre"]["average"]["steps"] for _, _, last in (one, two)]
+        assert taken == [one[0].steps - 4] * 2
     if name == "unused":
         assert torch.equal(two[1]["unused"], torch.ones(3, dtype=torch.float64))
 

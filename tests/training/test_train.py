@@ -194,8 +194,8 @@ class Interrupted(TinyPotential):
         return super().atomic_energies(graph)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, error):
+@pytest.mark.parametrize(("error", "decay"), [(KeyboardInterrupt, None), (RuntimeError, 0.9)])
+def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, error, decay):
     train, val = data()
     settings = TrainingSettings(
         max_epochs=9,
@@ -203,6 +203,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, error):
         batch_size=4,
         scheduler_patience=1,
         early_stopping_patience=6,
+        ema_decay=decay,
         max_edges=int(3.5 * train.n_edges.mean()),
     )
     whole = potential()

@@ -167,7 +167,7 @@ def about_training(settings: Mapping[str, TrainingSettings], use_amp: bool, sam:
     said = []
     for key in (
         "max_edges", "recompute_edges", "early_stopping_patience", "max_seconds", "precision", "scheduler_loss",
-        "loggers",
+        "loggers", "ema_decay", "schedule", "warmup_steps", "max_steps", "batch_atoms",
     ):  # fmt: skip
         if any(getattr(s, key) != getattr(default, key) for s in settings.values()):
             said.append(f"optim.{key} has no effect in MatDeepLearn's trainer; physpre run has it")

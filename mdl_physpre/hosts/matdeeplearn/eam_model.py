@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mdl_physpre.errors import ConfigError
+from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.hosts.matdeeplearn.names import host
+from mdl_physpre.hosts.matdeeplearn.perturb import reference_table
+from mdl_physpre.hosts.matdeeplearn.settings import folder_of_configuration
 from mdl_physpre.potentials.base import Predictions
 from mdl_physpre.potentials.checkpoints.matdeeplearn_models import EAM_NAMES, eam_state
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.energy_reference import composition_shift
 from mdl_physpre.potentials.evaluation import evaluate
-from mdl_physpre.structures.graph import AtomGraph
+from mdl_physpre.structures.graph import AtomGraph, GraphDataset
+from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.structures.read import read_structures
+from mdl_physpre.training.energy_zero import energy_errors
+from mdl_physpre.workflow.config.file import resolve_path
 
 BaseModel: Any = host().BaseModel
 EDGES = ("complete", "host")
@@ -37,6 +44,22 @@ class _Rule(nn.Module):
         return evaluate(self.eam, graph, forces=derivatives, stress=derivatives, create_graph=learning)
 
 
+def set_energies(eam: EAMInteraction, energy_reference: Mapping[str, float] | str | None) -> None:
+    """Let E0 of an untrained potential be given energies, or those that the structures of a file ask for.
+
+    Raises DataError for a file that cannot be read, ConfigError for an unknown element.
+    """
+    if isinstance(energy_reference, str):
+        structures = read_structures(resolve_path(energy_reference, folder_of_configuration()))
+        labelled = [a for a in structures if get_labels(a).energy is not None]
+        if not labelled:
+            raise DataError(f"model.energy_reference: {energy_reference} holds no structure with an energy")
+        left = energy_errors(eam, GraphDataset(labelled, eam.cutoff))
+        eam.shift_reference(composition_shift(labelled, left))
+    elif energy_reference:
+        eam.shift_reference(torch.as_tensor(reference_table(energy_reference)) - eam.reference_energies())
+
+
 class EAMInteractionModel(BaseModel):
     """:class:`mdl_physpre.potentials.EAMInteraction` for MatDeepLearn's trainers, losses, datasets and calculator.
 
@@ -50,6 +73,8 @@ class EAMInteractionModel(BaseModel):
     init : ``reference``, as in the paper's code, or ``spread``.
     edges : ``complete``, every image within the cutoff, found here and kept; ``host``, MatDeepLearn's graph with its
         limits ``num_offsets`` and ``n_neighbors``.
+    energy_reference : eV by element (E0), or a file of labelled structures: E0 then starts as the least-squares fit, to
+        their compositions, of what the rest of the potential leaves of their energies. Null: as ``init`` says.
     freeze_params : names of parameters that are not trained, such as ``[rm]``.
     cutoff_radius and the other keys come from MatDeepLearn.
 
@@ -65,6 +90,7 @@ class EAMInteractionModel(BaseModel):
         init: str = "reference",
         edges: str = "complete",
         freeze_params: Sequence[str] = (),
+        energy_reference: Mapping[str, float] | str | None = None,
         **given: Any,
     ) -> None:
         super().__init__(**given)
@@ -80,6 +106,7 @@ class EAMInteractionModel(BaseModel):
         if self.prediction_level != "graph":
             raise ConfigError(f"eam_interaction predicts energies of structures, no labels of {self.prediction_level}s")
         eam = EAMInteraction(atom_types, self.cutoff_radius, int(n_basis), init=init, signed_embedding=True)
+        set_energies(eam, energy_reference)
         names = [*EAM_NAMES]
         unknown = [name for name in freeze_params if name not in names]
         if unknown:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -61,12 +62,23 @@ def host() -> SimpleNamespace:
     HostError : MatDeepLearn or a compiled package is not installed; a name that this version lacks, and since when
         MatDeepLearn has it.
     """
-    require_installed(HOST)
+    problem = unregistered_path(require_installed(HOST) / HOST.package)
+    if problem:
+        raise HostError(problem)
     found = {need.name: _resolve(need) for need in NEEDS}
     return SimpleNamespace(**{name: value for name, value in found.items() if "." not in name})
 
 
-def missing(needs: Sequence[Need] = NEEDS) -> list[str]:
+def unregistered_path(package: Path) -> str | None:
+    """Why MatDeepLearn registers none of its files in this folder, where it does not."""
+    word = next((word for word in ("old", "in_progress") if word in str(package)), None)
+    return word and (
+        f"its folder {package} has {word!r} in its path, and MatDeepLearn registers no file of such a path: move the "
+        "checkout"
+    )
+
+
+def missing_names(needs: Sequence[Need] = NEEDS) -> list[str]:
     """A sentence for each name that the installed MatDeepLearn lacks."""
     problems = []
     for need in needs:

@@ -14,13 +14,14 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.errors import ConfigError, DataError, PhyspreError
 from mdl_physpre.hosts.matdeeplearn import checks
 from mdl_physpre.hosts.matdeeplearn.data import energy_reference, host_dataset, host_items, usable
 from mdl_physpre.hosts.matdeeplearn.job import RUN_FILE, decisive, read_run, reference_of, run_folder
 from mdl_physpre.hosts.matdeeplearn.perturb import reference_table
 from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config, stage_optim
 from mdl_physpre.potentials.energy_reference import fit_energy_reference
+from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.runs.layout import PRETRAINING_SET
 from mdl_physpre.runs.stage import write_json
@@ -37,6 +38,7 @@ from mdl_physpre.workflow.stages.teacher import load_teacher, teacher_stage
 
 logger = logging.getLogger(__name__)
 
+CALCULATOR = "mdl_physpre.hosts.matdeeplearn.MatDeepLearnCalculator"
 LABELS = {"ForceLoss": ("energy", "forces"), "ForceStressLoss": ("energy", "forces", "stress"),
           "TorchLossWrapper": ("energy",)}  # fmt: skip
 """What MatDeepLearn's losses need of every structure."""
@@ -202,7 +204,13 @@ class Plan:
         for arm in self.stages():
             file = arm[-1].folder / "checkpoint_0" / "best_checkpoint.pt"
             logger.info("%s: %s", arm[-1].name, file)
-        logger.info("physpre evaluate, physpre doctor and physpre md take these checkpoints")
+        try:
+            open_potential(file)
+        except PhyspreError:  # a model that MatDeepLearn alone has
+            route = f"calculator:{CALCULATOR}?checkpoint={file}&config={arm[-1].folder / 'config.yml'}"
+            logger.info('physpre evaluate, physpre doctor and physpre md take them as "%s"', route)
+        else:
+            logger.info("physpre evaluate, physpre doctor and physpre md take these checkpoints")
 
 
 def labels_of(loss: Mapping[str, Any]) -> tuple[str, ...]:

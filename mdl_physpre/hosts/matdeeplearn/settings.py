@@ -58,6 +58,11 @@ def engine_config(config: Mapping[str, Any]) -> Config:
     task = dict(raw.get("task") or {})
     raw["task"] = {k: v for k, v in task.items() if v is not None}
     found = with_absolute_paths(parse_config(raw, "MatDeepLearn's configuration"), folder_of_configuration())
+    if found.recipe != "paper":
+        raise ConfigError(
+            f"recipe: {found.recipe!r} sets what MatDeepLearn's trainer has no place for; run it with physpre run, or "
+            "leave recipe out"
+        )
     for arm in found.arms:
         if any(part.name not in HOST_PARTS for part in arm.parts):
             raise ConfigError(
@@ -125,6 +130,13 @@ def complete(config: dict[str, Any], engine: Config, num_offsets: int) -> list[s
     graph = {**GRAPH, "num_offsets": num_offsets, "cutoff_radius": engine.model.cutoff}
     _fill(dataset["preprocess_params"], graph)
     transforms = [dict(t) for t in dataset.get("transforms") or []]
+    perturbing = [t["name"] for t in transforms if str(t["name"]).rpartition(".")[2] in ("Perturb", "physpre_perturb")]
+    if perturbing:
+        said.append(
+            f"dataset.transforms: {perturbing[0]} is left out: labels of finetuning, validation and test are those of "
+            "the data here, and structures are perturbed for pretraining alone, as physpre.perturbation says"
+        )
+        transforms = [t for t in transforms if t["name"] not in perturbing]
     if not any(t["name"] == "GetY" for t in transforms):
         transforms.insert(0, {"name": "GetY", "args": {"index": -1}})
     dataset["transforms"] = [{**t, "args": t.get("args") or {}} for t in transforms]
@@ -157,6 +169,8 @@ def _complete_model(model: dict[str, Any]) -> list[str]:
         taken = {}
     model.update(taken)
     said = []
+    if model.pop("energy_reference", None) is not None:
+        said.append("model.energy_reference is left out: physpre.energy_reference takes these energies off the labels")
     if "pool" in taken:
         said.append("model.pool was not given: atoms are summed (global_add_pool): energy grows with the structure")
     if counterpart is TorchMDET and "pool_order" not in known and model.setdefault("pool_order", "late") == "late":

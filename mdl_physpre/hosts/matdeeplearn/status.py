@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from mdl_physpre.hosts.matdeeplearn.names import EXTENSIONS, missing
+from mdl_physpre.hosts.matdeeplearn.names import EXTENSIONS, missing_names, unregistered_path
 
 
 def problems(root: Path) -> list[str]:
@@ -15,18 +15,15 @@ def problems(root: Path) -> list[str]:
     if lacking:
         found.append(f"{', '.join(lacking)} missing: pip install {' '.join(lacking)}; wheels: https://data.pyg.org/whl")
     package = root / "matdeeplearn"
-    for word in ("old", "in_progress"):
-        if word in str(package):
-            found.append(
-                f"its folder {package} has {word!r} in its path, and MatDeepLearn registers no file of such a path: "
-                "move the checkout"
-            )
+    problem = unregistered_path(package)
+    if problem:
+        found.append(problem)
     for folder in ("tasks", "common/config"):
         if not (package / folder).is_dir():
             found.append(f"{folder} is missing, as pip install without -e leaves it out: pip install -e a checkout")
     if not (root / "main.py").is_file():
         found.append(f"there is no main.py in {root}, with which runs are started: pip install -e a checkout")
-    return found if lacking else [*found, *missing()]
+    return found if lacking else [*found, *missing_names()]
 
 
 def registered() -> list[str]:

@@ -238,11 +238,15 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
         """Numbers of atoms (B,) and compositions (B, elements), the first column hydrogen."""
         return NormalizationContext(num_atoms=batch.n_atoms, compositions=normalization_counts(batch))
 
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning's log, with the number of structures in the batch, which it could not tell from a graph."""
+    def log(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Lightning's log, with the number of structures in the batch, which it could not tell from a graph.
+
+        Of several processes, the losses of validation are the mean: by them the best epoch is chosen.
+        """
         if kwargs.get("batch_size") is None:
             kwargs["batch_size"] = self.structures_in_batch
-        super().log(*args, **kwargs)
+        kwargs.setdefault("sync_dist", not self.training)
+        super().log(name, *args, **kwargs)
 
     # --- files and wrappers -------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -24,18 +25,26 @@ def finetune(config: Config, overrides: Overrides = None, out: Out = None) -> No
     Goes on after the last stage that is done, and redoes only what changed.
     """
     require_installed(HOST)
-    from mdl_physpre.hosts.mattertune.run import finetune as run
-
-    print(run(config, overrides or (), out))
+    _run(config, overrides, out)
 
 
 @app.command()
 def pretrain(config: Config, overrides: Overrides = None, out: Out = None) -> None:
     """The stages before the finetuning alone; mattertune finetune finds them done."""
     require_installed(HOST)
-    from mdl_physpre.hosts.mattertune.run import finetune as run
+    _run(config, overrides, out, pretrain_only=True)
 
-    print(run(config, overrides or (), out, pretrain_only=True))
+
+def _run(config: Path, overrides: Overrides, out: Out, *, pretrain_only: bool = False) -> None:
+    """The run; of several processes, the first alone says how it goes."""
+    from mdl_physpre.hosts.mattertune.ranks import is_first
+    from mdl_physpre.hosts.mattertune.run import finetune as train
+
+    if not is_first():
+        log_to_terminal(logging.WARNING)
+    checkpoint = train(config, overrides or (), out, pretrain_only=pretrain_only)
+    if is_first():
+        print(checkpoint)
 
 
 @app.command()
@@ -74,9 +83,19 @@ def common(
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point. Where the host brings a command ``mattertune`` of its own, that; ours is then ``python -m`` this."""
+    commands = entry_points(group="console_scripts", name="mattertune")
+    own = [p for p in commands if not p.value.startswith("mdl_physpre.")]
+    if own:
+        own[0].load()()
+    else:
+        run()
+
+
+def run() -> None:
+    """Our command."""
     run_program(app, "mattertune", "stopped; the same command goes on after the last stage that is done")
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ def predict(
         if kind not in ("cuda", "mps") or not (number or "0").isdigit():
             raise ConfigError(f"--device {device}: expected cpu, cuda, cuda:1 or mps")
         options = {"accelerator": "gpu" if kind == "cuda" else kind, "devices": [int(number or 0)]}
+    return predicted(model, structures, options, batch_size)
+
+
+def predicted(
+    model: Any, structures: Sequence[Atoms], options: Mapping[str, Any] | None = None, batch_size: int = 16
+) -> list[Atoms]:
+    """As :func:`predict`, by a module of the host; ``options`` are those of Lightning's trainer, the CPU by default."""
+    options = dict(options or {"accelerator": "cpu"}, devices=(options or {}).get("devices", 1))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own
         found = model.property_predictor(options).predict(list(structures), batch_size=batch_size)

@@ -16,6 +16,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,17 @@ from ase import Atoms
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.hosts.mattertune.config_file import load_mattertune_config, validated
+from mdl_physpre.hosts.mattertune.energies import with_energy_reference
 from mdl_physpre.hosts.mattertune.plugin import register
+from mdl_physpre.hosts.mattertune.ranks import begin_preparing, end_preparing, is_first, wait_until_prepared
 from mdl_physpre.hosts.mattertune.settings import Physpre
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkpoint
 from mdl_physpre.potentials.checkpoints.own import save_potential
-from mdl_physpre.potentials.energy_reference import fit_energy_reference
-from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.runs.layout import PRETRAINING_SET
-from mdl_physpre.runs.stage import Stage, hash_of_file
-from mdl_physpre.structures.graph import GraphDataset, content_hash
-from mdl_physpre.structures.labels import get_labels, set_labels
-from mdl_physpre.training.energy_zero import energy_errors
+from mdl_physpre.runs.stage import Stage, hash_of, hash_of_file
+from mdl_physpre.structures.graph import content_hash
+from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.workflow.stages.eam import fit_stage
@@ -68,31 +68,33 @@ def finetune(
     """
     register()
     raw, physpre = load_mattertune_config(path, overrides)
+    raw = with_averages(raw)
     if pretrain_only and (physpre is None or physpre.pretrain is None):
         raise ConfigError(f"{path}: nothing to pretrain: the section physpre, or physpre.pretrain in it, is missing")
     config = validated(raw, str(path))
     folder = Path(out) if out is not None else Path("runs") / Path(path).stem
-    with run_lock(folder):
-        for source in config.data.dataset_configs():
-            source.prepare_data()
+    asked = hash_of(
+        {"configuration": raw, "physpre": physpre and physpre.model_dump(), "files": _files_key(raw["data"])}
+    )
+    with run_lock(folder) if is_first() else nullcontext():
+        if is_first():
+            begin_preparing(folder)
+            for source in config.data.dataset_configs():
+                source.prepare_data()
+        else:
+            wait_until_prepared(folder, asked)
         if physpre is None:  # the host reads what it needs, be it larger than the memory
+            end_preparing(folder, asked)
             return _train(folder / "4-finetune", raw, 0, _files_key(raw["data"]), _validates(config.data))
         parts = config.data.create_datasets()
         train, val = _structures(parts, "train"), _structures(parts, "validation")
         key = _data_key(train, val)
         if physpre.energy_reference:
-            raw = with_energy_reference(raw, config, train)
+            raw = with_energy_reference(raw, config, train, (folder, key, physpre.seed))
         if physpre.pretrain is not None:
-            eam = fit_stage(folder, physpre.eam, train, val, data_key=key, seed=physpre.seed).folder / "eam.pt"
-            make_set_stage(
-                folder,
-                physpre.perturbation,
-                {"training": train, "validation": val},
-                lambda: load_potential(eam),
-                depends_on={"teacher": hash_of_file(eam), "data": key},
-                seed=physpre.seed,
-                shuffled=True,  # other backbones take them in the order of the file, in every epoch
-            )
+            eam = _pretraining_data(folder, physpre, train, val, key)
+        end_preparing(folder, asked)
+        if physpre.pretrain is not None:
             start = _pretrain_stage(folder, raw, physpre, bool(val))
             logger.info("pretrained with the labels of %s: %s", eam, start)
             if pretrain_only:
@@ -102,26 +104,35 @@ def finetune(
         return _train(folder / "4-finetune", raw, physpre.seed, key, bool(val))
 
 
-def with_energy_reference(raw: dict[str, Any], config: Any, train: Sequence[Atoms]) -> dict[str, Any]:
-    """The configuration with the energies of the elements that training starts with.
+def _pretraining_data(folder: Path, physpre: Physpre, train: list[Atoms], val: list[Atoms], key: str) -> Path:
+    """The first two stages; the file of the embedded-atom potential."""
+    eam = fit_stage(folder, physpre.eam, train, val, data_key=key, seed=physpre.seed).folder / "eam.pt"
+    make_set_stage(
+        folder,
+        physpre.perturbation,
+        {"training": train, "validation": val},
+        lambda: load_potential(eam),
+        depends_on={"teacher": hash_of_file(eam), "data": key},
+        seed=physpre.seed,
+        shuffled=True,  # other backbones take them in the order of the file, in every epoch
+    )
+    return eam
 
-    From scratch they are the least-squares fit of the training energies to composition; from a checkpoint, of what its
-    predictions leave of them. Other backbones, and those whose normalizers change the energy, are left as they are.
+
+def with_averages(raw: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with averaged weights saved where they choose the best epoch.
+
+    ``trainer.ema``, which the host does not act on, becomes its recipe ``ema``.
     """
-    model = config.model
-    if model.name != "physpre-m3gnet" or model.energy_reference is not None:
-        return raw
-    energy = next((p.name for p in model.properties if p.type == "energy"), "energy")
-    if any(normalizer.only_for_target for normalizer in model.normalizers.get(energy, ())):
-        return raw
-    labelled = list(train)
-    if model.checkpoint is not None:
-        potential = open_potential(model.checkpoint)
-        left = energy_errors(potential, GraphDataset(labelled, potential.cutoff))
-        labelled = [set_labels(a.copy(), energy=e) for a, e in zip(labelled, left) if np.isfinite(e)]
-    reference = fit_energy_reference(labelled).as_dict()
-    logger.info("energies of the elements, eV: %s", {z: round(e, 4) for z, e in reference.items()})
-    return {**raw, "model": {**raw["model"], "energy_reference": reference}}
+    trainer, recipes = dict(raw.get("trainer") or {}), list(raw.get("recipes") or [])
+    averages = trainer.pop("ema", None)
+    if averages:
+        logger.info("trainer.ema: MatterTune passes it over; it is taken as the recipe ema")
+        recipes.append({"name": "ema", **averages})
+    if any(r.get("name") == "ema" and not r.get("validate_original_weights") for r in recipes):
+        recipes.append({"name": "physpre-save-averages"})
+    found = {**raw, "trainer": trainer} if "trainer" in raw else raw
+    return {**found, "recipes": recipes} if recipes else found
 
 
 def _structures(parts: Any, name: str) -> list[Atoms]:
@@ -192,11 +203,12 @@ def _train(folder: Path, raw: dict[str, Any], seed: int, data_key: str, validati
     done = stage.result()
     if done is not None and (folder / done["checkpoint"]).is_file():
         return folder / done["checkpoint"]
-    stage.begin()
-    for old in folder.glob("*.ckpt"):  # of a training that was stopped
-        old.unlink()
     raw = with_files_in(folder, raw, validation)
-    write_text(folder / "config.yml", yaml.safe_dump(raw, sort_keys=False))
+    if is_first():
+        stage.begin()
+        for old in folder.glob("*.ckpt"):  # of a training that was stopped
+            old.unlink()
+        write_text(folder / "config.yml", yaml.safe_dump(raw, sort_keys=False))
     config = validated(raw, str(folder / "config.yml"))
     seed_everything(seed, workers=True, verbose=False)
     with warnings.catch_warnings():
@@ -206,11 +218,20 @@ def _train(folder: Path, raw: dict[str, Any], seed: int, data_key: str, validati
     best = getattr(output.trainer.checkpoint_callback, "best_model_path", "")
     if output.trainer.interrupted:
         raise KeyboardInterrupt
+    if is_first():
+        _finish(stage, output.trainer, best)
+    output.trainer.strategy.barrier()
+    return Path(best).absolute()
+
+
+def _finish(stage: Stage, trainer: Any, best: str) -> None:
+    """Say what came of a training, and that it is done."""
+    folder = stage.folder
     if not best or not Path(best).is_file():
         raise CheckpointError(
             f"{folder}: the training ended without a checkpoint; trainer.checkpoint.monitor has to name a logged value"
         )
-    told = {name: float(value) for name, value in sorted(output.trainer.callback_metrics.items())}
+    told = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     shown = [f"{name} {value:.4g}" for name, value in told.items() if name.endswith(("_mae", "total_loss"))]
     logger.info("%s, last epoch: %s", folder, ", ".join(shown))
     checkpoint = Path(best).absolute()
@@ -218,7 +239,6 @@ def _train(folder: Path, raw: dict[str, Any], seed: int, data_key: str, validati
     inside = checkpoint.is_relative_to(folder.absolute())
     place = checkpoint.relative_to(folder.absolute()) if inside else checkpoint
     stage.finish({"checkpoint": str(place), "metrics": told})
-    return checkpoint
 
 
 def with_files_in(folder: Path, raw: dict[str, Any], validation: bool) -> dict[str, Any]:

@@ -28,8 +28,8 @@ class Physpre(Settings):
     seed: int = setting(0, "Of the fit, the perturbation and the training.", ge=0)
     energy_reference: bool = setting(
         True,
-        "Whether the energies of the elements are fitted to the training structures and put into the network, for both "
-        "stages; only for the backbone physpre-m3gnet, where no normalizer does it.",
+        "Whether the energies of the elements are fitted to the training structures for both stages, and put into the "
+        "network of physpre-m3gnet, or before the normalizers of another backbone; not where a normalizer does it.",
     )
     eam: EAM = setting(EAM(), "The embedded-atom potential.")
     perturbation: Perturbation = setting(Perturbation(), "How structures are perturbed.")

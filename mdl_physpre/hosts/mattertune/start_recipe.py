@@ -1,8 +1,11 @@
-"""MatterTune's recipe ``physpre-start-from``: weights of an earlier stage, whatever the backbone. Imports the host."""
+"""MatterTune's recipes ``physpre-start-from``, weights of an earlier stage, and ``physpre-save-averages``.
+
+For every backbone. Importing this imports the host.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -49,3 +52,39 @@ class StartFrom(Callback):
             raise CheckpointError(
                 f"{self.checkpoint}: its weights do not fit this model: {' '.join(str(error).split())[:400]}"
             ) from None
+
+
+@recipe_registry.register
+class SaveAveragesConfig(RecipeConfigBase):
+    """Save the averaged weights of the recipe ``ema``, by which the host chooses the best epoch.
+
+    The host itself saves the weights of the last step.
+    """
+
+    name: Literal["physpre-save-averages"] = "physpre-save-averages"
+
+    def create_lightning_callback(self) -> Callback:
+        return SaveAverages()
+
+
+class SaveAverages(Callback):
+    """Puts averages of weights into every checkpoint, in place of the weights."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Goes before the module's own hook: Lightning calls a callback's not where weights alone are saved."""
+        if stage != "fit":
+            return
+        own = pl_module.on_save_checkpoint
+
+        def save(checkpoint: dict[str, Any]) -> None:
+            names = {id(p): name for name, p in pl_module.named_parameters()}
+            for optimizer in trainer.optimizers:
+                averages = getattr(optimizer, "ema_params", ())
+                if averages:
+                    optimizer.join()  # type: ignore[attr-defined]
+                used = (p for group in optimizer.param_groups for p in group["params"])
+                for parameter, average in zip(used, averages):
+                    checkpoint["state_dict"][names[id(parameter)]] = average.detach().clone().to(parameter.device)
+            own(checkpoint)
+
+        pl_module.on_save_checkpoint = save  # type: ignore[method-assign]

@@ -60,7 +60,7 @@ def registered() -> list[str]:
     return [
         "backbone physpre-m3gnet",
         "data sources physpre-structures and physpre-pretraining",
-        "recipe physpre-start-from",
+        "recipes physpre-start-from and physpre-save-averages",
     ]
 
 

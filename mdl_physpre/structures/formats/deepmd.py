@@ -5,18 +5,23 @@ Energies are eV, lengths Å, the virial eV with the sign of QUIP (−V σ).
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 
 from mdl_physpre.errors import DataError
+from mdl_physpre.structures.check import describe
 from mdl_physpre.structures.formats.base import Format
+from mdl_physpre.structures.labels import LABELS, get_labels
 
 
 class DeepMD(Format):
-    """A folder, by its name: structures of one composition."""
+    """A folder, by its name, with structures of one composition. Written is a folder of such folders."""
 
     title = "a folder of DeePMD-kit"
 
@@ -70,3 +75,56 @@ class DeepMD(Format):
                     atoms.info[label] = float(found[name][k]) if name == "energy" else found[name][k]
             structures.append(atoms)
         return structures
+
+    def write(self, path: Path, structures: Sequence[Atoms]) -> None:
+        """A new folder, and in it one for each list of elements that structures share: ``000-O4Si2``, ``001-O8Si4``, ….
+
+        ``type_map.raw`` of each holds all elements, by atomic number. A label is written where all structures of a
+        folder have it.
+
+        Raises
+        ------
+        DataError : ``path`` exists; a structure that is periodic in one direction or two; it cannot be written.
+        """
+        if path.exists():
+            raise DataError(f"{path}: exists already; give a new folder, or remove it")
+        groups: dict[tuple[bool, bytes], list[Atoms]] = {}
+        for index, atoms in enumerate(structures):
+            if atoms.pbc.any() and not atoms.pbc.all():
+                raise DataError(
+                    f"{path}: structure {describe(atoms, index)} is periodic in some directions; {self.title} holds "
+                    "structures that are periodic in three, or none; leave it out"
+                )
+            groups.setdefault((bool(atoms.pbc.all()), atoms.numbers.tobytes()), []).append(atoms)
+        elements = sorted({int(z) for atoms in structures for z in atoms.numbers})
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            for number, ((periodic, _), group) in enumerate(groups.items()):
+                folder = temporary / f"{number:03d}-{group[0].get_chemical_formula()}"
+                _write_folder(folder, group, elements, periodic)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error.strerror or error}. Nothing was written") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_folder(folder: Path, structures: Sequence[Atoms], elements: Sequence[int], periodic: bool) -> None:
+    """Structures with the same elements in the same order; the virial is −V σ."""
+    (folder / "set.000").mkdir(parents=True)
+    np.savetxt(folder / "type.raw", [elements.index(z) for z in structures[0].numbers], fmt="%d")
+    (folder / "type_map.raw").write_text("".join(f"{chemical_symbols[z]}\n" for z in elements))
+    found = {"coord": np.stack([atoms.positions for atoms in structures])}
+    if periodic:
+        found["box"] = np.stack([atoms.cell.array for atoms in structures])
+    else:
+        (folder / "nopbc").touch()
+    labels = [get_labels(atoms) for atoms in structures]
+    for label, name in zip(LABELS, ("energy", "force", "virial")):
+        values = [getattr(one, label) for one in labels]
+        if all(value is not None for value in values):
+            found[name] = np.stack(values)
+    if "virial" in found:
+        found["virial"] *= -np.array([atoms.cell.volume for atoms in structures])[:, None, None]
+    for name, array in found.items():
+        np.save(folder / "set.000" / f"{name}.npy", array.reshape(len(structures), -1))

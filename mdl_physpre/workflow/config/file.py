@@ -18,6 +18,7 @@ from mdl_physpre.potentials.open import is_scheme, names_a_potential
 from mdl_physpre.stress_tests.run import make_test
 from mdl_physpre.utils.settings import Settings, explained
 from mdl_physpre.utils.strict_yaml import load_yaml, told
+from mdl_physpre.workflow.config.recipes import with_recipe
 from mdl_physpre.workflow.config.schema import Config
 
 SPELLINGS = "mdl_physpre.spellings"
@@ -102,7 +103,8 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Confi
     ------
     ConfigError : unknown, missing, mistyped or contradictory keys, each named.
     """
-    values = {k: ({} if v is None and k in Config.model_fields else v) for k, v in translated(raw, source).items()}
+    said = {k: ({} if v is None and k in Config.model_fields else v) for k, v in translated(raw, source).items()}
+    values = with_recipe(said)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:

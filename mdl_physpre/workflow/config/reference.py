@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.backbones.registry import backbone_class
 from mdl_physpre.utils.settings import Settings
+from mdl_physpre.workflow.config.recipes import NETWORKS, RECIPES
 from mdl_physpre.workflow.config.schema import Config
 
 INTRODUCTION = """\
@@ -37,6 +38,9 @@ An unknown key is an error that names the nearest known one. Units: eV, Å, eV/�
 nothing. `physpre config` prints this page, `physpre config SECTION` one section of it. MatDeepLearn's spelling of the
 same keys is read, too: [MatDeepLearn](matdeeplearn.md).
 
+`recipe: default` fills in other values for keys that are not given. They were found by trying, on small sets of DFT structures, and are what to
+begin with on data of one's own; the defaults below are the paper's, `recipe: paper`. What a recipe fills in stands in the `config.yml` of the run.
+
 <!-- This page is generated: python -m mdl_physpre.workflow.config.reference > docs/configuration.md -->
 """
 BACKBONES = ("CGCNN", "torchmd_etEarly", "M3GNet")
@@ -45,7 +49,7 @@ LIMITS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}"}
 
 def page() -> str:
     """The whole page as Markdown."""
-    return "\n".join([INTRODUCTION, *(section for _, section in sections()), backbones()])
+    return "\n".join([INTRODUCTION, recipe(), *(section for _, section in sections()), backbones()])
 
 
 def section(name: str) -> str:
@@ -120,6 +124,23 @@ def _values(annotation: Any) -> str:
     if origin is tuple:
         return f"[{', '.join(_values(one) for one in inside)}]"
     return f"mapping of {_values(inside[0])} to {_values(inside[1])}"
+
+
+def recipe() -> str:
+    """What ``recipe: default`` fills in, key by key."""
+    rows = ["## `recipe: default`", "", "| key | value |", "|---|---|"]
+
+    def add(values: Mapping[str, Any], name: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                add(value, f"{name}{key}.")
+            else:
+                rows.append(f"| `{name}{key}` | `{_yaml(value)}` |")
+
+    add(RECIPES["default"], "")
+    for network, values in NETWORKS["default"].items():
+        rows += [f"| `model.{key}` of {network} | `{_yaml(value)}` |" for key, value in values.items()]
+    return "\n".join([*rows, ""])
 
 
 def backbones() -> str:

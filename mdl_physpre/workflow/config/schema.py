@@ -6,8 +6,9 @@ Every key has a default but ``dataset.src`` and ``model.name``. An unknown key i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from ase.data import atomic_numbers
 from pydantic import (
     ConfigDict,
     ModelWrapValidatorHandler,
@@ -24,7 +25,7 @@ from typing_extensions import Self
 from mdl_physpre.dynamics.oracle import OracleRunSettings
 from mdl_physpre.dynamics.settings import DynamicsProtocol, DynamicsSettings
 from mdl_physpre.eam_fit.settings import EAMFitSettings
-from mdl_physpre.errors import ConfigError
+from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.zbl import short_range_repulsion
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.structures.units import check_units
@@ -32,38 +33,9 @@ from mdl_physpre.training.arms import FINETUNE, Arm, parse_arms, parts_by_name
 from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay
 from mdl_physpre.training.settings import OptimSettings, TrainingSettings
 from mdl_physpre.utils.settings import Settings, explained, setting
+from mdl_physpre.workflow.config.recipes import Recipe
 from mdl_physpre.workflow.config.stress import Stress
-
-
-class Task(Settings):
-    """The run as a whole: its name, its random numbers, and where it computes."""
-
-    identifier: str | None = setting(None, "Name of the run; null: that of the file.")
-    seed: int = setting(12345678, "Of split, weights, order of structures, perturbation and velocities.", ge=0)
-    threads: int | None = setting(None, "Threads of each process; null: as PyTorch decides.", ge=1)
-    processes: int = setting(1, "Networks that are trained and simulated at the same time, a process each.", ge=1)
-    device: str = setting(
-        "auto",
-        "auto (GPUs where there are any), cpu, cuda or cuda:1: where networks are trained and simulated. Several "
-        "networks take the GPUs in turn where the name leaves open which.",
-    )
-    devices: int = setting(1, "Devices that train each network together.", ge=1)
-    compile: bool | Literal["auto"] = setting(
-        "auto", "Whether networks are compiled, for training and dynamics; auto: on a GPU."
-    )
-
-    @model_validator(mode="after")
-    def _a_device_is_used_once(self) -> Self:
-        if self.processes > 1 and self.devices > 1:
-            raise ValueError(
-                f"processes is {self.processes} and devices is {self.devices}: either several networks at a time, a "
-                "device each, or one network on several devices; set one of the two to 1"
-            )
-        return self
-
-    def compiles_on(self, device: str) -> bool:
-        """Whether networks on a device are compiled."""
-        return device.startswith("cuda") if self.compile == "auto" else self.compile
+from mdl_physpre.workflow.config.task import Task
 
 
 class Split(Settings):
@@ -79,6 +51,8 @@ class Split(Settings):
 class Dataset(Settings):
     """Structures with DFT labels."""
 
+    LATER: ClassVar[dict[str, Any]] = {"units": {}, "energies_of_elements": "fit"}
+
     src: str | list[str] | dict[Literal["train", "val", "test"], str | list[str]] = setting(
         ...,
         "File (extended XYZ, ASE database, JSON of MatDeepLearn or MPtrj), load-atoms:NAME, a folder, a pattern "
@@ -90,6 +64,13 @@ class Dataset(Settings):
     )
     units: dict[str, str] = setting(
         {}, "Units of labels that are not in eV and Å, such as {stress: kbar, energy: Hartree}; -kbar: the other sign."
+    )
+    energies_of_elements: Literal["fit", "isolated_atoms"] | dict[str, float] = setting(
+        "fit",
+        "The energy of each element that counts as none: fitted to the composition of the training structures. "
+        "isolated_atoms: where composition leaves it open, isolated atoms in the data decide, which are then "
+        "structures of no set. Or their energies, as {Si: -0.8, O: -1.9}.",
+        "eV",
     )
     options: dict[str, Any] = setting({}, "Further arguments of the reader of the format.")
     fraction: float = setting(1.0, "Part of the training and validation structures that is used.", gt=0, le=1)
@@ -104,6 +85,14 @@ class Dataset(Settings):
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return units
+
+    @field_validator("energies_of_elements")
+    @classmethod
+    def _elements_are_known(cls, given: str | dict[str, float]) -> str | dict[str, float]:
+        for symbol in given if isinstance(given, dict) else ():
+            if symbol not in atomic_numbers:
+                raise ValueError(f"{symbol!r} is no element; {nearest(symbol, atomic_numbers)}")
+        return given
 
     @field_validator("extra_tests")
     @classmethod
@@ -264,6 +253,9 @@ class Physpre(Settings):
 class Config(Settings):
     """A whole configuration; see ``configs/`` for commented examples."""
 
+    recipe: Recipe = setting(
+        "paper", "Where keys that are not given come from: paper, as the defaults on this page, or default."
+    )
     task: Task = setting(Task(), "The run.")
     model: Model = setting(..., "The network.")
     optim: OptimSettings = setting(OptimSettings(), "How networks are trained.")

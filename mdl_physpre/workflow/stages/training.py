@@ -127,7 +127,7 @@ def _told(result: TrainingResult) -> TrainingStage:
 
 def _settings(arm: Arm, before_finetuning: bool = False) -> dict[str, Any]:
     parts = [part for part in arm.parts if part.acts_before_finetuning or not before_finetuning]
-    return {part.name: part.settings.model_dump(mode="json") for part in parts}
+    return {part.name: part.settings.asked("json") for part in parts}
 
 
 def _key_before_finetuning(arm: Arm, settings: TrainingSettings, start: dict[str, Any]) -> str:
@@ -152,7 +152,7 @@ def run_material(folder: Path, config: Config, data: RunData, device: torch.devi
             data.train, config.physpre.perturbation, teacher, config.task.seed, cutoff, workers=workers
         )
 
-    return Material(data.train, data.val, lambda: fitted_eam(folder, config), pretraining_set, online)
+    return Material(data.train, data.val, lambda: fitted_eam(folder, config), pretraining_set, online, data.isolated)
 
 
 def copy_trainings(networks: Path, target: Path, stages: tuple[str, ...], key: str) -> None:

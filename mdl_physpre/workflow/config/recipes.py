@@ -1,0 +1,69 @@
+"""Recipes: values of keys that a configuration leaves open. Every value stands here, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Recipe = Literal["paper", "default"]
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},  # the defaults of the settings themselves
+    "default": {
+        "model": {"name": "torchmd_etEarly"},
+        "dataset": {"energies_of_elements": "isolated_atoms"},
+        "optim": {
+            "max_steps": 3000,
+            "lr": 1e-3,
+            "schedule": "cosine",
+            "warmup_steps": 100,
+            "batch_size": 4,
+            "ema_decay": 0.99,
+            "clip_grad_norm": 10.0,
+            "loss": "mae",
+            "energy_per_atom": True,
+            "weight_energy": 30.0,
+            "weight_force": 50.0,
+            "weight_stress": 50.0,
+            "refit_reference": True,
+        },
+        "physpre": {
+            "perturbation": {
+                "n_aug": 10, "n_pairs": 2, "pull": [1.0, 0.0], "n_sites": 5, "perturb": [0.5, 0.0], "max_force": 200.0,
+            },
+            "pretrain": {"max_steps": 1000, "lr": 1e-3, "batch_size": 8, "force_tail": 10.0},
+        },
+    },
+}  # fmt: skip
+NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {
+        "torchmd_etEarly": {"cutoff": 5.0, "hidden_channels": 64, "num_layers": 3, "num_heads": 4, "num_rbf": 24}
+    },
+}
+"""Hyperparameters of networks by their names; those of another network are its own defaults."""
+IN_PLACE_OF = {"max_steps": "max_epochs", "batch_atoms": "batch_size"}
+"""Keys of which one makes the other void: where the second is given, the first is not filled in."""
+
+
+def with_recipe(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a configuration with what its ``recipe`` says of keys that are not given.
+
+    A name that is none is left to the check of the configuration.
+    """
+    found = dict(raw)
+    name = str(raw.get("recipe") or "paper")
+    _fill(found, RECIPES.get(name, {}))
+    model = found.get("model")
+    if isinstance(model, dict) and isinstance(model.get("name"), str):
+        _fill(model, NETWORKS.get(name, {}).get(model["name"], {}))
+    return found
+
+
+def _fill(section: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        given = section.get(key)
+        if isinstance(value, Mapping) and (given is None or isinstance(given, Mapping)):
+            section[key] = dict(given or {})
+            _fill(section[key], value)
+        elif key not in section and IN_PLACE_OF.get(key) not in section:
+            section[key] = value
