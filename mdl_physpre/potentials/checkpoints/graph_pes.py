@@ -108,11 +108,15 @@ def read_graph_pes_model(path: str | Path, map_location: str | torch.device = "c
     """
     path, device = Path(path), available_device(map_location)
     energies, networks = torch.zeros(N_ELEMENTS, dtype=torch.float64), {}
-    for name, part in _parts(_content(path), "network"):
-        if type(part).__name__ in OFFSETS:
-            offset = _values(dict(_tensors(part))["_offsets"])
-            energies += offset.detach().reshape(-1)[:N_ELEMENTS].double()
-        else:
+    try:
+        parts = list(_parts(_content(path), "network"))
+        offsets = [dict(_tensors(part))["_offsets"] for _, part in parts if type(part).__name__ in OFFSETS]
+    except KeyError as error:
+        raise CheckpointError(f"{path}: the model.pt is damaged: it lacks {error}") from error
+    for offset in offsets:
+        energies += _values(offset).detach().reshape(-1)[:N_ELEMENTS].double()
+    for name, part in parts:
+        if type(part).__name__ not in OFFSETS:
             networks[name] = _network(path, part)
     if not networks:
         raise CheckpointError(f"{path}: holds energies of elements alone, and no model of what lies beyond them")
@@ -142,9 +146,12 @@ def _tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for kind in ("_parameters", "_buffers"):
         own = members.get(kind) or {}
         yield from ((prefix + name, value) for name, value in own.items() if isinstance(value, (Tensor, Inert)))
-    for name, child in (members.get("_modules") or {}).items():
-        if isinstance(child, Inert):
-            yield from _tensors(child, f"{prefix}{name}.")
+    for name, child in _modules(module).items():
+        yield from _tensors(child, f"{prefix}{name}.")
+
+
+def _modules(module: Inert) -> dict[str, Inert]:
+    return {name: one for name, one in (_members(module).get("_modules") or {}).items() if isinstance(one, Inert)}
 
 
 def _values(found: Tensor | Inert) -> Tensor:
@@ -178,7 +185,7 @@ def _parts(model: Inert, name: str) -> Iterator[tuple[str, Inert]]:
     if type(model).__name__ != SUM:
         yield name, model
         return
-    for inner, part in _members(_members(model)["_modules"]["models"])["_modules"].items():
+    for inner, part in _modules(_modules(model)["models"]).items():
         yield from _parts(part, inner)
 
 
