@@ -162,8 +162,11 @@ class GraphPES(Backbone):
     def prepare_for(self, structures: Sequence[Atoms]) -> None:
         """What graph-pes calls pre-fitting: scales of energies, numbers of neighbours, and whatever a model asks for.
 
-        The energies are those beyond the fitted energies of the elements, so that E0 stands in ``reference`` alone.
+        The energies are those beyond the fitted energies of the elements, so that E0 stands in ``reference`` alone. A
+        model that has been pre-fitted stays as it is, as in graph-pes.
         """
+        if self.network._has_been_pre_fit:
+            return
         most = MOST_ATOMS // 25 if self.three_body_cutoff > 0 else MOST_ATOMS
         atoms = sum(len(one) for one in structures)
         chosen = list(structures)[:: max(1, -(-atoms // most))]

@@ -8,13 +8,11 @@ Otherwise they stand in ``train-config.yaml``, which ``graph-pes-train`` leaves 
 from __future__ import annotations
 
 import logging
-import pickle
 import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.graph_pes import PREFIX, GraphPES
 from mdl_physpre.potentials.backbones.registry import build_backbone
 from mdl_physpre.potentials.base import Backbone, Potential
-from mdl_physpre.potentials.checkpoints.archive import InertUnpickler
+from mdl_physpre.potentials.checkpoints.archive import Inert, read_anything
 from mdl_physpre.potentials.energy_reference import N_ELEMENTS
 from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.utils.devices import available_device
@@ -110,11 +108,15 @@ def read_graph_pes_model(path: str | Path, map_location: str | torch.device = "c
     """
     path, device = Path(path), available_device(map_location)
     energies, networks = torch.zeros(N_ELEMENTS, dtype=torch.float64), {}
-    for name, part in _parts(_content(path), "network"):
-        if part.kind in OFFSETS:
-            offset = part.members["_parameters"]["_offsets"].detach()
-            energies += offset.reshape(-1)[:N_ELEMENTS].double()
-        else:
+    try:
+        parts = list(_parts(_content(path), "network"))
+        offsets = [dict(_tensors(part))["_offsets"] for _, part in parts if type(part).__name__ in OFFSETS]
+    except KeyError as error:
+        raise CheckpointError(f"{path}: the model.pt is damaged: it lacks {error}") from error
+    for offset in offsets:
+        energies += _values(offset).detach().reshape(-1)[:N_ELEMENTS].double()
+    for name, part in parts:
+        if type(part).__name__ not in OFFSETS:
             networks[name] = _network(path, part)
     if not networks:
         raise CheckpointError(f"{path}: holds energies of elements alone, and no model of what lies beyond them")
@@ -132,46 +134,39 @@ def graph_pes_calculator(path: str, device: str = "cpu") -> Any:
     return import_module("graph_pes.models").load_model(path).ase_calculator(device=device, skin=0.0)
 
 
-class _Kept:
-    """Stands for an object that is not built: the name of its class, and what it was to be built of."""
-
-    kind, origin = "", ""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.members: Mapping[str, Any] = arguments[0] if arguments and isinstance(arguments[0], dict) else {}
-
-    def __setstate__(self, members: Any) -> None:
-        self.members = members if isinstance(members, dict) else {}
-
-    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers of a module by name, as in its ``state_dict``."""
-        for kind in ("_parameters", "_buffers"):
-            own = self.members.get(kind) or {}
-            yield from ((prefix + name, value) for name, value in own.items() if isinstance(value, Tensor))
-        for name, child in (self.members.get("_modules") or {}).items():
-            if isinstance(child, _Kept):
-                yield from child.tensors(f"{prefix}{name}.")
+def _members(thing: Inert) -> Mapping[str, Any]:
+    """Attributes of an object that was not built; of what a function was to build, its first argument."""
+    found = thing.state or next(iter(thing.arguments), None)
+    return found if isinstance(found, dict) else {}
 
 
-class _KeepingUnpickler(InertUnpickler):
-    """Rebuilds tensors; everything else becomes a :class:`_Kept`."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name == "_rebuild_per_element_parameter":
-            return _per_element
-        if name == "set" and module in ("builtins", "__builtin__"):
-            return set
-        if (module, name) in self.KNOWN:
-            return self.KNOWN[module, name]
-        return type(name, (_Kept,), {"kind": name, "origin": f"{module}.{name}"})
+def _tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Parameters and buffers of a module by name, as in its ``state_dict``; those by element are still objects."""
+    members = _members(module)
+    for kind in ("_parameters", "_buffers"):
+        own = members.get(kind) or {}
+        yield from ((prefix + name, value) for name, value in own.items() if isinstance(value, (Tensor, Inert)))
+    for name, child in _modules(module).items():
+        yield from _tensors(child, f"{prefix}{name}.")
 
 
-def _per_element(values: Tensor, _: bool, state: Mapping[str, Any]) -> Tensor:
-    values.elements = state.get("_accessed_Zs")  # type: ignore[attr-defined]
-    return values
+def _modules(module: Inert) -> dict[str, Inert]:
+    return {name: one for name, one in (_members(module).get("_modules") or {}).items() if isinstance(one, Inert)}
 
 
-def _content(path: Path) -> _Kept:
+def _values(found: Tensor | Inert) -> Tensor:
+    """The values of a parameter; one by element was to be built of values, whether they are trained, and elements."""
+    return found if isinstance(found, Tensor) else found.arguments[0]
+
+
+def _elements(found: Tensor | Inert) -> list[int]:
+    """The elements for which a parameter was trained, as far as it knows."""
+    counted = {} if isinstance(found, Tensor) else found.arguments[2]
+    seen = counted.get("_accessed_Zs")  # a set, as an object
+    return list(seen.arguments[0]) if isinstance(seen, Inert) and seen.arguments else []
+
+
+def _content(path: Path) -> Inert:
     if not is_graph_pes_model(path):
         raise CheckpointError(f"{path}: no model.pt of graph-pes; nothing in it was run")
     with zipfile.ZipFile(path) as archive:
@@ -179,37 +174,34 @@ def _content(path: Path) -> _Kept:
             raise CheckpointError(
                 f"{path}: a model that was compiled, as for LAMMPS; give the model.pt that it was made of"
             )
-    inert = SimpleNamespace(Unpickler=_KeepingUnpickler, load=pickle.load, __name__="inert")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: the model.pt is truncated or damaged: {reason}") from error
-    if not isinstance(found, _Kept):
+    found = read_anything(path, skip_objects=True)
+    if not isinstance(found, Inert):
         raise CheckpointError(f"{path}: no model.pt of graph-pes: it holds a {type(found).__name__}")
     return found
 
 
-def _parts(model: _Kept, name: str) -> Iterator[tuple[str, _Kept]]:
+def _parts(model: Inert, name: str) -> Iterator[tuple[str, Inert]]:
     """The model, or those that it adds up, with their names."""
-    if model.kind != SUM:
+    if type(model).__name__ != SUM:
         yield name, model
         return
-    for inner, part in model.members["_modules"]["models"].members["_modules"].items():
+    for inner, part in _modules(_modules(model)["models"]).items():
         yield from _parts(part, inner)
 
 
-def _network(path: Path, model: _Kept) -> Backbone:
+def _network(path: Path, model: Inert) -> Backbone:
     """The backbone of a model, with its parameters."""
-    found = dict(model.tensors())
-    arguments = model.members.get(ARGUMENTS)
+    kept, kind = dict(_tensors(model)), type(model).__name__
+    found = {name: _values(value) for name, value in kept.items()}
+    arguments = _members(model).get(ARGUMENTS)
     if arguments is None:
-        seen = {z for values in found.values() for z in getattr(values, "elements", None) or ()}
-        arguments = {"elements": sorted(seen) or None, **_arguments_beside(path, model.kind)}
+        seen = {z for value in kept.values() for z in _elements(value)}
+        arguments = {"elements": sorted(seen) or None, **_arguments_beside(path, kind)}
     try:
-        potential = build_backbone(PREFIX + model.kind, **arguments)
+        potential = build_backbone(PREFIX + kind, **arguments)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: its {model.origin} cannot be built again: {error}") from error
+        origin = f"{type(model).__module__}.{kind}"
+        raise CheckpointError(f"{path}: its {origin} cannot be built again: {error}") from error
     network: Any = potential.network
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     missing = [name for name, _ in network.named_parameters() if name not in found]
@@ -217,7 +209,7 @@ def _network(path: Path, model: _Kept) -> Backbone:
     if missing or strange:
         first = (missing or strange)[0]
         raise CheckpointError(
-            f"{path}: its {model.kind} does not fit the arguments {arguments}: {len(missing)} parameters are missing "
+            f"{path}: its {kind} does not fit the arguments {arguments}: {len(missing)} parameters are missing "
             f"and {len(strange)} are too many, the first {first}"
         )
     for name, value in found.items():
