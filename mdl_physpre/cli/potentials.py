@@ -219,19 +219,21 @@ def convert_checkpoint(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="IN", help="A checkpoint of this package or of MatDeepLearn, MatterSim, MatterTune, graph-pes."
+            metavar="IN",
+            help="A checkpoint of this package, MatDeepLearn, MatterSim, MatterTune, MACE or graph-pes.",
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
     format: Annotated[
         str | None,
         typer.Option(
-            help="mdl_physpre, matdeeplearn, mattersim or graph-pes; by default mattersim for .pth, else mdl_physpre."
+            help="mdl_physpre, matdeeplearn, mattersim, mace or graph-pes; by default mattersim for .pth, mace for "
+            ".model, else mdl_physpre."
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML of a checkpoint of MatDeepLearn.")] = None,
 ) -> None:
-    """Convert a checkpoint between this package, MatDeepLearn, MatterSim and graph-pes.
+    """Convert a checkpoint between this package, MatDeepLearn, MatterSim, MACE and graph-pes.
 
     What the format cannot carry is said.
     """

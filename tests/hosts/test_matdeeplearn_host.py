@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from inspect import signature
 from pathlib import Path
@@ -102,6 +103,20 @@ def test_registration_is_lazy_and_can_be_repeated() -> None:
     assert ROOT is not None and problems(ROOT) == []
 
 
+def test_a_patched_host_imports_little_of_the_plugin() -> None:
+    code = (
+        "import sys\nfrom matdeeplearn.common.trainer_context import setup_imports\nsetup_imports()\n"
+        "from mdl_physpre.hosts.matdeeplearn.plugin import register\nregister()\n"
+        "from matdeeplearn.common.registry import registry\n"
+        "loaded = [m for m in sys.modules if m.startswith('mdl_physpre.')]\n"
+        "assert not [m for m in loaded if 'workflow' in m or 'potentials' in m or 'training' in m], loaded\n"
+        "assert registry.get_loss_class('PhyspreLoss').__name__ == 'PhyspreLoss'\n"
+        "assert registry.get_trainer_class('physpre_two_stage').__name__ == 'TwoStageTrainer'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 # ---- the embedded-atom potential as a model
 
 
@@ -149,7 +164,7 @@ def test_eam_model_says_what_is_wrong() -> None:
 
 
 def test_eam_model_starts_with_energies_of_the_elements(tmp_path: Path) -> None:
-    """What it predicts first is off by no more than composition cannot explain; training and checkpoints go on alone."""
+    """What it predicts first is off by no more than composition cannot explain."""
     from mdl_physpre.hosts.matdeeplearn.data import host_items, write_items
 
     far = [set_labels(a.copy(), e.energy - 148.0, e.forces, e.stress) for a in crystals() if (e := get_labels(a))]

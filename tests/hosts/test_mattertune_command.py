@@ -158,7 +158,7 @@ def test_without_pretraining_and_the_file_of_a_stage_alone(data_file, tmp_path):
 
 @pytest.mark.parametrize("where", ["recipes", "trainer"])
 def test_averaged_weights_are_saved(data_file, tmp_path, where):
-    """With a decay of 1 the averages stay the first weights, which are those of the checkpoint that training starts from."""
+    """With a decay of 1 the averages stay the first weights, those of the checkpoint that training starts from."""
     from mdl_physpre.hosts.mattertune.run import finetune
 
     start = save_potential(tmp_path / "start.pt", M3GNet(["O", "Si"], **SMALL))

@@ -85,8 +85,9 @@ def test_one_that_is_not_the_first_waits_and_reads(tmp_path, monkeypatch):
     ranks.end_preparing(tmp_path, "old")
     monkeypatch.setenv("RANK", "1")
     assert not ranks.is_first()
-    script = f"import pathlib; from mdl_physpre.hosts.mattertune.ranks import *; wait_until_prepared(pathlib.Path({str(tmp_path)!r}), 'new')"
-    waiting = subprocess.Popen([sys.executable, "-c", script])
+    script = "import pathlib, sys\nfrom mdl_physpre.hosts.mattertune.ranks import wait_until_prepared\n"
+    script += "wait_until_prepared(pathlib.Path(sys.argv[1]), 'new')"
+    waiting = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
     with pytest.raises(subprocess.TimeoutExpired):
         waiting.wait(3)
     ranks.end_preparing(tmp_path, "new")

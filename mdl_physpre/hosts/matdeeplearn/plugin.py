@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib import import_module
 from typing import Any
 
 from mdl_physpre.hosts.matdeeplearn.names import host
@@ -19,26 +20,35 @@ REGISTERED = {
 
 _MAPPINGS = {"model": "model_name_mapping", "transform": "transforms", "trainer": "trainer_name_mapping",
              "loss": "loss_name_mapping"}  # fmt: skip
+_CLASSES = {"model": "EAMInteractionModel", "transform": "Perturb", "trainer": "TwoStageTrainer",
+            "loss": "PhyspreLoss"}  # fmt: skip
+
+
+class _Later(str):
+    """The name of a class of this package, which is imported when MatDeepLearn asks for it."""
+
+
+class _Names(dict[str, Any]):
+    """Classes by name, as MatDeepLearn keeps them, some of which are imported when they are asked for."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        found = super().get(name, default)
+        if isinstance(found, _Later):
+            found = self[name] = getattr(import_module("mdl_physpre.hosts.matdeeplearn"), found)
+        return found
 
 
 def register() -> None:
-    """Register models, transform, trainer and loss; again is no harm. A name that another class has is left to it."""
-    registry = host().registry
-    from mdl_physpre.hosts.matdeeplearn.eam_model import EAMInteractionModel
-    from mdl_physpre.hosts.matdeeplearn.loss import PhyspreLoss
-    from mdl_physpre.hosts.matdeeplearn.perturb import Perturb
-    from mdl_physpre.hosts.matdeeplearn.trainer import TwoStageTrainer
+    """Register models, transform, trainer and loss; again is no harm. A name that another class has is left to it.
 
-    classes: dict[str, Any] = {
-        "model": EAMInteractionModel,
-        "transform": Perturb,
-        "trainer": TwoStageTrainer,
-        "loss": PhyspreLoss,
-    }
+    Nothing of what they need is imported before one of them is asked for: most runs of MatDeepLearn ask for none.
+    """
+    mapping = host().registry.mapping
     for kind, names in REGISTERED.items():
+        known = mapping[_MAPPINGS[kind]]
+        if not isinstance(known, _Names):
+            known = mapping[_MAPPINGS[kind]] = _Names(known)
         for name in names:
-            taken = registry.mapping[_MAPPINGS[kind]].get(name)
-            if taken is None:
-                getattr(registry, f"register_{kind}")(name)(classes[kind])
-            elif taken is not classes[kind]:
+            taken = known.setdefault(name, _Later(_CLASSES[kind]))
+            if not isinstance(taken, _Later) and not taken.__module__.startswith("mdl_physpre."):
                 logger.warning("the %s %s stays %s.%s", kind, name, taken.__module__, taken.__qualname__)

@@ -22,6 +22,7 @@ BUILT_IN = {
     "torchmd_etEarly": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
     "torchmd_et": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
     "M3GNet": "mdl_physpre.potentials.backbones.m3gnet.network:M3GNet",
+    "MACE": "mdl_physpre.potentials.backbones.mace:MACE",
     "hybrid": "mdl_physpre.potentials.sum:HybridPotential",
     **{f"graph_pes:{model}": f"mdl_physpre.potentials.backbones.graph_pes:{model}" for model in GRAPH_PES},
 }

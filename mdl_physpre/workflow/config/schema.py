@@ -112,7 +112,7 @@ class Model(Settings):
     model_config = ConfigDict(extra="allow")
 
     name: str = setting(
-        ..., "Backbone: CGCNN, torchmd_etEarly, M3GNet, another registered name, or an import path (module:Class)."
+        ..., "Backbone: CGCNN, torchmd_etEarly, M3GNet, MACE, another registered name or an import path (module:Class)."
     )
     cutoff: float = setting(8.0, "Distance up to which atoms are neighbours.", "Å", gt=0)
 
