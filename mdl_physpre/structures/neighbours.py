@@ -100,10 +100,7 @@ def neighbour_list(
         if cells.any():
             whole = cells.astype(np.int32)
             wrapped = np.ascontiguousarray(positions - cells @ lattice)
-    boxes = float(np.prod(np.ptp(wrapped, axis=0) / cutoff + 3)) if cutoff > 0 else 1.0
-    if not boxes < MAX_BOXES:
-        spans = " x ".join(f"{length:.3g}" for length in np.ptp(wrapped, axis=0))
-        raise DataError(f"{len(positions)} atoms span {spans} Å; expected a cell and positions that they can fill")
+    _refuse_absurd(wrapped, cutoff)
     i, j, images, distances = find_points_in_spheres(
         all_coords=wrapped, center_coords=wrapped, r=float(cutoff), pbc=pbc.astype(np.int64), lattice=lattice, tol=1e-8
     )
@@ -123,6 +120,14 @@ def neighbour_list(
         shifts += whole.take(i, axis=0)
         shifts -= whole.take(j, axis=0)
     return i, j, shifts
+
+
+def _refuse_absurd(positions: np.ndarray, cutoff: float) -> None:
+    """Raise DataError for atoms so far apart that the boxes of a search between them take all memory."""
+    spans = np.ptp(positions, axis=0)
+    if cutoff > 0 and not np.prod(spans / cutoff + 3) < MAX_BOXES:
+        told = " x ".join(f"{length:.3g}" for length in spans)
+        raise DataError(f"{len(positions)} atoms span {told} Å; expected a cell and positions that they can fill")
 
 
 def pairs_within(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
