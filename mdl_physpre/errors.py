@@ -18,6 +18,10 @@ class ConfigError(PhyspreError):
     """A configuration key or value that is unknown, mistyped or contradictory."""
 
 
+class WouldDelete(ConfigError):
+    """Results of another run stand where this one is to write."""
+
+
 class CheckpointError(PhyspreError):
     """A checkpoint that is damaged, foreign, of another version, or unsafe."""
 

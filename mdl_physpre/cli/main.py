@@ -37,8 +37,8 @@ def common(
 
 
 for function in (
-    run, demo, config, fit, pretraining_set, perturb, label, evaluate, doctor, md, stress, judge, report, status, compare, convert,
-    inspect, export, convert_checkpoint, bench,
+    run, demo, config, fit, pretraining_set, perturb, label, evaluate, doctor, md, stress, judge, report, status,
+    compare, convert, inspect, export, convert_checkpoint, bench,
 ):  # fmt: skip
     app.command()(function)
 for point in entry_points(group="mdl_physpre.commands"):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mdl_physpre.cli.program import Modules
+from mdl_physpre.cli.program import Modules, Overwrite
 from mdl_physpre.cli.simulations import open_for_workers, simulate_and_show
 
 Model = Annotated[
@@ -122,6 +122,7 @@ def md(
     ] = ["auto"],  # noqa: B006 - read, never changed
     seed: Annotated[int, typer.Option(help="Seed of velocities and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for verdicts, and the state to go on from.")] = None,
+    overwrite: Overwrite = False,
     modules: Modules = None,
 ) -> None:
     """Simulate structures and judge each while it runs.
@@ -140,6 +141,7 @@ def md(
     # unchecked: a start from which no step can be taken is a verdict, and stops no other structure
     found = [enlarge(atoms, min_atoms) for atoms in read_structures(structures, check=False)[:n_structures]]
     along = OracleSettings(oracle=oracle, oracle_frames=oracle_frames)
+    workers["overwrite"] = overwrite
     simulate_and_show(potential, found, chosen, along, reference, Path(model).name, out, modules or (), workers)
 
 
@@ -217,19 +219,21 @@ def convert_checkpoint(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="IN", help="A checkpoint of this package or of MatDeepLearn, MatterSim, MatterTune, graph-pes."
+            metavar="IN",
+            help="A checkpoint of this package, MatDeepLearn, MatterSim, MatterTune, MACE or graph-pes.",
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
     format: Annotated[
         str | None,
         typer.Option(
-            help="mdl_physpre, matdeeplearn, mattersim or graph-pes; by default mattersim for .pth, else mdl_physpre."
+            help="mdl_physpre, matdeeplearn, mattersim, mace or graph-pes; by default mattersim for .pth, mace for "
+            ".model, else mdl_physpre."
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML of a checkpoint of MatDeepLearn.")] = None,
 ) -> None:
-    """Convert a checkpoint between this package, MatDeepLearn, MatterSim and graph-pes.
+    """Convert a checkpoint between this package, MatDeepLearn, MatterSim, MACE and graph-pes.
 
     What the format cannot carry is said.
     """

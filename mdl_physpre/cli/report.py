@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mdl_physpre.cli.program import Overwrite
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of physpre run, finished or not.")],
@@ -18,14 +20,17 @@ def report(
         Path | None,
         typer.Option(help="Trajectory, or folder of them, for the radial distribution functions; kept in the run."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the report of runs: report.html, and figures and tables beside it."""
+    from mdl_physpre.utils.overwrite import overwriting
     from mdl_physpre.workflow.reports import report_run
 
     wanted = [one.strip() for one in formats.split(",") if one.strip()]
-    for folder in runs:
-        for path in report_run(folder, wanted, reference):
-            print(path)
+    with overwriting(overwrite):
+        for folder in runs:
+            for path in report_run(folder, wanted, reference):
+                print(path)
 
 
 def status(

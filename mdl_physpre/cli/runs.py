@@ -7,31 +7,32 @@ from typing import Annotated
 
 import typer
 
-from mdl_physpre.cli.program import Out, Overrides
+from mdl_physpre.cli.program import Out, Overrides, Overwrite
 
 
 def run(
     config: Annotated[Path, typer.Argument(help="Configuration file (YAML).")],
     overrides: Overrides = None,
     out: Out = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fit, perturb, label, pretrain, finetune, simulate, report.
 
-    Goes on where it stopped, and redoes only what changed.
+    Goes on where it stopped. What is added (arms, networks, tests, epochs) leaves what is done.
     """
     from mdl_physpre.workflow.run import run as run_config
 
-    run_config(config, overrides or (), out)
+    run_config(config, overrides or (), out, overwrite)
 
 
-def demo(overrides: Overrides = None, out: Out = None) -> None:
+def demo(overrides: Overrides = None, out: Out = None, overwrite: Overwrite = False) -> None:
     """Run the whole method on silica data in the package.
 
     Takes minutes on two cores.
     """
     from mdl_physpre.workflow.run import run as run_config
 
-    run_config(Path(__file__).parent.parent / "demo" / "demo.yml", overrides or (), out)
+    run_config(Path(__file__).parent.parent / "demo" / "demo.yml", overrides or (), out, overwrite)
 
 
 def config(
@@ -48,6 +49,7 @@ def fit(
     config: Annotated[Path, typer.Argument(help="Configuration file (YAML).")],
     overrides: Overrides = None,
     out: Out = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fit the embedded-atom potential of a configuration.
 
@@ -55,7 +57,7 @@ def fit(
     """
     from mdl_physpre.workflow.run import fit_only
 
-    fit_only(config, overrides or (), out)
+    fit_only(config, overrides or (), out, overwrite)
 
 
 def pretraining_set(

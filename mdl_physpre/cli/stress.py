@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mdl_physpre.cli.potentials import Json, Model, Oracle, OracleFrames
-from mdl_physpre.cli.program import Modules
+from mdl_physpre.cli.program import Modules, Overwrite
 
 
 def stress(
@@ -31,6 +31,7 @@ def stress(
     oracle: Oracle = None,
     oracle_frames: OracleFrames = 20,
     out: Annotated[Path | None, typer.Option(help="Folder for results, and the state to go on from.")] = None,
+    overwrite: Overwrite = False,
     json: Json = None,
     modules: Modules = None,
 ) -> None:
@@ -61,7 +62,7 @@ def stress(
         judge = open_oracle(oracle, found, modules=modules or (), device=device_of_parameters(potential))
     with TemporaryDirectory() as temporary:
         folder = out if out or judge is None else Path(temporary)
-        results = run_stress_tests(potential, found, chosen, folder)
+        results = run_stress_tests(potential, found, chosen, folder, overwrite=overwrite)
         print(format_stress(results))
         if judge is not None and folder is not None:
             results = {name: with_oracle(one, folder / folder_of(name), judge, along) for name, one in results.items()}

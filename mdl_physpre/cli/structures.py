@@ -35,6 +35,9 @@ Unit = Annotated[
     list[str] | None,
     typer.Option(help="Unit of a label that is not in eV and Å: stress=kbar, energy=Hartree, stress=-GPa; repeat."),
 ]
+DropUnconverged = Annotated[
+    bool, typer.Option("--drop-unconverged", help="Leave out structures whose electrons did not converge.")
+]
 Types = Annotated[str | None, typer.Option(help="Elements of the types of a LAMMPS dump, in order, such as Cu,Au.")]
 
 
@@ -46,6 +49,7 @@ def convert(
     key: Key = None,
     unit: Unit = None,
     types: Types = None,
+    drop_unconverged: DropUnconverged = False,
     elements: Annotated[
         str | None, typer.Option(help="Only structures of these elements, such as Li,Mn,O,P (MPtrj).")
     ] = None,
@@ -57,7 +61,8 @@ def convert(
     options: dict[str, Any] = {"elements": elements.split(",")} if elements else {}
     options |= {"types": types} if types else {}
     keys, units = _pairs("--key", key, "energy=NAME"), _pairs("--unit", unit, "stress=kbar")
-    done = convert_structures(source, target, keys, units=units, energy=energy, **options)
+    options |= {"energy": energy, "drop_unconverged": drop_unconverged}
+    done = convert_structures(source, target, keys, units=units, **options)
     labels = ", ".join(f"{name} on {done['labels'][name]}" for name in ("energy", "forces", "stress"))
     print(f"{target}: {done['structures']} structures; {labels}")
 

@@ -18,7 +18,7 @@ from mdl_physpre.analysis.radial_distribution import Array
 from mdl_physpre.analysis.vibrations import VibrationalDOS, vibrational_dos
 from mdl_physpre.dynamics.running.reanalysis import finished_run
 from mdl_physpre.dynamics.running.storage import TRAJECTORIES, TrajectoryFiles
-from mdl_physpre.dynamics.running.trajectory_frames import read_frames
+from mdl_physpre.dynamics.running.trajectory_frames import read_frames, unwrapped
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.utils.record import Record
 from mdl_physpre.utils.text_table import shown
@@ -112,7 +112,8 @@ def _motion(folder: Path, settings: DynamicsSettings, structures: Sequence[tuple
     for index, values in structures:
         own = settings.changed(**values)
         interval = own.trajectory_interval * own.timestep
-        frames = list(read_frames(TrajectoryFiles(folder / TRAJECTORIES).path(index)))
+        path = TrajectoryFiles(folder / TRAJECTORIES).path(index)
+        frames = list(unwrapped(read_frames(path), str(path)))
         first, cells = frames[0], np.array([frame.cell[:] for frame in frames])
         changing = bool((cells != cells[0]).any())
         masses = first.get_masses()

@@ -47,6 +47,7 @@ from mdl_physpre.potential_checks.symmetry import (
 )
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
+from mdl_physpre.structures.state import put_state
 from mdl_physpre.utils.progress import progress as show_progress
 from mdl_physpre.utils.text_table import aligned
 
@@ -163,7 +164,7 @@ def default_structures(potential: Potential) -> list[Atoms]:
 
 def _choose(structures: Sequence[Atoms]) -> list[Atoms]:
     """Copies of up to four structures: those that bring new elements first, then small ones."""
-    filled = [Atoms(a.numbers, a.positions, cell=a.cell, pbc=a.pbc) for a in structures if len(a)]
+    filled = [put_state(Atoms(a.numbers, a.positions, cell=a.cell, pbc=a.pbc), a) for a in structures if len(a)]
     if not filled:
         raise DataError("there are no structures with atoms to examine the potential on")
     order = sorted(range(len(filled)), key=lambda k: (len(filled[k]) > LARGE or len(filled[k]) < 2, k))

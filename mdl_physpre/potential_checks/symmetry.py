@@ -20,6 +20,7 @@ from mdl_physpre.potential_checks.subject import (
     moved,
     worst,
 )
+from mdl_physpre.structures.state import of_copies, put_state, repeated
 
 
 @dataclass
@@ -174,7 +175,7 @@ def supercell_checks(subject: Subject) -> Iterator[Check]:
             times = np.where(atoms.pbc, repeats, 1)
             n = int(times.prod())
             if n > 1:
-                made.append(atoms.repeat(times))
+                made.append(repeated(atoms, times))
                 names.append(f"structure {k}, {' x '.join(map(str, times))} cells")
                 energies.append(n * base.energies[k])
                 forces.append(np.tile(base.forces[k], (n, 1)))
@@ -187,10 +188,11 @@ def supercell_checks(subject: Subject) -> Iterator[Check]:
 
 def far_copies_check(subject: Subject) -> Iterator[Check]:
     """Two copies of a cluster, far apart, have twice its energy."""
-    clusters = [Atoms(atoms.numbers, atoms.positions) for atoms in subject.structures]
+    clusters = [put_state(Atoms(atoms.numbers, atoms.positions), atoms) for atoms in subject.structures]
     pairs = []
     for cluster in clusters:
         pairs.append(cluster + moved(cluster, np.array([subject.far + np.ptp(cluster.positions[:, 0]), 0.0, 0.0])))
+        pairs[-1].info = of_copies(cluster.info, 2)
     one, two = subject.predict(clusters), subject.predict(pairs)
     sizes = np.array([len(cluster) for cluster in clusters])
     yield worst(

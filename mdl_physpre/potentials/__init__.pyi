@@ -2,6 +2,7 @@
 
 from .adapters.ase_calculator import PotentialCalculator as PotentialCalculator
 from .adapters.from_ase import CalculatorPotential as CalculatorPotential
+from .adapters.lammps import LAMMPSForces as LAMMPSForces
 from .backbones.cgcnn.network import CGCNN as CGCNN
 from .backbones.m3gnet.network import M3GNet as M3GNet
 from .backbones.torchmd_et.network import TorchMDET as TorchMDET

@@ -8,6 +8,7 @@ from pathlib import Path
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.graph_pes import write_graph_pes_model
+from mdl_physpre.potentials.checkpoints.mace import write_mace_model
 from mdl_physpre.potentials.checkpoints.matdeeplearn import read_matdeeplearn_checkpoint, write_matdeeplearn_checkpoint
 from mdl_physpre.potentials.checkpoints.mattersim import write_mattersim_checkpoint
 from mdl_physpre.potentials.checkpoints.own import save_potential
@@ -24,6 +25,7 @@ WRITERS: dict[str, Callable[[Path, Potential], list[str]]] = {
     "matdeeplearn": write_matdeeplearn_checkpoint,
     "mattersim": write_mattersim_checkpoint,
     "graph_pes": write_graph_pes_model,
+    "mace": write_mace_model,
 }
 """Formats that can be written, and what writes them; each returns what the format cannot carry."""
 
@@ -35,11 +37,11 @@ def convert_checkpoint(
 
     Parameters
     ----------
-    source : a checkpoint of this package, of MatDeepLearn, MatterSim, MatterTune or graph-pes, recognised by its
+    source : a checkpoint of this package, of MatDeepLearn, MatterSim, MatterTune, MACE or graph-pes, recognised by its
         content.
     target : the file to write.
-    format : ``mdl_physpre``, ``matdeeplearn``, ``mattersim`` or ``graph-pes``; where ``None``, ``mattersim`` for the
-        ending ``.pth``, and ``mdl_physpre`` for any other.
+    format : ``mdl_physpre``, ``matdeeplearn``, ``mattersim``, ``mace`` or ``graph-pes``; where ``None``, ``mattersim``
+        for the ending ``.pth``, ``mace`` for ``.model``, and ``mdl_physpre`` for any other.
     config : the YAML of a source of MatDeepLearn; looked for beside it where ``None``. For MatDeepLearn's alone.
 
     Returns
@@ -56,7 +58,7 @@ def convert_checkpoint(
     """
     target = Path(target)
     if format is None:
-        format = "mattersim" if target.suffix == ".pth" else "mdl_physpre"
+        format = {".pth": "mattersim", ".model": "mace"}.get(target.suffix, "mdl_physpre")
     format = format.lower().replace("-", "_")
     if format == "mattertune":
         raise ConfigError(

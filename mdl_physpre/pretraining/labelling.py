@@ -18,14 +18,14 @@ from ase.calculators.calculator import FileIOCalculator
 from ase.calculators.genericfileio import GenericFileIOCalculator
 
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
+from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential, attach, reset
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.sum import SumPotential
-from mdl_physpre.pretraining.perturbation import is_label
 from mdl_physpre.pretraining.teacher import CALCULATOR_ERRORS, CalculatorFactory, Teacher, resolve_teacher
 from mdl_physpre.structures.graph import GraphDataset, batch_by_edges
 from mdl_physpre.structures.labels import Labels, as_stress_matrix, set_labels
+from mdl_physpre.structures.state import is_label
 from mdl_physpre.utils.devices import device_of_parameters
 from mdl_physpre.utils.progress import progress as show_progress
 from mdl_physpre.utils.worker_pool import run_chunks, start_method
@@ -283,7 +283,7 @@ def _label_by_calculator(
     structure = structures[number]
     calculator = _calculator(factory)  # a calculator that cannot be built is an error, not a failed structure
     atoms = structure.copy()
-    atoms.calc = calculator
+    attach(atoms, calculator)
     try:
         energy, forces = atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)
         stress = None
@@ -291,5 +291,5 @@ def _label_by_calculator(
             stress = calculator.get_stress(atoms)  # atoms.get_stress asserts a shape without a word
         return [_checked(structure, energy, forces, stress)]
     except CALCULATOR_ERRORS as error:
-        getattr(calculator, "reset", lambda: None)()  # it must not take what it had half done for done
+        reset(calculator)  # it must not take what it had half done for done
         return [LabelFailure(f"{type(error).__name__}: {error}")]

@@ -18,12 +18,11 @@ from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings as PerturbationSettings
 from mdl_physpre.pretraining.perturbation_settings import strengths as strengths
 from mdl_physpre.structures.neighbours import neighbour_list
+from mdl_physpre.structures.state import electronic_state, is_label
 
 # Distances closer than this count as equal, so that the choice among symmetry-equivalent pairs does not hang on
 # the last bits of a coordinate but on the order of the atoms.
 TIE = 1e-6
-# Words in the keys of `info` that mark a label. Labels of the parent are wrong for a displaced copy.
-LABEL_WORDS = ("energy", "force", "stress", "virial")
 
 
 @dataclass(frozen=True)
@@ -129,14 +128,12 @@ def generator(seed: int, structure: str, round_: int, epoch: int = 0, attempt: i
     return np.random.default_rng([seed, name, round_, epoch, attempt])
 
 
-def is_label(key: str) -> bool:
-    """Whether a key of ``info`` or ``arrays`` names a label."""
-    return any(word in str(key).lower() for word in LABEL_WORDS)
-
-
 def inherited_info(atoms: Atoms) -> dict[str, Any]:
-    """Names and groups of a parent (strings and whole numbers) that a displaced copy keeps; labels stay behind."""
-    kept = {}
+    """Names, groups (strings, whole numbers) and the electronic state of a parent, which a displaced copy keeps.
+
+    Labels stay behind.
+    """
+    kept, _ = electronic_state(atoms)
     for key, value in atoms.info.items():
         if isinstance(value, (str, bool, int, np.integer)) and not is_label(key):
             kept[key] = value
@@ -144,10 +141,12 @@ def inherited_info(atoms: Atoms) -> dict[str, Any]:
 
 
 def displaced_copy(atoms: Atoms, positions: NDArray[np.float64], info: dict[str, Any]) -> Atoms:
-    """A structure with the elements, cell, periodicity and masses of `atoms`, but without its labels."""
+    """A structure with the elements, cell, periodicity, masses, charges, moments and tags of `atoms`, no labels."""
     copy = Atoms(numbers=atoms.numbers, positions=positions, cell=atoms.cell, pbc=atoms.pbc, info=info)
     if atoms.has("masses"):
         copy.set_masses(atoms.get_masses())
+    for key, values in electronic_state(atoms)[1].items():
+        copy.set_array(key, values)
     return copy
 
 

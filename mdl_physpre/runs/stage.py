@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from mdl_physpre.errors import DataError
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.memory import PeakMemory
+from mdl_physpre.utils.overwrite import differences, refuse_to_delete
 from mdl_physpre.utils.record import Record, without_nan
 from mdl_physpre.utils.settings import Settings
 
@@ -99,6 +100,11 @@ def record_of(kind: type[AnyRecord], content: Mapping[str, Any], folder: Path, *
         ) from None
 
 
+def holds_results(folder: Path) -> bool:
+    """Whether a stage, or one in a folder within it, is done, or a training or simulation has come some way."""
+    return any(next(folder.rglob(name), None) is not None for name in (DONE, "*.ckpt", "state.npz", "verdicts.json"))
+
+
 def stage_key(folder: Path) -> str:
     """The key of the stage that is done in a folder; empty where none is."""
     return str(read_json(folder / DONE).get("key", ""))
@@ -111,11 +117,29 @@ class Stage:
     >>> if not stage.done:
     ...     stage.begin()
     ...     stage.finish({"loss": ...})
+
+    Parameters
+    ----------
+    folder : of the stage.
+    depends_on : everything that its result depends on.
+    free : its results follow quickly from those of other stages, and may be deleted for new ones without a word.
+    follows : keys of ``depends_on`` that stand for stages which have had their own say.
+    grows : keys, ``part.key``, whose growth lets the stage go on from what it has.
     """
 
-    def __init__(self, folder: Path, depends_on: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        depends_on: Mapping[str, Any],
+        *,
+        free: bool = False,
+        follows: Sequence[str] = (),
+        grows: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
+        self.depends_on = json.loads(json.dumps(dict(depends_on), default=_plain))
         self.key = hash_of(dict(depends_on))
+        self.free, self.follows, self.grows = free, follows, grows
 
     @property
     def done(self) -> bool:
@@ -126,15 +150,47 @@ class Stage:
         """What the stage gave, or ``None`` where it is not done for this key."""
         return stage_result(self.folder) if self.done else None
 
+    def check(self) -> None:
+        """Raise WouldDelete where to begin would delete results of other settings or inputs."""
+        begun = read_json(self.folder / BEGUN)
+        if self.free or begun.get("key") == self.key or not holds_results(self.folder):
+            return
+        before = begun.get("depends_on")
+        if isinstance(before, dict):
+            own = [{k: v for k, v in d.items() if k not in self.follows} for d in (before, self.depends_on)]
+            if self._grows(before) or not differences(own[0], own[1]):
+                return
+        refuse_to_delete(self.folder, "results", before, self.depends_on)
+
+    def _grows(self, before: Any) -> bool:
+        """Whether nothing but what may grow has changed since, and that has grown."""
+        if not self.grows or not isinstance(before, dict):
+            return False
+        then, now = json.loads(json.dumps(before)), json.loads(json.dumps(self.depends_on))
+        for key in self.grows:
+            part, _, name = key.partition(".")
+            one, other = (d.get(part, {}).pop(name, None) for d in (then, now))
+            if one != other and (one is None or (other is not None and other < one)):
+                return False
+        return then == now
+
     def begin(self) -> None:
-        """Keep what a stopped run of the same key left; clear away what another key made."""
-        if self.folder.exists() and read_json(self.folder / BEGUN).get("key") != self.key:
-            logger.info("%s: its settings or inputs changed; it is done anew", self.folder)
-            (self.folder / DONE).unlink(missing_ok=True)  # first, so that half a stage never counts as done
-            shutil.rmtree(self.folder)
+        """Keep what a stopped run of the same key left; clear away what another key made.
+
+        Raises WouldDelete as :meth:`check`.
+        """
+        self.check()
+        begun = read_json(self.folder / BEGUN)
+        if self.folder.exists() and begun.get("key") != self.key:
+            if self._grows(begun.get("depends_on")):
+                logger.info("%s: goes on, for longer than before", self.folder)
+            else:
+                logger.info("%s: its settings or inputs changed; it is done anew", self.folder)
+                (self.folder / DONE).unlink(missing_ok=True)  # first, so that half a stage never counts as done
+                shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / DONE).unlink(missing_ok=True)
-        write_json(self.folder / BEGUN, {"key": self.key})
+        write_json(self.folder / BEGUN, {"key": self.key, "depends_on": self.depends_on})
         self._start, self._processor = time.monotonic(), time.process_time()
         self._peak = PeakMemory()
 

@@ -25,6 +25,8 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.stress_tests.kinds import StressTest
 from mdl_physpre.stress_tests.result import BreakingPoint
+from mdl_physpre.structures.state import PER_ATOM, put_state
+from mdl_physpre.structures.state import repeated as repeat_with_state
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.progress import progress as show_progress
 from mdl_physpre.utils.record import without_nan
@@ -127,7 +129,7 @@ def _keep_frames(out: Path | None, climber: Climber) -> None:
     text = io.StringIO()
     for frame in climber.frames:
         frame.info = {**frame.info, "structure_id": climber.name}
-        columns = ["symbols", "positions", *(name for name in ("momenta", "forces") if frame.has(name))]
+        columns = ["symbols", "positions", *(n for n in ("momenta", "forces", *PER_ATOM) if frame.has(n))]
         write_extxyz(text, [frame], columns=columns)
     (out / FAILING).mkdir(parents=True, exist_ok=True)
     write_text(out / FAILING / f"{climber.place:05d}.extxyz", text.getvalue())
@@ -154,7 +156,7 @@ def _restore(path: Path, climbers: Sequence[Climber]) -> int:
         stored = json.loads(path.read_text())
         for climber, row in zip(climbers, stored["climbers"], strict=True):
             atoms = climber.atoms
-            climber.atoms = Atoms(atoms.numbers, row["positions"], cell=row["cell"], pbc=atoms.pbc)
+            climber.atoms = put_state(Atoms(atoms.numbers, row["positions"], cell=row["cell"], pbc=atoms.pbc), atoms)
             climber.atoms.set_masses(atoms.get_masses())
             climber.atoms.set_momenta(np.array(row["momenta"]))
             climber.notes, climber.end = row["notes"], row["end"]
@@ -165,8 +167,8 @@ def _restore(path: Path, climbers: Sequence[Climber]) -> int:
 
 
 def plain_atoms(frame: Atoms, masses: Atoms) -> Atoms:
-    """Positions, cell and momenta of a frame alone, with the masses of another."""
-    atoms = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
+    """Positions, cell and momenta of a frame alone, with masses, charges and the like of another."""
+    atoms = put_state(Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc), masses)
     atoms.set_masses(masses.get_masses())
     atoms.set_momenta(frame.get_momenta())
     return atoms
@@ -185,9 +187,7 @@ def repeated(atoms: Atoms, width: float) -> Atoms:
     """The structure, repeated along each periodic direction until opposite faces of its cell are ``width`` Å apart."""
     normals = np.linalg.norm(np.linalg.inv(atoms.cell.complete()[:]), axis=0)  # 1 / distances of opposite faces
     times = [max(1, math.ceil(width * n - 1e-9)) if p else 1 for n, p in zip(normals, atoms.pbc, strict=True)]
-    large = atoms.repeat(times)
-    large.info = dict(atoms.info)
-    return large
+    return repeat_with_state(atoms, times)
 
 
 def bonds(atoms: Atoms, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from typing import Any
 from ase import Atoms
 from pydantic import BaseModel, ValidationError
 
+from mdl_physpre.dynamics.running.description import described
 from mdl_physpre.dynamics.running.storage import LOCK_WAIT, run_key
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
@@ -22,6 +23,7 @@ from mdl_physpre.stress_tests.kinds import STRESS_TESTS, StressTest
 from mdl_physpre.stress_tests.result import StressResult
 from mdl_physpre.structures.graph import content_hash
 from mdl_physpre.utils.files import write_text
+from mdl_physpre.utils.overwrite import overwriting, refuse_to_delete
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.utils.settings import explained
 
@@ -37,6 +39,7 @@ def run_stress_tests(
     tests: Mapping[str, BaseModel | Mapping[str, Any] | None],
     out: str | Path | None = None,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> dict[str, StressResult]:
     """Where each structure breaks, in each of several tests.
 
@@ -46,7 +49,8 @@ def run_stress_tests(
     structures : where each test begins; ``info["structure_id"]`` names them.
     tests : name of a test, or its import path ``package.module:Class`` → its settings; ``None``: its defaults.
     out : folder, in which each test has its own. A finished test of the same potential, structures and settings is
-        read, an unfinished one continued, any other done anew.
+        read, an unfinished one continued.
+    overwrite : delete what any other test left there.
 
     Returns
     -------
@@ -55,6 +59,7 @@ def run_stress_tests(
     Raises
     ------
     ConfigError : an unknown test, or a setting that cannot be used, by its key; before any work.
+    WouldDelete : ``out`` holds results of other potentials, structures or settings; it says what differs.
     DataError : a structure that a test is not for, such as a molecule that is to be compressed; before any work.
     PhyspreError : another process works in the folder; whatever a test raises.
     """
@@ -69,6 +74,9 @@ def run_stress_tests(
     if all(done.values()):
         return {name: result for name, result in done.items() if result is not None}
     with run_lock(Path(out), LOCK_WAIT):
+        with overwriting(overwrite):  # before any work
+            for name, test in chosen.items():
+                _refuse_another(folders[name], keys[name], _description(test, potential, structures))
         return {
             name: _continued(name, test, potential, structures, folders[name], keys[name], progress)
             for name, test in chosen.items()
@@ -109,8 +117,9 @@ def _continued(
     done = _read(folder, key)
     if done is not None:
         return done
-    _begin(folder, key)
-    result = _do(name, test, potential, structures, folder, progress)
+    _begin(folder, key, _description(test, potential, structures))
+    with overwriting():  # what a test simulates there is its own
+        result = _do(name, test, potential, structures, folder, progress)
     _write(folder / RESULT, {"key": key, "result": result.plain()})
     return result
 
@@ -149,7 +158,21 @@ def _read(folder: Path, key: str) -> StressResult | None:
     return None
 
 
-def _begin(folder: Path, key: str) -> None:
+def _description(test: StressTest, potential: Potential, structures: Sequence[Atoms]) -> dict[str, Any]:
+    """What a test is, in words that can be compared with those of another."""
+    return {"settings": test.settings.model_dump(mode="json"), **described(potential, structures)}
+
+
+def _refuse_another(folder: Path, key: str, now: Mapping[str, Any]) -> None:
+    """Raise WouldDelete where a folder holds what another test found, unless it may be deleted."""
+    with contextlib.suppress(OSError, ValueError):
+        begun = json.loads((folder / BEGUN).read_text())
+        left = any(path.name not in (BEGUN, "stage.json") for path in folder.iterdir())
+        if left and begun.get("key") not in (None, key):
+            refuse_to_delete(folder, "a stress test", begun.get("test"), now)
+
+
+def _begin(folder: Path, key: str, now: Mapping[str, Any]) -> None:
     """Keep what a stopped test of the same key left, and clear away what another one made."""
     (folder / RESULT).unlink(missing_ok=True)
     before = None
@@ -159,7 +182,7 @@ def _begin(folder: Path, key: str) -> None:
         logger.info("%s: potential, structures or settings changed; the test is done anew", folder)
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / BEGUN, {"key": key})
+    _write(folder / BEGUN, {"key": key, "test": now})
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

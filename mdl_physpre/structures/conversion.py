@@ -50,5 +50,5 @@ def convert(
     write_structures(target, structures)
     for text in warnings:
         logger.warning("%s: %s", target, text)
-    logger.info("%s: %d structures written", target, len(structures))
+    logger.debug("%s: %d structures written", target, len(structures))
     return {"structures": len(structures), "labels": label_counts(structures), "warnings": warnings}

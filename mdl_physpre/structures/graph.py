@@ -50,6 +50,8 @@ class AtomGraph(Data):
             for key, value in base._store.items():
                 store[key] = value
             graph.__dict__["known_elements"] = base.__dict__.get("known_elements")
+            if "n_atoms" not in fields:
+                graph.__dict__["structures"] = base.__dict__.get("structures")
         for key, value in fields.items():
             store[key] = value
         return graph
@@ -58,6 +60,16 @@ class AtomGraph(Data):
         """The graph itself, told which atomic numbers are in it."""
         self.__dict__["known_elements"] = (self.z, _version(self.z), frozenset(np.unique(numbers).tolist()))
         return self
+
+    def with_structures(self, structures: Sequence[Atoms]) -> AtomGraph:
+        """The graph itself, told which structures it was made of, for all that is no tensor: charges, moments, tags."""
+        self.__dict__["structures"] = tuple(structures)
+        return self
+
+    @property
+    def structures(self) -> tuple[Atoms, ...] | None:
+        """The structures it was made of; ``None`` where they are not known."""
+        return self.__dict__.get("structures")
 
     @property
     def elements(self) -> frozenset[int]:
@@ -72,9 +84,8 @@ class AtomGraph(Data):
         """The graph on a device; itself where it is there already."""
         if self.pos.device == torch.device(device):
             return self
-        fields = {k: v.to(device, non_blocking=True) for k, v in self._store.items()}
-        moved = AtomGraph.from_tensors(**fields)
-        moved.__dict__["known_elements"] = (moved.z, _version(moved.z), self.elements)
+        moved = AtomGraph.from_tensors(**{k: v.to(device, non_blocking=True) for k, v in self._store.items()})
+        moved.__dict__ |= {"known_elements": (moved.z, _version(moved.z), self.elements), "structures": self.structures}
         return moved
 
 
@@ -213,8 +224,7 @@ class GraphDataset:
         if label == "forces":
             first = self._atom_start[:-1][self.n_atoms > 0]
             return int(np.isfinite(self._forces[first, 0]).sum())
-        values = self._energy if label == "energy" else self._stress[:, 0, 0]
-        return int(np.isfinite(values).sum())
+        return int(np.isfinite(self._energy if label == "energy" else self._stress[:, 0, 0]).sum())
 
     def batch(self, indices: Sequence[int] | np.ndarray | None = None) -> AtomGraph:
         """The graph of some structures (all where ``None``), in the order given."""
@@ -239,12 +249,13 @@ class GraphDataset:
             fields["energy"] = torch.from_numpy(self._energy[picked])
             fields["forces"] = torch.from_numpy(self._forces[atoms])
             fields["stress"] = torch.from_numpy(self._stress[picked])
-        return AtomGraph.from_tensors(None, **fields).with_elements(self._z[atoms])
+        graph = AtomGraph.from_tensors(None, **fields).with_structures([self.structures[k] for k in picked])
+        return graph.with_elements(self._z[atoms])
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The integers start, …, start + length − 1 of each pair, one after another."""
-    if not len(lengths) or not lengths.sum():
+    if not lengths.sum():
         return np.zeros(0, np.int64)
     ends = np.cumsum(lengths)
     offsets: np.ndarray = np.repeat(starts - (ends - lengths), lengths)

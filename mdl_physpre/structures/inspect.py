@@ -17,6 +17,7 @@ from mdl_physpre.structures.label_sources import look_like_labels
 from mdl_physpre.structures.labels import LABELS, get_labels, label_counts, largest_force
 from mdl_physpre.structures.neighbours import closest_by_elements, pairs_within
 from mdl_physpre.structures.splits import format_label_counts
+from mdl_physpre.structures.state import is_unconverged
 from mdl_physpre.utils.progress import progress
 
 FAR_RADIUS = 10.0  # Å: where a pair of elements is looked for that does not meet within RADIUS
@@ -97,6 +98,7 @@ def _describe_set(structures: Sequence[Atoms]) -> dict[str, Any]:
         "atoms": int(sum(sizes)),
         "atoms_per_structure": [int(min(sizes)), float(np.median(sizes)), int(max(sizes))],
         "one_atom": sum(size == 1 for size in sizes) if len(structures) else 0,
+        "unconverged": sum(is_unconverged(a) for a in structures),
         "elements": {s: elements[s] for s in sorted(elements, key=chemical_symbols.index)},
         "periodic": sum(bool(a.pbc.any()) for a in structures),
         "labels": label_counts(structures),
@@ -133,7 +135,8 @@ def format_inspection(result: Mapping[str, Any]) -> str:
         lines += [
             f"{name}: {part['structures']} structures, {part['atoms']} atoms ({low} to {high} per structure, "
             f"median {median:g}), {part['periodic']} periodic"
-            + (f", {part['one_atom']} of one atom" if part["one_atom"] else ""),
+            + (f", {part['one_atom']} of one atom" if part["one_atom"] else "")
+            + (f", {part['unconverged']} with electrons that did not converge" if part["unconverged"] else ""),
             "  elements (structures): " + ", ".join(f"{s} {n}" for s, n in part["elements"].items()),
         ]
         lines += [

@@ -58,6 +58,9 @@ def _close_gaps(positions: np.ndarray, lattice: np.ndarray, pbc: np.ndarray, cut
     return positions
 
 
+MAX_BOXES = 3e7  # boxes of the cutoff's length that the search sorts atoms into; each takes memory
+
+
 def neighbour_list(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -97,6 +100,10 @@ def neighbour_list(
         if cells.any():
             whole = cells.astype(np.int32)
             wrapped = np.ascontiguousarray(positions - cells @ lattice)
+    boxes = float(np.prod(np.ptp(wrapped, axis=0) / cutoff + 3)) if cutoff > 0 else 1.0
+    if not boxes < MAX_BOXES:
+        spans = " x ".join(f"{length:.3g}" for length in np.ptp(wrapped, axis=0))
+        raise DataError(f"{len(positions)} atoms span {spans} Å; expected a cell and positions that they can fill")
     i, j, images, distances = find_points_in_spheres(
         all_coords=wrapped, center_coords=wrapped, r=float(cutoff), pbc=pbc.astype(np.int64), lattice=lattice, tol=1e-8
     )

@@ -8,19 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ase.io
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
-from ase.io.formats import UnknownFileTypeError
 
 from mdl_physpre.errors import ConfigError, DataError, nearest
 from mdl_physpre.structures.check import check_structures
-from mdl_physpre.structures.formats.base import format_to_read, formats, known_formats, unknown
+from mdl_physpre.structures.formats.base import format_to_read, formats
+from mdl_physpre.structures.formats.by_ase import read_by_ase
 from mdl_physpre.structures.label_sources import assign_labels
 from mdl_physpre.structures.plausibility import check_units_of_labels
 from mdl_physpre.structures.sources import Source, files_of
+from mdl_physpre.structures.state import is_unconverged
 from mdl_physpre.structures.units import check_units, convert_labels
-from mdl_physpre.utils.files import existing_file
 from mdl_physpre.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -34,6 +33,7 @@ def read_structures(
     format: str | None = None,
     elements: Iterable[str] | None = None,
     check: bool = True,
+    drop_unconverged: bool = False,
     **options: Any,
 ) -> list[Atoms]:
     """Read structures with their labels.
@@ -44,8 +44,7 @@ def read_structures(
         states), .json (also .gz; MatDeepLearn, MPtrj, ASE or FitSNAP, told apart by content), .lammpstrj (LAMMPS); any
         other that ASE reads (.traj, .cif, POSCAR, …); a folder of DeePMD-kit; or "load-atoms:NAME". Several of them as
         a list, a pattern ("data/*.xyz") or a folder, one after another.
-    format : its format by name instead, or by the import path of a class of
-        :class:`~mdl_physpre.structures.formats.base.Format`.
+    format : its format by name instead, or by the import path of a class of ``structures.formats.base.Format``.
     keys : where labels stand, {"energy": …, "forces": …, "stress": …, "virial": …}, any of them; names of entries of
         ``info``, ``arrays`` or calculator results. Then ``REF_energy``, ``REF_forces``, ``REF_stress`` count, then
         calculator results. Energies are totals in eV, forces eV/Å, stress eV/Å³ with tension positive, as (6,) in Voigt
@@ -54,8 +53,8 @@ def read_structures(
     units : of labels that are in others, {"energy": "Hartree", "forces": "Hartree/Bohr", "stress": "kbar"}; with a
         minus sign before it of the other sign.
     elements : only structures that hold nothing but these elements (symbols).
-    check : whether to check the structures (``check_structures``), and the units of their labels
-        (``check_units_of_labels``).
+    check : whether to check the structures (``check_structures``), and units of labels (``check_units_of_labels``).
+    drop_unconverged : leave out structures whose electrons did not converge: VASP without EDIFF, converged=F.
     options : of some formats, left out by others: ``energy``, "corrected" (default) or "uncorrected", MPtrj; ``root``,
         download folder, load-atoms; ``types``, elements in the order of the types, LAMMPS.
 
@@ -74,17 +73,17 @@ def read_structures(
     assign_labels(structures, keys, source)
     convert_labels(structures, factors)
     _assign_ids(structures, source)
-    indices: Sequence[int] = range(len(structures))
-    if wanted:
-        indices = [k for k, atoms in enumerate(structures) if wanted.issuperset(atoms.symbols)]
-        structures = [structures[k] for k in indices]
+    indices = [k for k, atoms in enumerate(structures) if not wanted or wanted.issuperset(atoms.symbols)]
+    indices = _without_unconverged(structures, indices, source, drop_unconverged)
+    structures = [structures[k] for k in indices]
     if not structures:
         only = f" that holds nothing but {', '.join(sorted(wanted))}" if wanted else ""
+        only += " whose electrons converged" if drop_unconverged else ""
         raise DataError(f"{source}: holds no structure{only}")
     if check:
         check_structures(list(progress(structures, description="checking")), source, indices=indices)
         check_units_of_labels(structures, source)
-    logger.info("%s: %d structures, %d atoms", source, len(structures), sum(len(a) for a in structures))
+    logger.debug("%s: %d structures, %d atoms", source, len(structures), sum(len(a) for a in structures))
     return structures
 
 
@@ -101,13 +100,13 @@ def _read_all(files: Sequence[str], format: str | None, options: dict[str, Any])
 
 def _read(path: Path, format: str | None, options: dict[str, Any]) -> list[Atoms]:
     if len(options) > 1:  # beside the elements
-        known = {"format", "elements", "check", "units"}.union(*(one.options for one in formats()))
+        known = {"format", "elements", "check", "units", "drop_unconverged"}.union(*(one.options for one in formats()))
         for name in options:
             if name not in known:
                 raise ConfigError(f"read_structures: unknown option {name!r}; {nearest(name, known)}")
     chosen = format_to_read(path, format)
     if chosen is None:
-        return _read_by_ase(path)
+        return read_by_ase(path)
     read: Any = chosen.read
     return list(read(path, **{name: value for name, value in options.items() if name in chosen.options}))
 
@@ -122,18 +121,22 @@ def _symbols(elements: Iterable[str] | None) -> frozenset[str] | None:
     return frozenset(names) or None
 
 
-def _read_by_ase(path: Path) -> list[Atoms]:
-    """Whatever else ASE reads: trajectories, CIF, POSCAR, results of DFT codes, …"""
-    existing_file(path)
-    try:
-        found = ase.io.read(path, index=":")
-    except UnknownFileTypeError:
-        raise DataError(f"{unknown(path)}; nor does ASE know it") from None
-    except Exception as error:  # ASE's readers raise errors of many kinds
-        raise DataError(f"{path}: ASE cannot read it ({type(error).__name__}: {error}); {known_formats()}") from error
-    if isinstance(found, list) and not found:
-        raise DataError(f"{path}: ASE finds no structure in it; did the calculation end, and is this its output?")
-    return found if isinstance(found, list) else [found]
+def _without_unconverged(structures: Sequence[Atoms], indices: list[int], source: str, drop: bool) -> list[int]:
+    """Say which structures are marked as unconverged; ``indices`` without them where they are to be left out."""
+    marked = [k for k in indices if is_unconverged(structures[k])]
+    if not marked:
+        return indices
+    names = ", ".join(str(structures[k].info["structure_id"]) for k in marked[:5])
+    logger.warning(
+        "%s: in %d of %d structures the electrons did not converge (%s%s); %s",
+        source,
+        len(marked),
+        len(indices),
+        names,
+        ", …" if len(marked) > 5 else "",
+        "they are left out" if drop else "dataset.drop_unconverged: true (--drop-unconverged) leaves them out",
+    )
+    return sorted(set(indices) - set(marked)) if drop else indices
 
 
 def _assign_ids(structures: Sequence[Atoms], source: str) -> None:

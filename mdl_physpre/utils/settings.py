@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,19 +63,43 @@ class Settings(BaseModel, metaclass=_Checked):
 
 def explained(error: ValidationError, model: type[BaseModel], section: str = "") -> str:
     """The mistakes in the values of a model, a line each: the key, what was found, what is expected."""
-    lines = [_line(problem, model, section) for problem in error.errors()]
-    return "\n  ".join(dict.fromkeys(lines))
+    return "\n  ".join(mistakes(error, model, section))
+
+
+def mistakes(error: ValidationError, model: type[BaseModel], section: str = "") -> list[str]:
+    """The lines of :func:`explained`. Of a value that may be of several kinds, all of these are in one."""
+    found: dict[str, list[str]] = {}
+    for problem in error.errors():
+        said, _, expected = _line(problem, model, section).partition("; expected ")
+        found.setdefault(said, []).extend([expected] if expected else [])
+    either = {said: " or ".join(dict.fromkeys(kinds)) for said, kinds in found.items()}
+    return [f"{said}; expected {kinds}" if kinds else said for said, kinds in either.items()]
+
+
+EXPECTED = {
+    "float_parsing": "a number", "float_type": "a number", "finite_number": "a finite number",
+    "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
+    "bool_parsing": "true or false", "bool_type": "true or false", "string_type": "text",
+    "list_type": "a list", "tuple_type": "a list", "model_type": "a section of keys",
+    "model_attributes_type": "a section of keys", "dict_type": "a section of keys", "literal_error": "{expected}",
+    "greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:g}", "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+}  # fmt: skip
+"""What pydantic calls mistakes, in our words."""
+KINDS = re.compile(r"^(str|int|float|bool|none|constrained-.*|function-.*|.*\[.*)$")
+"""What pydantic puts between keys for the kinds that a value may be of."""
 
 
 def _line(problem: ErrorDetails, model: type[BaseModel], section: str) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"] if not KINDS.match(str(part))]
     key = ".".join([*([section] if section else []), *location]) or model.__name__
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; {nearest(location[-1], _known_keys(location[:-1], model))}"
     if problem["type"] == "missing":
         return f"{key}: missing; it has no default"
-    section_wanted = problem["type"] in ("model_type", "model_attributes_type", "dict_type")
-    said = "expected a section of keys" if section_wanted else problem["msg"].removeprefix("Value error, ")
+    said = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in EXPECTED:
+        said = f"expected {EXPECTED[problem['type']].format(**problem.get('ctx', {}))}"
     return f"{key}: found {problem.get('input')!r}; {said}" if location else f"{key}: {said}"
 
 

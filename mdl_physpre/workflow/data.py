@@ -97,7 +97,8 @@ def load_data(config: Config) -> RunData:
     dataset = config.dataset
 
     def read(path: Source) -> list[Atoms]:
-        found = read_structures(path, keys=dataset.keys, units=dataset.units, **dataset.options)
+        drop, units = dataset.drop_unconverged, dataset.units
+        found = read_structures(path, keys=dataset.keys, units=units, drop_unconverged=drop, **dataset.options)
         if dataset.energies_of_elements != "isolated_atoms":
             return found
         rest, energies = take_isolated(found)
@@ -129,7 +130,9 @@ def load_data(config: Config) -> RunData:
     how = {key: value for key, value in dataset.asked().items() if key not in ("src", "extra_tests")}
     key = hash_of({"files": _hashes(sources), "dataset": how, "seed": config.task.seed})
     others: dict[str, Any] = {"files": _hashes(dataset.extra_tests), "keys": dataset.keys, "options": dataset.options}
-    extra_key = hash_of({**others, "units": dataset.units} if dataset.units else others)
+    # settings that ask for nothing are left out, so that older runs go on
+    others |= {k: v for k, v in dataset.asked().items() if k in ("units", "drop_unconverged")}
+    extra_key = hash_of(others)
     data = RunData(train, val, test, extra, key, extra_key, isolated)
     _tell_of_isolated(data, given, sum(taken))
     for name, part in (("training set", train), ("validation set", val)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mdl_physpre.potentials.energy_reference import inseparable_elements
+from mdl_physpre.structures.state import is_unconverged
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
 
@@ -53,3 +54,14 @@ def doubts(config: Config, data: RunData) -> list[str]:
             "names all; dataset.split.by keeps what belongs together in one set"
         )
     return found
+
+
+def unconverged(data: RunData) -> list[str]:
+    """How many structures of each set have electrons that did not converge, which reading them has said already."""
+    counts = {name: sum(is_unconverged(atoms) for atoms in part) for name, part in data.sets.items()}
+    return [
+        f"{name}: in {n} of {len(data.sets[name])} structures the electrons did not converge; "
+        "dataset.drop_unconverged: true leaves them out"
+        for name, n in counts.items()
+        if n
+    ]

@@ -14,6 +14,7 @@ from mdl_physpre.runs.layout import EAM_FILE, plan_of
 from mdl_physpre.runs.results import FittedEAM
 from mdl_physpre.runs.summary import Summary
 from mdl_physpre.training.ranks import leading
+from mdl_physpre.utils.overwrite import overwriting
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.reports import Reports
@@ -28,14 +29,19 @@ from mdl_physpre.workflow.stages.teacher import teacher_stage
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | Path | None = None) -> Summary:
+def run(
+    config: Config | str | Path, overrides: Sequence[str] = (), out: str | Path | None = None, overwrite: bool = False
+) -> Summary:
     """Run every stage of a configuration that is not done yet.
+
+    What is added (arms, networks, test sets, stress tests, epochs) leaves what is done.
 
     Parameters
     ----------
     config : a :class:`Config`, or the path of a configuration file.
     overrides : ``section.key=value``, put into the file's values.
     out : folder of the run; ``runs/IDENTIFIER`` where ``None``.
+    overwrite : delete results in it that were made with other settings or data.
 
     Returns
     -------
@@ -44,10 +50,11 @@ def run(config: Config | str | Path, overrides: Sequence[str] = (), out: str | P
     Raises
     ------
     ConfigError, DataError, FitError, TrainingError : each with what to do about it.
+    WouldDelete : results of other settings or data stand in the folder, which is left as it was.
     """
     if not isinstance(config, Config):
         config = load_config(config, overrides)
-    with leading(config.task.devices) as leads:
+    with leading(config.task.devices) as leads, overwriting(overwrite):
         return _run(config, out) if leads else Summary()
 
 
@@ -73,10 +80,12 @@ def _run(config: Config, out: str | Path | None) -> Summary:
         return reports.finish(summary)
 
 
-def fit_only(config: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None) -> FittedEAM:
+def fit_only(
+    config: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None, overwrite: bool = False
+) -> FittedEAM:
     """The first stage of a run alone: the embedded-atom potential. A later :func:`run` finds it done."""
     loaded = load_config(config, overrides)
-    with working_in(out, loaded) as folder:
+    with working_in(out, loaded) as folder, overwriting(overwrite):
         data = data_of_run(folder, loaded)
         found = eam_stage(folder, loaded, data, for_hybrids=plan_of(loaded.model_dump()).hybrids)
         logger.info("potential: %s", folder / EAM_FILE)

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from mdl_physpre import __version__
-from mdl_physpre.errors import ConfigError
+from mdl_physpre.errors import ConfigError, WouldDelete
 from mdl_physpre.potentials.backbones.registry import backbone_class, build_backbone
 from mdl_physpre.potentials.base import Backbone
 from mdl_physpre.runs import layout
@@ -26,11 +26,11 @@ from mdl_physpre.runs.layout import refuse_earlier_layout
 from mdl_physpre.runs.stage import hash_of, read_json, write_json
 from mdl_physpre.training.checks import check_precision, training_device
 from mdl_physpre.utils.devices import device_in_turn
-from mdl_physpre.utils.files import write_text
+from mdl_physpre.utils.files import write_bytes, write_text
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data
-from mdl_physpre.workflow.doubts import doubts
+from mdl_physpre.workflow.doubts import doubts, unconverged
 
 logger = logging.getLogger(__name__)
 REPORT_PATTERNS = (layout.SUMMARY, "report.html", "report.pdf", "report/*.svg", "report/*.png", "report/*.csv")
@@ -48,8 +48,21 @@ def working_in(out: str | Path | None, config: Config) -> Iterator[Path]:
     """
     folder = Path(out) if out is not None else Path("runs") / (config.task.identifier or "run")
     refuse_foreign_folder(folder, config)
-    with run_lock(folder), log_to(folder / layout.LOG), threads(config.task.threads):
+    with run_lock(folder), log_to(folder / layout.LOG), threads(config.task.threads), kept_if_refused(folder):
         yield folder
+
+
+@contextmanager
+def kept_if_refused(folder: Path) -> Iterator[None]:
+    """The records and the report of a folder as they were, where WouldDelete is raised within the block."""
+    names = (layout.CONFIG, layout.DATA, layout.ENVIRONMENT, *REPORT_PATTERNS)
+    kept = {path: path.read_bytes() for name in names for path in folder.glob(name)}
+    try:
+        yield
+    except WouldDelete:
+        for path, content in kept.items():
+            write_bytes(path, content)
+        raise
 
 
 def refuse_foreign_folder(folder: Path, config: Config) -> None:
@@ -108,7 +121,7 @@ def data_of_run(folder: Path, config: Config, *, with_network: bool = True) -> R
     said = doubts(config, data)
     for sentence in said:
         logger.warning("%s", sentence)
-    record_setup(folder, config, data, device, said)
+    record_setup(folder, config, data, device, [*said, *unconverged(data)])
     return data
 
 

@@ -17,6 +17,7 @@ from ase.build import bulk, molecule
 from mdl_physpre import build_graph, testing
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential, M3GNet, TorchMDET
+from mdl_physpre.potentials.backbones.mace import MACE
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.potentials.evaluation import evaluate
@@ -82,6 +83,12 @@ def m3gnet() -> Potential:
     return potential
 
 
+def mace() -> Potential:
+    pytest.importorskip("mace", reason="MACE is not installed: pip install mace-torch")
+    sizes = dict(num_channels=3, max_L=1, max_ell=1, correlation=2, num_radial_basis=4, MLP_irreps="4x0e")
+    return MACE(ELEMENTS, CUTOFF, reference=EnergyReference(REFERENCE), radial_MLP=[6], avg_num_neighbors=4.0, **sizes)
+
+
 def eam(cutoff: float = CUTOFF, **other) -> EAMInteraction:
     potential = EAMInteraction(ELEMENTS, cutoff=cutoff, n_basis=3, **other)
     with torch.no_grad():
@@ -95,6 +102,7 @@ CASES = [
     Case("CGCNN", cgcnn, native=NATIVE.format("cgcnn")),
     Case("ET", transformer, curvature=False, native=NATIVE.format("torchmd_et"), table=2e-6),
     Case("M3GNet", m3gnet, cutoffs=(CUTOFF, 3.0), native=NATIVE.format("m3gnet")),
+    Case("MACE", mace),
     Case("EAM", eam),
     Case("EAM+ZBL", lambda: eam(short_range="zbl", short_range_radii={"Si-O": 2.5}), cutoffs=(CUTOFF, 2.5, 2.5 / 3)),
     Case("hybrid", lambda: HybridPotential(cgcnn(3.5), eam()), cutoffs=(CUTOFF, 3.5), native=NATIVE.format("cgcnn")),

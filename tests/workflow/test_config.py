@@ -196,3 +196,33 @@ def test_an_override_in_the_hosts_spelling_is_named_once(tmp_path):
     assert str(error.value) == f"{tmp_path / 'c.yml'}: optim.optimizer.optimizer_type: found 'SGD'; known: AdamW"
     with pytest.raises(ConfigError, match="physpre.sam: found 3; expected a section of keys"):
         load_config(write(tmp_path, LEAST), ["physpre.sam=3"])
+
+
+def test_every_mistake_is_said_at_once_and_an_override_is_named(tmp_path):
+    path = tmp_path / "a.yml"
+    path.write_text(
+        "dataset: {src: gone.extxyz, split: {test: many}}\nmodel: {name: CGCNN, dimm1: 8, gc_cuont: 2}\n"
+        "optim: {lr: [1, 2], batch_size: 2.5}\n"
+    )
+    with pytest.raises(ConfigError) as found:
+        load_config(path, ["optim.max_epochs=soon", "model.post_fc_cuont=1"])
+    lines = str(found.value).splitlines()
+    assert lines[0].startswith(f"{path}: ")
+    for text in (
+        "dataset.split.test: found 'many'; expected", "model.dimm1: backbone 'CGCNN' has no hyperparameter",
+        "model.gc_cuont: backbone", "optim.lr: found [1, 2]; expected a number", "optim.batch_size: found 2.5",
+    ):  # fmt: skip
+        assert sum(text in line for line in lines) == 1, (text, lines)
+    assert any(line.startswith("  optim.max_epochs=soon: optim.max_epochs: found 'soon'; ") for line in lines)
+    assert any(line.startswith("  model.post_fc_cuont=1: model.post_fc_cuont: backbone") for line in lines)
+    assert not any(word in str(found.value) for word in ("Input should", "instance of", "dict[", "literal["))
+
+
+@pytest.mark.parametrize("src", ["3", "{train: 3, test: [a, {b: c}]}", "{trian: a, test: b}"])
+def test_a_value_of_several_kinds_is_one_mistake_in_our_words(tmp_path, src):
+    path = tmp_path / "a.yml"
+    path.write_text(f"dataset: {{src: {src}}}\nmodel: {{name: CGCNN}}\n")
+    with pytest.raises(ConfigError) as found:
+        load_config(path)
+    assert "dataset.src" in str(found.value)
+    assert not any(word in str(found.value) for word in ("Input should", "instance of", "dict[", "literal[", "list["))

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from mdl_physpre import label, load_potential, save_potential, write_structures
 from mdl_physpre.cli.main import app
-from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.errors import ConfigError, DataError, WouldDelete
 from mdl_physpre.potentials import EAMInteraction
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.runs.read import read_run, read_summary
@@ -100,18 +100,40 @@ def test_a_finished_run_does_nothing_again(finished, config):
 def test_only_what_changed_is_done_again(finished, config):
     folder, _ = finished
     before = {p.parent.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("done.json")}
-    run(config, ["physpre.dynamics.temperature=310"], out=folder)
+    with pytest.raises(WouldDelete, match=r"dynamics: holds results of another run.*\n  settings.temperature"):
+        run(config, ["physpre.dynamics.temperature=310"], out=folder)
+    assert {p.parent.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("done.json")} == before
+    assert read_run(folder).config["physpre"]["dynamics"]["temperature"] != 310 and (folder / "summary.json").exists()
+    run(config, ["physpre.dynamics.temperature=310"], out=folder, overwrite=True)
     after = {p.parent.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("done.json")}
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"3-networks/baseline/dynamics", "3-networks/pretrain/dynamics"}
-    run(config, out=folder)
+    run(config, out=folder, overwrite=True)
+
+
+def test_what_is_added_needs_no_leave(finished, config, data, tmp_path):
+    """A longer training goes on from its last epoch; a further test set and a further network leave the others."""
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    first = read_run(folder)
+    log = (folder / "3-networks/baseline/finetune/log.csv").read_text()
+    epochs = first.config["optim"]["max_epochs"] + 1
+    longer = [f"optim.max_epochs={epochs}", "physpre.arms=[baseline]", f"dataset.extra_tests={{again: {data}}}"]
+    summary = run(config, longer, out=folder)
+    assert (folder / "3-networks/baseline/finetune/log.csv").read_text().startswith(log.rstrip("\n"))
+    assert summary.arms["baseline"].networks[0].training["finetune"].epochs == epochs
+    assert "again" in summary.arms["baseline"].networks[0].errors
+    before = (folder / "3-networks/baseline/done.json").stat().st_mtime_ns
+    run(config, [*longer, "physpre.n_networks=2"], out=folder)
+    assert (folder / "3-networks/baseline/done.json").stat().st_mtime_ns == before
+    with pytest.raises(WouldDelete, match=f"finetune.max_epochs: {epochs} there, {epochs - 1} here"):
+        run(config, longer[1:], out=folder)
 
 
 def test_an_oracle_sees_the_dynamics_of_every_network(finished, config, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     by = ["physpre.dynamics.oracle=calculator:ase.calculators.lj.LennardJones?sigma=1.8&epsilon=0.05&rc=4.0"]
     by += ["physpre.dynamics.oracle_frames=6", "physpre.report.formats=[html, csv]"]
-    summary = run(config, by, out=folder)
+    summary = run(config, by, out=folder, overwrite=True)
     for name in ("baseline", "pretrain"):
         found = summary.arms[name].dynamics.oracle
         assert found.wrong.n == 3 and found.means.forces_mae > 0.01 and found.rows == ()
@@ -125,11 +147,13 @@ def test_an_oracle_sees_the_dynamics_of_every_network(finished, config, tmp_path
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}
     run(config, by, out=folder)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")} == before
-    run(config, [*by, "physpre.dynamics.oracle_bound=0.9"], out=folder)  # frames alone are evaluated again
+    run(
+        config, [*by, "physpre.dynamics.oracle_bound=0.9"], out=folder, overwrite=True
+    )  # frames alone are evaluated again
     after = {p.parent.parent.name for p in before if p.stat().st_mtime_ns != before[p]}
     assert after == {"baseline", "pretrain"}
     assert {p.parent.name for p in before if p.stat().st_mtime_ns != before[p]} == {"oracle"}
-    without = run(config, out=folder).arms["baseline"].dynamics  # no oracle, no word of it
+    without = run(config, out=folder, overwrite=True).arms["baseline"].dynamics  # no oracle, no word of it
     assert without.oracle is None and without == finished[1].arms["baseline"].dynamics.model_copy(
         update={"seconds": without.seconds}
     )
@@ -147,7 +171,7 @@ def test_an_oracle_simulates_the_same_structures_itself(finished, config, tmp_pa
         "physpre.dynamics.temperature=50",
         "physpre.report.formats=[html, csv]",
     ]
-    summary = run(config, by, out=folder)
+    summary = run(config, by, out=folder, overwrite=True)
     baseline, pretrain = (summary.arms[name].dynamics.oracle for name in ("baseline", "pretrain"))
     assert baseline.means.forces_rmse < 1e-5 < pretrain.means.forces_rmse
     assert baseline.wrong.count == 0 and not read_run(folder).missing

@@ -139,7 +139,7 @@ def test_the_fit_has_weights_of_its_own(config, tmp_path):
         ("physpre.teacher.potential=x.pt", "give one of potential and calculator"),
         ("physpre.teacher.calculatr=x", "did you mean 'calculator'"),
         ("physpre.teacher={potential: nothing.pt}", "nothing.pt: no such file"),
-        ("physpre.teacher.short_range=morse", "Input should be 'zbl'"),
+        ("physpre.teacher.short_range=morse", "expected 'zbl'"),
         ("physpre.teacher.short_range_radii={CuAu: 1.0}", "'CuAu' is no pair of elements"),
         ("physpre.eam.short_range_radii={Cu-Au: 1.0}", "add short_range: zbl"),
         ("physpre.eam={checkpoint: eam.pt, short_range: zbl}", "says itself whether it has short-range repulsion"),

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ase import Atoms
 from torch import Tensor
 
 from mdl_physpre.dynamics.engine.broken import Broken
@@ -74,6 +75,7 @@ class MovingLists(ABC):
     shares : chunks that are evaluated at the same time; each gets its share of ``max_edges``.
     max_neighbours : :class:`Collapsed` is reported for a structure where an atom has more.
     changing : whether cells change; if so, all structures must be periodic in three directions.
+    structures : the structures at the start, from which calculators read what is no position.
 
     ``age`` counts the updates since each list was built, where lists are built ahead of need.
     """
@@ -93,11 +95,13 @@ class MovingLists(ABC):
         max_neighbours: int,
         changing: bool = False,
         shares: int = 1,
+        structures: Sequence[Atoms] | None = None,
     ) -> None:
         self.numbers, self.cells, self.pbc, self.radii = list(numbers), cells, list(pbc), list(radii)
         self.cutoff, self.skin, self.dtype, self.device = cutoff, skin, dtype, device
         self.max_edges, self.max_neighbours, self.changing = max_edges, max_neighbours, changing
         self.shares = shares
+        self.structures = None if structures is None else list(structures)
         self.reference = torch.zeros((sum(len(z) for z in numbers), 3), dtype=torch.float64, device=device)
         self.reference_cells = cells.clone()
         self.chunks: list[Chunk] = []
@@ -205,6 +209,8 @@ class MovingLists(ABC):
             n_atoms=torch.from_numpy(sizes.copy()).to(self.device),
             batch=torch.from_numpy(np.repeat(np.arange(last - first), sizes)).to(self.device),
         ).with_elements(numbers)
+        if self.structures is not None:
+            static.with_structures(self.structures[first:last])
         return Chunk(first, last, slice(int(self.first_atom[first]), int(self.first_atom[last])), static)
 
     @property
@@ -220,6 +226,8 @@ class MovingLists(ABC):
         """Go on with the structures of these indices; ``atoms`` holds the indices of their atoms."""
         for name in ("numbers", "pbc", "radii"):
             setattr(self, name, [getattr(self, name)[k] for k in structures])
+        if self.structures is not None:
+            self.structures = [self.structures[k] for k in structures]
         which = torch.tensor(structures, dtype=torch.int64, device=self.device)
         self.cells, self.reference_cells = (c.index_select(0, which) for c in (self.cells, self.reference_cells))
         self.reference = self.reference.index_select(0, atoms)

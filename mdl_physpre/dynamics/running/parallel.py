@@ -25,6 +25,7 @@ import torch
 from ase import Atoms
 
 from mdl_physpre.analysis.radial_distribution import RDF
+from mdl_physpre.dynamics.running.description import begin_anew, description, finished_or_alone
 from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs, write_rdfs
 from mdl_physpre.dynamics.running.simulate import check_input, simulate
 from mdl_physpre.dynamics.running.storage import (
@@ -37,7 +38,6 @@ from mdl_physpre.dynamics.running.storage import (
     STATE,
     TRAJECTORIES,
     clear,
-    finished_or_alone,
     run_key,
     write_speed,
     write_verdicts,
@@ -47,6 +47,7 @@ from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.utils.files import write_bytes
+from mdl_physpre.utils.overwrite import overwriting
 from mdl_physpre.utils.processes import Piece, available_cores, run_in_processes, run_lock
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def simulate_parallel(
     threads: int | None = None,
     per_structure: Mapping[str, Sequence[Any]] | None = None,
     indices: Sequence[int] | None = None,
+    overwrite: bool = False,
 ) -> list[Verdict]:
     """:func:`mdl_physpre.dynamics.running.simulate.simulate` in several processes.
 
@@ -83,22 +85,20 @@ def simulate_parallel(
 
     Parameters
     ----------
-    processes : their number; never more than structures.
     devices : where the processes compute ("cuda:0", "cuda:1", …), taken in turn; that of the potential where ``None``.
-    threads : of each process; the cores divided by the number of processes where ``None``.
+    processes, threads : their number, never more than structures; of each, by the number of cores where ``None``.
 
     Raises
     ------
     ConfigError : a potential that cannot be sent to another process; and as in ``simulate``, as is DataError.
-    PhyspreError : a process died or raised an error: the same call takes up what is left. The potential raised an error
-        at the start for every structure. Another run works in the folder.
+    PhyspreError : a process died or raised an error: the same call takes up what is left; or one did for every start.
     """
     settings, structures = settings or DynamicsSettings(), list(structures)
     each = settings_of_each(settings, len(structures), per_structure)
     places, ids = check_input(potential, structures, settings, out, indices)
     key = run_key(potential, structures, ids, each, places)
     number = _number(processes, devices, threads, len(structures), out, key)
-    with ExitStack() as stack:
+    with ExitStack() as stack, overwriting(overwrite):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
         if number == 0:  # in this process
             potential = potential.to(devices[0]) if devices else potential
@@ -107,14 +107,15 @@ def simulate_parallel(
             if out is not None and not _any_began(verdicts):
                 stack.enter_context(run_lock(folder, LOCK_WAIT))
         else:
-            if (finished := stack.enter_context(finished_or_alone(folder, key))) is not None:
+            now = description(potential, structures, settings, each)
+            if finished := stack.enter_context(finished_or_alone(folder, key, now)):
                 return finished
             if _begun_with(folder, key) != number:
-                clear(folder)
+                begin_anew(folder, key, now)
             tasks = _tasks(folder, number, structures, settings, each, places, devices, threads, progress)
             write_bytes(folder / PARTS / DIVISION, json.dumps({"key": key, "processes": len(tasks)}).encode())
-            by_place = {verdict.index: verdict for part in _run(potential, tasks) for verdict in part}
-            verdicts = [by_place[place] for place in places]
+            done = [verdict for part in _run(potential, tasks) for verdict in part]
+            verdicts = sorted(done, key=lambda verdict: places.index(verdict.index))
             if out is not None and _any_began(verdicts):
                 _merge(folder, key, tasks, places, ids)
                 write_verdicts(folder, key, settings, each, verdicts)
@@ -189,9 +190,10 @@ def _tasks(
 
 
 def _bare(atoms: Atoms) -> Atoms:
-    """A copy without calculator and without ``info`` but the name: what a process needs, and can be sent."""
+    """A copy without calculator, and of ``info`` only texts and numbers: what a process needs, and can be sent."""
     copy = atoms.copy()
-    copy.info = {key: value for key, value in atoms.info.items() if key == "structure_id"}
+    plain = (str, int, float, np.number, np.bool_, np.ndarray)
+    copy.info = {key: value for key, value in atoms.info.items() if isinstance(value, plain)}
     return copy
 
 

@@ -25,7 +25,7 @@ from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.running.run_state import smallest_distance
 from mdl_physpre.dynamics.running.storage import TRAJECTORIES, VERDICTS, TrajectoryFiles
-from mdl_physpre.dynamics.running.trajectory_frames import read_frames
+from mdl_physpre.dynamics.running.trajectory_frames import read_frames, unwrapped
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import unusable, verdicts_of
 from mdl_physpre.dynamics.verdicts.observer import Moment
@@ -44,8 +44,9 @@ def judge_trajectory(
 
     Parameters
     ----------
-    frames : extended XYZ file, or frames. Positions must be unwrapped. ``info["step"]`` numbers a frame; without it
-        they are taken as steps 0, 1, … Without momenta, energies or forces what needs them is not judged.
+    frames : extended XYZ file, or frames. Where atoms were wrapped back into the cell, their jumps by lattice vectors
+        are undone. ``info["step"]`` numbers a frame; without it they are taken as steps 0, 1, … Without momenta,
+        energies or forces what needs them is not judged.
     settings : thresholds, and the temperature, time step and number of steps of this structure.
     index : place of the structure in a list.
     trained_on : the lowest energy per atom, eV, of its composition in the data that the potential was trained on
@@ -61,7 +62,7 @@ def judge_trajectory(
     """
     settings = settings or DynamicsSettings()
     name = str(frames) if isinstance(frames, (str, Path)) else "the trajectory"
-    listed = read_frames(Path(frames)) if isinstance(frames, (str, Path)) else iter(frames)
+    listed = unwrapped(read_frames(Path(frames)) if isinstance(frames, (str, Path)) else frames, name)
     first = next(listed, None)
     if first is None:
         raise DataError(f"{name} has no frames; there is nothing to judge")

@@ -23,7 +23,8 @@ from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.engine.neighbour_lists import MovingLists
 from mdl_physpre.dynamics.engine.random_numbers import NoiseStreams, maxwell_boltzmann_velocities, structure_generator
 from mdl_physpre.dynamics.running.batch import BatchRun
-from mdl_physpre.dynamics.running.storage import clear, read_state, write_state
+from mdl_physpre.dynamics.running.description import begin_anew, description
+from mdl_physpre.dynamics.running.storage import read_state, write_state
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import unusable
 from mdl_physpre.dynamics.verdicts.observers import Observers
@@ -66,7 +67,7 @@ def begin_or_resume(
     stored = None if folder is None else read_state(folder, key)
     if stored is None:
         if folder is not None:
-            clear(folder)
+            begin_anew(folder, key, description(potential, structures, settings, each))
         _begin(run, raise_at_start)
     else:
         _resume(run, *stored)
@@ -105,6 +106,7 @@ def _watch(run: BatchRun, start: Tensor, smallest: Tensor) -> None:
         max_neighbours=s.max_neighbours,
         changing=run.changing,
         shares=chunks_at_once(run.potential, run.device, s.max_edges),
+        structures=structures,
     )
 
 

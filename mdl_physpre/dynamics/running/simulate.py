@@ -20,13 +20,15 @@ from ase.data import chemical_symbols
 from mdl_physpre.dynamics.engine.ensembles import ensemble_of
 from mdl_physpre.dynamics.engine.forces import inference
 from mdl_physpre.dynamics.running.batch import BatchRun
+from mdl_physpre.dynamics.running.description import description, finished_or_alone
 from mdl_physpre.dynamics.running.rdf_sampling import write_rdfs
 from mdl_physpre.dynamics.running.run_state import begin_or_resume, store
-from mdl_physpre.dynamics.running.storage import STATE, finished_or_alone, run_key, write_speed, write_verdicts
+from mdl_physpre.dynamics.running.storage import STATE, run_key, write_speed, write_verdicts
 from mdl_physpre.dynamics.settings import DynamicsSettings, settings_of_each
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.utils.overwrite import overwriting
 from mdl_physpre.utils.progress import progress as show_progress
 
 logger = logging.getLogger(__name__)
@@ -42,23 +44,22 @@ def simulate(
     per_structure: Mapping[str, Sequence[Any]] | None = None,
     indices: Sequence[int] | None = None,
     raise_at_start: bool = True,
+    overwrite: bool = False,
 ) -> list[Verdict]:
     """Simulate all structures at once and judge each.
 
     Parameters
     ----------
-    potential : forces come from it, on its device and in its precision.
+    potential, settings : forces come from it, on its device and in its precision; :class:`DynamicsSettings`.
     structures : positions and cells at the start, and momenta where ``start_velocities`` says so, named by
         ``info["structure_id"]``.
-    settings : see :class:`DynamicsSettings`.
-    out : folder for the verdicts, the state to continue from, frames of structures that failed, and what else is asked
-        for (docs/dynamics.md). A finished run of the same potential, structures and settings is read, an unfinished one
-        continued, any other replaced.
+    out : folder for verdicts, the state to go on from, and what else is asked for (docs/dynamics.md). A finished run of
+        the same potential, structures and settings is read, an unfinished one continued.
     per_structure : ``temperature``, ``temperature_end``, ``pressure``, ``timestep`` or ``steps``, one value for each
         structure, in place of that of ``settings``. A structure with fewer steps leaves the batch when it has finished.
     indices : place of each structure in a longer list, from which its random numbers come; 0, 1, … where ``None``.
-    raise_at_start : whether an error that the potential raises at the start for every structure is raised; otherwise
-        each gets a verdict with that reason.
+    raise_at_start : raise an error of the potential at the start for every structure; else it is their verdict.
+    overwrite : delete the results of any other run in ``out``.
 
     Returns
     -------
@@ -69,7 +70,7 @@ def simulate(
     DataError : an unknown element, no atoms, or at constant pressure a structure that is not periodic in 3 directions.
     ConfigError : trajectories or radial distribution functions without a folder; constant pressure with a potential
         that has no stress; values for single structures that cannot be used.
-    PhyspreError : another process works in the folder.
+    WouldDelete, PhyspreError : ``out`` holds another run, and what differs; another process works there.
     Exception : whatever the potential raises at the start, if it does so for every structure.
     """
     settings = settings or DynamicsSettings()
@@ -82,7 +83,8 @@ def simulate(
             run = begin_or_resume(potential, structures, ids, places, settings, each, raise_at_start=raise_at_start)
             return run_to_the_end(run, progress)
     folder, key = Path(out), run_key(potential, structures, ids, each, places)
-    with finished_or_alone(folder, key) as finished, inference(potential):
+    now = description(potential, structures, settings, each)
+    with overwriting(overwrite), finished_or_alone(folder, key, now) as finished, inference(potential):
         if finished is not None:
             return finished
         run = begin_or_resume(potential, structures, ids, places, settings, each, folder, key, raise_at_start)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,17 @@ from mdl_physpre.dynamics.settings import PER_STRUCTURE, DynamicsSettings
 from mdl_physpre.dynamics.verdicts.survival import survival_curve
 from mdl_physpre.dynamics.verdicts.verdict import Verdict, summarise
 from mdl_physpre.errors import CheckpointError
+from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.structures.graph import content_hash
+from mdl_physpre.structures.state import PER_ATOM, electronic_state, state_of
 from mdl_physpre.utils.files import write_bytes
-from mdl_physpre.utils.processes import run_lock
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
 STATE, VERDICTS, SPEED, RDFS = "state.npz", "verdicts.json", "speed.json", "rdf.json"
+DESCRIPTION = "simulation.json"
 RDF_ERRORS = ("rdf_errors.json", "rdf.png", "rdf.svg")  # of physpre md --reference
 MOTION = ("motion.json", "motion.png", "motion.svg")  # of physpre md --reference with trajectories
 ORACLE_ERRORS = ("oracle_errors.json", "oracle-errors.png", "oracle-errors.svg")
@@ -70,10 +72,13 @@ def run_key(
     digest.update(repr((getattr(potential, "cutoff", None), getattr(potential, "elements", None))).encode())
     with contextlib.suppress(CheckpointError):  # a potential need not be one that can be saved
         digest.update(repr(sorted(potential.hyperparameters().items())).encode())
+    reads_state = any(isinstance(part, CalculatorPotential) for part in potential.modules())
     momenta = any(shared.start_velocities == "structures" for shared in each)
     for atoms in structures:
         digest.update(atoms.get_masses().tobytes())
         digest.update(atoms.get_momenta().tobytes() if momenta else b"")
+        if reads_state:
+            digest.update(repr(sorted((k, np.asarray(v).tolist()) for k, v in state_of(atoms).items())).encode())
     for shared in dict.fromkeys(each):
         work = ("compile", "checkpoint_steps", "checkpoint_seconds")
         # settings that came later are left out where they ask for nothing, so that older runs go on
@@ -92,7 +97,7 @@ def clear(out: Path) -> None:
 
     Files of other names stay, whoever put them there.
     """
-    for name in (STATE, VERDICTS, SPEED, RDFS, *RDF_ERRORS, *MOTION, *ORACLE_ERRORS):
+    for name in (DESCRIPTION, STATE, VERDICTS, SPEED, RDFS, *RDF_ERRORS, *MOTION, *ORACLE_ERRORS):
         (out / name).unlink(missing_ok=True)
     (out / PARTS / DIVISION).unlink(missing_ok=True)
     for part in (out / PARTS).glob("*-of-*"):
@@ -154,20 +159,6 @@ def read_verdicts(out: Path, key: str) -> list[Verdict] | None:
     return None
 
 
-@contextlib.contextmanager
-def finished_or_alone(out: Path, key: str) -> Iterator[list[Verdict] | None]:
-    """Stored verdicts of the same run; else ``None``, and no other process works in the folder within the block.
-
-    Raises PhyspreError where another does.
-    """
-    finished = read_verdicts(out, key)
-    if finished is not None:
-        yield finished
-        return
-    with run_lock(out, LOCK_WAIT):
-        yield read_verdicts(out, key)  # another process may have been at it until now
-
-
 def write_state(out: Path, key: str, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
     """``state.npz``: arrays, and ``plain`` as JSON."""
     buffer = io.BytesIO()
@@ -211,7 +202,8 @@ class TrajectoryFiles:
     def add(self, index: int, atoms: Atoms) -> None:
         """Take one frame."""
         text = io.StringIO()
-        columns = ["symbols", "positions", *(name for name in ("momenta", "forces", "force_spread") if atoms.has(name))]
+        more = ("momenta", "forces", "force_spread", *PER_ATOM)
+        columns = ["symbols", "positions", *(name for name in more if atoms.has(name))]
         write_extxyz(text, [atoms], columns=columns)
         self.waiting.setdefault(index, []).append(text.getvalue())
 
@@ -271,6 +263,9 @@ class FailingFrames(TrajectoryFiles):
                 if frame.info["step"]:
                     start = self.starts[place]
                     first = Atoms(start.numbers, start.positions, cell=start.cell, pbc=start.pbc)
-                    first.info = {"structure_id": frame.info["structure_id"], "step": 0, "time_fs": 0.0}
+                    info, arrays = electronic_state(start)
+                    first.info = info | {"structure_id": frame.info["structure_id"], "step": 0, "time_fs": 0.0}
+                    for key, values in arrays.items():
+                        first.set_array(key, values)
                     self.add(place, first)
             self.add(place, frame)

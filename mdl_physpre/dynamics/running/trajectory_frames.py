@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.errors import DataError
+from mdl_physpre.structures.state import electronic_state
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,10 @@ def make_frame(
     stress: np.ndarray,
 ) -> Atoms:
     """The structure ``whole`` at one step. Stress (3, 3), eV/Å³, is left out where it is not finite."""
-    frame = Atoms(whole.numbers, positions, cell=cell, pbc=whole.pbc, momenta=momenta)
+    info, arrays = electronic_state(whole)
+    frame = Atoms(whole.numbers, positions, cell=cell, pbc=whole.pbc, momenta=momenta, info=info)
+    for key, values in arrays.items():
+        frame.set_array(key, values)
     frame.arrays["forces"] = forces
     results = {"energy": energy}
     if np.isfinite(stress).all():
@@ -70,3 +74,42 @@ def read_frames(path: Path) -> Iterator[Atoms]:
         logger.warning("%s: what follows the last whole frame is left out (%s)", path, error)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
+
+
+def unwrapped(frames: Iterable[Atoms], name: str) -> Iterator[Atoms]:
+    """Frames of one structure in which atoms that were wrapped back into the cell go on where they left it.
+
+    A frame is taken for wrapped where its atoms lie within one cell, and one has come farther than half of it since the
+    frame before: s = s(before) + n + d with |d| <= 1/2 in units of the cell, and n whole, is put back to s − n. How
+    many atoms did is said at the end, with the name.
+    """
+    before: np.ndarray | None = None
+    jumped = np.zeros(0, dtype=bool)
+    for frame in frames:
+        places = frame.cell.scaled_positions(frame.positions) if frame.cell.rank == 3 else None
+        if before is not None and places is not None and before.shape == places.shape and len(places):
+            within = bool((np.ptp(places, axis=0)[frame.pbc] <= 1).all())
+            whole = np.where(frame.pbc & within, np.round(places - before), 0.0)
+            if whole.any():
+                jumped |= whole.any(axis=1)
+                frame, places = _moved(frame, -whole @ frame.cell[:]), places - whole
+        else:
+            jumped = np.zeros(len(frame), dtype=bool)
+        before = places
+        yield frame
+    if jumped.any():
+        logger.warning(
+            "%s: %d atoms were wrapped back into the cell; their jumps by lattice vectors are undone. Store unwrapped "
+            "positions where an atom may cross half a cell from one frame to the next",
+            name,
+            np.count_nonzero(jumped),
+        )
+
+
+def _moved(frame: Atoms, by: np.ndarray) -> Atoms:
+    """A copy, moved, with its results."""
+    moved = frame.copy()
+    moved.positions += by
+    if frame.calc is not None:
+        moved.calc = SinglePointCalculator(moved, **frame.calc.results)
+    return moved

@@ -13,6 +13,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
+from mdl_physpre.structures.state import same_state, state_of
 
 
 class PotentialCalculator(Calculator):
@@ -40,6 +41,13 @@ class PotentialCalculator(Calculator):
         self.potential = potential.to(device=self.device, dtype=self.dtype).eval()
         if potential.gives_spread:
             self.implemented_properties = [*self.implemented_properties, "energy_spread", "force_spread"]
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation, charges in ``info`` and tags among it."""
+        changes: list[str] = super().check_state(atoms, tol)
+        if changes or self.atoms is None or same_state(state_of(self.atoms), state_of(atoms)):
+            return changes
+        return ["info"]
 
     def calculate(
         self,

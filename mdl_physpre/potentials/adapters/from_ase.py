@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
 from torch import Tensor
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.base import Potential, Predictions
 from mdl_physpre.structures.graph import AtomGraph
 from mdl_physpre.structures.labels import as_stress_matrix
+from mdl_physpre.structures.state import put_state, same_state, state_of
 
 Calculator = Any  # ASE's protocol: implemented_properties and get_property; few calculators share a base class
 
@@ -69,8 +70,9 @@ class CalculatorPotential(ForeignPotential):
     """Energies, forces and stress by an ASE calculator, one structure after another.
 
     E = ``get_potential_energy()``, F = ``get_forces()``, σ = ``get_stress(voigt=False)`` of atoms with the numbers,
-    positions, cell and periodicity of the graph; charges, magnetic moments, masses and ``info`` are not handed on. The
-    calculator finds its own neighbours. There are no parameters to train.
+    positions, cell and periodicity of the graph, and with ``info``, charges, magnetic moments, masses and tags of the
+    structures it was made of, labels aside. What was computed for others of these is never used again. The calculator
+    finds its own neighbours. There are no parameters to train.
 
     Parameters
     ----------
@@ -125,16 +127,16 @@ class CalculatorPotential(ForeignPotential):
                 return self._predictions(graph, forces, stress)
         except Exception:
             # what it had half done must not be taken for done with the next structure
-            getattr(self.calculator, "reset", lambda: None)()
+            reset(self.calculator)
             raise
 
     def _predictions(self, graph: AtomGraph, forces: bool, stress: bool) -> Predictions:
         energies, all_forces, stresses = [], [], []
         for atoms in graph_structures(graph):
-            atoms.calc = self.calculator
+            attach(atoms, self.calculator)
             energies.append(float(np.asarray(atoms.get_potential_energy()).reshape(())))
             if forces:
-                found = np.array(atoms.get_forces(), dtype=float)
+                found = np.array(atoms.get_forces(apply_constraint=False), dtype=float)
                 if found.shape != (len(atoms), 3):
                     raise DataError(f"{self.name} gives forces of shape {found.shape}; expected ({len(atoms)}, 3)")
                 all_forces.append(found)
@@ -191,15 +193,50 @@ def build_calculator(factory: Callable[[], Calculator]) -> Calculator:
     return calculator
 
 
+def reset(calculator: Calculator) -> None:
+    """Make a calculator, and those that it is made of, forget what it found."""
+    waiting, seen = [calculator], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if hasattr(one, "reset"):
+            one.reset()
+        elif isinstance(one, BaseCalculator):
+            one.atoms, one.results = None, {}
+        held = [*vars(one).values()] if hasattr(one, "__dict__") else []
+        held += [v for value in held if isinstance(value, (list, tuple)) for v in value]
+        held += [v for value in held if isinstance(value, dict) for v in value.values()]
+        # ASE's sums keep their calculators in a mixer
+        waiting += [v for v in held if hasattr(v, "get_property") or hasattr(v, "calcs")]
+
+
+def attach(atoms: Atoms, calculator: Calculator) -> None:
+    """Give structures a calculator, which forgets what it found for another charge, spin, tag or the like.
+
+    ASE itself compares elements, positions, cells, periodicity, initial charges and moments, and nothing else.
+    """
+    last = getattr(calculator, "atoms", None)
+    if isinstance(last, Atoms) and not same_state(state_of(last), state_of(atoms)):
+        reset(calculator)
+    atoms.calc = calculator
+
+
 def graph_structures(graph: AtomGraph) -> list[Atoms]:
-    """The structures of a graph as ``ase.Atoms``: numbers, positions, cell and periodicity."""
+    """The structures of a graph as ``ase.Atoms``: numbers, positions, cell, periodicity; ``info`` and arrays, labels
+    aside, of the structures it was made of.
+    """
     numbers, positions = graph.z.cpu().numpy(), graph.pos.detach().double().cpu().numpy()
     cells, pbc = graph.cell.detach().double().cpu().numpy(), graph.pbc.cpu().numpy()
     ends = np.cumsum(graph.n_atoms.cpu().numpy())
     starts = np.concatenate([[0], ends[:-1]])
-    return [
+    made = [
         Atoms(numbers[a:b], positions[a:b], cell=cells[k], pbc=pbc[k]) for k, (a, b) in enumerate(zip(starts, ends))
     ]
+    for atoms, origin in zip(made, graph.structures or (), strict=graph.structures is not None):
+        put_state(atoms, origin)
+    return made
 
 
 class _Pickler(pickle.Pickler):

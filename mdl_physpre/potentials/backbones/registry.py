@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mdl_physpre.errors import ConfigError, nearest
@@ -22,6 +22,7 @@ BUILT_IN = {
     "torchmd_etEarly": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
     "torchmd_et": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
     "M3GNet": "mdl_physpre.potentials.backbones.m3gnet.network:M3GNet",
+    "MACE": "mdl_physpre.potentials.backbones.mace:MACE",
     "hybrid": "mdl_physpre.potentials.sum:HybridPotential",
     **{f"graph_pes:{model}": f"mdl_physpre.potentials.backbones.graph_pes:{model}" for model in GRAPH_PES},
 }
@@ -52,6 +53,22 @@ def backbone_class(name: str) -> type[Backbone]:
     return BACKBONES.find(name)
 
 
+def unknown_hyperparameters(name: str, keys: Iterable[str]) -> dict[str, str]:
+    """Those of the keys that a backbone does not take, with a sentence that names the nearest that it does.
+
+    Raises ConfigError as :func:`backbone_class`.
+    """
+    return _unknown(backbone_class(name), name, keys)
+
+
+def _unknown(cls: type[Backbone], name: str, keys: Iterable[str]) -> dict[str, str]:
+    parameters = inspect.signature(cls).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return {}
+    strange = [key for key in keys if key not in parameters]
+    return {key: f"backbone {name!r} has no hyperparameter {key!r}: {nearest(key, parameters)}" for key in strange}
+
+
 def backbone_name(potential: Potential) -> str:
     """The registered name of a potential's class, or its import path where it has none."""
     return BACKBONES.name_of(type(potential))
@@ -59,11 +76,8 @@ def backbone_name(potential: Potential) -> str:
 
 def build_from(cls: type[Backbone], name: str, hyperparameters: Mapping[str, Any]) -> Backbone:
     """A new potential of a class; ``name`` is what errors call it. Raises as :func:`build_backbone` does."""
-    parameters = inspect.signature(cls).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for key in hyperparameters:
-            if key not in parameters:
-                raise ConfigError(f"backbone {name!r} has no hyperparameter {key!r}: {nearest(key, parameters)}")
+    for said in _unknown(cls, name, hyperparameters).values():
+        raise ConfigError(said)
     try:
         return cls(**hyperparameters)
     except (TypeError, ValueError) as error:

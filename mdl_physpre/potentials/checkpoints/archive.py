@@ -31,11 +31,19 @@ def read_archive(
 ) -> dict[str, Any]:
     """The dictionary in a PyTorch archive. Nothing in the file is run.
 
-    With ``skip_objects``, objects beside tensors and plain values, such as an optimiser, are replaced by empty ones;
-    without, a file that holds one is refused.
+    With ``skip_objects``, objects beside tensors and plain values, such as an optimiser, are replaced by
+    :class:`Inert` ones; without, a file that holds one is refused.
 
     Raises CheckpointError for a file that is missing, damaged, of another kind, refused, or holds no dictionary.
     """
+    content = read_anything(path, map_location, skip_objects=skip_objects)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a checkpoint: it holds a {type(content).__name__}, expected a dictionary")
+    return content
+
+
+def read_anything(path: str | Path, map_location: str | torch.device = "cpu", *, skip_objects: bool = False) -> Any:
+    """What is in a PyTorch archive, a dictionary or not. Raises as :func:`read_archive` does."""
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -57,14 +65,12 @@ def read_archive(
                 raise CheckpointError(_refusal(path, error)) from None
             inert = SimpleNamespace(Unpickler=InertUnpickler, load=pickle.load, __name__="inert")
             content = torch.load(path, map_location=map_location, weights_only=False, pickle_module=inert)
-            logger.info("%s: holds objects beside tensors and plain values; they were not built", path)
+            logger.debug("%s: holds objects beside tensors and plain values; they were not built", path)
     except CheckpointError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"{path}: the checkpoint is truncated or damaged: {reason}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a checkpoint: it holds a {type(content).__name__}, expected a dictionary")
     return content
 
 
@@ -85,20 +91,37 @@ def _refusal(path: Path, error: Exception) -> str:
     )
 
 
-class _Inert:
-    """Stands for an object that is not built; takes whatever an unpickler does to it and keeps nothing."""
+class Inert:
+    """Stands for an object that is not built: its type has the name and module of the object's, and nothing else of it.
 
-    def __new__(cls, *_: Any, **__: Any) -> _Inert:
-        return super().__new__(cls)
+    Attributes
+    ----------
+    arguments : what it was to be built from.
+    state : its attributes, as a rule a dictionary.
+    """
+
+    arguments: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *arguments: Any, **_: Any) -> Inert:
+        made = super().__new__(cls)
+        made.arguments, made.state = arguments, {}
+        return made
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    append = extend = add = __setitem__ = __setstate__ = __init__
+    def __call__(self, *arguments: Any) -> Inert:
+        return Inert(self, *arguments)  # of a function that was found on an object
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    append = extend = add = __setitem__ = __init__
 
 
 class InertUnpickler(pickle.Unpickler):
-    """Knows how to rebuild tensors; everything else becomes an :class:`_Inert`."""
+    """Knows how to rebuild tensors; everything else becomes an :class:`Inert`."""
 
     KNOWN: dict[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): OrderedDict,
@@ -108,4 +131,4 @@ class InertUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        return self.KNOWN.get((module, name), _Inert)
+        return self.KNOWN.get((module, name)) or type(name, (Inert,), {"__module__": module})

@@ -10,6 +10,7 @@ import torch
 
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.graph_pes import is_graph_pes_model, read_graph_pes_model
+from mdl_physpre.potentials.checkpoints.mace import is_mace_model, read_mace_model
 from mdl_physpre.potentials.checkpoints.matdeeplearn import is_matdeeplearn_checkpoint, read_matdeeplearn_checkpoint
 from mdl_physpre.potentials.checkpoints.mattersim import is_mattersim_checkpoint, read_mattersim_checkpoint
 from mdl_physpre.potentials.checkpoints.mattertune import is_mattertune_checkpoint, read_mattertune_checkpoint
@@ -63,6 +64,7 @@ READERS: dict[str, Reader] = {
     ),
     "MatterSim": Reader(is_mattersim_checkpoint, read_mattersim_checkpoint),
     "MatterTune": Reader(is_mattertune_checkpoint, read_mattertune_checkpoint),
+    "MACE": Reader(is_mace_model, read_mace_model),
     "mdl_physpre": Reader(lambda path: True, load_own),
 }
 """Formats by name. The first that recognises a file reads it; that of this package comes last and takes every file,

@@ -17,11 +17,13 @@ from mdl_physpre.report.tables.text import ensemble_and_temperature, some_dynami
 from mdl_physpre.report.verdict import cautions, verdict_sentences, verdict_table
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.read import Run, read_run
-from mdl_physpre.runs.stage import hash_of_file, write_json
+from mdl_physpre.runs.stage import hash_of_file, read_json, write_json
 from mdl_physpre.runs.summary import Summary
 from mdl_physpre.utils.files import write_text
+from mdl_physpre.utils.overwrite import refuse_to_delete
 
 FORMATS = ("html", "pdf", "png", "csv")
+WRITTEN = ".written"  # names of the figures and tables of a report
 DEFAULT: Sequence[str] = ("html", "png", "csv")
 
 
@@ -52,6 +54,7 @@ def write_report(
     ------
     DataError : the folder is no run's, or a reference that cannot be read.
     ConfigError : an unknown format.
+    WouldDelete : the run keeps another reference.
     """
     if unknown := [one for one in formats if one not in FORMATS]:
         raise ConfigError(f"format {unknown[0]!r}: {nearest(unknown[0], FORMATS)}")
@@ -80,10 +83,21 @@ def write_report(
     kept = {f"{figure.name}{end}" for figure in figures for end in (".svg", ".png") if "png" in formats}
     if "csv" in formats:
         kept |= {table.write(beside).name for table in tables}
-    for path in beside.glob("*.*"):  # of an earlier report, or drawn for the page alone
-        if path.suffix in (".svg", ".png", ".csv") and path.name not in kept:
-            path.unlink()
+    drawn = {f"{figure.name}{end}" for figure in figures for end in (".svg", ".png")}
+    _take_away(beside, kept, drawn)
     return [*written, beside] if {"png", "csv"} & set(formats) else written
+
+
+def _take_away(beside: Path, kept: set[str], drawn: set[str]) -> None:
+    """Take away what an earlier report wrote, or was drawn for the page alone, and note what this one did."""
+    try:
+        before = set((beside / WRITTEN).read_text().split("\n"))
+    except OSError:
+        before = set()
+    for name in (before | drawn) - kept - {""}:
+        (beside / name).unlink(missing_ok=True)
+    if kept:
+        write_text(beside / WRITTEN, "\n".join(sorted(kept)) + "\n")
 
 
 def _facts(run: Run) -> str:
@@ -109,5 +123,8 @@ def _store_reference(run: Run, reference: str | Path) -> None:
     settings = run.config["physpre"]["dynamics"]
     keys = ("rdf_r_max", "rdf_bins", "rdf_smoothing")
     found = reference_rdf(reference, *(settings[k] for k in keys), first_step=settings.get("rdf_start", 0))
+    before, now = read_json(run.folder / REFERENCE).get("name"), {"reference": Path(reference).name}
+    if before not in (None, now["reference"]):
+        refuse_to_delete(run.folder / REFERENCE, "the reference of a report", {"reference": before}, now)
     average = average_rdfs(found.values()).plain()
     write_json(run.folder / REFERENCE, {"name": Path(reference).name, "structures": len(found), "average": average})

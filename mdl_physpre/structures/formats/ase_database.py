@@ -42,7 +42,9 @@ class ASEDatabase(Format):
                 factors = _stated_units(database.metadata, path)
                 for row in progress(database.select(), total=database.count(), description=f"reading {path.name}"):
                     structures.append(_in_our_units(_from_row(row), factors))
-        except (sqlite3.Error, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # of SQLite, of ASE, of JSON with numbers that no array can have
             raise DataError(f"{path}: structure {len(structures)}: not a readable ASE database ({error})") from error
         return structures
 

@@ -75,6 +75,7 @@ FORMATS = Registry[Format](
         "matdeeplearn": f"{_HERE}.matdeeplearn_json:MatDeepLearnJSON",
         "deepmd": f"{_HERE}.deepmd:DeepMD",
         "lammps-dump": f"{_HERE}.lammps_dump:LAMMPSDump",
+        "vasp": f"{_HERE}.vasp:VASP",
         "mptrj": f"{_HERE}.mptrj_json:MPtrjJSON",
         "ase-json": f"{_HERE}.ase_database:ASEJSON",
         "load-atoms": f"{_HERE}.load_atoms_dataset:LoadAtoms",

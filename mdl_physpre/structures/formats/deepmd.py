@@ -57,7 +57,7 @@ class DeepMD(Format):
             try:
                 values = np.load(file, allow_pickle=False)
                 found[name] = values.reshape(len(values), *shape).astype(float)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # numpy reads headers as Python, and raises what that raises
                 raise DataError(f"{file}: {error}; expected rows of {n} atoms") from None
         if "coord" not in found or ("box" not in found and periodic):
             raise DataError(f"{folder}: coord.npy{' and box.npy' if periodic else ''} must be there")

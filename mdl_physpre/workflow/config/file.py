@@ -14,12 +14,13 @@ from pydantic import ValidationError
 
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import ConfigError, PhyspreError, nearest
+from mdl_physpre.potentials.backbones.registry import unknown_hyperparameters
 from mdl_physpre.potentials.open import is_scheme, names_a_potential
 from mdl_physpre.stress_tests.run import make_test
-from mdl_physpre.utils.settings import Settings, explained
+from mdl_physpre.utils.settings import Settings, mistakes
 from mdl_physpre.utils.strict_yaml import load_yaml, told
 from mdl_physpre.workflow.config.recipes import with_recipe
-from mdl_physpre.workflow.config.schema import Config
+from mdl_physpre.workflow.config.schema import Config, Model
 
 SPELLINGS = "mdl_physpre.spellings"
 """Entry-point group of functions that translate the spelling of another program: (sections, source) → sections."""
@@ -96,8 +97,8 @@ def _merge(raw: dict[str, Any], more: Mapping[str, Any]) -> None:
             raw[key] = value
 
 
-def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Config:
-    """Check a configuration given as nested mappings.
+def parse_config(raw: Mapping[str, Any], source: str = "configuration", overrides: Sequence[str] = ()) -> Config:
+    """Check a configuration given as nested mappings; ``overrides`` are named where they are at fault.
 
     Raises
     ------
@@ -105,17 +106,43 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> Confi
     """
     said = {k: ({} if v is None and k in Config.model_fields else v) for k, v in translated(raw, source).items()}
     values = with_recipe(said)
+    wrong = _unknown_hyperparameters(values.get("model"))
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {explained(error, Config)}") from None
+        wrong = [*mistakes(error, Config), *wrong]
     except PhyspreError as error:
         raise ConfigError(f"{source}: {error}") from None
+    if wrong:
+        raise ConfigError("\n  ".join(_with_places(wrong, source, overrides)))
     try:  # what holds of several sections together
         config.training_settings(), config.pretraining_settings(), config.dynamics_settings()
     except PhyspreError as error:
         raise ConfigError(f"{source}: {error}") from None
     return config
+
+
+def _with_places(wrong: Sequence[str], source: str, overrides: Sequence[str]) -> list[str]:
+    """Mistakes, those of the file first, after its name; each other with the override that it comes from."""
+    in_file: list[str] = []
+    of_overrides: list[str] = []
+    for line in wrong:
+        key = line.partition(":")[0]
+        given = {text: text.partition("=")[0] for text in overrides}
+        text = next((t for t, k in given.items() if f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.")), "")
+        (of_overrides if text else in_file).append(f"{text}: {line}" if text else line)
+    return [f"{source}: {line}" if not k else line for k, line in enumerate(in_file)] + of_overrides
+
+
+def _unknown_hyperparameters(model: Any) -> list[str]:
+    """Keys of ``model`` that its backbone does not take. What is wrong with the section besides is said elsewhere."""
+    if not isinstance(model, Mapping) or not isinstance(model.get("name"), str):
+        return []
+    own = {str(key) for key in model} - set(Model.model_fields)
+    try:
+        return [f"model.{key}: {said}" for key, said in unknown_hyperparameters(model["name"], own).items()]
+    except PhyspreError as error:
+        return [f"model.name: {error}"]
 
 
 def dynamics_settings(named: Mapping[str, Any], overrides: Sequence[str] = ()) -> DynamicsSettings:
@@ -187,7 +214,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     raw["task"] = task = dict(task) if isinstance(task, dict) else {}
     if not task.get("identifier"):
         task["identifier"] = path.stem
-    return with_absolute_paths(parse_config(raw, str(path)), path.resolve().parent, str(path))
+    return with_absolute_paths(parse_config(raw, str(path), overrides), path.resolve().parent, str(path))
 
 
 def with_absolute_paths(config: Config, folder: Path, source: str = "configuration") -> Config:

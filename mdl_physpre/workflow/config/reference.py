@@ -43,7 +43,7 @@ begin with on data of one's own; the defaults below are the paper's, `recipe: pa
 
 <!-- This page is generated: python -m mdl_physpre.workflow.config.reference > docs/configuration.md -->
 """
-BACKBONES = ("CGCNN", "torchmd_etEarly", "M3GNet")
+BACKBONES = ("CGCNN", "torchmd_etEarly", "M3GNet", "MACE")
 LIMITS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}"}
 
 

@@ -51,7 +51,7 @@ class Split(Settings):
 class Dataset(Settings):
     """Structures with DFT labels."""
 
-    LATER: ClassVar[dict[str, Any]] = {"units": {}, "energies_of_elements": "fit"}
+    LATER: ClassVar[dict[str, Any]] = {"units": {}, "energies_of_elements": "fit", "drop_unconverged": False}
 
     src: str | list[str] | dict[Literal["train", "val", "test"], str | list[str]] = setting(
         ...,
@@ -64,6 +64,9 @@ class Dataset(Settings):
     )
     units: dict[str, str] = setting(
         {}, "Units of labels that are not in eV and Å, such as {stress: kbar, energy: Hartree}; -kbar: the other sign."
+    )
+    drop_unconverged: bool = setting(
+        False, "Leave out structures whose electrons did not converge: steps of VASP without EDIFF, converged=F."
     )
     energies_of_elements: Literal["fit", "isolated_atoms"] | dict[str, float] = setting(
         "fit",
@@ -109,7 +112,7 @@ class Model(Settings):
     model_config = ConfigDict(extra="allow")
 
     name: str = setting(
-        ..., "Backbone: CGCNN, torchmd_etEarly, M3GNet, another registered name, or an import path (module:Class)."
+        ..., "Backbone: CGCNN, torchmd_etEarly, M3GNet, MACE, another registered name or an import path (module:Class)."
     )
     cutoff: float = setting(8.0, "Distance up to which atoms are neighbours.", "Å", gt=0)
 

@@ -23,7 +23,6 @@ class NequIP(OutsideTrainer):
 
     def recipe(self, material: Material) -> Recipe:
         """A file of settings for each training; ``nequip.model.NequIPGNNModel`` may be replaced by another model."""
-        stats = "${training_data_stats:%s}"
         network = {
             "_target_": "nequip.model.NequIPGNNModel",
             "seed": material.seed,
@@ -33,8 +32,8 @@ class NequIP(OutsideTrainer):
             "num_layers": 4,
             "l_max": 1,
             "num_features": 32,
-            "avg_num_neighbors": stats % "num_neighbors_mean",
-            "per_type_energy_scales": stats % "forces_rms",
+            "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
+            "per_type_energy_scales": "${training_data_stats:forces_rms}",
             "per_type_energy_shifts": dict(material.energies),
             "per_type_energy_shifts_trainable": False,
         }

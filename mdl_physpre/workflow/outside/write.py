@@ -111,8 +111,8 @@ def _material(sets: dict[str, list[Atoms]], data: RunData, seed: int) -> Materia
             missing = [label for label in ("energy", "forces") if getattr(labels, label) is None]
             if missing:
                 raise DataError(
-                    f"{name}: structure {describe(atoms, index)} has no {' and no '.join(missing)}; other trainers need "
-                    "both on every structure. Leave it out, or name its labels by dataset.keys"
+                    f"{name}: structure {describe(atoms, index)} has no {' and no '.join(missing)}; other trainers "
+                    "need both on every structure. Leave it out, or name its labels by dataset.keys"
                 )
             stresses.append(labels.stress is not None)
     if any(stresses) and not all(stresses):

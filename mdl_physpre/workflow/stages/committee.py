@@ -29,7 +29,7 @@ def committee_stage(
         return {}
     place = networks[0].folder(folder) / COMMITTEE
     trained = [stage_key(network.folder(folder)) for network in networks]
-    stage = Stage(place, {"trained": trained, "data": data.key, "extra_tests": data.extra_key})
+    stage = Stage(place, {"trained": trained, "data": data.key, "extra_tests": data.extra_key}, free=True)
     if not stage.done:
         stage.begin()
         committee = load_potential(folder / arm, device)

@@ -50,7 +50,7 @@ def eam_stage(folder: Path, config: Config, data: RunData, *, for_hybrids: bool 
     )
     # a hybrid that cannot be built is better known before the other arms are trained
     potential = fitted_eam(folder, config, device) if for_hybrids else load_potential(folder / EAM_FILE, device)
-    tests = Stage(fit.folder / ERRORS, {"eam": fit.key, "extra_tests": data.extra_key})
+    tests = Stage(fit.folder / ERRORS, {"eam": fit.key, "extra_tests": data.extra_key}, free=True)
     if not tests.done:
         tests.begin()
         tests.finish({"errors": errors_on_tests(potential, data)})

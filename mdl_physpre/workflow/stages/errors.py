@@ -37,7 +37,8 @@ def errors_stage(
     """
     place = network.folder(folder)
     eam = hash_of_file(folder / EAM_FILE) if with_eam else ""
-    stage = Stage(place / ERRORS, {"trained": key, "data": data.key, "extra_tests": data.extra_key, "eam": eam})
+    depends = {"trained": key, "data": data.key, "extra_tests": data.extra_key, "eam": eam}
+    stage = Stage(place / ERRORS, depends, free=True)
     if stage.done:
         return
     stage.begin()

@@ -46,7 +46,7 @@ def oracle_stage(folder: Path, config: Config, plan: Plan, network: Network, str
     settings, dynamics = config.physpre.dynamics, network.folder(folder) / DYNAMICS
     frames = [settings.oracle_frames, settings.oracle_bound]
     depends = {"dynamics": stage_key(dynamics), "oracle": identity_of(settings.oracle), "frames": frames}
-    stage = Stage(network.folder(folder) / ORACLE, depends)
+    stage = Stage(network.folder(folder) / ORACLE, depends, follows=("dynamics",))
     if stage.done:
         return
     logger.info("errors along the dynamics of %s, by %s", network.name, settings.oracle)
@@ -71,7 +71,7 @@ def oracle_trajectory_stage(
         stage.finish({"name": name, "counts": summarise(simulate(oracle, structures, settings, out=stage.folder))})
     dynamics = {network.arm.name: network.folder(folder) / DYNAMICS for network in networks}
     keys = {arm: stage_key(place) for arm, place in dynamics.items()}
-    compared = Stage(stage.folder / MOTION, {"oracle": stage.key, "dynamics": keys})
+    compared = Stage(stage.folder / MOTION, {"oracle": stage.key, "dynamics": keys}, free=True)
     if not compared.done:
         compared.begin()
         compared.finish({"arms": {arm: compare_motion(place, stage.folder) for arm, place in dynamics.items()}})

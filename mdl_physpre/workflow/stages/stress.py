@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
+from ase import Atoms
 
 from mdl_physpre.dynamics.oracle import open_oracle
 from mdl_physpre.potentials.base import Potential
@@ -21,28 +25,42 @@ from mdl_physpre.workflow.stages.oracle import identity_of
 logger = logging.getLogger(__name__)
 
 
+def stress_structures(config: Config, data: RunData) -> list[Atoms]:
+    """The test structures that are put to stress tests."""
+    section = config.physpre.stress
+    return data.drawn_tests(section.n_structures, section.min_atoms, config.task.seed)
+
+
+def stages_of(
+    folder: Path, config: Config, data: RunData, network: Network, key: str, device: str | torch.device
+) -> Iterator[tuple[str, Settings, Stage]]:
+    """Each test of a network, trained in the stage of this key, with its settings and its stage."""
+    section = config.physpre.stress
+    sizes = [len(atoms) for atoms in stress_structures(config, data)]
+    for name, chosen in section.chosen().items():
+        settings = of_network(chosen, network.seed, config.task.compiles_on(str(device)))
+        depends: dict[str, Any] = {"trained": key, "test": name, "settings": decisive(settings), "structures": sizes}
+        if section.oracle is not None:
+            depends["oracle"] = [*identity_of(section.oracle), section.oracle_frames, section.oracle_bound]
+        depends["seed"] = config.task.seed
+        yield name, settings, Stage(network.stress_folder(folder, name), depends, follows=("trained",))
+
+
 def stress_stage(folder: Path, config: Config, data: RunData, network: Network, potential: Potential, key: str) -> None:
     """3, stress: where test structures, the same for each network, break.
 
     A test that is added, or whose settings change, leaves what the others have found.
     """
-    section = config.physpre.stress
-    structures = data.drawn_tests(section.n_structures, section.min_atoms, config.task.seed)
-    compiled = config.task.compiles_on(str(device_of_parameters(potential)))
-    for name, chosen in section.chosen().items():
-        settings = of_network(chosen, network.seed, compiled)
-        sizes = [len(atoms) for atoms in structures]
-        depends = {"trained": key, "test": name, "settings": decisive(settings), "structures": sizes}
-        if section.oracle is not None:
-            depends["oracle"] = [*identity_of(section.oracle), section.oracle_frames, section.oracle_bound]
-        stage = Stage(network.stress_folder(folder, name), depends | {"seed": config.task.seed})
+    section, device = config.physpre.stress, device_of_parameters(potential)
+    structures = stress_structures(config, data)
+    for name, settings, stage in stages_of(folder, config, data, network, key, device):
         if stage.done:
             continue
         logger.info("stress test %s, %s: %d structures", name, network.name, len(structures))
         stage.begin()
         result = run_stress_tests(potential, structures, {name: settings}, stage.folder.parent)[name]
         if section.oracle is not None:
-            oracle = open_oracle(section.oracle, structures, device=device_of_parameters(potential))
+            oracle = open_oracle(section.oracle, structures, device=device)
             found = with_oracle(result, stage.folder, oracle, section)
             result = found.model_copy(update={"oracle": found.oracle and found.oracle.summary()})
         stage.finish(result.plain())

@@ -44,7 +44,7 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
         logger.info("zero of energy of the teacher %s", settings.name)
         zero = _fitted_zero(teacher, [*data.train, *data.val], settings.processes)
         stage.finish({"name": settings.name, "zero_of_energy": zero})
-    tests = Stage(stage.folder / ERRORS, {"teacher": stage.key, "extra_tests": data.extra_key})
+    tests = Stage(stage.folder / ERRORS, {"teacher": stage.key, "extra_tests": data.extra_key}, free=True)
     if not tests.done:
         tests.begin()
         tests.finish({"errors": {n: _errors(teacher, s, settings.processes) for n, s in data.test_sets.items()}})

@@ -20,6 +20,7 @@ from mdl_physpre.runs.results import TrainingStage
 from mdl_physpre.runs.stage import Stage, decisive, hash_of, hash_of_file, stage_result
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.training.arms import FINETUNE, Arm, Material, Online
+from mdl_physpre.training.optimizer import SHAPES
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import TrainingResult
 from mdl_physpre.training.two_stage import initial_potential, train_arm
@@ -74,21 +75,9 @@ def training_stage(
     ------
     ConfigError : an arm with the embedded-atom potential in a run whose ``physpre.eam.checkpoint`` is none.
     """
-    arm, model = network.arm, config.model
-    settings = _settings_of_finetuning(config, network, str(device))
-    cutoff = config.model.cutoff
-    start = {
-        "data": data.key,
-        "model": model.name,
-        "hyperparameters": model.hyperparameters,
-        "cutoff": cutoff,
-        "elements": data.elements,
-        "eam": hash_of_file(folder / EAM_FILE) if arm.uses_eam else "",
-        "pretraining_set": pretraining_key if arm.uses_pretraining_set else "",
-    }
-    before = _key_before_finetuning(arm, settings, start)
-    finetune = decisive(arm.settings_of(FINETUNE, settings))
-    stage = Stage(network.folder(folder), {**start, "before": before, "finetune": finetune, "parts": _settings(arm)})
+    arm, settings = network.arm, _settings_of_finetuning(config, network, str(device))
+    stage = stage_of(folder, config, data, network, pretraining_key, device)
+    before = str(stage.depends_on["before"])
     if not stage.done:
         logger.info("training, %s", network.name)
         stage.begin()
@@ -105,6 +94,33 @@ def training_stage(
         stage.finish(result.plain())
     found = TrainedNetwork.model_validate(stage_result(stage.folder))
     return _with_training_energies(load_potential(folder / found.checkpoint, device), data), stage.key
+
+
+def stage_of(
+    folder: Path,
+    config: Config,
+    data: RunData,
+    network: Network,
+    pretraining_key: str,
+    device: str | torch.device = "cpu",
+) -> Stage:
+    """The stage that trains a network; parameters as in :func:`training_stage`."""
+    arm, model, settings = network.arm, config.model, _settings_of_finetuning(config, network, str(device))
+    start = {
+        "data": data.key,
+        "model": model.name,
+        "hyperparameters": model.hyperparameters,
+        "cutoff": model.cutoff,
+        "elements": data.elements,
+        "eam": hash_of_file(folder / EAM_FILE) if arm.uses_eam else "",
+        "pretraining_set": pretraining_key if arm.uses_pretraining_set else "",
+    }
+    depends = {"before": _key_before_finetuning(arm, settings, start), "parts": _settings(arm)}
+    depends["finetune"] = decisive(arm.settings_of(FINETUNE, settings))
+    # not where the learning rate of each step depends on the length
+    longer = ("finetune.max_epochs", "finetune.max_steps", "finetune.max_seconds")
+    grows = () if settings.schedule in SHAPES else longer
+    return Stage(network.folder(folder), {**start, **depends}, grows=grows)
 
 
 def _with_training_energies(potential: Potential, data: RunData) -> Potential:
