@@ -73,8 +73,8 @@ def test_without_the_host_one_sentence_says_how_to_get_it(tmp_path):
     found = run(
         f"""
         import sys
-        import mdl_physpre.hosts.mattertune.names as names
-        names.put_on_path = lambda host: None
+        import mdl_physpre.hosts.locate as locate
+        locate.put_on_path = lambda host: None
         sys.argv = ["mattertune", "finetune", {str(tmp_path / "c.yml")!r}]
         from mdl_physpre.hosts.mattertune.cli import main
         try:
