@@ -56,7 +56,7 @@ def test_what_is_given_stays():
         "physpre": {"pretrain": {"max_epochs": 5}, "arms": ["baseline"]},
     }
     config = parse_config({**DEFAULT, **given})
-    assert config.optim.weight_force == 7.0 and config.optim.weight_energy == 30.0
+    assert config.optim.weight_force == 7.0 and config.optim.weight_energy == 10.0
     assert config.optim.ema_decay is None, "null is a value that was given"
     assert (config.optim.max_epochs, config.optim.max_steps) == (30, None), "one stands in place of the other"
     assert config.pretraining_settings().max_epochs == 5 and config.pretraining_settings().max_steps is None

@@ -260,9 +260,7 @@ class Physpre(Settings):
 class Config(Settings):
     """A whole configuration; see ``configs/`` for commented examples."""
 
-    recipe: Recipe = setting(
-        "paper", "Where keys that are not given come from: paper, as the defaults on this page, or default."
-    )
+    recipe: Recipe = setting("paper", "What fills in keys that are not given: paper (the defaults here), or default.")
     task: Task = setting(Task(), "The run.")
     model: Model = setting(..., "The network.")
     optim: OptimSettings = setting(OptimSettings(), "How networks are trained.")
