@@ -69,7 +69,9 @@ def test_two_stages_by_the_command(data_file, tmp_path, monkeypatch):
     start = finetune(path, out=out, pretrain_only=True)
     assert start == (out / "3-pretrain" / "best.ckpt").absolute()
     assert not (out / "4-finetune").exists()
-    times = {p: p.stat().st_mtime_ns for p in out.rglob("*.*") if p.name not in ("stage.json", ".lock")}
+    times = {
+        p: p.stat().st_mtime_ns for p in out.rglob("*.*") if p.name not in ("stage.json", ".lock", "prepared.json")
+    }
     best = finetune(path, out=out)
     assert {p: p.stat().st_mtime_ns for p in times} == times  # what was done is not done again
     host, ours = load_host_model(best), open_potential(best)
