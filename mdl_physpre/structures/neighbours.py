@@ -105,13 +105,7 @@ def neighbour_list(
         all_coords=wrapped, center_coords=wrapped, r=float(cutoff), pbc=pbc.astype(np.int64), lattice=lattice, tol=1e-8
     )
     shifts = images.astype(np.int32)
-    # Few edges can be wrong: an atom itself, and what rounding put on the sphere. Only those are looked at closely,
-    # because every pass over all edges costs a fifth of the search.
-    doubtful = np.flatnonzero((distances < 1e-6) | (distances >= cutoff))
-    itself = (i[doubtful] == j[doubtful]) & ~shifts[doubtful].any(axis=1)
-    keep = np.ones(len(i), dtype=bool)
-    keep[doubtful[itself | (distances[doubtful] >= cutoff)]] = False
-    kept = np.flatnonzero(keep)
+    kept = _edges(i, j, shifts, distances, cutoff)
     i, j, shifts = i.take(kept), j.take(kept), shifts.take(kept, axis=0)
     if (i[1:] < i[:-1]).any():
         order = np.argsort(i, kind="stable")
@@ -120,6 +114,19 @@ def neighbour_list(
         shifts += whole.take(i, axis=0)
         shifts -= whole.take(j, axis=0)
     return i, j, shifts
+
+
+def _edges(i: np.ndarray, j: np.ndarray, shifts: np.ndarray, distances: np.ndarray, cutoff: float) -> np.ndarray:
+    """Which of the pairs found are edges.
+
+    Few can be none: an atom itself, and what rounding put on the sphere. Only those are looked at closely, because
+    every pass over all edges costs a fifth of the search.
+    """
+    doubtful = np.flatnonzero((distances < 1e-6) | (distances >= cutoff))
+    itself = (i[doubtful] == j[doubtful]) & ~shifts[doubtful].any(axis=1)
+    keep = np.ones(len(i), dtype=bool)
+    keep[doubtful[itself | (distances[doubtful] >= cutoff)]] = False
+    return np.flatnonzero(keep)
 
 
 def _refuse_absurd(positions: np.ndarray, cutoff: float) -> None:

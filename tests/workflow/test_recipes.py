@@ -77,8 +77,8 @@ def test_the_written_configuration_says_it_all(tmp_path):
 
 @pytest.mark.parametrize(
     ("more", "words"),
-    [({"recipe": "papers"}, "recipe: found 'papers'; Input should be 'paper' or 'default'"),
-     ({"optim": {"lr": -1}}, "optim.lr: found -1; Input should be greater than 0"),
+    [({"recipe": "papers"}, "recipe: found 'papers'; expected 'paper' or 'default'"),
+     ({"optim": {"lr": -1}}, "optim.lr: found -1; expected more than 0"),
      ({"optim": 3}, "optim: found 3; expected a section of keys")],
 )  # fmt: skip
 def test_mistakes_name_the_key_as_it_was_given(more, words):

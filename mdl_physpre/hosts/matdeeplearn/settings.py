@@ -57,7 +57,8 @@ def engine_config(config: Mapping[str, Any]) -> Config:
     raw["dataset"] = _with_split(dict(raw.get("dataset") or {}))
     task = dict(raw.get("task") or {})
     raw["task"] = {k: v for k, v in task.items() if v is not None}
-    found = with_absolute_paths(parse_config(raw, "MatDeepLearn's configuration"), folder_of_configuration())
+    parsed = parse_config(raw, "MatDeepLearn's configuration", own_network=False)
+    found = with_absolute_paths(parsed, folder_of_configuration())
     if found.recipe != "paper":
         raise ConfigError(
             f"recipe: {found.recipe!r} sets what MatDeepLearn's trainer has no place for; run it with physpre run, or "

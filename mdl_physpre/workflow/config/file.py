@@ -98,8 +98,17 @@ def _merge(raw: dict[str, Any], more: Mapping[str, Any]) -> None:
             raw[key] = value
 
 
-def parse_config(raw: Mapping[str, Any], source: str = "configuration", overrides: Sequence[str] = ()) -> Config:
-    """Check a configuration given as nested mappings; ``overrides`` are named where they are at fault.
+def parse_config(
+    raw: Mapping[str, Any], source: str = "configuration", overrides: Sequence[str] = (), own_network: bool = True
+) -> Config:
+    """Check a configuration given as nested mappings.
+
+    Parameters
+    ----------
+    raw : its sections.
+    source : what errors call it.
+    overrides : those that were put in, to be named where they are at fault.
+    own_network : whether ``model`` is a network of this package; another program checks its own.
 
     Raises
     ------
@@ -111,7 +120,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration", override
         if isinstance(model := said.get("model"), Mapping) and model.get("start_from"):
             said["model"] = with_start(model)
         values = with_recipe(said)
-        wrong = _unknown_hyperparameters(values.get("model"))
+        wrong = _unknown_hyperparameters(values.get("model")) if own_network else []
         config = Config.model_validate(values)
     except ValidationError as error:
         wrong = [*mistakes(error, Config), *wrong]
