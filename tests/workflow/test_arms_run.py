@@ -168,7 +168,7 @@ def test_a_frozen_potential_stays_and_only_hybrids_are_done_again(finished, conf
     folder, _ = finished
     before = when_done(folder)
     changes = ["physpre.hybrid.train_eam=false", "physpre.dynamics.n_structures=0"]
-    summary = run(config, changes, out=folder)
+    summary = run(config, changes, out=folder, overwrite=True)
     after = when_done(folder)
     hybrids = ("hybrid", "pretrain+hybrid", "pretrain+hybrid+replay", "hybrid+zbl")
     # what is not wanted any more is cleared away with the training that it belonged to, and stays elsewhere
@@ -237,7 +237,7 @@ def test_a_part_in_one_file_of_somebody_else(config, tmp_path, monkeypatch):
     before = when_done(folder)
     run(folder / "config.yml", out=folder)
     assert when_done(folder) == before
-    run(config, [*few, "physpre.freeze.layers=[]"], out=folder)
+    run(config, [*few, "physpre.freeze.layers=[]"], out=folder, overwrite=True)
     changed = {name for name, time in when_done(folder).items() if before[name] != time}
     assert changed == {"3-networks/pretrain+freeze", "3-networks/pretrain+freeze/errors"}
 

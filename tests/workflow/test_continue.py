@@ -20,6 +20,7 @@ from mdl_physpre.runs.stage import Stage
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.training.energy_zero import energy_errors
+from mdl_physpre.utils.overwrite import WouldDelete
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.run import run
 
@@ -78,7 +79,7 @@ def test_more_epochs_go_on_and_give_what_a_whole_run_gives(finished, config, tmp
         assert without_times(log(folder, arm)) == without_times(log(tmp_path / "whole", arm))
         assert longer.arms[arm].errors == whole.arms[arm].errors
         assert longer.arms[arm].errors["test"] != finished[1].arms[arm].errors["test"]
-    run(config, ["optim.max_epochs=4"], out=folder)
+    run(config, ["optim.max_epochs=4"], out=folder, overwrite=True)
     assert len(log(folder, "baseline")) == 4, "fewer epochs begin anew"
     assert log(folder, "baseline")[:3] != before["baseline"]
 
@@ -87,14 +88,16 @@ def test_a_rate_that_depends_on_the_length_begins_anew(config, tmp_path):
     only = ["optim.schedule=cosine", "physpre.arms=[baseline]"]
     run(config, only, out=tmp_path / "run")
     before = log(tmp_path / "run", "baseline")
-    run(config, [*only, "optim.max_epochs=4"], out=tmp_path / "run")
+    with pytest.raises(WouldDelete, match="finetune.max_epochs: 3 there, 4 here"):
+        run(config, [*only, "optim.max_epochs=4"], out=tmp_path / "run")
+    run(config, [*only, "optim.max_epochs=4"], out=tmp_path / "run", overwrite=True)
     after = log(tmp_path / "run", "baseline")
     assert len(after) == 4 and float(after[2]["lr"]) > float(before[2]["lr"])
 
 
 def test_a_stage_goes_on_only_where_nothing_else_differs(tmp_path):
     def begun(**depends):
-        stage = Stage(tmp_path / "1", depends, grows=("how", "n"))
+        stage = Stage(tmp_path / "1", depends, grows=("how.n",), free=True)
         stage.begin()
         kept = (stage.folder / "half").exists()
         (stage.folder / "half").write_text("")
@@ -132,7 +135,7 @@ def test_both_stages_start_from_a_trained_network(finished, config, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("done.json")} == done
     torch.manual_seed(5)
     save_potential(tmp_path / "start.pt", CGCNN(["Mg", "O"], 4.0, dim1=8, dim2=8, gc_count=1))
-    run(given, out=tmp_path / "run")
+    run(given, out=tmp_path / "run", overwrite=True)
     moved = [path for path in done if path.stat().st_mtime_ns != done[path]]
     assert len([path for path in moved if path.parent.name in ("baseline", "pretrain")]) == 2, "another file"
 

@@ -103,7 +103,8 @@ def test_values_are_those_of_the_paper(name, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", TABLE_A1)
 def test_every_line_says_what_it_is(name):
     text = (FOLDER / f"{name}.yml").read_text()
-    assert all(isinstance(section, dict) for section in yaml.safe_load(text).values())
+    sections = yaml.safe_load(text)
+    assert sections.pop("recipe") == "paper" and all(isinstance(section, dict) for section in sections.values())
     for line in text.splitlines():
         heading = line.rstrip().endswith(":")
         assert heading or "#" in line or line.strip().startswith(("name:", "scheduler_type:")), line

@@ -96,13 +96,13 @@ def test_a_report_does_not_outlive_its_configuration(finished, config, monkeypat
             "mdl_physpre.workflow.setup.load_data", lambda _: (_ for _ in ()).throw(DataError("unreadable"))
         )
         with pytest.raises(DataError):  # nothing is known yet of what the change means: all stays
-            run(config, ["physpre.dynamics.temperature=320"], out=folder)
+            run(config, ["physpre.dynamics.temperature=320"], out=folder, overwrite=True)
         assert shown <= {p.name for p in folder.rglob("*")}
     with monkeypatch.context() as patched:
         stop = "mdl_physpre.workflow.stages.network.dynamics_stage"
         patched.setattr(stop, lambda *_: fail(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            run(config, ["physpre.dynamics.temperature=320"], out=folder)
+            run(config, ["physpre.dynamics.temperature=320"], out=folder, overwrite=True)
         assert not shown & {p.name for p in folder.rglob("*")}
     run(config, out=folder)
     assert shown <= {p.name for p in folder.rglob("*")}
@@ -112,7 +112,7 @@ def test_the_report_links_the_files_that_exist(finished, config, tmp_path):
     folder, _ = finished
     linked = set(re.findall(r'href="(report/.*?)"', (folder / "report.html").read_text()))
     assert {"report/survival.svg", "report/table-2-errors.csv", "report/structures.csv"} <= linked
-    assert linked == {f"report/{p.name}" for p in (folder / "report").glob("*.*")}
+    assert linked == {f"report/{p.name}" for p in (folder / "report").glob("[!.]*.*")}
     run(config, ["physpre.arms=[baseline]", "physpre.dynamics.n_structures=0"], out=tmp_path / "one")
     page = (tmp_path / "one" / "report.html").read_text()
     assert "survival.svg" not in page and "No simulation has finished" in page and "not finished.</strong>" not in page

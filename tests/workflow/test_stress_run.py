@@ -72,7 +72,7 @@ def test_added_later_it_is_all_that_is_done(finished, config):
     assert first.settings["seed"] != second.settings["seed"] and {p.n_atoms for p in first.points} == {16}
     assert [p.structure_id for p in first.points] == [p.structure_id for p in second.points]
     assert (folder / "3-networks" / "baseline" / "stress" / "heating" / "verdicts.json").is_file()
-    run(config, [*HEAT, "physpre.stress.heating.seed=5"], out=folder)
+    run(config, [*HEAT, "physpre.stress.heating.seed=5"], out=folder, overwrite=True)
     assert {k for k, t in times(folder).items() if t != after.get(k)} == new
     assert read_summary(folder).arms["baseline"].networks[0].stress["heating"].settings["seed"] == 5
 
@@ -80,7 +80,7 @@ def test_added_later_it_is_all_that_is_done(finished, config):
 def test_an_oracle_along_stress_tests(finished, config):
     folder, _ = finished
     by = [*HEAT, "physpre.stress.oracle=calculator:ase.calculators.emt.EMT", "physpre.stress.oracle_frames=5"]
-    summary = run(config, [*by, "physpre.report.formats=[html,csv]"], out=folder)
+    summary = run(config, [*by, "physpre.report.formats=[html,csv]"], out=folder, overwrite=True)
     for network in summary.arms["baseline"].networks:
         found = network.stress["heating"].oracle
         assert found.wrong.n == 2 and found.means.frames > 0 and found.rows == ()
@@ -92,7 +92,7 @@ def test_an_oracle_along_stress_tests(finished, config):
     after = times(folder)
     run(config, by, out=folder)
     assert times(folder) == after
-    assert run(config, HEAT, out=folder).arms["baseline"].networks[0].stress["heating"].oracle is None
+    assert run(config, HEAT, out=folder, overwrite=True).arms["baseline"].networks[0].stress["heating"].oracle is None
 
 
 def test_what_is_missing_is_said(finished, config):

@@ -89,7 +89,7 @@ def test_it_goes_on_and_says_so_in_the_report(finished, config):
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}
     run(config, ["physpre.teacher.processes=1"], out=folder)  # how many processes changes no result
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")} == before
-    run(config, ["physpre.teacher.short_range_radii={Cu-Au: 1.0}"], out=folder)
+    run(config, ["physpre.teacher.short_range_radii={Cu-Au: 1.0}"], out=folder, overwrite=True)
     after = {p: p.stat().st_mtime_ns for p in folder.rglob("done.json")}
     assert all(after[p] != before[p] for p in before)
     assert read_summary(folder).teacher.errors["test"].n_structures == 3
@@ -132,9 +132,14 @@ def test_the_fit_has_weights_of_its_own(config, tmp_path):
     keys = ["physpre.teacher=null", "physpre.arms=[hybrid]", "optim.energy_per_atom=true"]
     run(config, [*keys, "optim.weight_energy=1.0"], out=tmp_path / "run")
     before = fit.stat().st_mtime_ns
-    run(config, [*keys, "optim.weight_energy=30.0"], out=tmp_path / "run")
+    run(config, [*keys, "optim.weight_energy=30.0"], out=tmp_path / "run", overwrite=True)
     assert fit.stat().st_mtime_ns == before
-    run(config, [*keys, "optim.weight_energy=30.0", "physpre.eam.weight_energy=1.0"], out=tmp_path / "run")
+    run(
+        config,
+        [*keys, "optim.weight_energy=30.0", "physpre.eam.weight_energy=1.0"],
+        out=tmp_path / "run",
+        overwrite=True,
+    )
     assert fit.stat().st_mtime_ns > before
 
 

@@ -279,6 +279,6 @@ def _class_of(model: str) -> type[GraphPES]:
 
 
 def __getattr__(name: str) -> type[GraphPES]:
-    if name.startswith("_"):
+    if not name[0].isupper():  # no model; graph-pes may not be there to ask
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return _class_of(name)
