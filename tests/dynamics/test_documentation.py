@@ -22,6 +22,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     exec(example.group(1), {})
     assert capsys.readouterr().out.startswith("stable ()")
     assert sorted(p.name for p in (tmp_path / "runs/argon").iterdir() if p.name != ".lock") == [
+        "simulation.json",
         "speed.json",
         "trajectories",
         "verdicts.json",

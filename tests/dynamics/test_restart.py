@@ -21,6 +21,7 @@ from mdl_physpre.dynamics.running.simulate import simulate
 from mdl_physpre.dynamics.running.storage import RENAMED, run_key
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.potentials import CGCNN, EAMInteraction, M3GNet, TorchMDET
+from mdl_physpre.utils.overwrite import WouldDelete
 from tests.helpers.pair_potentials import AttractiveGold, Killed, Morse, Slow
 from tests.helpers.processes import environment
 from tests.helpers.small_structures import clusters, crystals, with_
@@ -29,12 +30,12 @@ ALL = ("nvt", "nvt_bussi", "nvt_nose_hoover", "npt", "nve")
 
 
 def same_files(one: Path, other: Path) -> None:
-    """Every file but the speed of the run."""
+    """Every file but the speed of the run, and its description, which names the class of the potential."""
     found = [
         {
             str(p.relative_to(folder)): p.read_bytes()
             for p in folder.rglob("*")
-            if p.is_file() and p.name != "speed.json"
+            if p.is_file() and p.name not in ("speed.json", "simulation.json")
         }
         for folder in (one, other)
     ]
@@ -115,12 +116,15 @@ def test_finished_runs_are_read_and_others_are_not(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "verdicts.json").read_text())
     assert stored["settings"]["overlap_ratio"] == 0.5
     assert stored["summary"]["n"] == 2
-    simulate(Counted(), crystals(2), settings, tmp_path)
+    with pytest.raises(WouldDelete, match="potential: Morse"):
+        simulate(Counted(), crystals(2), settings, tmp_path)
+    assert Counted.calls == 0
+    simulate(Counted(), crystals(2), settings, tmp_path, overwrite=True)
     assert Counted.calls == 21, "another potential: simulated again"
     again = simulate(Counted(), crystals(2), with_(settings, checkpoint_steps=3), tmp_path)
     assert Counted.calls == 21, "the same: read"
     assert again == first
-    simulate(Counted(), crystals(2), with_(settings, seed=9), tmp_path)
+    simulate(Counted(), crystals(2), with_(settings, seed=9), tmp_path, overwrite=True)
     assert Counted.calls == 42, "other settings: simulated again"
     (tmp_path / "verdicts.json").write_text("{broken")
     (tmp_path / "state.npz").write_bytes(b"PK broken")
@@ -162,7 +166,7 @@ def test_a_killed_process_continues(tmp_path: Path) -> None:
         simulate(Morse(), atoms, DynamicsSettings(temperature=600, steps=200, checkpoint_steps=20), tmp_path / name)
     assert (tmp_path / "killed" / "verdicts.json").read_bytes() == (tmp_path / "whole" / "verdicts.json").read_bytes()
     left = sorted(p.name for p in (tmp_path / "killed").iterdir() if p.suffix != ".part" and p.name != ".lock")
-    assert left == ["speed.json", "verdicts.json"]
+    assert left == ["simulation.json", "speed.json", "verdicts.json"]
 
 
 def test_nothing_of_an_earlier_run_is_taken_for_the_new_one(tmp_path: Path) -> None:
@@ -172,7 +176,7 @@ def test_nothing_of_an_earlier_run_is_taken_for_the_new_one(tmp_path: Path) -> N
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "of the project").write_text("somebody's")
     assert len(list((tmp_path / "trajectories").iterdir())) == 5 and (tmp_path / "rdf.json").exists()
-    simulate(Morse(), crystals(2), with_(steps=20, temperature=400, trajectory_interval=10), tmp_path)
+    simulate(Morse(), crystals(2), with_(steps=20, temperature=400, trajectory_interval=10), tmp_path, overwrite=True)
     left = sorted(p.name for p in (tmp_path / "trajectories").iterdir())
     assert left == ["00000.extxyz", "00001.extxyz", "mine.extxyz"]
     assert not (tmp_path / "rdf.json").exists()
@@ -205,7 +209,7 @@ def test_what_a_result_depends_on(tmp_path: Path) -> None:
 
     def calls(**changes) -> int:
         before = Counted.calls
-        simulate(Counted(), structures, settings, tmp_path, **changes)
+        simulate(Counted(), structures, settings, tmp_path, overwrite=True, **changes)
         return Counted.calls - before
 
     assert calls() == 5

@@ -84,7 +84,7 @@ def test_dynamics(tmp_path, workers):
 def test_stored_dynamics_of_another_charge_are_not_read_again(tmp_path):
     settings = DynamicsSettings(ensemble="nve", steps=1, trajectory_interval=1)
     for charge in (1, 2):
-        simulate(CalculatorPotential(Charged, name="charged"), [made(charge)], settings, out=tmp_path)
+        simulate(CalculatorPotential(Charged, name="charged"), [made(charge)], settings, tmp_path, overwrite=True)
         (first, *_) = read_frames(tmp_path / "trajectories" / "00000.extxyz")
         assert first.get_potential_energy() == charge + 10
 

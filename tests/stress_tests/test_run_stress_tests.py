@@ -66,7 +66,7 @@ def test_what_is_done_is_read_and_what_changed_is_done_anew(tmp_path: Path, capl
         """Which tests are done anew."""
         caplog.clear()
         with caplog.at_level(logging.INFO, "mdl_physpre"):
-            run_stress_tests(potential or Morse(), atoms or structures, tests or BOTH, out, progress=False)
+            run_stress_tests(potential or Morse(), atoms or structures, tests or BOTH, out, False, True)
         return {n for n in BOTH if f"stress test {n} of" in caplog.text}
 
     assert again() == set()

@@ -174,5 +174,5 @@ def test_stages_of_before_are_known_without_these_keys():
     later = {"schedule", "warmup_steps", "max_steps", "batch_atoms", "ema_decay"}
     assert not later & set(decisive(SETTINGS)) and not later & set(Pretrain.Settings().asked())
     assert decisive(SETTINGS.changed(max_steps=5))["max_steps"] == 5
-    with pytest.raises(ConfigError, match="schedule: found 'cosin'; Input should be 'plateau', 'cosine'"):
+    with pytest.raises(ConfigError, match="schedule: found 'cosin'; expected 'plateau', 'cosine'"):
         TrainingSettings(schedule="cosin")
