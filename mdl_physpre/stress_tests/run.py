@@ -16,7 +16,7 @@ from ase import Atoms
 from pydantic import BaseModel, ValidationError
 
 from mdl_physpre.dynamics.running.description import described
-from mdl_physpre.dynamics.running.storage import LOCK_WAIT, run_key
+from mdl_physpre.dynamics.running.storage import LOCK_WAIT, WORK, run_key
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.stress_tests.kinds import STRESS_TESTS, StressTest
@@ -29,8 +29,6 @@ from mdl_physpre.utils.settings import explained
 
 logger = logging.getLogger(__name__)
 RESULT, BEGUN = "result.json", "begun.json"
-WORK = ("compile", "checkpoint_steps", "checkpoint_seconds")
-"""Settings of tests that no result depends on."""
 
 
 def run_stress_tests(

@@ -18,6 +18,7 @@ from mdl_physpre.dynamics.running.storage import (
     PARTS,
     STATE,
     VERDICTS,
+    WORK,
     clear,
     read_verdicts,
     run_key,
@@ -37,7 +38,7 @@ def description(
     """What a run is, in words that can be compared with those of another."""
     own = {name: [getattr(s, name) for s in each] for name in PER_STRUCTURE}
     return {
-        "settings": json.loads(settings.model_dump_json()),
+        "settings": json.loads(settings.model_dump_json(exclude=set(WORK))),
         "of single structures": {name: values for name, values in own.items() if len(set(values)) > 1},
         **described(potential, structures),
     }

@@ -55,6 +55,10 @@ RENAMED = {
 """Classes by the names that they had when runs began that may still go on."""
 
 
+WORK = ("compile", "checkpoint_steps", "checkpoint_seconds")
+"""Settings that no result depends on."""
+
+
 def run_key(
     potential: Potential,
     structures: Sequence[Atoms],
@@ -80,10 +84,9 @@ def run_key(
         if reads_state:
             digest.update(repr(sorted((k, np.asarray(v).tolist()) for k, v in state_of(atoms).items())).encode())
     for shared in dict.fromkeys(each):
-        work = ("compile", "checkpoint_steps", "checkpoint_seconds")
         # settings that came later are left out where they ask for nothing, so that older runs go on
         nothing = {"observers": (), **shared.LATER}
-        physics = {k: v for k, v in shared.model_dump().items() if k not in work and (k, v) not in nothing.items()}
+        physics = {k: v for k, v in shared.model_dump().items() if k not in WORK and (k, v) not in nothing.items()}
         digest.update(repr(sorted(physics.items())).encode())
     if potential.training_energies is not None and any(s.too_deep_margin is not None for s in each):
         digest.update(repr(potential.training_energies.plain()).encode())
