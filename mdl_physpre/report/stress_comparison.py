@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from mdl_physpre.dynamics.running.storage import WORK
 from mdl_physpre.dynamics.verdicts.log_rank import BreakingComparison, compare_breaking
 from mdl_physpre.dynamics.verdicts.survival import BreakingStatistics, Observation, breaking_statistics
 from mdl_physpre.report.tables.breaking import breaking_head, breaking_rows, breaking_sentence, titled
 from mdl_physpre.stress_tests.result import StressResult
-from mdl_physpre.stress_tests.run import WORK
 from mdl_physpre.utils.record import Record
 from mdl_physpre.utils.text_table import MISSING
 
