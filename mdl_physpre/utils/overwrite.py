@@ -39,8 +39,10 @@ def refuse_to_delete(folder: Path, what: str, before: Any, now: Mapping[str, Any
     """
     if may_overwrite():
         return
-    found = differences(before, now) if isinstance(before, Mapping) else []
-    said = "".join(f"\n  {one}" for one in found[:SHOWN]) or "\n  settings or inputs (what they were is not known)"
+    known = isinstance(before, Mapping)
+    found = differences(before, now) if known else []
+    other = "masses, charges, names or the like of the structures" if known else "something that was not noted down"
+    said = "".join(f"\n  {one}" for one in found[:SHOWN]) or f"\n  {other}"
     more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     raise WouldDelete(
         f"{folder}: holds {what} of another run, which would be deleted. It differs in{said}{more}\n"

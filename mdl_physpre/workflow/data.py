@@ -168,7 +168,7 @@ def _tell_of_isolated(data: RunData, given: str | dict[str, float], taken: int) 
             f"dataset.energies_of_elements names {', '.join(given)}; the training and validation structures hold "
             f"{', '.join(missing)}, too: give the energy of an isolated atom of each"
         )
-    if given != "isolated_atoms":
+    if given != "isolated_atoms" or not taken:
         return
     told = ", ".join(f"{symbol} {energy:g} eV" for symbol, energy in data.isolated.items()) or "none"
     logger.info("isolated atoms: %s; %d structures, which are not trained on", told, taken)

@@ -19,6 +19,7 @@ from mdl_physpre.pretraining.perturbation import perturb
 from mdl_physpre.stress_tests.ladder import plain_atoms, repeated
 from mdl_physpre.structures import get_labels
 from mdl_physpre.structures.supercell import enlarge
+from mdl_physpre.utils.overwrite import WouldDelete
 
 SEEN: list[Atoms] = []
 
@@ -87,6 +88,8 @@ def test_stored_dynamics_of_another_charge_are_not_read_again(tmp_path):
         simulate(CalculatorPotential(Charged, name="charged"), [made(charge)], settings, tmp_path, overwrite=True)
         (first, *_) = read_frames(tmp_path / "trajectories" / "00000.extxyz")
         assert first.get_potential_energy() == charge + 10
+    with pytest.raises(WouldDelete, match="charges, names or the like"):
+        simulate(CalculatorPotential(Charged, name="charged"), [made(1)], settings, tmp_path)
 
 
 def test_checks_and_copies_keep_it():
