@@ -1,0 +1,204 @@
+"""The fit of the embedded-atom potential with angular densities: linear least squares."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+from torch.func import jacfwd, vmap
+
+from mdl_physpre.analysis.errors import prediction_errors
+from mdl_physpre.errors import FitError
+from mdl_physpre.potentials.base import edge_vectors
+from mdl_physpre.potentials.eam.angular import AngularEAM
+from mdl_physpre.potentials.energy_reference import composition_matrix
+from mdl_physpre.potentials.evaluation import evaluate
+from mdl_physpre.potentials.training_energies import TrainingEnergies
+from mdl_physpre.potentials.zbl import repulsion_beside_data
+from mdl_physpre.structures.graph import AtomGraph, GraphDataset
+from mdl_physpre.utils.settings import Settings, setting
+
+logger = logging.getLogger(__name__)
+RIDGES = tuple(10.0**k for k in range(-8, 0))
+"""Ridges that are tried, in units of the mean square of the weighted labels."""
+
+
+class AngularEAMSettings(Settings):
+    """The form of the potential and the weights of its fit; see :func:`fit_angular_eam`."""
+
+    cutoff: float = setting(5.0, "Distance at which all interactions have vanished.", "Å", gt=0)
+    n_pair: int = setting(10, "Radial functions of the pair terms.", ge=2)
+    n_radial: int = setting(5, "Radial functions of the densities.", ge=2)
+    l_max: int = setting(3, "Highest angular momentum of the densities.", ge=0, le=3)
+    weight_energy: float = setting(100.0, "Weight of the mean square error of energies per atom in eV.", ge=0)
+    weight_force: float = setting(1.0, "Weight of the mean square error of forces in eV/Å.", ge=0)
+    weight_stress: float = setting(
+        100.0, "Weight of the mean square error of stress times volume per atom in eV; where the data have stresses.",
+        ge=0,
+    )  # fmt: skip
+
+
+class Rows(NamedTuple):
+    """Weighted equations of a set: matrix (rows, coefficients) and labels (rows,)."""
+
+    matrix: np.ndarray
+    labels: np.ndarray
+
+
+def fit_angular_eam(
+    train: Sequence[Atoms], val: Sequence[Atoms] | None = None, settings: AngularEAMSettings | None = None
+) -> AngularEAM:
+    """Fit an :class:`~mdl_physpre.potentials.eam.angular.AngularEAM` to energies, forces and stresses.
+
+    min over c of   w_E ⟨((E − E_ref)/N)²⟩ + w_F ⟨(F − F_ref)²⟩ + w_S ⟨((σ − σ_ref) V/N)²⟩ + λ s |S c|²
+
+    with means over what carries a label, S the root mean square of each column, s the mean square of the weighted
+    labels. The ridge λ, from 1e-8 to 0.1, is the one of lowest loss on ``val``; without ``val``, 1e-3. The energies of
+    the elements are fitted along, without a ridge. The repulsion of the nuclei ends at the shortest distance of each
+    pair in ``train``.
+
+    Parameters
+    ----------
+    train, val : labelled structures. settings : the defaults where None.
+
+    Raises
+    ------
+    FitError : no structure, or no label that has a weight.
+    """
+    settings = settings or AngularEAMSettings()
+    if not len(train):
+        raise FitError("the fit has no training structures; look at the sizes of the split")
+    elements = sorted({int(z) for atoms in [*train, *(val or [])] for z in atoms.numbers})
+    repulsion = repulsion_beside_data(train, elements, within=settings.cutoff)
+    form = settings.model_dump(include={"cutoff", "n_pair", "n_radial", "l_max"})
+    potential = AngularEAM(elements, **form, radii=repulsion.radii)
+    known = _equations(potential, train, settings)
+    if not len(known.labels):
+        raise FitError("no training structure carries a label that the fit weighs; look at the label counts of the data")
+    solutions = _solutions(known, len(elements))
+    if val and len((judge := _equations(potential, val, settings)).labels):
+        losses = [float(np.mean((judge.matrix @ c - judge.labels) ** 2)) for c in solutions]
+        best = int(np.argmin(losses))
+    else:
+        best = RIDGES.index(1e-3)
+    found = torch.from_numpy(solutions[best])
+    with torch.no_grad():
+        energies = torch.zeros_like(potential.reference.energies)
+        energies[list(potential.elements)] = found[-len(elements) :].to(energies)
+        potential.shift_reference(energies)
+        potential.coefficients.copy_(found[: -len(elements)].view_as(potential.coefficients))
+    potential.training_energies = TrainingEnergies.of(train)
+    errors = prediction_errors(potential, train)
+    logger.info(
+        "embedded-atom potential with angular densities, %d coefficients, ridge %.0e; on the training structures "
+        "%.1f meV/atom and %.3f eV/Å",
+        potential.coefficients.numel(), RIDGES[best], errors.energy_mae_mev_per_atom or 0.0, errors.forces_mae or 0.0,
+    )  # fmt: skip
+    return potential
+
+
+def _solutions(known: Rows, n_elements: int) -> list[np.ndarray]:
+    """Coefficients for each ridge, by the eigenvectors of the normal equations."""
+    # energies of the elements have no ridge: project them out
+    free, rest = known.matrix[:, -n_elements:], known.matrix[:, :-n_elements]
+    onto = free @ np.linalg.pinv(free)
+    left, labels = rest - onto @ rest, known.labels - onto @ known.labels
+    size = np.sqrt(np.mean(left**2, axis=0)) + 1e-12
+    left = left / size
+    values, vectors = np.linalg.eigh(left.T @ left)
+    turned = vectors.T @ (left.T @ labels)
+    found = []
+    for ridge in RIDGES:
+        c = vectors @ (turned / (np.maximum(values, 0.0) + ridge * len(labels))) / size
+        of_elements = np.linalg.lstsq(free, known.labels - rest @ c, rcond=1e-8)[0]
+        found.append(np.concatenate((c, of_elements)))
+    return found
+
+
+def _equations(potential: AngularEAM, structures: Sequence[Atoms], settings: AngularEAMSettings) -> Rows:
+    """Rows of all labels of a set, each kind with the root of its weight over the number of its labels."""
+    dataset = GraphDataset(structures, potential.cutoff, dtype=torch.float64)
+    matrices: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
+    labels: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
+    for k, atoms in enumerate(structures):
+        graph = dataset.batch([k])
+        energy, forces, virial = _features(potential, graph)
+        base = evaluate(potential, graph, forces=True, stress=atoms.cell.rank == 3)  # coefficients and E0 are 0
+        composition = composition_matrix([atoms], potential.elements)
+        n = len(atoms)
+        columns = {
+            "energy": np.concatenate((energy, composition[0]))[None] / n,
+            "forces": np.pad(forces.reshape(3 * n, -1), ((0, 0), (0, len(potential.elements)))),
+            "stress": np.pad(virial.reshape(9, -1), ((0, 0), (0, len(potential.elements)))) / n,
+        }
+        known = {"energy": (graph.energy - base.energies) / n, "forces": graph.forces - base.forces}
+        if base.stress is not None:
+            known["stress"] = (graph.stress - base.stress) * atoms.get_volume() / n
+        for kind, label in known.items():
+            value = np.asarray(label, dtype=np.float64).ravel()
+            finite = np.isfinite(value)
+            matrices[kind].append(columns[kind][finite])
+            labels[kind].append(value[finite])
+    weights = {"energy": settings.weight_energy, "forces": settings.weight_force, "stress": settings.weight_stress}
+    rows, values = [], []
+    for kind, weight in weights.items():
+        count = sum(map(len, labels[kind]))
+        if weight and count:
+            factor = np.sqrt(weight / count)
+            rows.append(factor * np.concatenate(matrices[kind]))
+            values.append(factor * np.concatenate(labels[kind]))
+    if not rows:
+        return Rows(np.zeros((0, 0)), np.zeros(0))
+    return Rows(np.concatenate(rows), np.concatenate(values))
+
+
+def _features(potential: AngularEAM, graph: AtomGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums of the features by element of the atom (K,), and what they give to forces (N, 3, K) and virial (3, 3, K).
+
+    K counts the features of each element after each other. With ∇ the derivative by the vector of an edge i → j:
+    F_i = Σ_j ∇, F_j = −Σ_i ∇, virial = Σ r_ij ⊗ ∇, each times the coefficient.
+    """
+    with torch.no_grad():
+        vectors, inner = edge_vectors(graph), potential.inner_radii(graph)
+        pair, density = potential.edge_terms(vectors, inner)
+        p, rho = potential.densities(graph, pair, density)
+        features = potential.features(p, rho)
+        slopes = _slopes(potential, graph, rho, *vmap(jacfwd(potential.edge_terms))(vectors, inner))
+        kinds, n, k = len(potential.elements), len(graph.z), features.shape[1]
+        i, j = graph.edge_index
+        kind = potential.element_of.index_select(0, graph.z)
+        of_edge = kind.index_select(0, i)
+        energy = features.new_zeros(kinds, k).index_add(0, kind, features)
+        forces = features.new_zeros(n * kinds, 3, k)
+        forces.index_add_(0, i * kinds + of_edge, slopes).index_add_(0, j * kinds + of_edge, -slopes)
+        virial = features.new_zeros(kinds, 9, k)
+        virial.index_add_(0, of_edge, (vectors[:, :, None, None] * slopes[:, None]).flatten(1, 2))
+        by_atom = forces.view(n, kinds, 3, k).permute(0, 2, 1, 3).reshape(n, 3, -1)
+        return energy.reshape(-1).numpy(), by_atom.numpy(), virial.permute(1, 0, 2).reshape(9, -1).numpy()
+
+
+def _slopes(potential: AngularEAM, graph: AtomGraph, rho: Tensor, of_pair: Tensor, of_density: Tensor) -> Tensor:
+    """∇ of the features of atom i by the vector of each edge i → j, (E, 3, features).
+
+    of_pair, of_density : of R_n (E, n_pair, 3) and of R_n Y_lm (E, n_radial, lm, 3).
+    """
+    i, j = graph.edge_index
+    n_edges, kinds = len(i), len(potential.elements)
+    to = potential.element_of.index_select(0, graph.z.index_select(0, j))
+    edges = torch.arange(n_edges)
+    p = of_pair.new_zeros(n_edges, kinds, potential.n_pair, 3)
+    p[edges, to] = of_pair
+    own = of_density.new_zeros(n_edges, kinds, *of_density.shape[1:])
+    own[edges, to] = of_density
+    own = own.flatten(1, 2)  # (E, channels, lm, 3)
+    there = rho.index_select(0, i)[..., None]  # (E, channels, lm, 1)
+    first, second = potential.first, potential.second
+    products = own[:, first] * there[:, second] + there[:, first] * own[:, second]  # (E, pairs, lm, 3)
+    sums = products.new_zeros(*products.shape[:2], potential.l_max + 1, 3).index_add(2, potential.of_l, products)
+    cubes = 3.0 * there[:, :, 0] ** 2 * own[:, :, 0]
+    return torch.cat((p.flatten(1, 2), sums.flatten(1, 2), cubes), dim=1).transpose(1, 2)
