@@ -62,7 +62,7 @@ def _run(config: Config, out: str | Path | None) -> Summary:
     """The method, step by step (Figure 4 of the paper)."""
     plan = plan_of(config.model_dump())
     with working_in(out, config) as folder:
-        data = data_of_run(folder, config)
+        config, data = data_of_run(folder, config)
         try_oracles(folder, config, data, plan)
         eam = eam_stage(folder, config, data, for_hybrids=plan.hybrids) if plan.eam else None
         teacher = teacher_stage(folder, config, data) if plan.teacher else None
@@ -88,7 +88,7 @@ def fit_only(
     """The first stage of a run alone: the embedded-atom potential. A later :func:`run` finds it done."""
     loaded = load_config(config, overrides)
     with working_in(out, loaded) as folder, overwriting(overwrite):
-        data = data_of_run(folder, loaded)
+        loaded, data = data_of_run(folder, loaded)
         found = eam_stage(folder, loaded, data, for_hybrids=plan_of(loaded.model_dump()).hybrids)
         logger.info("potential: %s", folder / EAM_FILE)
     return found
