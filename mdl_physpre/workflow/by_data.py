@@ -30,11 +30,12 @@ def suited(config: Config, train: Sequence[Atoms], val: Sequence[Atoms]) -> tupl
             said.append(f"no {name} structure has a stress, so that none is trained on: optim.weight_stress is 0")
     if "optim.max_steps" in left:
         per_epoch = steps_of_epoch(train, optim)
-        optim = optim.changed(max_steps=steps_of_recipe(per_epoch))
-        if optim.max_steps != config.optim.max_steps:
-            said.append(f"{per_epoch} steps an epoch: optim.max_steps is {optim.max_steps}")
+        steps = steps_of_recipe(per_epoch)
+        if steps != optim.max_steps:
+            optim = optim.changed(max_steps=steps)
+            said.append(f"{per_epoch} steps in an epoch: optim.max_steps is {steps}")
             if "physpre.pretrain.max_steps" in left:
-                pretrain = pretrain.changed(max_steps=optim.max_steps // 3)
+                pretrain = pretrain.changed(max_steps=steps // 3)
                 said[-1] += f", physpre.pretrain.max_steps is {pretrain.max_steps}"
     physpre = config.physpre.model_copy(update={"pretrain": pretrain})
     found = config.model_copy(update={"optim": optim, "physpre": physpre})

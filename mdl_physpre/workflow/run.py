@@ -17,6 +17,7 @@ from mdl_physpre.training.ranks import leading
 from mdl_physpre.utils.overwrite import overwriting
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.config.schema import Config
+from mdl_physpre.workflow.estimate import tell_length
 from mdl_physpre.workflow.reports import Reports
 from mdl_physpre.workflow.setup import data_of_run, device_of, working_in
 from mdl_physpre.workflow.stages.committee import committee_stage
@@ -63,6 +64,7 @@ def _run(config: Config, out: str | Path | None) -> Summary:
     plan = plan_of(config.model_dump())
     with working_in(out, config) as folder:
         config, data = data_of_run(folder, config)
+        tell_length(folder, config, data, plan)
         try_oracles(folder, config, data, plan)
         eam = eam_stage(folder, config, data, for_hybrids=plan.hybrids) if plan.eam else None
         teacher = teacher_stage(folder, config, data) if plan.teacher else None

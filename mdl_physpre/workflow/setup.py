@@ -50,10 +50,15 @@ def working_in(out: str | Path | None, config: Config) -> Iterator[Path]:
     DataError : it holds a run of an earlier version.
     PhyspreError : another process works there, or it cannot be written.
     """
-    folder = Path(out) if out is not None else Path("runs") / (config.task.identifier or "run")
+    folder = folder_of_run(out, config)
     refuse_foreign_folder(folder, config)
     with run_lock(folder), log_to(folder / layout.LOG), threads(config.task.threads), kept_if_refused(folder):
         yield folder
+
+
+def folder_of_run(out: str | Path | None, config: Config) -> Path:
+    """Where a run is: ``out``, or ``runs/IDENTIFIER`` where that is ``None``."""
+    return Path(out) if out is not None else Path("runs") / (config.task.identifier or "run")
 
 
 @contextmanager
