@@ -34,7 +34,7 @@ from mdl_physpre.training.sam import climb, go_back
 from mdl_physpre.utils.memory import PeakMemory
 from mdl_physpre.workflow.throughput import seconds_of, timed_steps
 
-SECONDS = 0.2  # of each measurement, where one step does not take longer
+SECONDS = 0.05  # of each measurement, where one step does not take longer
 FITTED, PASSES = 16, 4  # structures and passes in a trial fit
 PERTURBED = 4  # structures in a trial set
 MOVED = 2000  # atoms in trial dynamics, at most, if one structure has no more
