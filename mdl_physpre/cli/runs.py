@@ -15,11 +15,19 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how long each stage will take, by a few trial steps, and stop.")
+    ] = False,
 ) -> None:
     """Fit, perturb, label, pretrain, finetune, simulate, report.
 
     Goes on where it stopped. What is added (arms, networks, tests, epochs) leaves what is done.
     """
+    if dry_run:
+        from mdl_physpre.workflow.estimate import estimate_run, format_estimate
+
+        print(format_estimate(estimate_run(config, overrides or (), out)))
+        return
     from mdl_physpre.workflow.run import run as run_config
 
     run_config(config, overrides or (), out, overwrite)

@@ -103,6 +103,9 @@ def perturb(
         tuple[float, float], typer.Option("--perturb", help="Largest displacement (Å), first and end (excluded).")
     ] = (1.0, 0.0),
     pull_share: Annotated[float, typer.Option(help="Part of the pull that each atom moves.")] = 0.5,
+    strain: Annotated[
+        tuple[float, float], typer.Option(help="Largest strain of the cell, first and end (excluded).")
+    ] = (0.0, 0.0),
     min_distance: Annotated[
         float, typer.Option(help="Closest that a pair may come, as a part of the sum of covalent radii.")
     ] = 0.4,
@@ -135,6 +138,7 @@ def perturb(
         n_sites=n_sites,
         perturb=displace,
         pull_share=pull_share,
+        strain=strain,
         min_distance=min_distance,
         max_force=max_force,
     )

@@ -1,13 +1,13 @@
 """Two-step perturbation of atomic positions: close pairs are pulled together, then random sites are displaced.
 
-Source: Algorithm 1 and Table A.1 of the paper. Departures from its printed form are named where they are made.
+Source: Algorithm 1 and Table A.1 of the paper. Departures from its printed form are named where they are made. What is
+not in it: a random strain at the end, where that is asked for, so that pressure and shear are learnt, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -15,10 +15,10 @@ from ase.data import covalent_radii
 from numpy.typing import NDArray
 
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.pretraining.copies import displaced_copy, inherited_info, random_strain
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings as PerturbationSettings
 from mdl_physpre.pretraining.perturbation_settings import strengths as strengths
 from mdl_physpre.structures.neighbours import neighbour_list
-from mdl_physpre.structures.state import electronic_state, is_label
 
 # Distances closer than this count as equal, so that the choice among symmetry-equivalent pairs does not hang on
 # the last bits of a coordinate but on the order of the atoms.
@@ -128,28 +128,6 @@ def generator(seed: int, structure: str, round_: int, epoch: int = 0, attempt: i
     return np.random.default_rng([seed, name, round_, epoch, attempt])
 
 
-def inherited_info(atoms: Atoms) -> dict[str, Any]:
-    """Names, groups (strings, whole numbers) and the electronic state of a parent, which a displaced copy keeps.
-
-    Labels stay behind.
-    """
-    kept, _ = electronic_state(atoms)
-    for key, value in atoms.info.items():
-        if isinstance(value, (str, bool, int, np.integer)) and not is_label(key):
-            kept[key] = value
-    return kept
-
-
-def displaced_copy(atoms: Atoms, positions: NDArray[np.float64], info: dict[str, Any]) -> Atoms:
-    """A structure with the elements, cell, periodicity, masses, charges, moments and tags of `atoms`, no labels."""
-    copy = Atoms(numbers=atoms.numbers, positions=positions, cell=atoms.cell, pbc=atoms.pbc, info=info)
-    if atoms.has("masses"):
-        copy.set_masses(atoms.get_masses())
-    for key, values in electronic_state(atoms)[1].items():
-        copy.set_array(key, values)
-    return copy
-
-
 def perturb(
     atoms: Atoms,
     n_pairs: int = 2,
@@ -157,6 +135,7 @@ def perturb(
     n_sites: int = 5,
     perturb: float = 1.0,
     pull_share: float = 0.5,
+    strain: float = 0.0,
     rng: np.random.Generator | None = None,
     seed: int | None = None,
 ) -> Atoms:
@@ -169,13 +148,15 @@ def perturb(
     ----------
     atoms : structure; any cell and periodicity. One atom alone is displaced but has no pair.
     pull, perturb : largest pull and largest random displacement, Å.
+    strain : largest component of a random strain that all follow at the end, in a cell periodic in three directions.
     n_pairs, n_sites, pull_share : as in :class:`PerturbationSettings`; c is pull_share.
     rng, seed : random numbers, or what to seed them with. Give one of the two.
 
     Returns
     -------
-    A copy with displaced positions (not wrapped into the cell), same cell, elements and periodicity, without labels;
-    ``info`` keeps the parent's names and gains ``parent``, ``pull_strength`` and ``perturb_strength``.
+    A copy with displaced positions (not wrapped into the cell), same elements and periodicity, without strain the same
+    cell, without labels; ``info`` keeps the parent's names and gains ``parent``, ``pull_strength`` and
+    ``perturb_strength``.
 
     Raises
     ------
@@ -185,8 +166,9 @@ def perturb(
     if (rng is None) == (seed is None):
         raise ConfigError("perturb: give either rng or seed")
     settings = PerturbationSettings(
-        n_aug=1, n_pairs=n_pairs, pull=(pull, 0.0), n_sites=n_sites, perturb=(perturb, 0.0), pull_share=pull_share
-    )
+        n_aug=1, n_pairs=n_pairs, pull=(pull, 0.0), n_sites=n_sites, perturb=(perturb, 0.0), pull_share=pull_share,
+        strain=(strain, 0.0),
+    )  # fmt: skip
     if rng is None:
         rng = np.random.default_rng(seed)
     pairs = close_pairs(atoms, settings.n_pairs)
@@ -194,7 +176,8 @@ def perturb(
     info = inherited_info(atoms)
     info["parent"] = str(info.pop("structure_id", ""))
     info["pull_strength"], info["perturb_strength"] = float(pull), float(perturb)
-    return displaced_copy(atoms, atoms.get_positions() + moves, info)
+    follows = random_strain(rng, strain) if strain and atoms.pbc.all() else None
+    return displaced_copy(atoms, atoms.get_positions() + moves, info, follows)
 
 
 class PerturbedParent:
@@ -219,6 +202,8 @@ class PerturbedParent:
         self.close = close_pairs(atoms, settings.n_pairs)
         self.info = inherited_info(atoms)
         self.pull, self.perturb = settings.round_strengths()
+        self.strain = settings.round_strains() * bool(atoms.pbc.all())
+        self.shrinks = 1.0 - 3.0 * float(self.strain.max())  # no distance falls by more through a strain
         self.bound = settings.min_distance
         if self.bound and len(atoms) > 1:
             self._find_near_pairs()
@@ -231,7 +216,7 @@ class PerturbedParent:
         largest = 2 * float(radii.max())
         settings = self.settings
         reach = settings.pull_share * max(settings.pull) + max(settings.perturb)
-        cutoff = max(2 * self.bound * largest, self.bound * largest + 2 * reach) + TIE
+        cutoff = max(2 * self.bound * largest, self.bound * largest / self.shrinks + 2 * reach) + TIE
         cell = self.atoms.cell.array
         i, j, shifts = neighbour_list(self.positions, cell, self.atoms.pbc, cutoff)
         half = i < j
@@ -260,23 +245,28 @@ class PerturbedParent:
             moves = displacements(
                 rng, len(self.positions), self.close, pull, settings.n_sites, perturb, settings.pull_share
             )
-            if not self.too_close(moves):
+            strain = float(self.strain[round_] * scale)
+            follows = random_strain(rng, strain) if strain else None
+            if not self.too_close(moves, follows):
                 info = dict(self.info)
                 info["structure_id"] = f"{self.key}-{round_}" if epoch == 0 else f"{self.key}-{round_}-{epoch}"
                 info["parent"], info["round"], info["attempt"] = self.key, round_, number
                 info["pull_strength"], info["perturb_strength"] = pull, perturb
-                return displaced_copy(self.atoms, self.positions + moves, info), number
+                if strain:
+                    info["strain_strength"] = strain
+                return displaced_copy(self.atoms, self.positions + moves, info, follows), number
         return None, settings.max_attempts
 
-    def too_close(self, moves: NDArray[np.float64]) -> bool:
-        """Whether displacements (n_atoms, 3) bring a pair under the bound r_ij < bound (R_i + R_j)."""
+    def too_close(self, moves: NDArray[np.float64], strain: NDArray[np.float64] | None = None) -> bool:
+        """Whether displacements (n_atoms, 3), then a strain, bring a pair under the bound r_ij < bound (R_i + R_j)."""
         if not self.bound:
             return False
         length = np.sqrt(np.einsum("ij,ij->i", moves, moves))
         least = self.bound * self.radii_sum
         # |r + u_j - u_i| >= r - |u_i| - |u_j|: most pairs are ruled out without their vectors.
-        maybe = np.flatnonzero(self.d - length[self.i] - length[self.j] < least)
+        maybe = np.flatnonzero(self.d - length[self.i] - length[self.j] < least / self.shrinks)
         if not len(maybe):
             return False
         r = self.r[maybe] + moves[self.j[maybe]] - moves[self.i[maybe]]
+        r = r if strain is None else r @ strain
         return bool((np.einsum("ij,ij->i", r, r) < least[maybe] ** 2).any())

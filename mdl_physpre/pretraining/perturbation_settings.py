@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from pydantic import Field
 from mdl_physpre.utils.settings import Settings, setting
 
 Strengths = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+Strains = tuple[Annotated[float, Field(ge=0, le=0.2)], Annotated[float, Field(ge=0, le=0.2)]]
 
 
 def strengths(start: float, end: float, n: int) -> NDArray[np.float64]:
@@ -34,6 +35,8 @@ class PerturbationSettings(Settings):
     below 0.75.
     """
 
+    LATER: ClassVar[dict[str, Any]] = {"strain": (0.0, 0.0)}
+
     n_aug: int = setting(5, "Rounds, that is perturbed copies of each structure.", ge=1)
     n_pairs: int = setting(2, "Close pairs of a structure that are pulled together.", ge=0)
     pull: Strengths = setting(
@@ -42,6 +45,12 @@ class PerturbationSettings(Settings):
     n_sites: int = setting(5, "Sites displaced at random; all of them where a structure has fewer.", ge=0)
     perturb: Strengths = setting(
         (1.0, 0.0), "First and end of the largest random displacement over the rounds; linear, the end excluded.", "Å"
+    )
+    strain: Strains = setting(
+        (0.0, 0.0),
+        "First and end of the largest strain over the rounds, at most 0.2; linear, the end excluded. Cell and atoms of "
+        "the perturbed structure follow a symmetric strain, each component drawn between minus and plus this; cells "
+        "that are not periodic in three directions stay.",
     )
     pull_share: float = setting(
         0.5,
@@ -81,6 +90,10 @@ class PerturbationSettings(Settings):
     def scale(self, attempt: int) -> float:
         """Factor on the strengths at a draw, counted from zero: 2^-w after w halvings."""
         return 0.5 ** self.weakenings(attempt)
+
+    def round_strains(self) -> NDArray[np.float64]:
+        """Largest component of the strain of every round, (n_aug,)."""
+        return strengths(*self.strain, self.n_aug)
 
     def round_strengths(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Largest pull and largest random displacement of every round, (n_aug,) each, in Å."""

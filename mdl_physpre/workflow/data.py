@@ -26,6 +26,7 @@ from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.sources import Source, files_of
 from mdl_physpre.structures.splits import format_label_counts, split_structures
 from mdl_physpre.structures.supercell import enlarge
+from mdl_physpre.workflow.by_data import suited
 from mdl_physpre.workflow.config.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -144,8 +145,9 @@ def load_data(config: Config) -> RunData:
     extra_key = hash_of(others)
     data = RunData(train, val, test, extra, key, extra_key, isolated)
     _tell_of_isolated(data, given, sum(taken))
+    weights = suited(config, train, val)[0].optim.weights()
     for name, part in (("training set", train), ("validation set", val)):
-        require_labels(part, config.optim.weights(), name)
+        require_labels(part, weights, name)
     for name, part in data.test_sets.items():
         strange = sorted({s for a in part for s in a.symbols} - set(data.elements))
         if strange:

@@ -17,6 +17,7 @@ from mdl_physpre.training.ranks import leading
 from mdl_physpre.utils.overwrite import overwriting
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.config.schema import Config
+from mdl_physpre.workflow.estimate import tell_length
 from mdl_physpre.workflow.reports import Reports
 from mdl_physpre.workflow.setup import data_of_run, device_of, working_in
 from mdl_physpre.workflow.stages.committee import committee_stage
@@ -62,7 +63,8 @@ def _run(config: Config, out: str | Path | None) -> Summary:
     """The method, step by step (Figure 4 of the paper)."""
     plan = plan_of(config.model_dump())
     with working_in(out, config) as folder:
-        data = data_of_run(folder, config)
+        config, data = data_of_run(folder, config)
+        tell_length(folder, config, data, plan)
         try_oracles(folder, config, data, plan)
         eam = eam_stage(folder, config, data, for_hybrids=plan.hybrids) if plan.eam else None
         teacher = teacher_stage(folder, config, data) if plan.teacher else None
@@ -88,7 +90,7 @@ def fit_only(
     """The first stage of a run alone: the embedded-atom potential. A later :func:`run` finds it done."""
     loaded = load_config(config, overrides)
     with working_in(out, loaded) as folder, overwriting(overwrite):
-        data = data_of_run(folder, loaded)
+        loaded, data = data_of_run(folder, loaded)
         found = eam_stage(folder, loaded, data, for_hybrids=plan_of(loaded.model_dump()).hybrids)
         logger.info("potential: %s", folder / EAM_FILE)
     return found

@@ -29,6 +29,7 @@ from mdl_physpre.training.checks import check_precision, training_device
 from mdl_physpre.utils.devices import device_in_turn
 from mdl_physpre.utils.files import write_bytes, write_text
 from mdl_physpre.utils.processes import run_lock
+from mdl_physpre.workflow.by_data import suited
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.config.start import starting_network
 from mdl_physpre.workflow.data import RunData, load_data
@@ -49,10 +50,15 @@ def working_in(out: str | Path | None, config: Config) -> Iterator[Path]:
     DataError : it holds a run of an earlier version.
     PhyspreError : another process works there, or it cannot be written.
     """
-    folder = Path(out) if out is not None else Path("runs") / (config.task.identifier or "run")
+    folder = folder_of_run(out, config)
     refuse_foreign_folder(folder, config)
     with run_lock(folder), log_to(folder / layout.LOG), threads(config.task.threads), kept_if_refused(folder):
         yield folder
+
+
+def folder_of_run(out: str | Path | None, config: Config) -> Path:
+    """Where a run is: ``out``, or ``runs/IDENTIFIER`` where that is ``None``."""
+    return Path(out) if out is not None else Path("runs") / (config.task.identifier or "run")
 
 
 @contextmanager
@@ -109,23 +115,28 @@ def check_devices(config: Config) -> torch.device:
     return device
 
 
-def data_of_run(folder: Path, config: Config, *, with_network: bool = True) -> RunData:
-    """The data of a run, after a look at devices and network; and a record of configuration, data and machine.
+def data_of_run(folder: Path | None, config: Config, *, with_network: bool = True) -> tuple[Config, RunData]:
+    """The data of a run, after a look at devices and network, and the configuration that suits them (:func:`suited`).
 
-    Raises ConfigError where the network, if there is to be one, cannot be built: better known now than after the fit.
+    A record of configuration, data and machine is written to the folder, where one is given. Raises ConfigError where
+    the network, if there is to be one, cannot be built: better known now than after the fit.
     """
     device = check_devices(config)
     if with_network:
         backbone_class(config.model.name)
     data = load_data(config)
+    config, decided = suited(config, data.train, data.val)
+    for sentence in decided:
+        logger.info("recipe: %s: %s", config.recipe, sentence)
     if with_network:
         with torch.random.fork_rng(devices=[]):
             network_of(config, data)
     said = doubts(config, data)
     for sentence in said:
         logger.warning("%s", sentence)
-    record_setup(folder, config, data, device, [*said, *unconverged(data)])
-    return data
+    if folder is not None:
+        record_setup(folder, config, data, device, [*said, *unconverged(data)])
+    return config, data
 
 
 def network_of(config: Config, data: RunData) -> Backbone:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.pretraining.copies import random_strain
 from mdl_physpre.pretraining.perturbation import (
     PerturbationSettings,
     PerturbedParent,
@@ -313,3 +314,54 @@ def test_settings_out_of_range_are_named(options, message):
 
 def test_settings_take_lists_from_a_configuration():
     assert PerturbationSettings(pull=[1, 0]).pull == (1.0, 0.0)
+
+
+def test_strain_is_off_and_changes_nothing_but_itself():
+    """The draws of Algorithm 1 are bit for bit what they are without it; with it, the same ones follow a strain."""
+    atoms = bulk("Si", cubic=True)
+    plain, strained = (PerturbedParent(atoms, 0, PerturbationSettings(strain=s)) for s in ((0, 0), (0.05, 0.01)))
+    assert PerturbationSettings().strain == (0.0, 0.0) and "strain" not in PerturbationSettings().asked()
+    for round_ in range(5):
+        one, other = (parent.draw(round_, 0, seed=3)[0] for parent in (plain, strained))
+        assert one.cell[:].tolist() == atoms.cell[:].tolist() and "strain_strength" not in one.info
+        follows = np.linalg.solve(atoms.cell[:], other.cell[:])
+        largest = 0.05 - 0.008 * round_
+        assert other.info["strain_strength"] == pytest.approx(largest)
+        assert follows == pytest.approx(follows.T) and 0 < np.abs(follows - np.eye(3)).max() <= largest
+        assert other.positions == pytest.approx(one.positions @ follows, abs=1e-12)
+        assert other.info["pull_strength"] == one.info["pull_strength"]
+
+
+def test_strain_reaches_its_bounds_in_volume_and_shear():
+    rng = np.random.default_rng(0)
+    drawn = np.array([random_strain(rng, 0.1) - np.eye(3) for _ in range(4000)])
+    assert (drawn == drawn.transpose(0, 2, 1)).all() and 0.099 < np.abs(drawn).max() <= 0.1
+    i, j = np.triu_indices(3)
+    upper = drawn[:, i, j]
+    assert upper.std(0) == pytest.approx(np.full(6, 0.1 / 3**0.5), rel=0.05)
+    assert np.corrcoef(upper.T) == pytest.approx(np.eye(6), abs=0.06), "each component by itself"
+    assert np.linalg.eigvalsh(np.eye(3) + drawn).min() > 1 - 3 * 0.1
+
+
+def test_slabs_and_molecules_keep_their_cells():
+    slab = bulk("Si", cubic=True)
+    slab.pbc = (True, True, False)
+    moved = PerturbedParent(slab, 0, PerturbationSettings(strain=(0.1, 0.1))).draw(0, 0, seed=0)[0]
+    assert moved.cell[:].tolist() == slab.cell[:].tolist() and "strain_strength" not in moved.info
+    assert perturb(slab, strain=0.1, seed=0).cell[:].tolist() == slab.cell[:].tolist()
+    assert perturb(bulk("Si", cubic=True), strain=0.1, seed=0).cell[0, 1] != 0
+    with pytest.raises(ConfigError, match="strain"):
+        PerturbationSettings(strain=(0.3, 0.0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(any_structure(least=2), st.integers(0, 100))
+def test_distance_filter_sees_the_strain(atoms, seed):
+    chosen = PerturbationSettings(n_aug=1, pull=(0.5, 0.0), perturb=(0.5, 0.0), strain=(0.2, 0.0))
+    radii = covalent_radii[atoms.numbers]
+    pairs = np.triu_indices(len(atoms), 1)
+    parent = PerturbedParent(atoms, 0, chosen)
+    moved, _ = parent.draw(0, 0, seed)
+    if moved is not None:
+        found = (brute_force_distances(moved) / (radii[:, None] + radii[None]))[pairs].min()
+        assert found >= parent.bound * (1 - 1e-9)

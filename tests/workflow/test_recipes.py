@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from ase.build import bulk
 
-from mdl_physpre.errors import ConfigError
+from mdl_physpre import write_structures
+from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.hosts.matdeeplearn.settings import engine_config
+from mdl_physpre.structures.labels import set_labels
+from mdl_physpre.workflow.by_data import suited
 from mdl_physpre.workflow.config.file import load_config, parse_config
 from mdl_physpre.workflow.config.recipes import NETWORKS, RECIPES
+from mdl_physpre.workflow.run import fit_only
 
 ROOT = Path(__file__).parents[2]
 LEAST = {"dataset": {"src": "a.xyz"}, "model": {"name": "CGCNN"}}
@@ -69,10 +75,77 @@ def test_the_written_configuration_says_it_all(tmp_path):
     config = parse_config(DEFAULT)
     written = yaml.safe_load(yaml.safe_dump(yaml.safe_load(config.model_dump_json())))
     assert written["recipe"] == "default" and written["optim"]["max_steps"] == RECIPES["default"]["optim"]["max_steps"]
-    assert parse_config(written) == config
+    assert parse_config(written).model_dump() == config.model_dump()
     (tmp_path / "a.yml").write_text("dataset: {src: a.xyz}\nmodel: {name: CGCNN}\n")
     assert load_config(tmp_path / "a.yml", ["recipe=default"]).optim.ema_decay == 0.99
     assert load_config(tmp_path / "a.yml", ["recipe=default", "optim.ema_decay=0.9"]).optim.ema_decay == 0.9
+
+
+def silicon(n, stress=True):
+    """Rattled cells with made-up labels."""
+    rng, made = np.random.default_rng(n), []
+    for _ in range(n):
+        atoms = bulk("Si", "diamond", 5.43)
+        atoms.positions += rng.normal(0, 0.05, (2, 3))
+        made.append(set_labels(atoms, rng.normal(), rng.normal(size=(2, 3)), 0.01 * np.eye(3) if stress else None))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("n", "given", "steps", "before"),
+    [(27, {}, 3000, 1000), (120, {}, 3000, 1000), (121, {}, 3100, 1033), (205, {}, 5200, 1733),
+     (5000, {}, 20_000, 6666), (5000, {"batch_size": 64}, 7900, 2633), (205, {"batch_atoms": 4}, 10_300, 3433),
+     (205, {"max_steps": 500}, 500, 1000), (205, {"max_epochs": 7}, None, 1000)],
+)  # fmt: skip
+def test_larger_sets_get_more_steps(n, given, steps, before):
+    config = parse_config({**DEFAULT, "optim": given})
+    found, said = suited(config, silicon(1) * n, silicon(4))
+    assert (found.optim.max_steps, found.physpre.pretrain.max_steps) == (steps, before)
+    assert bool(said) == (config.optim.max_steps != steps), "a sentence where it is not the recipe's own number"
+    again, nothing = suited(found, silicon(1), silicon(1))
+    assert again.model_dump() == found.model_dump() and not nothing
+    own = parse_config({**DEFAULT, "optim": given, "physpre": {"pretrain": {"max_steps": 77}}})
+    assert suited(own, silicon(1) * n, silicon(4))[0].physpre.pretrain.max_steps == 77
+
+
+def test_small_sets_and_what_is_given_keep_their_keys():
+    """What a run depends on is what it was before the data had a say."""
+    for raw in (DEFAULT, {**LEAST, "recipe": "paper"}, LEAST):
+        config = parse_config(raw)
+        found, said = suited(config, silicon(100), silicon(10))
+        assert found.model_dump() == config.model_dump() and not said
+
+
+@pytest.mark.parametrize("sets", [(False, False), (True, False), (False, True)])
+def test_without_stresses_none_is_trained_on(sets):
+    train, val = (silicon(n, stress) for n, stress in zip((30, 5), sets))
+    found, (said,) = suited(parse_config(DEFAULT), train, val)
+    assert found.optim.weight_stress == 0 and found.pretraining_settings().weight_stress == 0
+    assert said.startswith(f"no {'training' if not sets[0] else 'validation'} structure has a stress")
+    for own in ({"optim": {"weight_stress": 3.0}}, {"recipe": "paper", "model": {"name": "CGCNN"}}):
+        assert suited(parse_config({**DEFAULT, **own}), train, val)[0].optim.weight_stress > 0
+
+
+def test_a_stress_under_another_name_is_asked_for():
+    train = silicon(5, stress=False)
+    for atoms in train:
+        atoms.info["dft_virial"] = np.eye(3)
+    found, said = suited(parse_config(DEFAULT), train, train)
+    assert found.optim.weight_stress == 50 and not said
+
+
+def test_data_without_stresses_are_read_and_written_so(tmp_path, caplog):
+    """From the file to the log and the written configuration; a weight that the user gives stays an error."""
+    write_structures(tmp_path / "si.extxyz", silicon(30, stress=False))
+    file = tmp_path / "a.yml"
+    file.write_text("recipe: default\ndataset: {src: si.extxyz}\nphyspre: {eam: {epochs: 2}}\n")
+    with caplog.at_level("INFO", logger="mdl_physpre"):
+        fit_only(file, out=tmp_path / "run")
+    assert "recipe: default: no training structure has a stress" in caplog.text
+    written = load_config(tmp_path / "run" / "config.yml")
+    assert written.optim.weight_stress == 0 and written.optim.max_steps == 3000
+    with pytest.raises(DataError, match="none of 27 structures has stress.*optim.weight_stress"):
+        fit_only(file, ["optim.weight_stress=1"], out=tmp_path / "other")
 
 
 @pytest.mark.parametrize(

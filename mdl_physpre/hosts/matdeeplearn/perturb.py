@@ -67,6 +67,8 @@ class Perturb:
         **settings: Any,
     ) -> None:
         self.settings = PerturbationSettings(**settings)
+        if any(self.settings.strain):
+            raise ConfigError("Perturb: strain changes cells, which this transform leaves alone; give positions alone")
         if keep_labels == (teacher is not None):
             raise ConfigError(
                 "Perturb: give either a teacher, which labels, or keep_labels: True, where nothing is learnt from them"

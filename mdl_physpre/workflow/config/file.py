@@ -19,7 +19,7 @@ from mdl_physpre.potentials.open import is_scheme, names_a_potential
 from mdl_physpre.stress_tests.run import make_test
 from mdl_physpre.utils.settings import Settings, mistakes
 from mdl_physpre.utils.strict_yaml import load_yaml, told
-from mdl_physpre.workflow.config.recipes import with_recipe
+from mdl_physpre.workflow.config.recipes import left_to_data, with_recipe
 from mdl_physpre.workflow.config.schema import Config, Model
 from mdl_physpre.workflow.config.start import with_start
 
@@ -122,6 +122,7 @@ def parse_config(
         values = with_recipe(said)
         wrong = _unknown_hyperparameters(values.get("model")) if own_network else []
         config = Config.model_validate(values)
+        config._left_to_data = left_to_data(said)
     except ValidationError as error:
         wrong = [*mistakes(error, Config), *wrong]
     except PhyspreError as error:

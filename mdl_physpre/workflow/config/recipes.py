@@ -1,8 +1,12 @@
-"""Recipes: values of keys that a configuration leaves open. Every value stands here, and nowhere else."""
+"""Recipes: values of keys that a configuration leaves open. Every value stands here, and nowhere else.
+
+Some of them the data decide, once they are read (``BY_DATA``): the recipe fills in what suits a small set with all
+labels, and :mod:`mdl_physpre.workflow.by_data` changes that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 Recipe = Literal["paper", "default"]
@@ -41,6 +45,13 @@ NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """Hyperparameters of networks by their names; those of another network are its own defaults."""
+BY_DATA = {
+    "optim.max_steps": "with more than 30 steps in an epoch, as many as 100 epochs have, at most 20000",
+    "optim.weight_stress": "0 where no training structure, or no validation structure, has a stress",
+    "physpre.pretrain.max_steps": "a third of optim.max_steps, where that is not given either",
+}
+"""Keys whose value under ``recipe: default`` depends on the data, and how."""
+EPOCHS, MOST_STEPS = 100, 20_000
 IN_PLACE_OF = {"max_steps": "max_epochs", "batch_atoms": "batch_size"}
 """Keys of which one makes the other void: where the second is given, the first is not filled in."""
 
@@ -57,6 +68,30 @@ def with_recipe(raw: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(model, dict) and isinstance(model.get("name"), str) and not model.get("start_from"):
         _fill(model, NETWORKS.get(name, {}).get(model["name"], {}))
     return found
+
+
+def left_to_data(raw: Mapping[str, Any]) -> frozenset[str]:
+    """The keys of ``BY_DATA`` that the recipe of a configuration fills in, because they are not given."""
+    filled, found = with_recipe(raw), set()
+    for key in BY_DATA if raw.get("recipe") == "default" else ():
+        *path, last = key.split(".")
+        given, own = (_section(sections, path) for sections in (raw, filled))
+        if last not in given and last in own:
+            found.add(key)
+    return frozenset(found)
+
+
+def steps_of_recipe(per_epoch: int) -> int:
+    """Steps of finetuning under ``recipe: default``, of a training set that has ``per_epoch`` steps in an epoch."""
+    least: int = RECIPES["default"]["optim"]["max_steps"]
+    return min(max(least, EPOCHS * per_epoch), MOST_STEPS)
+
+
+def _section(sections: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    here: Any = sections
+    for part in path:
+        here = here.get(part) or {}
+    return here if isinstance(here, Mapping) else {}
 
 
 def _fill(section: dict[str, Any], values: Mapping[str, Any]) -> None:

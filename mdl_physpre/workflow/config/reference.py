@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from mdl_physpre.errors import ConfigError, nearest
 from mdl_physpre.potentials.backbones.registry import backbone_class
 from mdl_physpre.utils.settings import Settings
-from mdl_physpre.workflow.config.recipes import NETWORKS, RECIPES
+from mdl_physpre.workflow.config.recipes import BY_DATA, NETWORKS, RECIPES
 from mdl_physpre.workflow.config.schema import Config
 
 INTRODUCTION = """\
@@ -39,8 +39,9 @@ nothing. `physpre config` prints this page, `physpre config SECTION` one section
 same keys is read, too: [MatDeepLearn](matdeeplearn.md).
 
 `recipe: default` fills in other values for keys that are not given. They were found by trying, on small sets of DFT
-structures, and are what to begin with on data of one's own; the defaults below are the paper's, `recipe: paper`. What a
-recipe fills in stands in the `config.yml` of the run.
+structures, and are what to begin with on data of one's own; the defaults below are the paper's, `recipe: paper`. Some
+values follow the data: larger sets get more steps, and stresses have a weight where there are any. What a recipe fills
+in stands in the `config.yml` of the run, and the log says what followed the data.
 
 <!-- This page is generated: python -m mdl_physpre.workflow.config.reference > docs/configuration.md -->
 """
@@ -136,7 +137,8 @@ def recipe() -> str:
             if isinstance(value, Mapping):
                 add(value, f"{name}{key}.")
             else:
-                rows.append(f"| `{name}{key}` | `{_yaml(value)}` |")
+                by_data = BY_DATA.get(f"{name}{key}")
+                rows.append(f"| `{name}{key}` | `{_yaml(value)}`{f'; {by_data}' if by_data else ''} |")
 
     add(RECIPES["default"], "")
     for network, values in NETWORKS["default"].items():

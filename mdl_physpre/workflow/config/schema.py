@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
     model_serializer,
     model_validator,
-)
+)  # fmt: skip
 from typing_extensions import Self
 
 from mdl_physpre.dynamics.oracle import OracleRunSettings
@@ -100,8 +100,7 @@ class Dataset(Settings):
     @field_validator("extra_tests")
     @classmethod
     def _names_of_test_sets(cls, named: dict[str, str]) -> dict[str, str]:
-        taken = {"train", "val", "test", "seconds"} & set(named)
-        if taken:
+        if taken := {"train", "val", "test", "seconds"} & set(named):
             raise ValueError(f"{', '.join(sorted(taken))} has a meaning already; give another name")
         return named
 
@@ -266,6 +265,7 @@ class Config(Settings):
     optim: OptimSettings = setting(OptimSettings(), "How networks are trained.")
     dataset: Dataset = setting(..., "The data.")
     physpre: Physpre = setting(Physpre(), "The method.")
+    _left_to_data: frozenset[str] = PrivateAttr(default=frozenset())
 
     @property
     def arms(self) -> list[Arm]:

@@ -76,7 +76,7 @@ def pretraining_set_for(
                 f"{target}: exists already, with what was changed or trained there; move it away, or remove it, and "
                 "call again: the stages before it are not done again"
             )
-        data = data_of_run(folder, config, with_network=False)
+        config, data = data_of_run(folder, config, with_network=False)
         material = _material(_sets(folder, config, data), data, config.task.seed)
         return _write(target, chosen, material)
 

@@ -53,7 +53,7 @@ def network_results(folder: Path, config: Config, data: RunData, plan: Plan) -> 
 def check_stages(folder: Path, config: Config, data: RunData, plan: Plan, network: Network) -> None:
     """Raise WouldDelete where the stages of a network would delete what was done with other settings or data."""
     device = device_of(config, plan.networks.index(network))
-    trained = stage_of(folder, config, data, network, _pretraining_key(folder, network), device)
+    trained = stage_of(folder, config, data, network, pretraining_key(folder, network), device)
     trained.check()
     if plan.dynamics:
         _dynamics_stage_of(folder, config, data, network, trained.key, device)[0].check()
@@ -62,7 +62,8 @@ def check_stages(folder: Path, config: Config, data: RunData, plan: Plan, networ
             test.check()
 
 
-def _pretraining_key(folder: Path, network: Network) -> str:
+def pretraining_key(folder: Path, network: Network) -> str:
+    """The key of the pretraining set of a run, which a network depends on; empty where it needs none."""
     return stage_key(folder / PRETRAINING_SET) if network.arm.uses_pretraining_set else ""
 
 
@@ -76,7 +77,7 @@ def _in_process(folder: str, config: Config, plan: Plan, network: Network, overw
 def network_stages(folder: Path, config: Config, data: RunData, plan: Plan, network: Network) -> NetworkResult:
     """3: one network is trained, tested, simulated, compared with an oracle, put to stress tests; on one device."""
     device = device_of(config, plan.networks.index(network))
-    potential, key = training_stage(folder, config, data, network, _pretraining_key(folder, network), device)
+    potential, key = training_stage(folder, config, data, network, pretraining_key(folder, network), device)
     errors_stage(folder, data, network, potential, key, with_eam=plan.eam)
     if plan.dynamics:
         dynamics_stage(folder, config, data, network, potential, key)

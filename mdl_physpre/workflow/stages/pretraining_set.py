@@ -63,7 +63,7 @@ def make_set_stage(
     workers : processes that label.
     shuffled : in a random order, for trainers that take the structures in the order of the file.
     """
-    depends = {**depends_on, "seed": seed, "settings": perturbation.model_dump(), "shuffled": shuffled}
+    depends = {**depends_on, "seed": seed, "settings": perturbation.asked(), "shuffled": shuffled}
     stage = Stage(folder / PRETRAINING_SET, depends)
     if not stage.done:
         stage.begin()
