@@ -12,6 +12,7 @@ so is the truth. It ends with known_truth.json, known_truth.md and a figure. A r
 
     python benchmarks/known_truth.py --truth kumagai --out runs/kumagai
     python benchmarks/known_truth.py --truth kumagai --train 8 --out runs/kumagai-8     # a quarter of the structures
+    python benchmarks/known_truth.py --truth kumagai --arms pretrain replay --set 'physpre.teacher={fit: angular_eam}'
 """
 
 from __future__ import annotations
@@ -319,6 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--arms", nargs="+", default=ARMS)
     parser.add_argument("--replicas", type=int, default=3, help="networks of each arm")
+    parser.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="KEY=VALUE", help="of the run")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, in each process")
     parser.add_argument("--processes", type=int, default=1, help="networks that are trained at the same time")
     parser.add_argument("--quick", action="store_true", help="everything tiny, to see that it runs")
@@ -333,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         asked = configuration(files, chosen.arms, chosen.replicas, chosen.threads, chosen.processes)
         file = folder / "run.yml"
         file.write_text(yaml.safe_dump(asked))
-        return load_config(file, QUICK_RUN if chosen.quick else ())
+        return load_config(file, [*(QUICK_RUN if chosen.quick else ()), *chosen.overrides])
 
     out = chosen.out or Path("runs") / f"known-truth-{chosen.truth}"
     if chosen.train:

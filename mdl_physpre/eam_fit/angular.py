@@ -25,7 +25,9 @@ from mdl_physpre.utils.settings import Settings, setting
 
 logger = logging.getLogger(__name__)
 RIDGES = tuple(10.0**k for k in range(-8, 0))
-"""Ridges that are tried, in units of the mean square of the weighted labels."""
+"""Ridges that are tried, in units of the mean square of the columns."""
+ALLOWED = 0.2  # how much the loss on the validation set may be above its minimum for the sake of a larger ridge
+WITHOUT_VALIDATION = 1e-5
 
 
 class AngularEAMSettings(Settings):
@@ -35,10 +37,10 @@ class AngularEAMSettings(Settings):
     n_pair: int = setting(10, "Radial functions of the pair terms.", ge=2)
     n_radial: int = setting(5, "Radial functions of the densities.", ge=2)
     l_max: int = setting(3, "Highest angular momentum of the densities.", ge=0, le=3)
-    weight_energy: float = setting(100.0, "Weight of the mean square error of energies per atom in eV.", ge=0)
+    weight_energy: float = setting(10.0, "Weight of the mean square error of energies per atom in eV.", ge=0)
     weight_force: float = setting(1.0, "Weight of the mean square error of forces in eV/Å.", ge=0)
     weight_stress: float = setting(
-        100.0, "Weight of the mean square error of stress times volume per atom in eV; where the data have stresses.",
+        1.0, "Weight of the mean square error of stress times volume per atom in eV; where the data have stresses.",
         ge=0,
     )  # fmt: skip
 
@@ -55,12 +57,13 @@ def fit_angular_eam(
 ) -> AngularEAM:
     """Fit an :class:`~mdl_physpre.potentials.eam.angular.AngularEAM` to energies, forces and stresses.
 
-    min over c of   w_E ⟨((E − E_ref)/N)²⟩ + w_F ⟨(F − F_ref)²⟩ + w_S ⟨((σ − σ_ref) V/N)²⟩ + λ s |S c|²
+    min over c of   w_E ⟨((E − E_ref)/N)²⟩ + w_F ⟨(F − F_ref)²⟩ + w_S ⟨((σ − σ_ref) V/N)²⟩ + λ |S c|²
 
-    with means over what carries a label, S the root mean square of each column, s the mean square of the weighted
-    labels. The ridge λ, from 1e-8 to 0.1, is the one of lowest loss on ``val``; without ``val``, 1e-3. The energies of
-    the elements are fitted along, without a ridge. The repulsion of the nuclei ends at the shortest distance of each
-    pair in ``train``.
+    with means over what carries a label, and S the root mean square of the weighted column of each coefficient. The
+    ridge λ, from 1e-8 to 0.1, is the largest whose loss on ``val`` is at most 20 % above the lowest, because labels are
+    wanted far from the data, where small coefficients do less harm; without ``val``, 1e-5. The energies of the elements
+    are fitted along, without a ridge. The repulsion of the nuclei ends at the shortest distance of each pair in
+    ``train``.
 
     Parameters
     ----------
@@ -79,13 +82,15 @@ def fit_angular_eam(
     potential = AngularEAM(elements, **form, radii=repulsion.radii)
     known = _equations(potential, train, settings)
     if not len(known.labels):
-        raise FitError("no training structure carries a label that the fit weighs; look at the label counts of the data")
+        raise FitError(
+            "no training structure carries a label that the fit weighs; look at the label counts of the data"
+        )
     solutions = _solutions(known, len(elements))
     if val and len((judge := _equations(potential, val, settings)).labels):
         losses = [float(np.mean((judge.matrix @ c - judge.labels) ** 2)) for c in solutions]
-        best = int(np.argmin(losses))
+        best = max(k for k, loss in enumerate(losses) if loss <= (1.0 + ALLOWED) * min(losses))
     else:
-        best = RIDGES.index(1e-3)
+        best = RIDGES.index(WITHOUT_VALIDATION)
     found = torch.from_numpy(solutions[best])
     with torch.no_grad():
         energies = torch.zeros_like(potential.reference.energies)

@@ -30,7 +30,7 @@ EAM, TEACHER, PRETRAINING_SET, NETWORKS = "1-eam", "1-teacher", "2-pretraining-s
 ORACLE_RUN, MOTION = "4-oracle", "motion"
 PRETRAIN, FINETUNE, ERRORS, DYNAMICS, ORACLE = "pretrain", "finetune", "errors", "dynamics", "oracle"
 COMMITTEE, STRESS = "committee", "stress"
-EAM_FILE, VERDICTS = f"{EAM}/eam.pt", "verdicts.json"
+EAM_FILE, FITTED_TEACHER, VERDICTS = f"{EAM}/eam.pt", f"{TEACHER}/teacher.pt", "verdicts.json"
 EARLIER = ("3-train", "4-dynamics")  # stage folders of earlier versions
 
 

@@ -31,7 +31,7 @@ from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import device_of, network_of
 from mdl_physpre.workflow.stages.network import dynamics_structures, pretraining_key
 from mdl_physpre.workflow.stages.stress import stress_structures
-from mdl_physpre.workflow.stages.teacher import named_teacher
+from mdl_physpre.workflow.stages.teacher import fitted_teacher, named_teacher
 from mdl_physpre.workflow.stages.training import stage_of
 from mdl_physpre.workflow.trials import Cost
 
@@ -113,7 +113,12 @@ class StageEstimates:
 
         def measured() -> Cost | None:
             section = self.config.physpre.teacher
-            teacher = self._eam() if section is None else named_teacher(section, self.device, self.data.train)
+            if section is None:
+                teacher = self._eam()
+            elif section.fit:
+                teacher = fitted_teacher(section, self.data.train[:4])
+            else:
+                teacher = named_teacher(section, self.device, self.data.train)
             if isinstance(getattr(teacher, "base", None), CalculatorPotential):
                 return None
             return trials.perturbing_cost(self.data.train, self.config.physpre.perturbation, teacher)

@@ -10,8 +10,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from mdl_physpre.runs.layout import EAM_FILE, plan_of
-from mdl_physpre.runs.results import FittedEAM
+from mdl_physpre.runs.layout import EAM_FILE, FITTED_TEACHER, plan_of
+from mdl_physpre.runs.results import FittedEAM, TeacherResult
 from mdl_physpre.runs.summary import Summary
 from mdl_physpre.training.ranks import leading
 from mdl_physpre.utils.overwrite import overwriting
@@ -86,11 +86,16 @@ def _run(config: Config, out: str | Path | None) -> Summary:
 
 def fit_only(
     config: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None, overwrite: bool = False
-) -> FittedEAM:
-    """The first stage of a run alone: the embedded-atom potential. A later :func:`run` finds it done."""
+) -> FittedEAM | TeacherResult:
+    """The first stage of a run alone: the embedded-atom potential, or another teacher that is fitted. A later
+    :func:`run` finds it done."""
     loaded = load_config(config, overrides)
     with working_in(out, loaded) as folder, overwriting(overwrite):
         loaded, data = data_of_run(folder, loaded)
+        if loaded.physpre.teacher is not None and loaded.physpre.teacher.fit:
+            teacher = teacher_stage(folder, loaded, data)
+            logger.info("potential: %s", folder / FITTED_TEACHER)
+            return teacher
         found = eam_stage(folder, loaded, data, for_hybrids=plan_of(loaded.model_dump()).hybrids)
         logger.info("potential: %s", folder / EAM_FILE)
     return found

@@ -19,6 +19,7 @@ GRAPH_PES = (
 BUILT_IN = {
     "CGCNN": "mdl_physpre.potentials.backbones.cgcnn.network:CGCNN",
     "eam_interaction": "mdl_physpre.potentials.eam.potential:EAMInteraction",
+    "angular_eam": "mdl_physpre.potentials.eam.angular:AngularEAM",
     "torchmd_etEarly": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
     "torchmd_et": "mdl_physpre.potentials.backbones.torchmd_et.network:TorchMDET",
     "M3GNet": "mdl_physpre.potentials.backbones.m3gnet.network:M3GNet",

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.eam.potential import element_numbers
-from mdl_physpre.potentials.envelopes import smoothstep
-from mdl_physpre.potentials.zbl import short_range_repulsion
+from mdl_physpre.potentials.zbl import ZBL
 from mdl_physpre.structures.graph import AtomGraph
 
 LEVEL = 0.3  # Å below the shortest distances over which radial functions level off
@@ -29,7 +28,7 @@ class AngularEAM(Backbone):
 
     The coefficients a, b, g belong to the element of atom i. Y_lm are real spherical harmonics with Σ_m Y_lm² = 1, so
     that Σ_m ρ_clm ρ_c'lm = Σ_jk R_n(r_ij) R_n'(r_ik) P_l(cos θ_jik): pairs and angles of three atoms. R_n are Chebyshev
-    polynomials of the distance times the quintic smoothstep from 1 at half the cutoff to 0 at the cutoff. Closer than
+    polynomials T_n(2 r/r_c − 1) of the distance times cos⁴(π r/2 r_c), so that far neighbours weigh little. Closer than
     the radius r₁ of the pair they level off, r → r₁ − w tanh((r₁ − r)/w) with w = 0.3 Å, and the repulsion of the
     nuclei f V rules. Squares of densities are the embedding of :class:`~mdl_physpre.potentials.eam.potential.
     EAMInteraction`; densities with l = 1, 2, 3 those of the modified embedded-atom method.
@@ -56,6 +55,9 @@ class AngularEAM(Backbone):
 
     arguments = ("cutoff", "n_pair", "n_radial", "l_max")
     element_of: Tensor  # (119,) place of an atomic number in elements
+    of_l: Tensor  # ((l_max + 1)²,) l of a spherical harmonic
+    first: Tensor  # (n_pairs,) the two densities of each product
+    second: Tensor
     elements: tuple[int, ...]
 
     def __init__(
@@ -75,16 +77,16 @@ class AngularEAM(Backbone):
             )
         self.elements = element_numbers(elements)
         self.cutoff, self.n_pair, self.n_radial, self.l_max = float(cutoff), int(n_pair), int(n_radial), int(l_max)
-        self.repulsion = short_range_repulsion("zbl", radii, self.elements)
+        self.repulsion = ZBL(self.elements, radii)
         if self.repulsion.cutoff > self.cutoff:
             raise ConfigError(
-                f"angular_eam: the repulsion of the nuclei reaches to {self.repulsion.cutoff:g} Å, beyond the cutoff of "
-                f"{self.cutoff:g} Å; give a larger cutoff, or smaller radii"
+                f"angular_eam: the repulsion of the nuclei reaches to {self.repulsion.cutoff:g} Å, beyond the cutoff "
+                f"of {self.cutoff:g} Å; give a larger cutoff, or smaller radii"
             )
         element_of = torch.full((len(chemical_symbols),), -1, dtype=torch.int64)
         element_of[list(self.elements)] = torch.arange(len(self.elements))
         self.register_buffer("element_of", element_of, persistent=False)
-        self.register_buffer("of_l", torch.tensor([l for l in range(l_max + 1) for _ in range(2 * l + 1)]), False)
+        self.register_buffer("of_l", torch.tensor([k for k in range(l_max + 1) for _ in range(2 * k + 1)]), False)
         first, second = torch.triu_indices(self.n_channels, self.n_channels)
         self.register_buffer("first", first, persistent=False)
         self.register_buffer("second", second, persistent=False)
@@ -127,7 +129,6 @@ class AngularEAM(Backbone):
 
     def inner_radii(self, graph: AtomGraph) -> Tensor:
         """Where the radial functions of each edge level off, (E,), Å."""
-        assert self.repulsion is not None
         of_i, of_j = (graph.z.index_select(0, end) for end in graph.edge_index)
         return self.repulsion.radius.to(graph.pos.dtype)[of_i, of_j]
 
@@ -148,7 +149,6 @@ class AngularEAM(Backbone):
 
     def atomic_energies(self, graph: AtomGraph) -> Tensor:
         """Energy of each atom, (N,), eV; differentiable to any order."""
-        assert self.repulsion is not None
         terms = self.edge_terms(edge_vectors(graph), self.inner_radii(graph))
         features = self.features(*self.densities(graph, *terms))
         of_atom = self.coefficients.to(features.dtype).index_select(0, self.element_of.index_select(0, graph.z))
@@ -161,7 +161,7 @@ def envelope(r: Tensor, cutoff: float) -> Tensor:
 
 
 def spherical_harmonics(u: Tensor, l_max: int) -> Tensor:
-    """Real spherical harmonics of unit vectors (…, 3), l = 0 … l_max ≤ 3, m after m, (…, (l_max + 1)²); Σ_m Y_lm² = 1."""
+    """Real spherical harmonics of unit vectors (…, 3) up to l_max ≤ 3, (…, (l_max + 1)²), with Σ_m Y_lm² = 1."""
     x, y, z = u.unbind(-1)
     found = [[torch.ones_like(x)], [x, y, z]]
     s3 = math.sqrt(3.0)

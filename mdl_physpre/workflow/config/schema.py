@@ -26,7 +26,7 @@ from mdl_physpre.dynamics.oracle import OracleRunSettings
 from mdl_physpre.dynamics.settings import DynamicsProtocol, DynamicsSettings
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.errors import ConfigError, nearest
-from mdl_physpre.potentials.zbl import RADII, short_range_repulsion
+from mdl_physpre.potentials.zbl import short_range_repulsion
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.structures.units import check_units
 from mdl_physpre.training.arms import FINETUNE, Arm, Part, parse_arms, parts_by_name
@@ -36,6 +36,7 @@ from mdl_physpre.utils.settings import Settings, explained, setting
 from mdl_physpre.workflow.config.recipes import Recipe
 from mdl_physpre.workflow.config.stress import Stress
 from mdl_physpre.workflow.config.task import Task
+from mdl_physpre.workflow.config.teacher import Teacher
 
 
 class Split(Settings):
@@ -138,38 +139,6 @@ class EAM(EAMFitSettings):
                 "checkpoint: says itself whether it has short-range repulsion; leave short_range out, or add it to a "
                 "finished potential by physpre.teacher: {potential: FILE, short_range: zbl}"
             )
-        short_range_repulsion(self.short_range, self.short_range_radii)
-        return self
-
-
-class Teacher(Settings):
-    """What labels the pretraining set in place of the embedded-atom potential: ``potential`` or ``calculator``."""
-
-    potential: str | None = setting(
-        None, "A checkpoint in any format that is read, calculator:… or torchsim:…, or a registered name."
-    )
-    calculator: str | None = setting(
-        None, "Import path of an ASE calculator, or of a function that returns one, called with arguments."
-    )
-    arguments: dict[str, Any] = setting({}, "Arguments of the calculator.")
-    short_range: Literal["zbl"] | None = setting(None, "Add the repulsion of the nuclei: zbl.")
-    short_range_radii: dict[str, float] = setting({}, RADII, "Å")
-    processes: int | None = setting(None, "Processes that label; null: as many as there are cores.", ge=1)
-
-    @property
-    def source(self) -> str:
-        """The name under which it is opened."""
-        return self.potential if self.potential is not None else f"calculator:{self.calculator}"
-
-    @property
-    def name(self) -> str:
-        """What reports call it."""
-        return f"{self.potential or self.calculator}{' + ZBL' if self.short_range else ''}"
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.potential is None) == (self.calculator is None):
-            raise ValueError("give one of potential and calculator")
         short_range_repulsion(self.short_range, self.short_range_radii)
         return self
 

@@ -12,19 +12,22 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from mdl_physpre.analysis.errors import Errors, label_errors
+from mdl_physpre.eam_fit.angular import AngularEAMSettings, fit_angular_eam
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
+from mdl_physpre.potentials.checkpoints.own import save_potential
 from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.potentials.zbl import repulsion_radii
 from mdl_physpre.pretraining.labelling import compute_labels, labelled_copy, without_failures
 from mdl_physpre.pretraining.teacher import make_teacher
 from mdl_physpre.pretraining.teacher_energy_zero import fit_teacher_zero
-from mdl_physpre.runs.layout import EAM_FILE, ERRORS, TEACHER
+from mdl_physpre.runs.layout import EAM_FILE, ERRORS, FITTED_TEACHER, TEACHER
 from mdl_physpre.runs.results import TeacherResult, teacher_result
 from mdl_physpre.runs.stage import Stage, hash_of_file, stage_result
 from mdl_physpre.structures.labels import get_labels
-from mdl_physpre.workflow.config.schema import Config, Teacher
+from mdl_physpre.workflow.config.schema import Config
+from mdl_physpre.workflow.config.teacher import Teacher
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import device_of
 
@@ -32,17 +35,25 @@ logger = logging.getLogger(__name__)
 
 
 def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
-    """1: ``physpre.teacher``, its zero of energy fitted to the data."""
+    """1: ``physpre.teacher``, fitted where it says so, its zero of energy fitted to the data."""
     settings = config.physpre.teacher
     assert settings is not None
-    teacher = named_teacher(settings, device_of(config), data.train)
-    depends = {"teacher": settings.model_dump(exclude={"processes"}), "source": _source(teacher, settings)}
+    teacher = None if settings.fit else named_teacher(settings, device_of(config), data.train)
+    depends = {
+        "teacher": {key: value for key, value in settings.asked().items() if key != "processes"},
+        "source": "" if teacher is None else _source(teacher, settings),
+    }
     depends |= {"radii": "of the data"} if settings.short_range else {}  # earlier versions: covalent distances
     stage = Stage(folder / TEACHER, {"data": data.key, **depends})
     if stage.done:
-        set_zero(teacher, stage_result(stage.folder)["zero_of_energy"])
+        labels = load_teacher(folder, config, device_of(config))
     else:
         stage.begin()
+        if teacher is None:
+            fitted = fitted_teacher(settings, data.train, data.val)
+            save_potential(folder / FITTED_TEACHER, fitted)
+            teacher = make_teacher(str(folder / FITTED_TEACHER), device=device_of(config))
+        labels = teacher
         logger.info("zero of energy of the teacher %s", settings.name)
         zero = _fitted_zero(teacher, [*data.train, *data.val], settings.processes)
         radii = repulsion_radii(teacher)
@@ -50,17 +61,24 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
     tests = Stage(stage.folder / ERRORS, {"teacher": stage.key, "extra_tests": data.extra_key}, free=True)
     if not tests.done:
         tests.begin()
-        tests.finish({"errors": {n: _errors(teacher, s, settings.processes) for n, s in data.test_sets.items()}})
+        tests.finish({"errors": {n: _errors(labels, s, settings.processes) for n, s in data.test_sets.items()}})
     return teacher_result(folder)
+
+
+def fitted_teacher(settings: Teacher, train: Sequence[Atoms], val: Sequence[Atoms] = ()) -> Potential:
+    """The teacher that ``physpre.teacher.fit`` names, fitted."""
+    return fit_angular_eam(train, val, AngularEAMSettings(**settings.arguments))
 
 
 def load_teacher(folder: Path, config: Config, device: str | torch.device) -> Potential:
     """What labels the pretraining set of a run in ``folder`` whose first stage is done, on a device."""
-    if config.physpre.teacher is None:
+    settings, found = config.physpre.teacher, stage_result(folder / TEACHER)
+    if settings is None:
         return load_potential(folder / EAM_FILE, device)
-    found = stage_result(folder / TEACHER)
-    radii = found.get("short_range_radii", {})
-    teacher = named_teacher(config.physpre.teacher.changed(short_range_radii=radii), device)
+    if settings.fit:
+        teacher = make_teacher(str(folder / FITTED_TEACHER), device=device)
+    else:
+        teacher = named_teacher(settings.changed(short_range_radii=found.get("short_range_radii", {})), device)
     set_zero(teacher, found["zero_of_energy"])
     return teacher
 
