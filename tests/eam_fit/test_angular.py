@@ -131,7 +131,7 @@ def test_what_cannot_be_fitted_is_told() -> None:
     with pytest.raises(ConfigError, match="beyond the cutoff"):
         AngularEAM(["Cu"], cutoff=2.0)
     config = {"dataset": {"src": "x.extxyz"}, "model": {"name": "CGCNN"}}
-    with pytest.raises(ConfigError, match="teacher: arguments: n_radia: unknown key; did you mean 'n_radial'"):
+    with pytest.raises(ConfigError, match="arguments: n_radia: unknown key; did you mean 'n_radial'"):
         parse_config(config | {"physpre": {"teacher": {"fit": "angular_eam", "arguments": {"n_radia": 3}}}})
     with pytest.raises(ConfigError, match="repulsion of the nuclei already"):
         parse_config(config | {"physpre": {"teacher": {"fit": "angular_eam", "short_range": "zbl"}}})
