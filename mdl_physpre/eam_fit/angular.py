@@ -26,7 +26,7 @@ from mdl_physpre.utils.settings import Settings, setting
 logger = logging.getLogger(__name__)
 RIDGES = tuple(10.0**k for k in range(-8, 0))
 """Ridges that are tried, in units of the mean square of the columns."""
-ALLOWED = 0.2  # how much the loss on the validation set may be above its minimum for the sake of a larger ridge
+ALLOWED = 0.5  # how much the loss on the validation set may be above its minimum for the sake of a larger ridge
 WITHOUT_VALIDATION = 1e-5
 
 
@@ -60,7 +60,7 @@ def fit_angular_eam(
     min over c of   w_E ⟨((E − E_ref)/N)²⟩ + w_F ⟨(F − F_ref)²⟩ + w_S ⟨((σ − σ_ref) V/N)²⟩ + λ |S c|²
 
     with means over what carries a label, and S the root mean square of the weighted column of each coefficient. The
-    ridge λ, from 1e-8 to 0.1, is the largest whose loss on ``val`` is at most 20 % above the lowest, because labels are
+    ridge λ, from 1e-8 to 0.1, is the largest whose loss on ``val`` is at most 50 % above the lowest, because labels are
     wanted far from the data, where small coefficients do less harm; without ``val``, 1e-5. The energies of the elements
     are fitted along, without a ridge. The repulsion of the nuclei ends at the shortest distance of each pair in
     ``train``.
