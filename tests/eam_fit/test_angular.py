@@ -22,7 +22,7 @@ from mdl_physpre.potentials.eam.angular import AngularEAM, spherical_harmonics
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.zbl import repulsion_beside_data
 from mdl_physpre.pretraining import label
-from mdl_physpre.structures import write_structures
+from mdl_physpre.structures import read_structures, write_structures
 from mdl_physpre.workflow.config.file import parse_config
 
 SMALL = AngularEAMSettings(cutoff=4.0, n_pair=4, n_radial=3, l_max=2)
@@ -147,7 +147,8 @@ def test_a_run_fits_its_teacher(tmp_path, caplog) -> None:
         "optim": {"max_epochs": 1},
         "physpre": {
             "arms": ["pretrain"], "teacher": {"fit": "angular_eam", "arguments": {"n_radial": 3, "l_max": 1}},
-            "perturbation": {"n_aug": 1}, "pretrain": {"max_epochs": 1}, "dynamics": {"n_structures": 0},
+            "perturbation": {"n_aug": 1}, "hot_frames": {"n": 2, "steps": 20, "temperature_end": 900},
+            "pretrain": {"max_epochs": 1}, "dynamics": {"n_structures": 0},
             "report": {"formats": []},
         },
     })  # fmt: skip
@@ -155,7 +156,15 @@ def test_a_run_fits_its_teacher(tmp_path, caplog) -> None:
         summary = mdl_physpre.run(config, out=tmp_path / "run")
     assert summary.teacher is not None and summary.teacher.name == "angular_eam" and summary.eam is None
     assert "angular densities" in caplog.text and summary.teacher.errors["test"].forces_mae < 0.3
-    assert summary.pretraining_set.structures == 8
+    assert summary.pretraining_set.structures == 8 + 16, "perturbed structures and two hot frames of each of eight"
+    made = read_structures(tmp_path / "run" / "2-pretraining-set" / "train.extxyz")
+    hot = [atoms for atoms in made if "-hot-" in atoms.info["structure_id"]]
+    again = label(hot, load_potential(tmp_path / "run" / "1-teacher" / "teacher.pt"), workers=1)
+    shift = summary.teacher.zero_of_energy["energies"]
+    for one, other in zip(hot, again):
+        np.testing.assert_allclose(one.get_forces(), other.get_forces(), atol=2e-5)
+        zero = sum(shift[symbol] for symbol in one.symbols)
+        assert one.get_potential_energy() == pytest.approx(other.get_potential_energy() + zero, abs=1e-3)
     fitted = load_potential(tmp_path / "run" / "1-teacher" / "teacher.pt")
     assert isinstance(fitted, AngularEAM) and fitted.n_radial == 3
     caplog.clear()

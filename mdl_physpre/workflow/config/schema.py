@@ -33,6 +33,7 @@ from mdl_physpre.training.arms import FINETUNE, Arm, Part, parse_arms, parts_by_
 from mdl_physpre.training.parts import SAM, Hybrid, Pretrain, Replay, Repulsion
 from mdl_physpre.training.settings import OptimSettings, TrainingSettings
 from mdl_physpre.utils.settings import Settings, explained, setting
+from mdl_physpre.workflow.config.hot_frames import HotFrames
 from mdl_physpre.workflow.config.recipes import Recipe
 from mdl_physpre.workflow.config.stress import Stress
 from mdl_physpre.workflow.config.task import Task
@@ -179,6 +180,7 @@ class Physpre(Settings):
     eam: EAM = setting(EAM(), "The embedded-atom potential.")
     teacher: Teacher | None = setting(None, "Another teacher; null: the embedded-atom potential.")
     perturbation: Perturbation = setting(Perturbation(), "How structures are perturbed.")
+    hot_frames: HotFrames = setting(HotFrames(), "Frames of hot dynamics of the teacher.")
     pretrain: Pretrain.Settings = setting(Pretrain.Settings(), "The pretraining.")
     sam: SAM.Settings = setting(SAM.Settings(), "Arms with sam.")
     zbl: Repulsion.Settings = setting(Repulsion.Settings(), "Arms with zbl.")

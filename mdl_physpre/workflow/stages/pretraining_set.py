@@ -18,9 +18,11 @@ from mdl_physpre.runs.results import PretrainingSetResult, pretraining_set_resul
 from mdl_physpre.runs.stage import Stage, hash_of_file, stage_key, write_json
 from mdl_physpre.structures.write import write_structures
 from mdl_physpre.utils.files import write_text
+from mdl_physpre.workflow.config.hot_frames import HotFrames
 from mdl_physpre.workflow.config.schema import Config, Perturbation
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import device_of
+from mdl_physpre.workflow.stages.hot_frames import hot_frames
 from mdl_physpre.workflow.stages.teacher import load_teacher
 
 
@@ -38,6 +40,7 @@ def pretraining_set_stage(folder: Path, config: Config, data: RunData) -> Pretra
         },
         seed=config.task.seed,
         workers=None if other is None else other.processes,
+        hot=config.physpre.hot_frames,
     )
 
 
@@ -51,6 +54,7 @@ def make_set_stage(
     seed: int,
     workers: int | None = None,
     shuffled: bool = False,
+    hot: HotFrames | None = None,
 ) -> PretrainingSetResult:
     """``train.extxyz`` and ``val.extxyz`` in ``2-pretraining-set`` of a folder, with reports of how they were made.
 
@@ -62,8 +66,11 @@ def make_set_stage(
     seed : of the perturbation.
     workers : processes that label.
     shuffled : in a random order, for trainers that take the structures in the order of the file.
+    hot : frames of the teacher's dynamics beside the perturbed structures.
     """
+    hot = hot or HotFrames()
     depends = {**depends_on, "seed": seed, "settings": perturbation.asked(), "shuffled": shuffled}
+    depends |= {"hot_frames": hot.model_dump()} if hot.n else {}
     stage = Stage(folder / PRETRAINING_SET, depends)
     if not stage.done:
         stage.begin()
@@ -73,7 +80,8 @@ def make_set_stage(
                 continue
             if name == "training" or perturbation.validation:
                 made = make_pretraining_set(parts[name], perturbation, potential, seed, workers=workers)
-                structures, reports[name] = made.structures, made.report
+                frames = hot_frames(parts[name], potential, hot, seed, perturbation.max_force, workers)
+                structures, reports[name] = made.structures + frames, made.report
             else:
                 structures = label(parts[name], potential, workers=workers)
             if shuffled:
