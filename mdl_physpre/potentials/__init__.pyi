@@ -21,6 +21,7 @@ from .checkpoints.mattertune import read_mattertune_checkpoint as read_mattertun
 from .checkpoints.own import save_potential as save_potential
 from .committee import Committee as Committee
 from .convert import convert_checkpoint as convert_checkpoint
+from .eam.angular import AngularEAM as AngularEAM
 from .eam.lammps import write_setfl as write_setfl
 from .eam.potential import EAMInteraction as EAMInteraction
 from .energy_reference import EnergyReference as EnergyReference

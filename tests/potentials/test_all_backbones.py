@@ -16,7 +16,16 @@ from ase.build import bulk, molecule
 
 from mdl_physpre import build_graph, testing
 from mdl_physpre.errors import DataError
-from mdl_physpre.potentials import CGCNN, ZBL, EAMInteraction, HybridPotential, M3GNet, RepulsivePotential, TorchMDET
+from mdl_physpre.potentials import (
+    CGCNN,
+    ZBL,
+    AngularEAM,
+    EAMInteraction,
+    HybridPotential,
+    M3GNet,
+    RepulsivePotential,
+    TorchMDET,
+)
 from mdl_physpre.potentials.backbones.mace import MACE
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.energy_reference import EnergyReference
@@ -98,6 +107,13 @@ def eam(cutoff: float = CUTOFF, **other) -> EAMInteraction:
     return potential
 
 
+def angular_eam() -> Potential:
+    potential = AngularEAM(ELEMENTS, CUTOFF, n_pair=4, n_radial=2, radii={"Si-O": 1.3})
+    torch.nn.init.normal_(potential.coefficients, std=0.1)
+    potential.shift_reference(EnergyReference(REFERENCE).energies)
+    return potential
+
+
 CASES = [
     Case("CGCNN", cgcnn, native=NATIVE.format("cgcnn")),
     Case("ET", transformer, curvature=False, native=NATIVE.format("torchmd_et"), table=2e-6),
@@ -105,6 +121,7 @@ CASES = [
     Case("MACE", mace),
     Case("EAM", eam),
     Case("EAM+ZBL", lambda: eam(short_range="zbl", short_range_radii={"Si-O": 2.5}), cutoffs=(CUTOFF, 2.5, 2.5 / 3)),
+    Case("EAM with angles", angular_eam, cutoffs=(CUTOFF, 1.3, 1.3 / 3)),
     Case("network+ZBL", lambda: RepulsivePotential(cgcnn(), ZBL(ELEMENTS, {"Si-O": 1.3})), (CUTOFF, 1.3, 1.3 / 3)),
     Case("hybrid", lambda: HybridPotential(cgcnn(3.5), eam()), cutoffs=(CUTOFF, 3.5), native=NATIVE.format("cgcnn")),
 ]
