@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.potentials.zbl import repulsion_beside_data
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
+from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.settings import Settings, setting
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,36 @@ class AngularEAMSettings(Settings):
     )  # fmt: skip
 
 
-class Rows(NamedTuple):
-    """Weighted equations of a set: matrix (rows, coefficients) and labels (rows,)."""
+@dataclass
+class NormalEquations:
+    """Sums over equations x·c = y: gram Σ x xᵀ (K, K), moment Σ x y (K,), square Σ y², and their count."""
 
-    matrix: np.ndarray
-    labels: np.ndarray
+    gram: np.ndarray
+    moment: np.ndarray
+    square: float = 0.0
+    count: int = 0
+
+    @classmethod
+    def none(cls, size: int) -> NormalEquations:
+        """Of no equation."""
+        return cls(np.zeros((size, size)), np.zeros(size))
+
+    def add(self, matrix: np.ndarray, labels: np.ndarray) -> None:
+        """Equations of a structure, (rows, K) and (rows,); those without a label do not count."""
+        known = np.isfinite(labels)
+        x, y = matrix[known], labels[known]
+        self.gram += x.T @ x
+        self.moment += x.T @ y
+        self.square += float(y @ y)
+        self.count += len(y)
+
+    def weighted(self, factor: float) -> NormalEquations:
+        """The same, all sums times a factor."""
+        return NormalEquations(factor * self.gram, factor * self.moment, factor * self.square, self.count)
+
+    def loss(self, c: np.ndarray) -> float:
+        """Σ (x·c − y)²."""
+        return float(c @ self.gram @ c - 2.0 * c @ self.moment + self.square)
 
 
 def fit_angular_eam(
@@ -81,13 +107,13 @@ def fit_angular_eam(
     form = settings.model_dump(include={"cutoff", "n_pair", "n_radial", "l_max"})
     potential = AngularEAM(elements, **form, radii=repulsion.radii)
     known = _equations(potential, train, settings)
-    if not len(known.labels):
+    if not known.count:
         raise FitError(
             "no training structure carries a label that the fit weighs; look at the label counts of the data"
         )
     solutions = _solutions(known, len(elements))
-    if val and len((judge := _equations(potential, val, settings)).labels):
-        losses = [float(np.mean((judge.matrix @ c - judge.labels) ** 2)) for c in solutions]
+    if val and (judge := _equations(potential, val, settings)).count:
+        losses = [judge.loss(c) for c in solutions]
         best = max(k for k, loss in enumerate(losses) if loss <= (1.0 + ALLOWED) * min(losses))
     else:
         best = RIDGES.index(WITHOUT_VALIDATION)
@@ -107,59 +133,59 @@ def fit_angular_eam(
     return potential
 
 
-def _solutions(known: Rows, n_elements: int) -> list[np.ndarray]:
-    """Coefficients for each ridge, by the eigenvectors of the normal equations."""
-    # energies of the elements have no ridge: project them out
-    free, rest = known.matrix[:, -n_elements:], known.matrix[:, :-n_elements]
-    onto = free @ np.linalg.pinv(free)
-    left, labels = rest - onto @ rest, known.labels - onto @ known.labels
-    size = np.sqrt(np.mean(left**2, axis=0)) + 1e-12
-    left = left / size
-    values, vectors = np.linalg.eigh(left.T @ left)
-    turned = vectors.T @ (left.T @ labels)
+def _solutions(known: NormalEquations, n_elements: int) -> list[np.ndarray]:
+    """Coefficients for each ridge, by the eigenvectors of the normal equations.
+
+    The energies of the elements, the last columns, have no ridge: they are solved for as functions of the others.
+    """
+    k = len(known.moment) - n_elements
+    gram, moment = known.gram[:k, :k], known.moment[:k]
+    mixed, of_elements = known.gram[:k, k:], np.linalg.pinv(known.gram[k:, k:], rcond=1e-10, hermitian=True)
+    left = gram - mixed @ of_elements @ mixed.T
+    right = moment - mixed @ of_elements @ known.moment[k:]
+    # weights sum to those of the kinds of labels: a ridge is in units of the mean square of a column
+    size = np.sqrt(np.maximum(np.diag(left), 0.0)) + 1e-12
+    values, vectors = np.linalg.eigh(left / size[:, None] / size)
+    turned = vectors.T @ (right / size)
     found = []
     for ridge in RIDGES:
-        c = vectors @ (turned / (np.maximum(values, 0.0) + ridge * len(labels))) / size
-        of_elements = np.linalg.lstsq(free, known.labels - rest @ c, rcond=1e-8)[0]
-        found.append(np.concatenate((c, of_elements)))
+        c = vectors @ (turned / (np.maximum(values, 0.0) + ridge)) / size
+        found.append(np.concatenate((c, of_elements @ (known.moment[k:] - mixed.T @ c))))
     return found
 
 
-def _equations(potential: AngularEAM, structures: Sequence[Atoms], settings: AngularEAMSettings) -> Rows:
-    """Rows of all labels of a set, each kind with the root of its weight over the number of its labels."""
+def _equations(potential: AngularEAM, structures: Sequence[Atoms], settings: AngularEAMSettings) -> NormalEquations:
+    """Of all labels of a set, each kind with its weight over the number of its labels."""
     dataset = GraphDataset(structures, potential.cutoff, dtype=torch.float64)
-    matrices: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
-    labels: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
-    for k, atoms in enumerate(structures):
-        graph = dataset.batch([k])
+    n_elements = len(potential.elements)
+    size = potential.coefficients.numel() + n_elements
+    kinds = {kind: NormalEquations.none(size) for kind in LABELS}
+    for index, atoms in enumerate(structures):
+        graph = dataset.batch([index])
+        n, stress = len(atoms), atoms.cell.rank == 3
         energy, forces, virial = _features(potential, graph)
-        base = evaluate(potential, graph, forces=True, stress=atoms.cell.rank == 3)  # coefficients and E0 are 0
-        composition = composition_matrix([atoms], potential.elements)
-        n = len(atoms)
-        columns = {
-            "energy": np.concatenate((energy, composition[0]))[None] / n,
-            "forces": np.pad(forces.reshape(3 * n, -1), ((0, 0), (0, len(potential.elements)))),
-            "stress": np.pad(virial.reshape(9, -1), ((0, 0), (0, len(potential.elements)))) / n,
-        }
-        known = {"energy": (graph.energy - base.energies) / n, "forces": graph.forces - base.forces}
+        base = evaluate(potential, graph, forces=True, stress=stress)  # coefficients and energies of elements are 0
+        composition = composition_matrix([atoms], potential.elements)[0]
+        row = np.concatenate((energy, composition))[None] / n
+        kinds["energy"].add(row, ((graph.energy - base.energies) / n).numpy())
+        kinds["forces"].add(_padded(forces, n_elements), (graph.forces - base.forces).numpy().ravel())
         if base.stress is not None:
-            known["stress"] = (graph.stress - base.stress) * atoms.get_volume() / n
-        for kind, label in known.items():
-            value = np.asarray(label, dtype=np.float64).ravel()
-            finite = np.isfinite(value)
-            matrices[kind].append(columns[kind][finite])
-            labels[kind].append(value[finite])
+            strain = (graph.stress - base.stress).numpy().ravel() * atoms.get_volume() / n
+            kinds["stress"].add(_padded(virial, n_elements) / n, strain)
     weights = {"energy": settings.weight_energy, "forces": settings.weight_force, "stress": settings.weight_stress}
-    rows, values = [], []
+    total = NormalEquations.none(size)
     for kind, weight in weights.items():
-        count = sum(map(len, labels[kind]))
-        if weight and count:
-            factor = np.sqrt(weight / count)
-            rows.append(factor * np.concatenate(matrices[kind]))
-            values.append(factor * np.concatenate(labels[kind]))
-    if not rows:
-        return Rows(np.zeros((0, 0)), np.zeros(0))
-    return Rows(np.concatenate(rows), np.concatenate(values))
+        found = kinds[kind].weighted(weight / max(kinds[kind].count, 1))
+        total.gram += found.gram
+        total.moment += found.moment
+        total.square += found.square
+        total.count += found.count if weight else 0
+    return total
+
+
+def _padded(matrix: np.ndarray, n: int) -> np.ndarray:
+    """Rows (…, K) → (rows, K + n): energies of elements give no forces and no stress."""
+    return np.pad(matrix.reshape(-1, matrix.shape[-1]), ((0, 0), (0, n)))
 
 
 def _features(potential: AngularEAM, graph: AtomGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
