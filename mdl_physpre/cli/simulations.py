@@ -46,8 +46,9 @@ def simulate_and_show(
 
 def show_oracle(folder: Path, oracle: Any, settings: Any, name: str, kept: bool = True) -> None:
     """Print what an oracle says of the simulation in a folder; ``kept``: whether the folder stays, with a figure."""
-    from mdl_physpre.dynamics.oracle import compare_with_oracle, format_oracle_errors
+    from mdl_physpre.dynamics.oracle import compare_with_oracle
     from mdl_physpre.report.figures.oracle import draw_oracle_errors
+    from mdl_physpre.report.tables.oracle import format_oracle_errors
 
     found = compare_with_oracle(folder, oracle, settings)
     print(format_oracle_errors(found))

@@ -73,8 +73,8 @@ def stress(
 
 def show_oracles(results: dict[str, Any], name: str, out: Path | None) -> None:
     """Print what an oracle says along each test; the figures go into the folders of the tests."""
-    from mdl_physpre.dynamics.oracle import format_oracle_errors
     from mdl_physpre.report.figures.oracle import draw_oracle_errors
+    from mdl_physpre.report.tables.oracle import format_oracle_errors
     from mdl_physpre.stress_tests.run import folder_of
 
     for test, result in results.items():

@@ -37,6 +37,10 @@ class StressTest:
     def check(self, structures: Sequence[Atoms]) -> None:
         """Raise DataError for a structure that the test is not for; called before any test of several begins."""
 
+    def ends(self) -> tuple[float, float]:
+        """Between which points of the scale errors by an oracle are binned, in ten bins; beyond, in more of them."""
+        return 0.0, 1.0
+
     def run(
         self, potential: Potential, structures: Sequence[Atoms], out: Path | None, progress: bool = True
     ) -> list[BreakingPoint]:

@@ -62,8 +62,10 @@ def run_stress_tests(
     PhyspreError : another process works in the folder; whatever a test raises.
     """
     chosen = {name: make_test(name, settings) for name, settings in tests.items()}
-    for test in chosen.values():
+    for name, test in chosen.items():
         test.check(structures)
+        if out is None and getattr(test.settings, "frames", False):
+            raise ConfigError(f"{name}.frames is set, but there is no folder to write frames to")
     if out is None:
         return {name: _do(name, test, potential, structures, None, progress) for name, test in chosen.items()}
     keys = {name: _key(name, test, potential, structures) for name, test in chosen.items()}
@@ -143,7 +145,7 @@ def _key(name: str, test: StressTest, potential: Potential, structures: Sequence
     places = list(range(len(structures)))
     ids = [str(atoms.info.get("structure_id", k)) for k, atoms in enumerate(structures)]
     simulated = run_key(potential, structures, ids, [], places)
-    settings = {key: value for key, value in test.settings.model_dump(mode="json").items() if key not in WORK}
+    settings = {key: value for key, value in test.settings.asked("json").items() if key not in WORK}
     return content_hash([], name, simulated, json.dumps(settings, sort_keys=True))
 
 
@@ -158,7 +160,7 @@ def _read(folder: Path, key: str) -> StressResult | None:
 
 def _description(test: StressTest, potential: Potential, structures: Sequence[Atoms]) -> dict[str, Any]:
     """What a test is, in words that can be compared with those of another."""
-    return {"settings": test.settings.model_dump(mode="json"), **described(potential, structures)}
+    return {"settings": test.settings.asked("json"), **described(potential, structures)}
 
 
 def _refuse_another(folder: Path, key: str, now: Mapping[str, Any]) -> None:
