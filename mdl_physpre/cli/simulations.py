@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def say_unjudged(potential: Any, name: str) -> None:
+    """Say that nothing is known of the energies that a potential was trained on, where that is so."""
+    if potential.training_energies is None:
+        logger.warning("%s does not say what energies it was trained on: no structure is judged too_deep", name)
 
 
 def simulate_and_show(
@@ -25,6 +34,7 @@ def simulate_and_show(
     from mdl_physpre.report.tables.text import format_verdicts
     from mdl_physpre.utils.devices import device_of_parameters
 
+    say_unjudged(potential, name)
     oracle = None
     if along.oracle is not None:
         place = (workers["devices"] or [device_of_parameters(potential)])[0]

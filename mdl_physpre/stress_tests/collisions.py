@@ -198,7 +198,7 @@ class Collisions(Ladder):
             found = self.judge(shot, verdict, energy, settings)
             if found is not None and climber.end is None:
                 climber.breaks(
-                    energy, found[0], f"{found[1]} ({shot.named()})", plain_atoms(shot.atoms, shot.atoms), frame
+                    energy, found[0], f"{found[1]} ({shot.named()})", plain_atoms(shot.atoms, climber.atoms), frame
                 )
 
     def collisions(self, climber: Climber, energy: float) -> list[Collision]:

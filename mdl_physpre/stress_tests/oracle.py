@@ -20,9 +20,9 @@ from mdl_physpre.dynamics.running.storage import VERDICTS
 from mdl_physpre.dynamics.running.trajectory_frames import read_frames
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.stress_tests.kinds import make_test
 from mdl_physpre.stress_tests.ladder import FRAMES
 from mdl_physpre.stress_tests.result import StressResult
-from mdl_physpre.stress_tests.run import make_test
 from mdl_physpre.utils.settings import Settings
 
 logger = logging.getLogger(__name__)

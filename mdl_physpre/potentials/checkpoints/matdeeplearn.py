@@ -3,7 +3,8 @@
 Models: ``CGCNN``, ``torchmd_etEarly`` (pooled after the output network) and the reference's embedded-atom potential,
 ``eam_interaction``. A potential that is read gives the host's energies and forces wherever the host has all edges: it
 looks at no more than ``num_offsets`` images along an axis and ``n_neighbors`` neighbours of an atom; here nothing is
-left out. Energies of the elements that the YAML has under ``physpre.energy_reference`` (eV by symbol) are added.
+left out. Energies of the elements that the YAML has under ``physpre.energy_reference`` (eV by symbol) are added;
+``physpre.training_energies`` are those that it was trained on.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from mdl_physpre.potentials.checkpoints.matdeeplearn_models import (
     network_state,
 )
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.utils.devices import available_device
 from mdl_physpre.utils.files import replacing
 
@@ -111,6 +113,8 @@ def read_matdeeplearn_checkpoint(
     given_reference = (keys.get("physpre") or {}).get("energy_reference")
     if given_reference:
         potential.shift_reference(_reference(where, given_reference))
+    if (keys.get("physpre") or {}).get("training_energies"):
+        potential.training_energies = TrainingEnergies.read(keys["physpre"]["training_energies"], where)
     return potential.to(device).eval()
 
 
@@ -180,8 +184,12 @@ def write_matdeeplearn_checkpoint(
         "dataset": {"preprocess_params": graph},
     }
     reference = {} if isinstance(potential, EAMInteraction) else potential.reference.as_dict()
+    physpre: dict[str, Any] = {}
     if reference:
-        keys["physpre"] = {"energy_reference": {chemical_symbols[z]: e for z, e in reference.items()}}
+        physpre["energy_reference"] = {chemical_symbols[z]: e for z, e in reference.items()}
+    if potential.training_energies is not None:
+        physpre["training_energies"] = potential.training_energies.plain()
+    keys |= {"physpre": physpre} if physpre else {}
     with replacing(path, CheckpointError) as checkpoint, replacing(config, CheckpointError) as beside:
         torch.save(content, checkpoint)
         text = yaml.safe_dump(keys, sort_keys=False)
