@@ -110,12 +110,27 @@ def read_matdeeplearn_checkpoint(
     if name.lower() == "torchmd_etearly":
         logger.warning("%s: %s; if such a one trained it, open calculator:%s?checkpoint=%s", path, EARLY_POOLING,
                        CALCULATOR, path)  # fmt: skip
-    given_reference = (keys.get("physpre") or {}).get("energy_reference")
-    if given_reference:
-        potential.shift_reference(_reference(where, given_reference))
-    if (keys.get("physpre") or {}).get("training_energies"):
-        potential.training_energies = TrainingEnergies.read(keys["physpre"]["training_energies"], where)
+    _take_energies(potential, keys.get("physpre") or {}, where)
     return potential.to(device).eval()
+
+
+def _take_energies(potential: Potential, keys: Mapping[str, Any], where: str) -> None:
+    """The energies of the elements, and those that it was trained on, from the section ``physpre``."""
+    if keys.get("energy_reference"):
+        potential.shift_reference(_reference(where, keys["energy_reference"]))
+    if keys.get("training_energies"):
+        potential.training_energies = TrainingEnergies.read(keys["training_energies"], where)
+
+
+def _energies_of(potential: Potential) -> dict[str, Any]:
+    """The section ``physpre`` with what the host's format has no place for; empty where there is nothing."""
+    found: dict[str, Any] = {}
+    reference = {} if isinstance(potential, EAMInteraction) else potential.reference.as_dict()
+    if reference:
+        found["energy_reference"] = {chemical_symbols[z]: e for z, e in reference.items()}
+    if potential.training_energies is not None:
+        found["training_energies"] = potential.training_energies.plain()
+    return {"physpre": found} if found else {}
 
 
 def _reference(where: str, energies: Mapping[str, float]) -> torch.Tensor:
@@ -183,13 +198,7 @@ def write_matdeeplearn_checkpoint(
         "model": {**model, **switches},
         "dataset": {"preprocess_params": graph},
     }
-    reference = {} if isinstance(potential, EAMInteraction) else potential.reference.as_dict()
-    physpre: dict[str, Any] = {}
-    if reference:
-        physpre["energy_reference"] = {chemical_symbols[z]: e for z, e in reference.items()}
-    if potential.training_energies is not None:
-        physpre["training_energies"] = potential.training_energies.plain()
-    keys |= {"physpre": physpre} if physpre else {}
+    keys |= _energies_of(potential)
     with replacing(path, CheckpointError) as checkpoint, replacing(config, CheckpointError) as beside:
         torch.save(content, checkpoint)
         text = yaml.safe_dump(keys, sort_keys=False)
