@@ -1,30 +1,31 @@
 """Networks trained on structures that a known potential labelled: what the arms do to reality, not only to overlap.
 
 The truth (``truths.py``) runs at several temperatures and labels structures of its own runs. ``physpre run`` trains on
-them; each arm, and the plain networks with a ZBL core that ends at the shortest distance in the data, is then measured:
+them under ``recipe: default``; each network is then measured:
 
     errors        on test structures, hot ones, compressed ones, and such with one pair pushed together
     own run       at a high temperature: overlaps, and the errors of energy and forces along the run, by the truth
     broken        at a still higher one
     stress tests  points of breaking
 
-so is the truth. It ends with known_truth.json, known_truth.md and two figures. A run that was stopped goes on.
+so is the truth. It ends with known_truth.json, known_truth.md and a figure. A run that was stopped goes on.
 
     python benchmarks/known_truth.py --truth kumagai --out runs/kumagai
+    python benchmarks/known_truth.py --truth kumagai --train 8 --out runs/kumagai-8     # a quarter of the structures
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations_with_replacement
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ase.io
 import numpy as np
+import yaml
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 from known_truth_tables import arm_results, draw, table
@@ -36,16 +37,16 @@ from mdl_physpre.dynamics import DynamicsSettings, simulate
 from mdl_physpre.dynamics.oracle import OracleSettings, compare_with_oracle
 from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
-from mdl_physpre.potentials import ZBL, Potential, SumPotential, load_potential, open_potential
+from mdl_physpre.potentials import Potential, load_potential, open_potential
 from mdl_physpre.pretraining import label
 from mdl_physpre.runs.stage import Stage, hash_of_file, stage_result, write_json
 from mdl_physpre.runs.summary import Summary
 from mdl_physpre.stress_tests import run_stress_tests
 from mdl_physpre.structures import read_structures, write_structures
+from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.config.schema import Config
 
-ARMS = ("baseline", "pretrain", "replay", "hybrid")
-WITH_CORE = "baseline + ZBL"
+ARMS = ("baseline", "zbl", "pretrain", "replay", "hybrid")
 DATA, RUN, MEASURED = "data", "run", "measured"
 FRAMES = 38  # of each structure, that the truth evaluates
 TOO_DEEP = 0.2  # eV/atom below the lowest in the training data
@@ -56,9 +57,8 @@ class Sizes:
     """How much is done.
 
     crystals : of the truth's, at most. train, val, test : structures of each set. sampling : steps of the truth's runs.
-    hot_runs : how many of them at each high temperature. n_aug, eam_epochs, channels, layers, epochs, pretrain_epochs :
-    of the method and the networks. own, own_steps, breaking, breaking_steps, heated, heating_rate : structures,
-    steps and K/ps of the runs of each network.
+    hot_runs : how many of them at each high temperature. own, own_steps, breaking, breaking_steps, heated,
+    heating_rate : structures, steps and K/ps of the runs of each network.
     """
 
     crystals: int = 10
@@ -67,12 +67,6 @@ class Sizes:
     test: int = 30
     sampling: int = 1000
     hot_runs: int = 2
-    epochs: int = 120
-    pretrain_epochs: int = 24
-    n_aug: int = 5
-    eam_epochs: int = 200
-    channels: int = 64
-    layers: int = 3
     own: int = 4
     own_steps: int = 950
     breaking: int = 4
@@ -82,8 +76,12 @@ class Sizes:
 
 
 QUICK = Sizes(
-    crystals=1, train=4, val=2, test=3, sampling=40, hot_runs=1, epochs=2, pretrain_epochs=1, n_aug=1, eam_epochs=5,
-    channels=8, layers=1, own=2, own_steps=20, breaking=2, breaking_steps=20, heated=1, heating_rate=400_000.0,
+    crystals=1, train=4, val=2, test=3, sampling=40, hot_runs=1, own=2, own_steps=20, breaking=2, breaking_steps=20,
+    heated=1, heating_rate=400_000.0,
+)  # fmt: skip
+QUICK_RUN = (
+    "optim.max_steps=4", "physpre.pretrain.max_steps=2", "physpre.perturbation.n_aug=1", "physpre.eam.epochs=5",
+    "model.hidden_channels=8", "model.num_layers=1", "model.num_heads=2",
 )  # fmt: skip
 
 
@@ -115,7 +113,7 @@ def make_data(truth: Truth, sizes: Sizes, folder: Path) -> dict[str, Path]:
             labelled = label(structures, potential, workers=1, progress=False)
             write_structures(folder / f"{name}.extxyz", labelled)
             counts[name] = len(labelled)
-        stage.finish({"sets": counts, "shortest": shortest_distances(sets["train"] + sets["val"])})
+        stage.finish({"sets": counts})
     return {name: folder / f"{name}.extxyz" for name in stage.result()["sets"]}
 
 
@@ -169,38 +167,19 @@ def pair_pushed(atoms: Atoms, seed: int) -> Atoms:
     return copy
 
 
-def shortest_distances(structures: Sequence[Atoms]) -> dict[str, float]:
-    """The shortest distance of each pair of elements, Å."""
-    shortest: dict[str, float] = {}
-    symbols = sorted({symbol for atoms in structures for symbol in atoms.symbols})
-    for one, other in combinations_with_replacement(symbols, 2):
-        found = [neighbor_list("d", atoms, {(one, other): 5.0}) for atoms in structures]
-        if any(len(d) for d in found):
-            shortest[f"{one}-{other}"] = round(min(float(d.min()) for d in found if len(d)), 4)
-    return shortest
-
-
-def configuration(files: dict[str, Path], sizes: Sizes, replicas: int, threads: int, processes: int) -> Config:
-    """The run: four arms on the truth's structures."""
+def configuration(
+    files: dict[str, Path], arms: Sequence[str], replicas: int, threads: int, processes: int
+) -> dict[str, Any]:
+    """The run on the truth's structures, as a file has it."""
     extra = {name: str(file) for name, file in files.items() if name not in ("train", "val", "test")}
-    sets = {name: str(files[name]) for name in ("train", "val", "test")}
-    return Config.model_validate({
+    return {
+        "recipe": "default",
         "task": {"identifier": "known-truth", "seed": 1, "threads": threads, "processes": processes, "device": "cpu"},
-        "dataset": {"src": sets, "extra_tests": extra},
-        "model": {
-            "name": "torchmd_etEarly", "cutoff": 5.0, "hidden_channels": sizes.channels, "num_layers": sizes.layers,
-        },
-        "optim": {
-            "max_epochs": sizes.epochs, "lr": 1e-3, "batch_size": 4, "weight_energy": 0.01, "weight_force": 50.0,
-            "weight_stress": 0.0, "refit_reference": True,
-        },
+        "dataset": {"src": {name: str(files[name]) for name in ("train", "val", "test")}, "extra_tests": extra},
         "physpre": {
-            "arms": list(ARMS), "n_networks": replicas,
-            "eam": {"epochs": sizes.eam_epochs}, "perturbation": {"n_aug": sizes.n_aug},
-            "pretrain": {"max_epochs": sizes.pretrain_epochs, "force_tail": 10},
-            "dynamics": {"n_structures": 0}, "report": {"formats": []},
+            "arms": list(arms), "n_networks": replicas, "dynamics": {"n_structures": 0}, "report": {"formats": []},
         },
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -215,24 +194,18 @@ class Subject:
     @property
     def folder(self) -> str:
         """Its name on the disk."""
-        return f"{self.arm.replace(' + ', '+')}-{self.number}"
+        return f"{self.arm}-{self.number}"
 
 
-def subjects(truth: Truth, run: Path, summary: Summary, shortest: dict[str, float]) -> Iterator[Subject]:
-    """The truth, then the first network of each arm, the second, and so on; with each plain one, its sum with ZBL."""
+def subjects(truth: Truth, run: Path, summary: Summary) -> Iterator[Subject]:
+    """The truth, then the first network of each arm, the second, and so on."""
     known = open_potential(truth.potential)
     yield Subject("truth", 1, known, known.identity)
     for number in range(max(len(arm.networks) for arm in summary.arms.values())):
         for arm, result in summary.arms.items():
-            if number >= len(result.networks):
-                continue
-            file = run / result.networks[number].checkpoint
-            network = load_potential(file)
-            yield Subject(arm, number + 1, network, hash_of_file(file))
-            if arm == "baseline":
-                core = ZBL(sorted({e for pair in shortest for e in pair.split("-")}), radii=shortest)
-                total = SumPotential(network=network, core=core).eval()
-                yield Subject(WITH_CORE, number + 1, total, f"{hash_of_file(file)} {shortest}")
+            if number < len(result.networks):
+                file = run / result.networks[number].checkpoint
+                yield Subject(arm, number + 1, load_potential(file), hash_of_file(file))
 
 
 def measured(
@@ -317,18 +290,19 @@ def rdf_error(folder: Path, reference: Path) -> dict[str, float]:
     }
 
 
-def experiment(truth: Truth, sizes: Sizes, folder: Path, replicas: int, threads: int, processes: int) -> dict[str, Any]:
-    """All of it; see the head of this file."""
+def experiment(
+    truth: Truth, sizes: Sizes, folder: Path, config: Callable[[dict[str, Path], Path], Config]
+) -> dict[str, Any]:
+    """All of it; see the head of this file. config : gives the run on those files, written to that folder."""
     files = make_data(truth, sizes, folder / DATA)
-    data = stage_result(folder / DATA)
-    summary = mdl_physpre.run(configuration(files, sizes, replicas, threads, processes), out=folder / RUN)
+    summary = mdl_physpre.run(config(files, folder), out=folder / RUN)
     oracle = open_potential(truth.potential)
     found: dict[str, list[dict[str, Any]]] = {}
-    for subject in subjects(truth, folder / RUN, summary, data["shortest"]):
+    for subject in subjects(truth, folder / RUN, summary):
         result = measured(subject, truth, oracle, files, sizes, folder / MEASURED)
         result["rdf"] = rdf_error(folder / MEASURED / subject.folder / "own", folder / MEASURED / "truth-1" / "own")
         found.setdefault(subject.arm, []).append(result)
-        content = {"truth": truth.title, "replicas": replicas, "sizes": asdict(sizes), "data": data, "networks": found}
+        content = {"truth": truth.title, "sizes": asdict(sizes), "data": stage_result(folder / DATA), "networks": found}
         content["arms"] = {arm: arm_results(results) for arm, results in found.items()}
         write_json(folder / "known_truth.json", content)
         (folder / "known_truth.md").write_text(table(content))
@@ -340,6 +314,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--truth", choices=list(TRUTHS), default="kumagai")
     parser.add_argument("--out", type=Path, help="folder; runs/known-truth-TRUTH where it is left out")
+    parser.add_argument(
+        "--train", type=int, help=f"structures to train on, {Sizes.train} where left out; a quarter as many to validate"
+    )
+    parser.add_argument("--arms", nargs="+", default=ARMS)
     parser.add_argument("--replicas", type=int, default=3, help="networks of each arm")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, in each process")
     parser.add_argument("--processes", type=int, default=1, help="networks that are trained at the same time")
@@ -349,9 +327,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if truth.missing:
         parser.exit(0, f"{chosen.truth} is left out: {truth.missing}\n")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    out = chosen.out or Path("runs") / f"known-truth-{chosen.truth}"
     sizes = QUICK if chosen.quick else Sizes()
-    content = experiment(truth, sizes, out, chosen.replicas, chosen.threads, chosen.processes)
+
+    def config(files: dict[str, Path], folder: Path) -> Config:
+        asked = configuration(files, chosen.arms, chosen.replicas, chosen.threads, chosen.processes)
+        file = folder / "run.yml"
+        file.write_text(yaml.safe_dump(asked))
+        return load_config(file, QUICK_RUN if chosen.quick else ())
+
+    out = chosen.out or Path("runs") / f"known-truth-{chosen.truth}"
+    if chosen.train:
+        sizes = replace(sizes, train=chosen.train, val=max(2, round(chosen.train / 4)))
+    content = experiment(truth, sizes, out, config)
     print(table(content))
     return content
 

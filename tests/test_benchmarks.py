@@ -12,7 +12,6 @@ import gpu as script
 import known_truth
 import pytest
 import small_data
-import where_it_breaks
 
 from tests.helpers.gpu_stand_in import DEVICE, counting
 
@@ -92,7 +91,7 @@ def test_an_experiment_with_a_known_truth(tmp_path, capsys):
     arguments = ["--truth", "emt", "--quick", "--replicas", "1", "--out", str(tmp_path)]
     content = known_truth.main(arguments)
     arms = content["arms"]
-    assert list(arms) == ["truth", "baseline", "baseline + ZBL", "pretrain", "replay", "hybrid"]
+    assert list(arms) == ["truth", *known_truth.ARMS]
     right = arms.pop("truth")
     assert all(e["energy"] < 1e-3 and e["forces"] < 1e-6 for e in right["errors"].values())
     assert right["own"]["wrong"] == 0 and right["own"]["forces_mae"] < 1e-6 and right["rdf"]["mae"] == 0
@@ -101,7 +100,7 @@ def test_an_experiment_with_a_known_truth(tmp_path, capsys):
         assert (
             found["errors"]["test"]["forces"] > 1e-3 and found["own"]["forces_mae"] > 1e-3 and found["rdf"]["mae"] > 0
         )
-    pushed = [arms[name]["errors"]["pair_pushed"]["forces"] for name in ("baseline", "baseline + ZBL")]
+    pushed = [arms[name]["errors"]["pair_pushed"]["forces"] for name in ("baseline", "zbl")]
     assert pushed[1] < pushed[0]  # the repulsion is there where the data end
     stored = json.loads((tmp_path / "known_truth.json").read_text())
     assert set(stored["arms"]) == {"truth", *arms} and (tmp_path / "known_truth.png").exists()
@@ -118,15 +117,16 @@ def test_a_truth_that_is_not_installed_is_told(monkeypatch, capsys):
     assert ended.value.code == 0 and "chgnet is not installed" in capsys.readouterr().err
 
 
-def test_where_arms_break(tmp_path, capsys):
+def test_where_networks_of_small_data_break(tmp_path, capsys):
     if not os.environ.get("PHYSPRE_DATA"):
         pytest.skip("PHYSPRE_DATA names no folder with the real data")
-    options = ["silicon", "--quick", "--replicas", "1", "--tests", "heating", "--out", str(tmp_path)]
-    where_it_breaks.main(options)
-    told = (tmp_path / "silicon" / "where_it_breaks.md").read_text()
-    for arm in (*where_it_breaks.ARMS, "baseline + ZBL"):
-        assert f"| {arm} | > 600" in told, "two short epochs hold to 600 K"
-    assert told in capsys.readouterr().out
+    arms = ["baseline", "zbl"]
+    options = ["silicon", "--quick", "--replicas", "1", "--arms", *arms, "--stress", "heating", "--out", str(tmp_path)]
+    small_data.main(options)
+    told = (tmp_path / "silicon" / "small_data.md").read_text()
+    for arm in arms:
+        assert f"| default | {arm} | > 600 K" in told, "networks of four steps hold to 600 K"
+    assert told.strip() in capsys.readouterr().out
 
 
 def test_errors_of_recipes_on_small_data(tmp_path, capsys):
