@@ -22,7 +22,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN, NODE_DIM
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import Backbone, Potential
 from mdl_physpre.potentials.checkpoints.archive import holds, read_archive
 from mdl_physpre.potentials.checkpoints.matdeeplearn_models import (
     EARLY_POOLING,
@@ -114,7 +114,7 @@ def read_matdeeplearn_checkpoint(
     return potential.to(device).eval()
 
 
-def _take_energies(potential: Potential, keys: Mapping[str, Any], where: str) -> None:
+def _take_energies(potential: Backbone, keys: Mapping[str, Any], where: str) -> None:
     """The energies of the elements, and those that it was trained on, from the section ``physpre``."""
     if keys.get("energy_reference"):
         potential.shift_reference(_reference(where, keys["energy_reference"]))
@@ -122,7 +122,7 @@ def _take_energies(potential: Potential, keys: Mapping[str, Any], where: str) ->
         potential.training_energies = TrainingEnergies.read(keys["training_energies"], where)
 
 
-def _energies_of(potential: Potential) -> dict[str, Any]:
+def _energies_of(potential: Backbone) -> dict[str, Any]:
     """The section ``physpre`` with what the host's format has no place for; empty where there is nothing."""
     found: dict[str, Any] = {}
     reference = {} if isinstance(potential, EAMInteraction) else potential.reference.as_dict()
