@@ -11,10 +11,10 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-def say_unjudged(potential: Any, name: str) -> None:
+def say_unjudged(potential: Any) -> None:
     """Say that nothing is known of the energies that a potential was trained on, where that is so."""
     if potential.training_energies is None:
-        logger.warning("%s does not say what energies it was trained on: no structure is judged too_deep", name)
+        logger.warning("the potential does not say what energies it was trained on: no structure is judged too_deep")
 
 
 def simulate_and_show(
@@ -34,7 +34,7 @@ def simulate_and_show(
     from mdl_physpre.report.tables.text import format_verdicts
     from mdl_physpre.utils.devices import device_of_parameters
 
-    say_unjudged(potential, name)
+    say_unjudged(potential)
     oracle = None
     if along.oracle is not None:
         place = (workers["devices"] or [device_of_parameters(potential)])[0]

@@ -52,7 +52,7 @@ def stress(
 
     chosen = stress_settings(tests.split(",") if tests else [*STRESS_TESTS.built_in], settings or ())
     potential = open_potential(model, modules=modules or (), map_location=device)
-    say_unjudged(potential, Path(model).name)
+    say_unjudged(potential)
     # unchecked, as in physpre md: a start from which no step can be taken stops no other structure
     found = [enlarge(atoms, min_atoms) for atoms in read_structures(structures, check=False)[:n_structures]]
     along = OracleSettings(oracle=oracle, oracle_frames=oracle_frames)

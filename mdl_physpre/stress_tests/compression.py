@@ -115,7 +115,7 @@ class Compression(Ladder):
             found = None if failure is None else (failure.reason, failure.text)
             found = found or self.judge(climber.notes, verdict, frame, rung, potential.gives_stress)
             highest = max([0.0, *climber.notes.get("pressures", [])])
-            climber.sees(highest, verdict, frame, at_rest=s.temperature == 0)
+            climber.sees(min(highest, s.end_pressure), verdict, frame, at_rest=s.temperature == 0)
             if found is not None:
                 ratio = (1 - s.volume_step) ** rung
                 climber.breaks(highest, found[0], f"{found[1]} (at {ratio:.3f} of the volume)", begun, frame)
