@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def say_unjudged(potential: Any) -> None:
+    """Say that nothing is known of the energies that a potential was trained on, where that is so."""
+    if potential.training_energies is None:
+        logger.warning("the potential does not say what energies it was trained on: no structure is judged too_deep")
 
 
 def simulate_and_show(
@@ -25,6 +34,7 @@ def simulate_and_show(
     from mdl_physpre.report.tables.text import format_verdicts
     from mdl_physpre.utils.devices import device_of_parameters
 
+    say_unjudged(potential)
     oracle = None
     if along.oracle is not None:
         place = (workers["devices"] or [device_of_parameters(potential)])[0]
@@ -46,8 +56,9 @@ def simulate_and_show(
 
 def show_oracle(folder: Path, oracle: Any, settings: Any, name: str, kept: bool = True) -> None:
     """Print what an oracle says of the simulation in a folder; ``kept``: whether the folder stays, with a figure."""
-    from mdl_physpre.dynamics.oracle import compare_with_oracle, format_oracle_errors
+    from mdl_physpre.dynamics.oracle import compare_with_oracle
     from mdl_physpre.report.figures.oracle import draw_oracle_errors
+    from mdl_physpre.report.tables.oracle import format_oracle_errors
 
     found = compare_with_oracle(folder, oracle, settings)
     print(format_oracle_errors(found))

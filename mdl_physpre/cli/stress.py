@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
 from mdl_physpre.cli.potentials import Json, Model, Oracle, OracleFrames
 from mdl_physpre.cli.program import Modules, Overwrite
+from mdl_physpre.cli.simulations import say_unjudged
 
 
 def stress(
@@ -44,8 +44,7 @@ def stress(
     from mdl_physpre.report.tables.stress import format_stress
     from mdl_physpre.runs.stage import write_json
     from mdl_physpre.stress_tests.kinds import STRESS_TESTS
-    from mdl_physpre.stress_tests.oracle import with_frames, with_oracle
-    from mdl_physpre.stress_tests.run import folder_of, run_stress_tests
+    from mdl_physpre.stress_tests.run import run_stress_tests
     from mdl_physpre.structures.read import read_structures
     from mdl_physpre.structures.supercell import enlarge
     from mdl_physpre.utils.devices import device_of_parameters
@@ -53,28 +52,24 @@ def stress(
 
     chosen = stress_settings(tests.split(",") if tests else [*STRESS_TESTS.built_in], settings or ())
     potential = open_potential(model, modules=modules or (), map_location=device)
+    say_unjudged(potential)
     # unchecked, as in physpre md: a start from which no step can be taken stops no other structure
     found = [enlarge(atoms, min_atoms) for atoms in read_structures(structures, check=False)[:n_structures]]
     along = OracleSettings(oracle=oracle, oracle_frames=oracle_frames)
-    chosen = {name: with_frames(one, along) for name, one in chosen.items()}
     judge = None
     if oracle is not None:
         judge = open_oracle(oracle, found, modules=modules or (), device=device_of_parameters(potential))
-    with TemporaryDirectory() as temporary:
-        folder = out if out or judge is None else Path(temporary)
-        results = run_stress_tests(potential, found, chosen, folder, overwrite=overwrite)
-        print(format_stress(results))
-        if judge is not None and folder is not None:
-            results = {name: with_oracle(one, folder / folder_of(name), judge, along) for name, one in results.items()}
-            show_oracles(results, Path(model).name, out)
+    results = run_stress_tests(potential, found, chosen, out, overwrite=overwrite, oracle=judge, along=along)
+    print(format_stress(results))
+    show_oracles(results, Path(model).name, out)
     if json:
         write_json(json, results)
 
 
 def show_oracles(results: dict[str, Any], name: str, out: Path | None) -> None:
     """Print what an oracle says along each test; the figures go into the folders of the tests."""
-    from mdl_physpre.dynamics.oracle import format_oracle_errors
     from mdl_physpre.report.figures.oracle import draw_oracle_errors
+    from mdl_physpre.report.tables.oracle import format_oracle_errors
     from mdl_physpre.stress_tests.run import folder_of
 
     for test, result in results.items():

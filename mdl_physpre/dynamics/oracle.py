@@ -11,19 +11,18 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ase import Atoms
 
-from mdl_physpre.analysis.batches import graphs_of, predicted_batches
 from mdl_physpre.dynamics.compare_rdf import RDF_INTERVAL
-from mdl_physpre.dynamics.oracle_errors import OracleErrors, OracleFrame, OracleMeans, gathered
+from mdl_physpre.dynamics.engine.ensembles import ensemble_of
+from mdl_physpre.dynamics.oracle_errors import OracleErrors, gathered
+from mdl_physpre.dynamics.oracle_frames import compared_frames, evaluated_frames
 from mdl_physpre.dynamics.running.reanalysis import finished_run
-from mdl_physpre.dynamics.running.run_state import smallest_distance
 from mdl_physpre.dynamics.running.storage import (
     FAILING,
     ORACLE_ERRORS,
@@ -42,10 +41,9 @@ from mdl_physpre.utils.devices import put_on
 from mdl_physpre.utils.files import write_bytes
 from mdl_physpre.utils.progress import progress
 from mdl_physpre.utils.settings import Settings, setting
-from mdl_physpre.utils.text_table import shown, text_table
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 MOTION_EVERY = 5.0  # fs between frames that show vibrations
 
 
@@ -110,7 +108,7 @@ def open_oracle(
     oracle = put_on(open_potential(name, modules=modules), device)
     first: Exception | None = None
     for atoms in structures:
-        (found,) = _evaluated(oracle, [atoms])
+        (found,) = evaluated_frames(oracle, [atoms])
         if not isinstance(found, Exception):
             return oracle
         first = first or found
@@ -154,27 +152,62 @@ def compare_with_oracle(
     else:
         name, oracle = str(oracle), open_potential(oracle)
     simulated = hashlib.sha256((folder / VERDICTS).read_bytes()).hexdigest()
-    key = [FORMAT, simulated, run_key(oracle, [], [], [], []), settings.oracle_frames, settings.oracle_bound]
-    if (stored := _stored(folder, key)) is not None:
-        return stored
-    start, rows, left_out, end = time.monotonic(), [], [], 0.0
-    for k, verdict in enumerate(progress(verdicts, description="oracle")):
-        own = run.changed(**{name: values[k] for name, values in per_structure.items()})
-        found, problems = _compared(oracle, verdict, own, list(_frames(folder, own, verdict, settings.oracle_frames)))
-        rows += found
-        left_out += problems
-        end = max(end, own.steps * own.timestep)
-    if not rows and not left_out and verdicts:
+    each = [run.changed(**{key: values[k] for key, values in per_structure.items()}) for k in range(len(verdicts))]
+    looked_at = (
+        (v.index, v.structure_id, list(_frames(folder, own, v, settings.oracle_frames)))
+        for v, own in zip(verdicts, each, strict=True)
+    )
+    errors = errors_along(
+        folder,
+        (name, oracle),
+        settings,
+        simulated,
+        looked_at,
+        [(v.structure_id, v.index, v.failed) for v in verdicts],
+        (0.0, max((own.steps * own.timestep for own in each), default=0.0)),
+    )
+    if not errors.rows and not errors.left_out and verdicts:
         raise DataError(
             f"{folder}: holds no frames for an oracle; simulate again with the oracle, or with trajectory_interval"
         )
+    return errors
+
+
+def errors_along(
+    folder: Path,
+    oracle: tuple[str, Potential],
+    settings: OracleSettings,
+    known_by: str,
+    looked_at: Iterable[tuple[int, str, Sequence[Atoms]]],
+    structures: Sequence[tuple[str, int, bool]],
+    ends: tuple[float, float],
+    scale: tuple[str, str] = ("time", "fs"),
+) -> OracleErrors:
+    """Evaluate frames by an oracle; what was found is kept in ``oracle_errors.json`` of the folder, and read again.
+
+    Parameters
+    ----------
+    oracle : its name, and itself. known_by : a hash of all else that the frames come from.
+    looked_at : place and name of each structure, and its frames, with energy and forces of the potential; ``info``
+        holds the fields of :class:`OracleFrame` that the frame itself does not say, at least ``step`` and ``value``.
+    structures, ends, scale : of :func:`~mdl_physpre.dynamics.oracle_errors.gathered`.
+    """
+    name, judge = oracle
+    key = [FORMAT, known_by, run_key(judge, [], [], [], []), settings.oracle_frames, settings.oracle_bound]
+    if (stored := _stored(folder, key)) is not None:
+        return stored
+    start, rows, left_out = time.monotonic(), [], []
+    for index, structure, frames in progress(list(looked_at), description="oracle"):
+        found, problems = compared_frames(judge, index, structure, frames)
+        rows += found
+        left_out += problems
     for text in left_out[:3]:
         logger.warning("left out of the comparison with %s: %s", name, text)
     logger.info("%s: %d frames in %.3g s", name, len(rows), time.monotonic() - start)
-    named = [(v.structure_id, v.index, v.failed) for v in verdicts]
-    errors = gathered(name, settings.oracle_bound, rows, named, end, left_out)
-    content = {"key": key, **errors.plain()}
-    write_bytes(folder / ORACLE_ERRORS[0], (json.dumps(content, allow_nan=False) + "\n").encode())
+    errors = gathered(name, settings.oracle_bound, rows, structures, ends, scale, left_out)
+    if rows or left_out:
+        content = {"key": key, **errors.plain()}
+        write_bytes(folder / ORACLE_ERRORS[0], (json.dumps(content, allow_nan=False) + "\n").encode())
     return errors
 
 
@@ -192,108 +225,15 @@ def _stored(folder: Path, key: list[Any]) -> OracleErrors | None:
 def _frames(folder: Path, settings: DynamicsSettings, verdict: Verdict, n: int) -> Iterator[Atoms]:
     """Frames of one structure: the start, about ``n`` evenly in time, and the one at which it left."""
     trajectory = TrajectoryFiles(folder / TRAJECTORIES).path(verdict.index)
-    if not trajectory.exists():
-        failing = TrajectoryFiles(folder / FAILING).path(verdict.index)
-        yield from read_frames(failing) if failing.exists() else ()
-        return
     interval = settings.trajectory_interval or 1
     every = interval * max(1, settings.steps // interval // n)
-    for frame in read_frames(trajectory):
+    at_rest = ensemble_of(settings.ensemble).cls.at_rest
+    if not trajectory.exists():
+        trajectory, every = TrajectoryFiles(folder / FAILING).path(verdict.index), 1
+    for frame in read_frames(trajectory) if trajectory.exists() else ():
         step = int(frame.info["step"])
-        if step % every == 0 or (verdict.stopped and step == verdict.steps_run):
+        at_break = verdict.stopped and step == verdict.steps_run
+        if step % every == 0 or at_break:
+            told = {"time_fs": step * settings.timestep, "thermostat": settings.temperature_at(step)}
+            frame.info |= {**told, "value": step * settings.timestep, "at_break": at_break, "at_rest": at_rest}
             yield frame
-
-
-def _evaluated(oracle: Potential, frames: Sequence[Atoms]) -> list[tuple[float, np.ndarray] | Exception]:
-    """Energy and forces of each frame by the oracle, or what it raised for this frame."""
-    found: dict[int, tuple[float, np.ndarray]] = {}
-    try:
-        for batch, graph, predicted in predicted_batches(oracle, graphs_of(oracle, frames, labels=False), stress=False):
-            assert predicted.forces is not None
-            forces = predicted.forces.detach().cpu().double().numpy()
-            each = np.split(forces, np.cumsum(graph.n_atoms.cpu().numpy())[:-1])
-            found |= zip(batch.tolist(), zip(predicted.energies.tolist(), each))
-    except Exception as error:  # calculators raise anything
-        if len(frames) == 1:
-            return [error]
-        return [_evaluated(oracle, [frame])[0] for frame in frames]
-    return [found[k] for k in range(len(frames))]
-
-
-def _compared(
-    oracle: Potential, verdict: Verdict, settings: DynamicsSettings, frames: Sequence[Atoms]
-) -> tuple[list[OracleFrame], list[str]]:
-    """A row for each frame of one structure that can be compared, and a sentence for each other."""
-    rows, left_out, zero = [], [], None
-    looked = [(frame, *smallest_distance(frame, settings.max_neighbours)) for frame in frames]
-    evaluated = iter(_evaluated(oracle, [frame for frame, _, problem in looked if problem is None]))
-    for frame, distance, unusable in looked:
-        results, step = frame.calc.results if frame.calc else {}, int(frame.info["step"])
-        energy, forces = float(results.get("energy", np.nan)), np.array(results.get("forces", np.nan), dtype=float)
-        theirs = DataError(unusable[1]) if unusable else next(evaluated)
-        if isinstance(theirs, Exception):
-            problem = str(theirs) if unusable else f"the oracle raised {type(theirs).__name__}: {theirs}"
-        elif not (np.isfinite(theirs[0]) and np.isfinite(theirs[1]).all()):
-            problem = "the oracle's energy or forces are not finite"
-        elif not (np.isfinite(energy) and np.isfinite(forces).all()):
-            problem = "there are no finite energy and forces of the potential"
-        else:
-            zero = energy - theirs[0] if zero is None else zero
-            error = 1000 * (energy - theirs[0] - zero) / len(frame)
-            rows.append(_row(verdict, settings, frame, distance, error, forces, theirs[1]))
-            continue
-        left_out.append(f"{verdict.structure_id}, step {step}: {problem}")
-    return rows, left_out
-
-
-def _row(
-    verdict: Verdict,
-    settings: DynamicsSettings,
-    frame: Atoms,
-    distance: float,
-    energy_error: float,
-    forces: np.ndarray,
-    theirs: np.ndarray,
-) -> OracleFrame:
-    step, lengths = int(frame.info["step"]), float(np.linalg.norm(forces) * np.linalg.norm(theirs))
-    return OracleFrame(
-        structure_id=verdict.structure_id,
-        index=verdict.index,
-        step=step,
-        time_fs=step * settings.timestep,
-        temperature=float(frame.get_temperature()) if frame.has("momenta") else None,
-        thermostat=settings.temperature_at(step),
-        min_distance=distance if np.isfinite(distance) else None,
-        energy_error=energy_error,
-        forces_mae=float(np.abs(forces - theirs).mean()),
-        forces_rmse=float(np.sqrt(((forces - theirs) ** 2).mean())),
-        oracle_forces_rms=float(np.sqrt((theirs**2).mean())),
-        forces_cosine=float((forces * theirs).sum() / lengths) if lengths > 0 else None,
-        at_break=verdict.stopped and step == verdict.steps_run,
-    )
-
-
-def format_oracle_errors(errors: OracleErrors) -> str:
-    """What an oracle says as text: over all frames, along the run, and how many structures are wrong."""
-    m, wrong, whole = errors.means, errors.wrong, errors.whole_and_wrong
-    lines = [f"Against {errors.oracle}, {m.frames} frames:"]
-    if m.frames:
-        head = ["time, ps", "frames", "T, K", "energy, meV/atom", "forces, eV/Å", "oracle's forces", "cosine"]
-        rows = [_cells(f"{one.start_fs / 1000:.3g} to {one.end_fs / 1000:.3g}", one) for one in errors.bins]
-        lines.append(text_table([head, *rows, _cells("all", m)]))
-        lines.append(
-            "(energy: mean absolute error after the start's; forces: root mean squares of error and of forces)"
-        )
-    lines.append(
-        f"Wrong by the oracle (force error above {errors.bound:g} of its forces): {wrong.count} of {wrong.n}; of those "
-        f"that did not fail {whole.count} of {whole.n}"
-    )
-    if errors.left_out:
-        lines.append(f"Left out: {len(errors.left_out)} frames, first {errors.left_out[0]}")
-    return "\n".join(lines)
-
-
-def _cells(name: str, means: OracleMeans) -> list[str]:
-    values = (means.temperature, means.energy_mae, means.forces_rmse, means.oracle_forces_rms, means.forces_cosine)
-    forms = ("{:.0f}", "{:.1f}", "{:.3f}", "{:.3f}", "{:.3f}")
-    return [name, str(means.frames), *(shown(value, form) for value, form in zip(values, forms))]

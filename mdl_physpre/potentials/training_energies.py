@@ -6,11 +6,14 @@ Molecular dynamics tells by them where a structure has fallen into a well that i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.formula import Formula
 
+from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.energy_reference import composition_matrix, fit_energy_reference
 from mdl_physpre.structures.labels import get_labels
 from mdl_physpre.utils.record import Record
@@ -57,6 +60,15 @@ class TrainingEnergies(Record):
             reference={symbol: float(reference[z]) for symbol, z in sorted(symbols.items(), key=lambda one: one[1])},
             beyond_reference=_range(beyond),
         )
+
+    @classmethod
+    def read(cls, values: Any, where: str | Path) -> TrainingEnergies:
+        """From plain values in a file. Raises CheckpointError where they are none of its kind."""
+        try:
+            return cls.model_validate(values)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{where}: its training_energies cannot be read: {reason}") from None
 
     def lowest(self, atoms: Atoms) -> float | None:
         """The lowest energy per atom, eV, that the data know for a composition.

@@ -10,6 +10,7 @@ from mdl_physpre.dynamics.running.storage import WORK
 from mdl_physpre.dynamics.verdicts.log_rank import BreakingComparison, compare_breaking
 from mdl_physpre.dynamics.verdicts.survival import BreakingStatistics, Observation, breaking_statistics
 from mdl_physpre.report.tables.breaking import breaking_head, breaking_rows, breaking_sentence, titled
+from mdl_physpre.stress_tests.ladder import LadderSettings
 from mdl_physpre.stress_tests.result import StressResult
 from mdl_physpre.utils.record import Record
 from mdl_physpre.utils.text_table import MISSING
@@ -37,7 +38,9 @@ def compared_stress(results: Mapping[str, Mapping[str, StressResult]]) -> tuple[
         first, *others = points
         keys = dict.fromkeys(key for result in mine.values() for key in result.settings)
         values = {
-            key: [result.settings.get(key) for result in mine.values()] for key in keys if key not in (*WORK, "seed")
+            key: [result.settings.get(key, LadderSettings.LATER.get(key)) for result in mine.values()]
+            for key in keys
+            if key not in (*WORK, "seed", "frames")
         }
         compared.append(
             ComparedStress(

@@ -24,8 +24,10 @@ from mdl_physpre.errors import DataError
 from mdl_physpre.stress_tests.run import folder_of
 from mdl_physpre.training.arms import Arm, parse_arms
 
-CONFIG, ENVIRONMENT, DATA, SUMMARY = "config.yml", "environment.json", "data.json", "summary.json"
-LOG, REPORT, REPORT_FILES, POTENTIAL = "log.txt", "report.html", "report", "potential.pt"
+CONFIG, ENVIRONMENT, DATA = "config.yml", "environment.json", "data.json"
+LOG, REPORT, REPORT_FILES = "log.txt", "report.html", "report"
+SUMMARY: str = "summary.json"
+POTENTIAL: str = "potential.pt"
 EAM, TEACHER, PRETRAINING_SET, NETWORKS = "1-eam", "1-teacher", "2-pretraining-set", "3-networks"
 ORACLE_RUN, MOTION = "4-oracle", "motion"
 PRETRAIN, FINETUNE, ERRORS, DYNAMICS, ORACLE = "pretrain", "finetune", "errors", "dynamics", "oracle"

@@ -39,14 +39,14 @@ from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.zbl import nuclear_repulsion
 from mdl_physpre.stress_tests.heating import breaks
-from mdl_physpre.stress_tests.ladder import Climber, Ladder, bonds, plain_atoms, repeated
-from mdl_physpre.utils.settings import Settings, setting
+from mdl_physpre.stress_tests.ladder import Climber, Ladder, LadderSettings, bonds, plain_atoms, repeated
+from mdl_physpre.utils.settings import setting
 
 PAIR = "collision"  # in info: i, j, and where j's image is beyond j, Å
 SLACK = 0.05  # eV
 
 
-class CollisionsSettings(Settings):
+class CollisionsSettings(LadderSettings):
     """Collisions: neighbours are shot at each other with rising energy until a structure breaks."""
 
     energy: float = setting(1.0, "Of the pair in its centre-of-mass frame, at the first rung.", "eV", gt=0)
@@ -161,13 +161,11 @@ class Collisions(Ladder):
     def relax(self, potential: Potential, climbers: Sequence[Climber]) -> None:
         """Relax the structures; those that break have broken at the lowest energy."""
         s = self.settings
-        settings = DynamicsSettings(
-            ensemble="fire", temperature=0.0, steps=s.relax_steps, lindemann_max_atoms=0, pressure_interval=0,
-            compile=s.compile,
-        )  # fmt: skip
+        settings = s.simulation(ensemble="fire", temperature=0.0, steps=s.relax_steps)
         verdicts, last = run_and_return(potential, [c.atoms for c in climbers], settings, progress=False)
         for climber, verdict, frame in zip(climbers, verdicts, last, strict=True):
-            failure = breaks(verdict)
+            climber.sees(s.energies()[0], verdict, frame, at_rest=True)
+            failure = breaks(verdict, settings)
             if failure is not None:
                 text = f"{failure.text} (relaxation before)"
                 climber.breaks(s.energies()[0], failure.reason, text, climber.atoms, frame)
@@ -177,11 +175,12 @@ class Collisions(Ladder):
         """All collisions of an energy."""
         s = self.settings
         shots = [(climber, shot) for climber in climbers for shot in self.collisions(climber, energy)]
-        settings = DynamicsSettings(
+        settings = s.simulation(
             ensemble="nve", start_velocities="structures", steps=math.ceil(s.passes / s.fraction), max_temperature=1e12,
-            overlap_ratio=1e-9, lindemann_max_atoms=0, pressure_interval=0, compile=s.compile,
-            observers=(f"{__name__}:{Approach.__name__}",),
+            overlap_ratio=1e-9, observers=(f"{__name__}:{Approach.__name__}",),
+            trajectory_interval=math.ceil(1 / s.fraction),
         )  # fmt: skip
+        frames: dict[int, list[Atoms]] = {}
         verdicts, last = run_and_return(
             potential,
             [shot.atoms for _, shot in shots],
@@ -189,13 +188,17 @@ class Collisions(Ladder):
             progress=False,
             per_structure={"timestep": [shot.timestep for _, shot in shots]},
             raise_at_start=False,
+            frames=frames,
         )
-        for (climber, shot), verdict, frame in zip(shots, verdicts, last, strict=True):
+        for k, ((climber, shot), verdict, end) in enumerate(zip(shots, verdicts, last, strict=True)):
+            meeting = [one for one in frames.get(k, []) if one.info["step"] == settings.trajectory_interval]
+            frame = end if verdict.stopped or not meeting else meeting[0]
+            climber.sees(energy, verdict, frame)
             self.note(climber.notes, verdict.metrics)
-            found = self.judge(shot, verdict, energy)
+            found = self.judge(shot, verdict, energy, settings)
             if found is not None and climber.end is None:
                 climber.breaks(
-                    energy, found[0], f"{found[1]} ({shot.named()})", plain_atoms(shot.atoms, shot.atoms), frame
+                    energy, found[0], f"{found[1]} ({shot.named()})", plain_atoms(shot.atoms, climber.atoms), frame
                 )
 
     def collisions(self, climber: Climber, energy: float) -> list[Collision]:
@@ -235,7 +238,9 @@ class Collisions(Ladder):
         atoms.info[PAIR] = (i, j, atoms.positions[i] + bond - atoms.positions[j])
         return Collision(atoms, i, j, impact, self.settings.fraction * d / speed / units.fs)
 
-    def judge(self, shot: Collision, verdict: Verdict, energy: float) -> tuple[str, str] | None:
+    def judge(
+        self, shot: Collision, verdict: Verdict, energy: float, settings: DynamicsSettings
+    ) -> tuple[str, str] | None:
         """Reason and sentence where a collision breaks its structure."""
         s, metrics, numbers = self.settings, verdict.metrics, shot.atoms.numbers
         closest, least = metrics["closest_approach"], s.ratio * turning_point(numbers[shot.i], numbers[shot.j], energy)
@@ -247,7 +252,7 @@ class Collisions(Ladder):
             symbols = ", ".join(chemical_symbols[z] for z in elements)
             found = f"two atoms come as close as {metrics['min_distance']:.3f} Å"
             return "wall", f"{found}, at least {least:.3f} Å expected of any of {symbols}"
-        failure = breaks(verdict)
+        failure = breaks(verdict, settings)
         if failure is not None:
             return failure.reason, failure.text
         fall = -metrics["lowest_energy_change"]

@@ -35,13 +35,13 @@ from mdl_physpre.dynamics.verdicts.observer import Moment, Observer
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.stress_tests.heating import breaks
-from mdl_physpre.stress_tests.ladder import Climber, Ladder, needs_volume, plain_atoms
-from mdl_physpre.utils.settings import Settings, setting
+from mdl_physpre.stress_tests.ladder import Climber, Ladder, LadderSettings, needs_volume, plain_atoms
+from mdl_physpre.utils.settings import setting
 
 BAR_IN_GPA = 1e-4
 
 
-class CompressionSettings(Settings):
+class CompressionSettings(LadderSettings):
     """Compression: the volume falls step by step until a structure breaks."""
 
     volume_step: float = setting(0.02, "By which part of itself the volume falls.", gt=0, lt=0.5)
@@ -87,6 +87,9 @@ class Compression(Ladder):
     Settings = CompressionSettings
     settings: CompressionSettings
 
+    def ends(self) -> tuple[float, float]:
+        return 0.0, self.settings.end_pressure
+
     def rungs(self) -> int:
         s, rungs = self.settings, 1
         while (1 - s.volume_step) ** rungs >= s.lowest_volume - 1e-12:
@@ -108,10 +111,11 @@ class Compression(Ladder):
             potential, dense, dynamics, progress=False, indices=places, raise_at_start=rung == 0
         )
         for climber, begun, verdict, frame in zip(climbers, dense, verdicts, last, strict=True):
-            failure = breaks(verdict)
+            failure = breaks(verdict, dynamics)
             found = None if failure is None else (failure.reason, failure.text)
             found = found or self.judge(climber.notes, verdict, frame, rung, potential.gives_stress)
             highest = max([0.0, *climber.notes.get("pressures", [])])
+            climber.sees(min(highest, s.end_pressure), verdict, frame, at_rest=s.temperature == 0)
             if found is not None:
                 ratio = (1 - s.volume_step) ** rung
                 climber.breaks(highest, found[0], f"{found[1]} (at {ratio:.3f} of the volume)", begun, frame)
@@ -122,10 +126,10 @@ class Compression(Ladder):
     def dynamics(self, rung: int) -> DynamicsSettings:
         """What is done at the volume of a rung."""
         s, steps = self.settings, self.settings.steps if rung else self.settings.start_steps
-        shared: dict[str, Any] = {"steps": steps, "lindemann_max_atoms": 0, "compile": s.compile}
         if s.temperature == 0:
-            return DynamicsSettings(ensemble=f"fire?fmax={s.fmax}", temperature=0.0, pressure_interval=0, **shared)
-        return DynamicsSettings(
+            return s.simulation(ensemble=f"fire?fmax={s.fmax}", temperature=0.0, steps=steps)
+        return s.simulation(
+            steps=steps,
             temperature=s.temperature,
             timestep=s.timestep,
             friction=0.02,
@@ -133,7 +137,6 @@ class Compression(Ladder):
             start_velocities="structures" if rung else "maxwell_boltzmann",
             observers=(f"{__name__}:{MeanEnergy.__name__}?first={steps // 2}",),
             seed=s.seed + 1_000_003 * rung,
-            **shared,
         )
 
     def judge(

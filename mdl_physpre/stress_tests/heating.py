@@ -92,6 +92,11 @@ class Heating(StressTest):
     quantity, unit = "temperature", "K"
     Settings = HeatingSettings
 
+    def ends(self) -> tuple[float, float]:
+        """Of the ramp; where each network has its own end, in bins of 500 K all the same."""
+        s: HeatingSettings = self.settings
+        return (0.0, 5000.0) if s.temperature_end is None else (s.temperature, s.temperature_end)
+
     def run(
         self, potential: Potential, structures: Sequence[Atoms], out: Path | None, progress: bool = True
     ) -> list[BreakingPoint]:
@@ -110,14 +115,15 @@ class Heating(StressTest):
         return [_breaking_point(verdict, ramp, more) for verdict in verdicts]
 
 
-def breaks(verdict: Verdict, but: Sequence[str] = ()) -> Failure | None:
-    """The first failure of a structure that is more than melting, and none of the reasons ``but``."""
+def breaks(verdict: Verdict, settings: DynamicsSettings) -> Failure | None:
+    """The first failure of a structure that is more than melting, or a spread that is only watched."""
+    watched = () if settings.stop_on_uncertain else ("uncertain",)
     found = (failure for failure in verdict.failures if not failure.reason.startswith("lindemann"))
-    return next((failure for failure in found if failure.reason not in but), None)
+    return next((failure for failure in found if failure.reason not in watched), None)
 
 
 def _breaking_point(verdict: Verdict, ramp: DynamicsSettings, more: Mapping[str, Any]) -> BreakingPoint:
-    failure = breaks(verdict, () if ramp.stop_on_uncertain else ("uncertain",))
+    failure = breaks(verdict, ramp)
     step = verdict.steps_run if failure is None else failure.step
     melted, uncertain = (
         verdict.metrics.get(f"{what}_step") for what in ("lindemann_global_first_exceeded", "uncertain")

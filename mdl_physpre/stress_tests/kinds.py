@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ase import Atoms
+from pydantic import BaseModel, ValidationError
 
+from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.stress_tests.result import BreakingPoint
 from mdl_physpre.utils.registry import Registry
-from mdl_physpre.utils.settings import Settings
+from mdl_physpre.utils.settings import Settings, explained
 
 
 class StressTest:
@@ -36,6 +38,10 @@ class StressTest:
 
     def check(self, structures: Sequence[Atoms]) -> None:
         """Raise DataError for a structure that the test is not for; called before any test of several begins."""
+
+    def ends(self) -> tuple[float, float]:
+        """Between which points of the scale errors by an oracle are binned, in ten bins; beyond, in more of them."""
+        return 0.0, 1.0
 
     def run(
         self, potential: Potential, structures: Sequence[Atoms], out: Path | None, progress: bool = True
@@ -62,3 +68,20 @@ STRESS_TESTS: Registry[StressTest] = Registry(
         "random_starts": "mdl_physpre.stress_tests.random_starts:RandomStarts",
     },
 )
+
+
+def make_test(name: str, settings: BaseModel | Mapping[str, Any] | None = None, section: str = "") -> StressTest:
+    """The test of a name with its settings; ``section`` stands before the key in errors, such as ``physpre.stress``.
+
+    Raises
+    ------
+    ConfigError : an unknown name, or settings that cannot be used, by their keys.
+    """
+    cls = STRESS_TESTS.find(name)
+    if isinstance(settings, cls.Settings):
+        return cls(settings)
+    values = settings.model_dump() if isinstance(settings, BaseModel) else dict(settings or {})
+    try:
+        return cls(cls.Settings.model_validate(values))
+    except ValidationError as error:
+        raise ConfigError(explained(error, cls.Settings, f"{section}.{name}".lstrip("."))) from None

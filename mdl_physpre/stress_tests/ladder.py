@@ -1,38 +1,70 @@
 """Tests that go up a ladder: all structures that still stand take a rung together, and what became of them is stored.
 
-A test that was stopped goes on with the rung that it was at.
+A test that was stopped goes on with the rung that it was at. Where frames are asked for, those of a rung are written
+before it counts as done.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms
-from ase.io.extxyz import write_extxyz
 from ase.neighborlist import neighbor_list
+from pydantic import field_validator
 
-from mdl_physpre.errors import DataError
+from mdl_physpre.dynamics.running.storage import frame_text
+from mdl_physpre.dynamics.settings import DynamicsSettings
+from mdl_physpre.dynamics.verdicts.verdict import Verdict
+from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.stress_tests.kinds import StressTest
-from mdl_physpre.stress_tests.result import BreakingPoint
-from mdl_physpre.structures.state import PER_ATOM, put_state
+from mdl_physpre.stress_tests.result import UNCERTAIN, BreakingPoint
+from mdl_physpre.structures.state import put_state
 from mdl_physpre.structures.state import repeated as repeat_with_state
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.progress import progress as show_progress
 from mdl_physpre.utils.record import without_nan
+from mdl_physpre.utils.settings import Settings, setting
 
 logger = logging.getLogger(__name__)
-STATE, FAILING = "ladder.json", "failing_frames"
+STATE, FAILING, FRAMES = "ladder.json", "failing_frames", "frames"
+OWN = ("ensemble", "temperature", "temperature_end", "timestep", "steps", "start_velocities", "observers", "seed",
+       "compile", "trajectory_interval", "rdf_interval")  # fmt: skip
+
+
+class LadderSettings(Settings):
+    """What all ladders have."""
+
+    LATER: ClassVar[dict[str, Any]] = {"frames": 0, "dynamics": {}}
+
+    frames: int = setting(0, "Frames of each structure that are stored along the scale, as for an oracle.", ge=0)
+    dynamics: dict[str, Any] = setting({}, "Further settings of physpre.dynamics by name, such as max_force_spread.")
+
+    @field_validator("dynamics")
+    @classmethod
+    def _dynamics_can_be(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in OWN:
+            if name in values:
+                raise ValueError(f"{name} is not among them, because the test sets it itself")
+        try:
+            DynamicsSettings(**values)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return values
+
+    def simulation(self, **own: Any) -> DynamicsSettings:
+        """Settings of a simulation with those of the test itself; no Lindemann index, and no pressure if not asked."""
+        least = {"lindemann_max_atoms": 0, "pressure_interval": 0, "compile": getattr(self, "compile", False)}
+        return DynamicsSettings(**{**least, **own, **self.dynamics})
 
 
 @dataclass
@@ -41,6 +73,8 @@ class Climber:
 
     place : in the caller's list. name : of the structure. atoms : where it is now. notes : what was measured, as JSON
     has it. end : of its climb, fields of a :class:`BreakingPoint`; ``None`` while it stands. frames : how it broke.
+    seen, spread, uncertain : on this rung: frames with energy and forces; the largest force spread of a committee,
+    eV/Å; where on the scale it passed its bound.
     """
 
     place: int
@@ -49,9 +83,23 @@ class Climber:
     notes: dict[str, Any]
     end: dict[str, Any] | None = None
     frames: tuple[Atoms, ...] = ()
+    seen: list[Atoms] = field(default_factory=list)
+    spread: float | None = None
+    uncertain: float | None = None
+
+    def sees(self, value: float, verdict: Verdict, *frames: Atoms, at_rest: bool = False) -> None:
+        """What one of its simulations was at a point of the scale; ``at_rest``: a relaxation."""
+        for frame in frames:
+            frame.info |= {"value": value, "at_rest": at_rest}
+        self.seen += frames
+        spread = verdict.metrics.get("max_force_spread")
+        if spread is not None:
+            self.spread = max(spread, self.spread or 0.0)
+            if verdict.metrics.get("uncertain_step") is not None and self.uncertain is None:
+                self.uncertain = value
 
     def breaks(self, value: float, reason: str, text: str, *frames: Atoms) -> None:
-        """It broke at ``value``; ``frames`` show how."""
+        """It broke at ``value``; ``frames`` show how, the last of them where."""
         self.end, self.frames = {"value": value, "broken": True, "reason": reason, "text": text}, frames
 
     def holds(self, value: float, text: str) -> None:
@@ -61,6 +109,8 @@ class Climber:
 
 class Ladder(StressTest):
     """A test that goes up rung by rung; a subclass defines the methods that raise NotImplementedError."""
+
+    settings: LadderSettings
 
     def rungs(self) -> int:
         """How many rungs there are."""
@@ -100,7 +150,10 @@ class Ladder(StressTest):
             if not standing:
                 break
             self.climb(potential, rung, standing)
+            if out is not None and self.settings.frames:
+                self._write_frames(out, rung, standing)
             for climber in standing:
+                self._note_spread(climber)
                 if climber.end is None and rung == self.rungs() - 1:
                     self.at_top(climber)
                 if climber.end is not None:
@@ -109,6 +162,32 @@ class Ladder(StressTest):
             if out is not None:
                 _store(out / STATE, rung + 1, climbers)
         return [_point(climber, atoms) for climber, atoms in zip(climbers, structures, strict=True)]
+
+    def _write_frames(self, out: Path, rung: int, climbers: Sequence[Climber]) -> None:
+        """Some of the frames that were seen on a rung, evenly, and those where structures broke."""
+        each, texts = max(1, round(self.settings.frames / self.rungs())), []
+        for climber in climbers:
+            broke = climber.frames[-1] if climber.frames else None
+            whole = [frame for frame in climber.seen if frame is not broke]
+            places = np.unique(np.linspace(0, len(whole) - 1, each).round().astype(int)) if whole else ()
+            for frame in [*(whole[k] for k in places), *([] if broke is None else [broke])]:
+                shown = frame.copy()
+                shown.calc = frame.calc
+                shown.info |= {"structure_id": climber.name, "index": climber.place, "step": rung}
+                shown.info["at_break"] = frame is broke
+                texts.append(frame_text(shown))
+        (out / FRAMES).mkdir(parents=True, exist_ok=True)
+        write_text(out / FRAMES / f"{rung:05d}.extxyz", "".join(texts))
+
+    def _note_spread(self, climber: Climber) -> None:
+        """How far the members of a committee were apart on this rung, and where they first passed the bound."""
+        notes, spread = climber.notes, climber.spread
+        if spread is not None:
+            notes.setdefault("force_spreads", []).append(spread)
+            notes["max_force_spread"] = max(notes["force_spreads"])
+            if self.settings.dynamics.get("max_force_spread") is not None and notes.get(UNCERTAIN) is None:
+                notes[UNCERTAIN] = climber.uncertain
+        climber.seen, climber.spread, climber.uncertain = [], None, None
 
 
 def _point(climber: Climber, atoms: Atoms) -> BreakingPoint:
@@ -126,13 +205,10 @@ def _point(climber: Climber, atoms: Atoms) -> BreakingPoint:
 def _keep_frames(out: Path | None, climber: Climber) -> None:
     if out is None or not climber.frames:
         return
-    text = io.StringIO()
     for frame in climber.frames:
         frame.info = {**frame.info, "structure_id": climber.name}
-        columns = ["symbols", "positions", *(n for n in ("momenta", "forces", *PER_ATOM) if frame.has(n))]
-        write_extxyz(text, [frame], columns=columns)
     (out / FAILING).mkdir(parents=True, exist_ok=True)
-    write_text(out / FAILING / f"{climber.place:05d}.extxyz", text.getvalue())
+    write_text(out / FAILING / f"{climber.place:05d}.extxyz", "".join(map(frame_text, climber.frames)))
 
 
 def _store(path: Path, rung: int, climbers: Sequence[Climber]) -> None:

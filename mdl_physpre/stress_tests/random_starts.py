@@ -24,20 +24,27 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from mdl_physpre.dynamics.running.simulate import run_and_return
-from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.stress_tests.heating import breaks
-from mdl_physpre.stress_tests.ladder import Climber, Ladder, bonds, needs_volume, plain_atoms, repeated
-from mdl_physpre.utils.settings import Settings, setting
+from mdl_physpre.stress_tests.ladder import (
+    Climber,
+    Ladder,
+    LadderSettings,
+    bonds,
+    needs_volume,
+    plain_atoms,
+    repeated,
+)
+from mdl_physpre.utils.settings import setting
 
 ATTEMPTS = 500
 CLOSE_ENOUGH = 1e-3
 
 
-class RandomStartsSettings(Settings):
+class RandomStartsSettings(LadderSettings):
     """Random starts: overlapping random structures are relaxed; does the potential get out of them?"""
 
     compression: float = setting(20.0, "Of the closest pair, 1 − d/(r_i + r_j), at the first rung.", "%", ge=0, lt=100)
@@ -88,17 +95,21 @@ class RandomStarts(Ladder):
 
     def climb(self, potential: Potential, rung: int, climbers: Sequence[Climber]) -> None:
         s = self.settings
-        settings = DynamicsSettings(
-            ensemble=f"fire?fmax={s.fmax}&maxstep={s.maxstep}", temperature=0.0, steps=s.steps, lindemann_max_atoms=0,
-            pressure_interval=0, compile=s.compile,
+        often = max(1, s.steps // 4) if s.frames else 0
+        settings = s.simulation(
+            ensemble=f"fire?fmax={s.fmax}&maxstep={s.maxstep}", temperature=0.0, steps=s.steps,
+            trajectory_interval=often,
         )  # fmt: skip
+        frames: dict[int, list[Atoms]] = {}
         value = s.compressions()[max(rung - 1, 0)]
         tried = [(c, atoms) for c in climbers for atoms in (self.random(c, rung, value) if rung else [c.atoms])]
         verdicts, last = run_and_return(
-            potential, [atoms for _, atoms in tried], settings, progress=False, raise_at_start=rung == 0
+            potential, [atoms for _, atoms in tried], settings, False, raise_at_start=rung == 0, frames=frames
         )
-        for (climber, atoms), verdict, frame in zip(tried, verdicts, last, strict=True):
-            failure = breaks(verdict)
+        for k, ((climber, atoms), verdict, frame) in enumerate(zip(tried, verdicts, last, strict=True)):
+            before = [one for one in frames.get(k, []) if rung and one.info["step"] < verdict.steps_run]
+            climber.sees(value, verdict, *before, frame, at_rest=True)
+            failure = breaks(verdict, settings)
             found = None if failure is None else (failure.reason, failure.text)
             found = found or self.judge(climber, verdict, frame, rung)
             if found is not None and climber.end is None:

@@ -10,22 +10,25 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ase import Atoms
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from mdl_physpre.dynamics.oracle import OracleSettings, open_oracle
 from mdl_physpre.dynamics.running.description import described
 from mdl_physpre.dynamics.running.storage import LOCK_WAIT, WORK, run_key
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.stress_tests.kinds import STRESS_TESTS, StressTest
+from mdl_physpre.stress_tests.kinds import StressTest, make_test
+from mdl_physpre.stress_tests.oracle import with_frames, with_oracle
 from mdl_physpre.stress_tests.result import StressResult
 from mdl_physpre.structures.graph import content_hash
+from mdl_physpre.utils.devices import device_of_parameters
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.overwrite import overwriting, refuse_to_delete
 from mdl_physpre.utils.processes import run_lock
-from mdl_physpre.utils.settings import explained
 
 logger = logging.getLogger(__name__)
 RESULT, BEGUN = "result.json", "begun.json"
@@ -38,6 +41,8 @@ def run_stress_tests(
     out: str | Path | None = None,
     progress: bool = True,
     overwrite: bool = False,
+    oracle: Potential | str | Path | None = None,
+    along: OracleSettings | None = None,
 ) -> dict[str, StressResult]:
     """Where each structure breaks, in each of several tests.
 
@@ -49,6 +54,8 @@ def run_stress_tests(
     out : folder, in which each test has its own. A finished test of the same potential, structures and settings is
         read, an unfinished one continued.
     overwrite : delete what any other test left there.
+    oracle : a reference, or the name of one, that evaluates frames along each test, see ``StressResult.oracle``.
+    along : how many frames, and the bound beyond which a structure is wrong by it.
 
     Returns
     -------
@@ -56,22 +63,48 @@ def run_stress_tests(
 
     Raises
     ------
-    ConfigError : an unknown test, or a setting that cannot be used, by its key; before any work.
+    ConfigError : an unknown test, or a setting that cannot be used, by its key; before any work. CheckpointError : an
+        oracle that cannot be opened.
     WouldDelete : ``out`` holds results of other potentials, structures or settings; it says what differs.
-    DataError : a structure that a test is not for, such as a molecule that is to be compressed; before any work.
+    DataError : a structure that a test is not for, such as a molecule that is to be compressed, or an oracle that
+        raises for every structure; before any work.
     PhyspreError : another process works in the folder; whatever a test raises.
     """
     chosen = {name: make_test(name, settings) for name, settings in tests.items()}
-    for test in chosen.values():
+    if oracle is not None:
+        name = str(getattr(oracle, "name", type(oracle).__name__)) if isinstance(oracle, Potential) else str(oracle)
+        along = (along or OracleSettings()).changed(oracle=(along and along.oracle) or name)
+        if not isinstance(oracle, Potential):
+            oracle = open_oracle(oracle, structures, device=device_of_parameters(potential))
+        chosen = {name: type(test)(with_frames(test.settings, along)) for name, test in chosen.items()}
+    with TemporaryDirectory() as temporary:
+        folder = Path(out) if out is not None else None if oracle is None else Path(temporary)
+        results = _results(chosen, potential, structures, folder, progress, overwrite)
+        if oracle is None or along is None or folder is None:
+            return results
+        return {n: with_oracle(result, folder / folder_of(n), oracle, along) for n, result in results.items()}
+
+
+def _results(
+    chosen: Mapping[str, StressTest],
+    potential: Potential,
+    structures: Sequence[Atoms],
+    out: Path | None,
+    progress: bool,
+    overwrite: bool,
+) -> dict[str, StressResult]:
+    for name, test in chosen.items():
         test.check(structures)
+        if out is None and getattr(test.settings, "frames", False):
+            raise ConfigError(f"{name}.frames is set, but there is no folder to write frames to")
     if out is None:
         return {name: _do(name, test, potential, structures, None, progress) for name, test in chosen.items()}
     keys = {name: _key(name, test, potential, structures) for name, test in chosen.items()}
-    folders = {name: Path(out) / folder_of(name) for name in chosen}
+    folders = {name: out / folder_of(name) for name in chosen}
     done = {name: _read(folders[name], key) for name, key in keys.items()}
     if all(done.values()):
         return {name: result for name, result in done.items() if result is not None}
-    with run_lock(Path(out), LOCK_WAIT):
+    with run_lock(out, LOCK_WAIT):
         with overwriting(overwrite):  # before any work
             for name, test in chosen.items():
                 _refuse_another(folders[name], keys[name], _description(test, potential, structures))
@@ -79,23 +112,6 @@ def run_stress_tests(
             name: _continued(name, test, potential, structures, folders[name], keys[name], progress)
             for name, test in chosen.items()
         }
-
-
-def make_test(name: str, settings: BaseModel | Mapping[str, Any] | None = None, section: str = "") -> StressTest:
-    """The test of a name with its settings; ``section`` stands before the key in errors, such as ``physpre.stress``.
-
-    Raises
-    ------
-    ConfigError : an unknown name, or settings that cannot be used, by their keys.
-    """
-    cls = STRESS_TESTS.find(name)
-    if isinstance(settings, cls.Settings):
-        return cls(settings)
-    values = settings.model_dump() if isinstance(settings, BaseModel) else dict(settings or {})
-    try:
-        return cls(cls.Settings.model_validate(values))
-    except ValidationError as error:
-        raise ConfigError(explained(error, cls.Settings, f"{section}.{name}".lstrip("."))) from None
 
 
 def folder_of(name: str) -> str:
@@ -143,7 +159,7 @@ def _key(name: str, test: StressTest, potential: Potential, structures: Sequence
     places = list(range(len(structures)))
     ids = [str(atoms.info.get("structure_id", k)) for k, atoms in enumerate(structures)]
     simulated = run_key(potential, structures, ids, [], places)
-    settings = {key: value for key, value in test.settings.model_dump(mode="json").items() if key not in WORK}
+    settings = {key: value for key, value in test.settings.asked("json").items() if key not in WORK}
     return content_hash([], name, simulated, json.dumps(settings, sort_keys=True))
 
 
@@ -158,7 +174,7 @@ def _read(folder: Path, key: str) -> StressResult | None:
 
 def _description(test: StressTest, potential: Potential, structures: Sequence[Atoms]) -> dict[str, Any]:
     """What a test is, in words that can be compared with those of another."""
-    return {"settings": test.settings.model_dump(mode="json"), **described(potential, structures)}
+    return {"settings": test.settings.asked("json"), **described(potential, structures)}
 
 
 def _refuse_another(folder: Path, key: str, now: Mapping[str, Any]) -> None:

@@ -62,6 +62,7 @@ def test_md_of_a_calculator_in_larger_cells(files):
     emt = "calculator:ase.calculators.emt.EMT"
     told = called("md", emt, files / "copper.extxyz", "--steps", 5, "--min-atoms", 16)
     assert "Cu16" in told and "0 of 1" in told
+    assert told.count("does not say what energies it was trained on: no structure is judged too_deep") == 1
 
 
 def test_md_against_a_reference(files, tmp_path):

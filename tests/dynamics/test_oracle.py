@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 from mdl_physpre import simulate
 from mdl_physpre.cli.main import app
 from mdl_physpre.dynamics import DynamicsSettings, OracleSettings, compare_with_oracle
-from mdl_physpre.dynamics.oracle import format_oracle_errors, open_oracle
+from mdl_physpre.dynamics.oracle import open_oracle
 from mdl_physpre.dynamics.oracle_errors import pooled_oracle_errors
 from mdl_physpre.errors import DataError
 from mdl_physpre.potentials import CalculatorPotential
+from mdl_physpre.report.tables.oracle import format_oracle_errors
 from tests.helpers.pair_potentials import Attraction, Morse
 
 ALONG = OracleSettings(oracle="a name", oracle_frames=10)
@@ -55,7 +56,7 @@ def test_a_potential_against_itself_has_no_error_along_the_run(tmp_path):
     assert min(row.forces_cosine for row in found.rows) > 1 - 1e-9
     assert found.wrong.count == 0 and found.wrong.n == 2
     assert all(one.wrong_step is None and one.frames == 11 for one in found.structures)
-    assert sum(one.frames for one in found.bins) == 22 and found.bins[-1].end_fs == 200.0
+    assert sum(one.frames for one in found.bins) == 22 and found.bins[-1].end == 200.0
 
 
 def test_numbers_are_those_of_the_calculator_on_each_frame(tmp_path):
@@ -90,7 +91,7 @@ def test_a_well_that_is_not_there_is_found_wrong_though_all_stay_whole(tmp_path)
     found = compare_with_oracle(tmp_path, Morse(), ALONG)
     assert found.wrong.count == 2
     for one in found.structures:  # right at the start, wrong from some frame on
-        assert 0 < one.wrong_step <= 400 and one.wrong_time_fs == 2.0 * one.wrong_step
+        assert 0 < one.wrong_step <= 400 and one.wrong_value == 2.0 * one.wrong_step
     assert found.rows[0].forces_cosine > 0.99
     assert found.bins[-1].energy_error < -100  # deeper than the oracle says
     whole = [one for one in found.structures if not one.failed]

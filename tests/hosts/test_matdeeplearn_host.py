@@ -358,6 +358,8 @@ def test_a_run_in_the_host(finished: Path) -> None:
         for name in ("checkpoint_0/checkpoint.pt", "checkpoint_0/best_checkpoint.pt", "config.yml", "done.json",
                      "train_results/val_predictions_pos_grad.csv"):  # fmt: skip
             assert (finished / stage / name).is_file(), f"{stage}/{name}"
+    trained = open_potential(finished / "baseline" / "finetune" / "checkpoint_0" / "best_checkpoint.pt")
+    assert trained.training_energies is not None
     states = {
         arm: torch.load(finished / arm / "finetune/checkpoint_0/checkpoint.pt", weights_only=True)["state_dict"]
         for arm in ("baseline", "sam", "pretrain")

@@ -76,6 +76,7 @@ def test_two_stages_by_the_command(data_file, tmp_path, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in times} == times  # what was done is not done again
     host, ours = load_host_model(best), open_potential(best)
     own = load_potential(out / "4-finetune" / "potential.pt")
+    assert own.training_energies is not None and "O2Si" in own.training_energies.compositions
     for atoms in (crystal(8), crystal(9, 3)):
         expected = calculated(atoms, host.ase_calculator())
         assert_same(expected, calculated(atoms, PotentialCalculator(ours)))

@@ -29,7 +29,9 @@ from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.open import open_potential
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.structures.graph import build_graph
+from mdl_physpre.structures.labels import set_labels
 
 DATA = Path(__file__).parents[1] / "data" / "matdeeplearn"
 RECORDED = json.loads((DATA / "results.json").read_text())
@@ -350,3 +352,16 @@ def test_an_embedded_atom_yaml_that_does_not_fit(change, message, tmp_path):
     keys["model"] = {k: v for k, v in {**keys["model"], **change}.items() if v is not None}
     with pytest.raises(CheckpointError, match=message):
         read_matdeeplearn_checkpoint(tmp_path / "eam.pt", keys)
+
+
+def test_the_energies_it_was_trained_on_go_through_the_yaml(tmp_path: Path) -> None:
+    potential, path = CGCNN(cutoff=4.0, dim1=8, dim2=8, gc_count=1, post_fc_count=1), tmp_path / "best_checkpoint.pt"
+    atoms = set_labels(Atoms("SiO2", np.eye(3), cell=[5, 5, 5], pbc=True), energy=-24.0)
+    potential.training_energies = TrainingEnergies.of([atoms])
+    write_matdeeplearn_checkpoint(path, potential)
+    assert read_matdeeplearn_checkpoint(path).training_energies == potential.training_energies
+    keys = yaml.safe_load(path.with_suffix(".yml").read_text())
+    assert keys["physpre"]["training_energies"]["compositions"]["O2Si"]["lowest"] == -8.0
+    keys["physpre"]["training_energies"] = {"lowest": 3}
+    with pytest.raises(CheckpointError, match="its training_energies cannot be read"):
+        read_matdeeplearn_checkpoint(path, keys)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mdl_physpre.analysis.calibration import CommitteeErrors
 from mdl_physpre.errors import DataError
 from mdl_physpre.report.comparison import compare, format_comparison
 from mdl_physpre.report.measurements import Measured
@@ -131,6 +132,14 @@ def test_nothing_is_called_better_by_counts_alone(tmp_path: Path) -> None:
     for word in ("more stable", "best", "most stable"):
         assert word not in page.replace("best.pt", "").replace("best loss", "")
     assert "No stress test was run" in page
+
+
+def test_a_committee_that_has_looked_is_not_denied(tmp_path: Path) -> None:
+    summary = made(tmp_path / "run", 2)
+    assert "and no committee has looked at them" in str(correctness_sentence(summary))
+    asked = summary.with_committee("pretrain", {"test": CommitteeErrors.model_construct()})
+    said = str(correctness_sentence(asked))
+    assert "no committee" not in said and "the networks of pretrain were asked as committees, but on the test" in said
 
 
 def test_a_run_without_simulations_says_nothing_of_it() -> None:

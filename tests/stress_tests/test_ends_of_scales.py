@@ -1,6 +1,6 @@
 """The two ends of every scale: a potential with a true wall holds to the end of it, one without breaks where it begins.
 
-And ASE's EMT breaks nowhere below the point where plain ASE says so.
+And ASE's EMT breaks nowhere below the point where plain ASE says so: here, and under compression in ``test_ladders``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.verlet import VelocityVerlet
+from ase.neighborlist import neighbor_list
+from ase.optimize import FIRE
 
 from mdl_physpre.potentials import CalculatorPotential, EAMInteraction
 from mdl_physpre.stress_tests import StressResult, run_stress_tests
+from mdl_physpre.stress_tests.collisions import Collisions, CollisionsSettings, turning_point
+from mdl_physpre.stress_tests.ladder import Climber
+from mdl_physpre.stress_tests.random_starts import RandomStarts, RandomStartsSettings
 from tests.helpers.pair_potentials import Attraction
 
 SCALES: dict[str, dict[str, Any]] = {
@@ -86,3 +92,48 @@ def test_emt_breaks_nowhere_below_what_plain_ase_says() -> None:
     assert [(point.broken, point.value) for point in found.points] == [(False, end)] * 2
     closest = [point.metrics["min_distance"] / point.metrics["start_min_distance"] for point in found.points]
     assert np.mean(closest) == pytest.approx(np.mean(by_hand), abs=0.1)
+
+
+def cell() -> Atoms:
+    """Four atoms, which EMT evaluates quickly."""
+    atoms = bulk("Cu", "fcc", a=3.61, cubic=True)
+    atoms.rattle(0.02, seed=0)
+    return atoms
+
+
+def test_emt_collides_as_plain_ase_says() -> None:
+    """Up to 100 eV no pair comes closer than half of where bare nuclei turn, and the energy is kept."""
+    settings = {"rungs": 2, "pairs": 1, "min_width": 0.0, "relax_steps": 0}
+    test, closest = Collisions(CollisionsSettings(**settings)), []
+    for energy in (1.0, 100.0):
+        for shot in test.collisions(Climber(0, "", cell(), {}), energy):
+            atoms, image = shot.atoms, shot.atoms.info["collision"][2]
+            atoms.calc = EMT()
+            dynamics, start, near = VelocityVerlet(atoms, shot.timestep * units.fs), atoms.get_total_energy(), []
+            for _ in range(250):
+                dynamics.run(1)
+                near.append(np.linalg.norm(atoms.positions[shot.j] + image - atoms.positions[shot.i]))
+            assert abs(atoms.get_total_energy() - start) < 0.02 * energy
+            assert min(near) > 0.5 * turning_point(29, 29, energy)
+            closest.append(min(near))
+    (point,) = run_stress_tests(
+        CalculatorPotential(EMT, name="emt"), [cell()], {"collisions": settings}, progress=False
+    )["collisions"].points
+    assert not point.broken and point.value == 100
+    assert point.metrics["closest_approach"] == pytest.approx(min(closest), rel=1e-4)
+
+
+def test_emt_gets_out_of_random_starts_as_plain_ase_says() -> None:
+    """Relaxed by ASE's FIRE no pair of the same starts is closer than half the sum of its radii, 1.12 Å."""
+    settings = {"starts": 2, "compression_step": 35.0, "min_width": 0.0}
+    test, rungs = RandomStarts(RandomStartsSettings(**settings)), (20.0, 55.0, 90.0)
+    for rung, compression in enumerate(rungs, start=1):
+        for atoms in test.random(Climber(0, "", cell(), {}), rung, compression):
+            assert len(neighbor_list("d", atoms, 2.24 * (1 - compression / 100) * 1.01))
+            atoms.calc = EMT()
+            FIRE(atoms, maxstep=0.1, logfile=None).run(fmax=0.1, steps=300)
+            assert not len(neighbor_list("d", atoms, 1.12))
+    (point,) = run_stress_tests(
+        CalculatorPotential(EMT, name="emt"), [cell()], {"random_starts": settings}, progress=False
+    )["random_starts"].points
+    assert not point.broken and point.value == 90

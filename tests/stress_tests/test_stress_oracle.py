@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ase.build import bulk
-from ase.io import write
+from ase.io import read, write
 from typer.testing import CliRunner
 
+from mdl_physpre import PotentialCalculator
 from mdl_physpre.cli.main import app
 from mdl_physpre.dynamics import OracleSettings
+from mdl_physpre.errors import ConfigError
+from mdl_physpre.potentials import Committee
+from mdl_physpre.report.tables.oracle import format_oracle_errors
 from mdl_physpre.stress_tests import StressResult, run_stress_tests
 from mdl_physpre.stress_tests.heating import HeatingSettings
 from mdl_physpre.stress_tests.oracle import with_frames, with_oracle
 from mdl_physpre.utils.settings import Settings
 from tests.helpers.pair_potentials import Morse
+from tests.stress_tests.test_ladders import HOLES, SCALES, Hollow, Walled, crystals
 
 ALONG = OracleSettings(oracle="a name", oracle_frames=8)
 
@@ -43,7 +49,77 @@ def test_tests_without_frames_stay_as_they_are(tmp_path: Path, caplog: pytest.Lo
     assert with_frames(HeatingSettings(), OracleSettings()) == HeatingSettings()
     result = StressResult(test="squeezing", quantity="pressure", unit="GPa", points=())
     assert with_oracle(result, tmp_path, Morse(), ALONG) == result
-    assert "squeezing: stores no frames" in caplog.text
+    assert "squeezing: no comparison with an oracle: it stores no frames" in caplog.text
+
+
+FALSE = {
+    "heating": {"temperature_end": 3000.0, "rate": 15_000.0, "timestep": 2.0},
+    **{name: {**scale, "min_width": 0} if name != "compression" else scale for name, scale in SCALES.items()},
+}
+ENDS = {"heating": 3000.0, "compression": 200.0, "collisions": 100.0, "random_starts": 90.0}
+
+
+@pytest.mark.parametrize("name", FALSE)
+def test_errors_along_every_scale_and_where_it_breaks(name: str, tmp_path: Path) -> None:
+    """Of a potential that is right but for a hole behind its wall; errors are those of plain evaluations."""
+    potential, truth = Hollow(*HOLES.get(name, (1.75, 20.0, 0.15))), Walled()
+    structures = crystals(2) if name != "heating" else [atoms.repeat((2, 2, 2)) for atoms in crystals(2)]
+    alone = run_stress_tests(potential, structures, {name: FALSE[name]}, progress=False)[name]
+    found = run_stress_tests(potential, structures, {name: FALSE[name]}, tmp_path, False, oracle=truth, along=ALONG)
+    result, told = found[name], found[name].oracle
+    assert result.points == alone.points and (told.quantity, told.unit) == (result.quantity, result.unit)
+    assert told.means.frames > 8 and told.means.energy_mae is not None and told.means.forces_rmse is not None
+    for point, one in zip(result.points, told.structures, strict=True):
+        rows = [row for row in told.rows if row.index == point.index]
+        assert [row.value for row in rows] == sorted(row.value for row in rows) and rows[0].energy_error == 0
+        assert rows[-1].value <= point.value <= ENDS[name] and one.failed == point.broken
+        assert (one.break_forces_rmse is not None) == point.broken == any(row.at_break for row in rows)
+        assert rows[0].relative_error < 0.01  # right at the start
+        if point.broken:
+            assert one.wrong_step is not None and rows[-1].at_break and max(row.relative_error for row in rows) > 0.5
+    assert "Against a name" in format_oracle_errors(told) and told.unit in format_oracle_errors(told)
+    again = run_stress_tests(potential, structures, {name: FALSE[name]}, tmp_path, False, oracle=truth, along=ALONG)
+    assert again[name].oracle == told
+
+
+def test_the_rows_are_those_of_plain_evaluations(tmp_path: Path) -> None:
+    """Of each rung that was stored, with ASE and this potential alone."""
+    settings = {"compression": {**SCALES["compression"], "end_pressure": 40.0}}
+    found = run_stress_tests(Walled(), crystals(1), settings, tmp_path, False, oracle=Morse(), along=ALONG)
+    rows = found["compression"].oracle.rows
+    frames = [read(path) for path in sorted((tmp_path / "compression" / "frames").iterdir())]
+    assert len(rows) == len(frames) > 3
+    for row, frame in zip(rows, frames, strict=True):
+        mine, theirs = (PotentialCalculator(potential) for potential in (Walled(), Morse()))
+        difference = mine.get_forces(frame) - theirs.get_forces(frame)
+        assert row.forces_rmse == pytest.approx(np.sqrt((difference**2).mean()), rel=1e-4, abs=1e-6)
+        assert row.value == frame.info["value"] and row.at_rest and row.step == frame.info["step"]
+    last = [calculator.get_potential_energy(frames[-1]) - calculator.get_potential_energy(frames[0])
+            for calculator in (PotentialCalculator(Walled()), PotentialCalculator(Morse()))]  # fmt: skip
+    assert rows[-1].energy_error == pytest.approx(250 * (last[0] - last[1]), rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+@pytest.mark.parametrize("name", SCALES)
+def test_where_a_committee_becomes_uncertain(name: str, stops: bool) -> None:
+    committee = Committee([Hollow(*HOLES[name]), Walled()])
+    settings = {**FALSE[name], "dynamics": {"max_force_spread": 0.05, "stop_on_uncertain": stops}}
+    result = run_stress_tests(committee, crystals(2), {name: settings}, progress=False)[name]
+    for point in result.points:
+        at, spreads = point.metrics["uncertain_value"], point.metrics["force_spreads"]
+        assert 0 < at <= point.value and point.metrics["max_force_spread"] == max(spreads) > 0.05
+        assert not stops or (point.broken and point.reason == "uncertain" and point.value == at)
+        assert stops or point.reason != "uncertain"
+        assert len(spreads) == point.step + 1 and spreads[0] < 0.05
+    assert [o.value for o in result.uncertain_observations()] == [p.metrics["uncertain_value"] for p in result.points]
+
+
+def test_settings_that_a_ladder_sets_itself_are_refused() -> None:
+    for given, words in (({"steps": 5}, "steps is not among them"), ({"overlap": 1}, "overlap: unknown key")):
+        with pytest.raises(ConfigError, match=words):
+            run_stress_tests(Walled(), crystals(1), {"collisions": {"dynamics": given}})
+    with pytest.raises(ConfigError, match="collisions.frames is set, but there is no folder"):
+        run_stress_tests(Walled(), crystals(1), {"collisions": {"frames": 5}})
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:

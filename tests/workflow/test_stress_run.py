@@ -79,15 +79,22 @@ def test_added_later_it_is_all_that_is_done(finished, config):
 
 def test_an_oracle_along_stress_tests(finished, config):
     folder, _ = finished
-    by = [*HEAT, "physpre.stress.oracle=calculator:ase.calculators.emt.EMT", "physpre.stress.oracle_frames=5"]
+    by = [
+        *HEAT, "physpre.stress.tests=[heating,compression]", "physpre.stress.compression.volume_step=0.2",
+        "physpre.stress.compression.steps=5", "physpre.stress.compression.start_steps=5",
+        "physpre.stress.oracle=calculator:ase.calculators.emt.EMT", "physpre.stress.oracle_frames=5",
+    ]  # fmt: skip
     summary = run(config, [*by, "physpre.report.formats=[html,csv]"], out=folder, overwrite=True)
     for network in summary.arms["baseline"].networks:
         found = network.stress["heating"].oracle
         assert found.wrong.n == 2 and found.means.frames > 0 and found.rows == ()
         stored = folder / "3-networks" / network.name / "stress" / "heating" / "oracle_errors.json"
         assert json.loads(stored.read_text())["rows"][-1]["thermostat"] <= 600
-    assert "Errors along the stress test heating" in (folder / "report.html").read_text()
-    assert (folder / "report" / "oracle-errors-heating.csv").exists()
+        pressed = network.stress["compression"].oracle
+        assert (pressed.quantity, pressed.unit, pressed.wrong.n) == ("pressure", "GPa", 2) and pressed.means.frames > 0
+    for test, unit in (("heating", "K"), ("compression", "GPa")):
+        assert f"Errors along the stress test {test}" in (folder / "report.html").read_text()
+        assert f"from_{unit}" in (folder / "report" / f"oracle-errors-{test}.csv").read_text()
     assert summary == read_summary(folder)
     after = times(folder)
     run(config, by, out=folder)

@@ -24,7 +24,7 @@ from mdl_physpre.dynamics.engine.neighbour_lists import MovingLists
 from mdl_physpre.dynamics.engine.random_numbers import NoiseStreams, maxwell_boltzmann_velocities, structure_generator
 from mdl_physpre.dynamics.running.batch import BatchRun
 from mdl_physpre.dynamics.running.description import begin_anew, description
-from mdl_physpre.dynamics.running.storage import read_state, write_state
+from mdl_physpre.dynamics.running.storage import FramesInMemory, read_state, write_state
 from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.dynamics.verdicts.judging import unusable
 from mdl_physpre.dynamics.verdicts.observers import Observers
@@ -53,10 +53,12 @@ def begin_or_resume(
     key: str = "",
     raise_at_start: bool = True,
     returning: bool = False,
+    frames: dict[int, list[Atoms]] | None = None,
 ) -> BatchRun:
     """A run at its start, or where its stored state was written; parameters as :class:`BatchRun`.
 
-    ``returning``: keep the last frame of each structure, in ``last``; such a run has no folder.
+    ``returning``: keep the last frame of each structure, in ``last``; such a run has no folder. ``frames``: where the
+    others go that the settings ask for.
 
     Raises
     ------
@@ -64,6 +66,8 @@ def begin_or_resume(
     """
     run = BatchRun(potential, structures, ids, places, settings, each, folder, key)
     run.last = {} if returning else None
+    if frames is not None and settings.trajectory_interval:
+        run.files = FramesInMemory(frames)
     stored = None if folder is None else read_state(folder, key)
     if stored is None:
         if folder is not None:

@@ -105,8 +105,11 @@ def run_and_return(
     per_structure: Mapping[str, Sequence[Any]] | None = None,
     indices: Sequence[int] | None = None,
     raise_at_start: bool = True,
+    frames: dict[int, list[Atoms]] | None = None,
 ) -> tuple[list[Verdict], list[Atoms]]:
     """Simulate all structures at once, and give back what became of them; parameters and errors as :func:`simulate`.
+
+    ``frames`` is filled with those of every ``trajectory_interval`` steps, by the place of their structure.
 
     Returns
     -------
@@ -116,13 +119,15 @@ def run_and_return(
     """
     settings = settings or DynamicsSettings()
     each = settings_of_each(settings, len(structures), per_structure)
-    places, ids = check_input(potential, structures, settings, None, indices)
+    stored = settings if frames is None else settings.changed(trajectory_interval=0)
+    places, ids = check_input(potential, structures, stored, None, indices)
     if not structures:
         return [], []
     with inference(potential):
         run = begin_or_resume(
-            potential, structures, ids, places, settings, each, raise_at_start=raise_at_start, returning=True
-        )
+            potential, structures, ids, places, settings, each, raise_at_start=raise_at_start, returning=True,
+            frames=frames,
+        )  # fmt: skip
         verdicts = run_to_the_end(run, progress)
     last = dict(zip(places, (atoms.copy() for atoms in structures), strict=True)) | (run.last or {})
     return verdicts, [last[place] for place in places]

@@ -186,6 +186,14 @@ def read_state(out: Path, key: str) -> tuple[dict[str, np.ndarray], dict[str, An
     return None
 
 
+def frame_text(atoms: Atoms) -> str:
+    """A frame as extended XYZ: cell, positions and whatever else there is of momenta, forces, energy, spread, state."""
+    text = io.StringIO()
+    more = ("momenta", "forces", "force_spread", *PER_ATOM)
+    write_extxyz(text, [atoms], columns=["symbols", "positions", *(name for name in more if atoms.has(name))])
+    return text.getvalue()
+
+
 class TrajectoryFiles:
     """One extended XYZ file for each structure: cell, unwrapped positions, momenta and forces of every n-th frame.
 
@@ -204,11 +212,7 @@ class TrajectoryFiles:
 
     def add(self, index: int, atoms: Atoms) -> None:
         """Take one frame."""
-        text = io.StringIO()
-        more = ("momenta", "forces", "force_spread", *PER_ATOM)
-        columns = ["symbols", "positions", *(name for name in more if atoms.has(name))]
-        write_extxyz(text, [atoms], columns=columns)
-        self.waiting.setdefault(index, []).append(text.getvalue())
+        self.waiting.setdefault(index, []).append(frame_text(atoms))
 
     def flush(self) -> dict[str, int]:
         """Append what waits; returns the sizes of all files."""
@@ -241,6 +245,17 @@ class TrajectoryFiles:
         self.waiting.pop(index, None)
         self.sizes.pop(str(index), None)
         self.path(index).unlink(missing_ok=True)
+
+
+class FramesInMemory(TrajectoryFiles):
+    """The same frames, by their structures' places, for a run without a folder."""
+
+    def __init__(self, frames: dict[int, list[Atoms]]) -> None:
+        super().__init__(Path())
+        self.frames = frames
+
+    def add(self, index: int, atoms: Atoms) -> None:
+        self.frames.setdefault(index, []).append(atoms)
 
 
 class FailingFrames(TrajectoryFiles):

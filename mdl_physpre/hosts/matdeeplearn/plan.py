@@ -22,6 +22,7 @@ from mdl_physpre.hosts.matdeeplearn.perturb import reference_table
 from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config, stage_optim
 from mdl_physpre.potentials.energy_reference import fit_energy_reference
 from mdl_physpre.potentials.open import open_potential
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.runs.layout import PRETRAINING_SET
 from mdl_physpre.runs.stage import write_json
@@ -82,6 +83,9 @@ class Stage:
         found = copy.deepcopy({**self.plan.config, "dataset": self.plan.dataset, "optim": self.optim})
         found["task"]["checkpoint_path"] = ",".join(str(file) for file in files)
         found["physpre"] = {**(found.get("physpre") or {}), "energy_reference": dict(reference)}
+        known = TrainingEnergies.of([*self.plan.structures["train"].values()])
+        if known is not None and not self.pretraining:
+            found["physpre"]["training_energies"] = known.plain()
         return found
 
 

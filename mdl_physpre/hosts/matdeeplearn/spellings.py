@@ -47,7 +47,7 @@ HOST_ONLY = {
     "dataset.preprocess_params": "edge_calc_method n_neighbors num_offsets edge_steps self_loop all_neighbors "
     "use_degree node_representation preprocess_edges preprocess_edge_features preprocess_node_features "
     "preprocess_nodes node_dim edge_dim prediction_level output_dim",
-    "physpre": "energy_reference",
+    "physpre": "energy_reference training_energies",
 }
 """By section, keys that only MatDeepLearn acts on; one file serves both."""
 

@@ -33,6 +33,7 @@ from mdl_physpre.hosts.mattertune.settings import Physpre
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkpoint
 from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.runs.layout import PRETRAINING_SET
 from mdl_physpre.runs.stage import Stage, hash_of, hash_of_file
 from mdl_physpre.structures.graph import content_hash
@@ -101,7 +102,7 @@ def finetune(
                 return start
             first = {"name": "physpre-start-from", "checkpoint": str(start.absolute())}
             raw = {**raw, "recipes": [first, *raw.get("recipes", [])]}
-        return _train(folder / "4-finetune", raw, physpre.seed, key, bool(val))
+        return _train(folder / "4-finetune", raw, physpre.seed, key, bool(val), TrainingEnergies.of(train))
 
 
 def _pretraining_data(folder: Path, physpre: Physpre, train: list[Atoms], val: list[Atoms], key: str) -> Path:
@@ -193,8 +194,15 @@ def _pretrain_stage(folder: Path, raw: dict[str, Any], physpre: Physpre, validat
     return _train(folder / "3-pretrain", raw, physpre.seed, key, validation)
 
 
-def _train(folder: Path, raw: dict[str, Any], seed: int, data_key: str, validation: bool) -> Path:
-    """One training by the host in a folder; the checkpoint that it calls best."""
+def _train(
+    folder: Path,
+    raw: dict[str, Any],
+    seed: int,
+    data_key: str,
+    validation: bool,
+    energies: TrainingEnergies | None = None,
+) -> Path:
+    """One training by the host in a folder; the checkpoint that it calls best. ``energies``: of the training set."""
     from lightning import seed_everything
     from mattertune.main import MatterTuner
 
@@ -219,12 +227,12 @@ def _train(folder: Path, raw: dict[str, Any], seed: int, data_key: str, validati
     if output.trainer.interrupted:
         raise KeyboardInterrupt
     if is_first():
-        _finish(stage, output.trainer, best)
+        _finish(stage, output.trainer, best, energies)
     output.trainer.strategy.barrier()
     return Path(best).absolute()
 
 
-def _finish(stage: Stage, trainer: Any, best: str) -> None:
+def _finish(stage: Stage, trainer: Any, best: str, energies: TrainingEnergies | None) -> None:
     """Say what came of a training, and that it is done."""
     folder = stage.folder
     if not best or not Path(best).is_file():
@@ -235,7 +243,7 @@ def _finish(stage: Stage, trainer: Any, best: str) -> None:
     shown = [f"{name} {value:.4g}" for name, value in told.items() if name.endswith(("_mae", "total_loss"))]
     logger.info("%s, last epoch: %s", folder, ", ".join(shown))
     checkpoint = Path(best).absolute()
-    _save_as_potential(checkpoint, folder / "potential.pt")
+    _save_as_potential(checkpoint, folder / "potential.pt", energies)
     inside = checkpoint.is_relative_to(folder.absolute())
     place = checkpoint.relative_to(folder.absolute()) if inside else checkpoint
     stage.finish({"checkpoint": str(place), "metrics": told})
@@ -259,9 +267,11 @@ def _checkpoints_of(raw: dict[str, Any]) -> list[str]:
     return [p for p in named if p is not None and Path(p).is_file()]
 
 
-def _save_as_potential(checkpoint: Path, path: Path) -> None:
-    """The network in a file of this package too, where it has one that says the same."""
+def _save_as_potential(checkpoint: Path, path: Path, energies: TrainingEnergies | None) -> None:
+    """The network in a file of this package too, where it has one that says the same, with what it was trained on."""
     try:
-        save_potential(path, read_mattertune_checkpoint(checkpoint))
+        potential = read_mattertune_checkpoint(checkpoint)
+        potential.training_energies = energies
+        save_potential(path, potential)
     except CheckpointError as error:
         logger.info("%s is the host's alone: %s", checkpoint.name, error)

@@ -3,7 +3,8 @@
 Models: ``CGCNN``, ``torchmd_etEarly`` (pooled after the output network) and the reference's embedded-atom potential,
 ``eam_interaction``. A potential that is read gives the host's energies and forces wherever the host has all edges: it
 looks at no more than ``num_offsets`` images along an axis and ``n_neighbors`` neighbours of an atom; here nothing is
-left out. Energies of the elements that the YAML has under ``physpre.energy_reference`` (eV by symbol) are added.
+left out. Energies of the elements that the YAML has under ``physpre.energy_reference`` (eV by symbol) are added;
+``physpre.training_energies`` are those that it was trained on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN, NODE_DIM
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
-from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.base import Backbone, Potential
 from mdl_physpre.potentials.checkpoints.archive import holds, read_archive
 from mdl_physpre.potentials.checkpoints.matdeeplearn_models import (
     EARLY_POOLING,
@@ -33,6 +34,7 @@ from mdl_physpre.potentials.checkpoints.matdeeplearn_models import (
     network_state,
 )
 from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.utils.devices import available_device
 from mdl_physpre.utils.files import replacing
 
@@ -108,10 +110,27 @@ def read_matdeeplearn_checkpoint(
     if name.lower() == "torchmd_etearly":
         logger.warning("%s: %s; if such a one trained it, open calculator:%s?checkpoint=%s", path, EARLY_POOLING,
                        CALCULATOR, path)  # fmt: skip
-    given_reference = (keys.get("physpre") or {}).get("energy_reference")
-    if given_reference:
-        potential.shift_reference(_reference(where, given_reference))
+    _take_energies(potential, keys.get("physpre") or {}, where)
     return potential.to(device).eval()
+
+
+def _take_energies(potential: Backbone, keys: Mapping[str, Any], where: str) -> None:
+    """The energies of the elements, and those that it was trained on, from the section ``physpre``."""
+    if keys.get("energy_reference"):
+        potential.shift_reference(_reference(where, keys["energy_reference"]))
+    if keys.get("training_energies"):
+        potential.training_energies = TrainingEnergies.read(keys["training_energies"], where)
+
+
+def _energies_of(potential: Backbone) -> dict[str, Any]:
+    """The section ``physpre`` with what the host's format has no place for; empty where there is nothing."""
+    found: dict[str, Any] = {}
+    reference = {} if isinstance(potential, EAMInteraction) else potential.reference.as_dict()
+    if reference:
+        found["energy_reference"] = {chemical_symbols[z]: e for z, e in reference.items()}
+    if potential.training_energies is not None:
+        found["training_energies"] = potential.training_energies.plain()
+    return {"physpre": found} if found else {}
 
 
 def _reference(where: str, energies: Mapping[str, float]) -> torch.Tensor:
@@ -179,9 +198,7 @@ def write_matdeeplearn_checkpoint(
         "model": {**model, **switches},
         "dataset": {"preprocess_params": graph},
     }
-    reference = {} if isinstance(potential, EAMInteraction) else potential.reference.as_dict()
-    if reference:
-        keys["physpre"] = {"energy_reference": {chemical_symbols[z]: e for z, e in reference.items()}}
+    keys |= _energies_of(potential)
     with replacing(path, CheckpointError) as checkpoint, replacing(config, CheckpointError) as beside:
         torch.save(content, checkpoint)
         text = yaml.safe_dump(keys, sort_keys=False)

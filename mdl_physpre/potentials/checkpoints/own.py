@@ -92,11 +92,7 @@ def load_own(path: Path, map_location: str | torch.device) -> Potential:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: its parameters do not fit the backbone {name!r}: {reason}") from error
     if content.get("training_energies") is not None:
-        try:
-            potential.training_energies = TrainingEnergies.model_validate(content["training_energies"])
-        except ValueError as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path}: its training_energies cannot be read: {reason}") from None
+        potential.training_energies = TrainingEnergies.read(content["training_energies"], path)
     return potential.to(map_location).eval()
 
 

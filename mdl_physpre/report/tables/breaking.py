@@ -155,10 +155,13 @@ def correctness_sentence(summary: Summary) -> str | None:
         )
     if not summary.stress_tests and not any(result.dynamics for result in summary.arms.values()):
         return None
+    asked = [arm for arm, result in summary.arms.items() if result.committee]
+    committees = f"; the networks of {', '.join(asked)} were asked as committees, but on the test sets alone"
     return (
-        "Whether structures that stay whole are right is not known: no reference (physpre.dynamics.oracle) and no "
-        "committee has looked at them. A potential can hold structures together in a deep well that is not there. So "
-        "what breaks later, or less often, is not thereby the better potential."
+        "Whether structures that stay whole are right is not known: no reference (physpre.dynamics.oracle) "
+        f"{'has looked at them' if asked else 'and no committee has looked at them'}{committees if asked else ''}. A "
+        "potential can hold structures together in a deep well that is not there. So what breaks later, or less often, "
+        "is not thereby the better potential."
     )
 
 

@@ -16,7 +16,7 @@ from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.errors import ConfigError, PhyspreError, nearest
 from mdl_physpre.potentials.backbones.registry import unknown_hyperparameters
 from mdl_physpre.potentials.open import is_scheme, names_a_potential
-from mdl_physpre.stress_tests.run import make_test
+from mdl_physpre.stress_tests.kinds import make_test
 from mdl_physpre.utils.settings import Settings, mistakes
 from mdl_physpre.utils.strict_yaml import load_yaml, told
 from mdl_physpre.workflow.config.recipes import left_to_data, with_recipe

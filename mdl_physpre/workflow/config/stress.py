@@ -9,9 +9,8 @@ from typing_extensions import Self
 
 from mdl_physpre.dynamics.oracle import OracleSettings
 from mdl_physpre.errors import ConfigError, nearest
-from mdl_physpre.stress_tests.kinds import STRESS_TESTS
+from mdl_physpre.stress_tests.kinds import STRESS_TESTS, make_test
 from mdl_physpre.stress_tests.oracle import with_frames
-from mdl_physpre.stress_tests.run import make_test
 from mdl_physpre.utils.settings import Settings, setting
 
 

@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from ase import Atoms
 
-from mdl_physpre.dynamics.oracle import open_oracle
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.runs.layout import Network
 from mdl_physpre.runs.stage import Stage, decisive
-from mdl_physpre.stress_tests.oracle import with_oracle
 from mdl_physpre.stress_tests.run import run_stress_tests
 from mdl_physpre.utils.devices import device_of_parameters
 from mdl_physpre.utils.settings import Settings
@@ -58,12 +56,9 @@ def stress_stage(folder: Path, config: Config, data: RunData, network: Network, 
             continue
         logger.info("stress test %s, %s: %d structures", name, network.name, len(structures))
         stage.begin()
-        result = run_stress_tests(potential, structures, {name: settings}, stage.folder.parent)[name]
-        if section.oracle is not None:
-            oracle = open_oracle(section.oracle, structures, device=device)
-            found = with_oracle(result, stage.folder, oracle, section)
-            result = found.model_copy(update={"oracle": found.oracle and found.oracle.summary()})
-        stage.finish(result.plain())
+        out, oracle = stage.folder.parent, section.oracle
+        result = run_stress_tests(potential, structures, {name: settings}, out, oracle=oracle, along=section)[name]
+        stage.finish(result.model_copy(update={"oracle": result.oracle and result.oracle.summary()}).plain())
 
 
 def of_network(settings: Settings, seed: int, compiled: bool) -> Settings:
