@@ -52,7 +52,7 @@ def hot_frames(
         verdicts = simulate(teacher, structures, run, folder)
         for k, (atoms, verdict) in enumerate(zip(structures, verdicts)):
             read = ase.io.read(Path(folder) / "trajectories" / f"{k:05d}.extxyz", ":")
-            broke = breaks(verdict)
+            broke = breaks(verdict, run)
             whole = [frame for n, frame in enumerate(read) if n and (broke is None or n * every < broke.step)]
             for frame in whole[: settings.n]:
                 bare = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
