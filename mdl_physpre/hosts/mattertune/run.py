@@ -30,6 +30,7 @@ from mdl_physpre.hosts.mattertune.energies import with_energy_reference
 from mdl_physpre.hosts.mattertune.graphs import say_what_lacks
 from mdl_physpre.hosts.mattertune.plugin import register
 from mdl_physpre.hosts.mattertune.ranks import (
+    START,
     begin_preparing,
     end_preparing,
     is_first,
@@ -245,7 +246,8 @@ def _finish(stage: Stage, trainer: Any, best: str) -> None:
     inside = checkpoint.is_relative_to(folder.absolute())
     place = checkpoint.relative_to(folder.absolute()) if inside else checkpoint
     stage.finish({"checkpoint": str(place), "metrics": told})
-    (folder / LAST).unlink(missing_ok=True)
+    for file in (LAST, START):
+        (folder / file).unlink(missing_ok=True)
 
 
 def with_files_in(folder: Path, raw: dict[str, Any], validation: bool) -> dict[str, Any]:
