@@ -192,6 +192,9 @@ def _pretrain_stage(folder: Path, raw: dict[str, Any], physpre: Physpre, validat
         raw.setdefault("trainer", {})["max_epochs"] = own.max_epochs
     if "checkpoint" in raw.get("trainer", {}):  # its folder is that of the finetuning
         raw["trainer"]["checkpoint"] = {**(raw["trainer"]["checkpoint"] or {}), "dirpath": None}
+    parents = raw["data"].get("train")
+    if own.online and parents is None:
+        raise ConfigError("physpre.pretrain.online: give the training structures as data.train, not in data.dataset")
     loading = {k: v for k, v in raw["data"].items() if k in ("batch_size", "num_workers", "pin_memory")}
     if own.batch_size is not None:
         loading["batch_size"] = own.batch_size
@@ -199,6 +202,15 @@ def _pretrain_stage(folder: Path, raw: dict[str, Any], physpre: Physpre, validat
     raw["data"] = loading | {
         part: {"type": "physpre-structures", "src": str(made / file)} for part, file in sources.items()
     }
+    if own.online:
+        raw["data"]["train"] = {
+            "type": "physpre-pretraining",
+            "source": parents,
+            "teacher": str((folder / "1-eam" / "eam.pt").absolute()),
+            "perturbation": physpre.perturbation.model_dump(mode="json", exclude={"validation"}),
+            "seed": physpre.seed,
+            "online": True,
+        }
     key = "".join(hash_of_file(made / file) for file in sources.values())
     return _train(folder / "3-pretrain", raw, physpre.seed, key, validation)
 
