@@ -15,6 +15,7 @@ from .structures.graph import build_graph as build_graph
 from .structures.read import read_structures as read_structures
 from .structures.write import write_structures as write_structures
 from .training.train import train_potential as train_potential
+from .workflow.config.examples import write_example as write_example
 from .workflow.estimate import estimate_run as estimate_run
 from .workflow.run import run as run
 

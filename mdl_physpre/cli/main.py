@@ -12,7 +12,7 @@ from mdl_physpre.cli.bench import bench
 from mdl_physpre.cli.potentials import compare, convert_checkpoint, doctor, evaluate, export, judge, md
 from mdl_physpre.cli.program import log_to_terminal, print_version, program, run_program
 from mdl_physpre.cli.report import report, status
-from mdl_physpre.cli.runs import config, demo, fit, pretraining_set, run
+from mdl_physpre.cli.runs import config, demo, fit, init, pretraining_set, run
 from mdl_physpre.cli.stress import stress
 from mdl_physpre.cli.structures import convert, inspect, label, perturb
 
@@ -37,7 +37,7 @@ def common(
 
 
 for function in (
-    run, demo, config, fit, pretraining_set, perturb, label, evaluate, doctor, md, stress, judge, report, status,
+    run, demo, init, config, fit, pretraining_set, perturb, label, evaluate, doctor, md, stress, judge, report, status,
     compare, convert, inspect, export, convert_checkpoint, bench,
 ):  # fmt: skip
     app.command()(function)

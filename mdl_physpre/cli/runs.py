@@ -1,4 +1,4 @@
-"""Commands on configurations: ``physpre run``, ``demo``, ``fit``, ``pretraining-set``."""
+"""Commands on configurations: ``physpre init``, ``run``, ``demo``, ``fit``, ``pretraining-set``."""
 
 from __future__ import annotations
 
@@ -33,6 +33,18 @@ def run(
     run_config(config, overrides or (), out, overwrite)
 
 
+def init(
+    name: Annotated[str | None, typer.Argument(help="Such as silica; all are listed if not given.")] = None,
+) -> None:
+    """Write a commented configuration into this folder, to start from."""
+    from mdl_physpre.workflow.config.examples import examples, write_example
+
+    if name is None:
+        print("\n".join(f"{known:<28} {text}" for known, text in examples().items()))
+    else:
+        print(write_example(name))
+
+
 def demo(overrides: Overrides = None, out: Out = None, overwrite: Overwrite = False) -> None:
     """Run the whole method on silica data in the package.
 
@@ -40,7 +52,7 @@ def demo(overrides: Overrides = None, out: Out = None, overwrite: Overwrite = Fa
     """
     from mdl_physpre.workflow.run import run as run_config
 
-    run_config(Path(__file__).parent.parent / "demo" / "demo.yml", overrides or (), out, overwrite)
+    run_config(Path(__file__).parent.parent / "configs" / "demo.yml", overrides or (), out, overwrite)
 
 
 def config(

@@ -1,1 +1,1 @@
-"""Data and configuration of ``physpre demo``."""
+"""Data of ``physpre demo``."""

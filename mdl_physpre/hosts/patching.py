@@ -82,9 +82,13 @@ def read_patch(path: Path) -> Patch:
     return Patch(path, before, after)
 
 
-def patches_for(host: str) -> list[Patch]:
-    """All patches for a host, one for each content of its files that is known."""
-    return [read_patch(path) for path in sorted((FOLDER / host).glob("*.patch"))]
+def patches_for(host: str, parallel: bool = False) -> list[Patch]:
+    """All patches that let a host find plugins, or mend its training on several devices (``parallel``).
+
+    There is one for each content of its files that is known.
+    """
+    folder = FOLDER / (f"{host}-parallel" if parallel else host)
+    return [read_patch(path) for path in sorted(folder.glob("*.patch"))]
 
 
 def inspect(root: Path, patches: list[Patch]) -> Patched:

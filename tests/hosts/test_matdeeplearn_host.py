@@ -484,7 +484,7 @@ def test_online_pretraining_and_an_ensemble(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "sections, message",
     [
-        ({"task": {"parallel": True}}, "one process"),
+        ({"task": {"parallel": True, "run_mode": "predict"}}, "one process"),
         ({"task": {"continue_job": True}}, "give task.checkpoint_path"),
         ({"task": {"run_mode": "finetune"}}, "checkpoint_path is missing"),
         ({"model": {"name": "CGCNNN"}}, "CGCNNN"),

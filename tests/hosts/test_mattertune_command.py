@@ -137,6 +137,32 @@ def test_the_hosts_own_backbone_in_two_stages(data_file, tmp_path, monkeypatch):
     assert_same(expected, calculated(crystal(8), PotentialCalculator(end)), rtol=1e-4)
 
 
+def test_a_stopped_training_goes_on_after_its_last_epoch(data_file, tmp_path, monkeypatch):
+    from mattertune.finetune.base import FinetuneModuleBase
+
+    from mdl_physpre.hosts.mattertune.run import finetune
+
+    content, begun = configuration(data_file), []
+    content["trainer"]["max_epochs"] = 4
+    path, out = written(tmp_path, content), tmp_path / "run"
+
+    def begin(self):
+        begun.append((self.current_epoch, len(self.optimizers().state)))
+        if len(begun) == 3:
+            raise RuntimeError("the power fails")
+
+    monkeypatch.setattr(FinetuneModuleBase, "on_train_epoch_start", begin, raising=False)
+    with pytest.raises(RuntimeError, match="the power fails"):
+        finetune(path, out=out)
+    stage = out / "4-finetune"
+    assert (stage / "last.ckpt").is_file() and not (stage / "done.json").exists()
+    best = finetune(path, out=out)
+    assert [epoch for epoch, _ in begun] == [0, 1, 2, 2, 3] and begun[3][1] == begun[2][1] > 0  # the optimiser's state
+    assert best.is_file() and not (stage / "last.ckpt").exists()
+    rows = [len((stage / "log" / f"metrics{k}.csv").read_text().splitlines()) for k in ("-until-1", "")]
+    assert min(rows) > 2
+
+
 def test_without_pretraining_and_the_file_of_a_stage_alone(data_file, tmp_path):
     from mdl_physpre.hosts.mattertune.run import finetune
 

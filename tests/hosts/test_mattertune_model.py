@@ -248,8 +248,12 @@ def test_missing_labels_and_unknown_elements_are_named():
     atoms = labelled(1)[0]
     only_energy = set_labels(atoms.copy(), energy=-1.0)
     only_energy.info["structure_id"] = "odd"
-    with pytest.raises(DataError, match=r"structure O4Si2 \(odd\): has no label for 'forces'"):
-        module.atoms_to_data(only_energy, has_labels=True)
+    data = module.atoms_to_data(only_energy, has_labels=True)
+    assert float(data.energy) == -1.0 and data.forces.isnan().all() and data.stresses.shape == (1, 3, 3)
+    bare = atoms.copy()
+    bare.info["structure_id"] = "odd"
+    with pytest.raises(DataError, match=r"structure O4Si2 \(odd\): has no label for 'energy', 'forces', 'stresses'"):
+        module.atoms_to_data(bare, has_labels=True)
     box = atoms.copy()
     box.pbc, box.cell = False, None
     set_labels(box, -1.0, np.zeros((6, 3)), np.zeros(6))
@@ -260,6 +264,32 @@ def test_missing_labels_and_unknown_elements_are_named():
 
 
 # --- partition
+
+
+def test_missing_labels_are_left_out_of_loss_and_errors():
+    """Forces of the first structure alone: loss and errors are those of the structures that have the label."""
+    module, (whole, other) = model(elements=["O", "Si"]), labelled(2)
+    energy = set_labels(other.copy(), energy=other.get_potential_energy())
+    batches = [
+        module.collate_fn([module.atoms_to_data(a, True) for a in one]) for one in ([whole, energy], [whole], [energy])
+    ]
+    found = []
+    for batch in batches:
+        batch = module.gpu_batch_transform(batch)
+        predictions = module(batch, mode="train")["predicted_properties"]
+        labels = module.batch_to_labels(batch)
+        loss = module._compute_loss(predictions, labels, log=False)
+        errors = {k: float(v.compute()) for k, v in module.train_metrics(predictions, labels).items()}
+        for metric in module.train_metrics.modules():
+            if hasattr(metric, "reset"):
+                metric.reset()
+        found.append((float(loss.detach()), errors))
+    (both, errors), (first, of_first), (second, of_second) = found
+    assert torch.isfinite(torch.tensor([both, first, second])).all()
+    energies = [e["energy_mae"] for e in (of_first, of_second)]
+    assert second == pytest.approx(energies[1], rel=1e-5)
+    assert errors["forces_mae"] == pytest.approx(of_first["forces_mae"], rel=1e-4)
+    assert both == pytest.approx(first - energies[0] + sum(energies) / 2, rel=1e-4)
 
 
 def test_parts_add_up_to_the_whole():

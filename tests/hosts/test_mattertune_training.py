@@ -176,6 +176,13 @@ def test_pretraining_data_from_a_source_of_the_host(data_file, tmp_path):
     assert np.allclose([get_labels(a).energy for a in made], found.energies.numpy(), rtol=1e-5)
     assert not any(np.allclose(a.positions, b.positions) for a in made for b in read_structures(data_file))
     assert np.array_equal(made[5].positions, list(build(section).create_dataset())[5].positions)
+    drawn = build({**section, "online": True}).create_dataset()
+    epochs = [[drawn[k] for k in order] for order in (range(12), range(11, -1, -1))]
+    first, second = ([a.positions.round(6).tobytes() for a in epoch] for epoch in epochs)
+    assert set(first) == {a.positions.round(6).tobytes() for a in made} and not set(first) & set(second)
+    assert len(drawn) == len(set(second)) == 12
+    energies = evaluate(potential, build_graph(epochs[1], potential.cutoff, dtype=torch.float32)).energies.numpy()
+    assert np.allclose([get_labels(a).energy for a in epochs[1]], energies, rtol=1e-5)
     del section["teacher"]
     fitted = list(build({**section, "eam": {"epochs": 5, "n_basis": 3, "cutoff": 4.0}}).create_dataset())
     assert len(fitted) == 12 and get_labels(fitted[0]).forces is not None

@@ -1,13 +1,16 @@
 """The configuration: defaults, overrides, paths, and what a mistake is told."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
 
+from mdl_physpre.cli.runs import init
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.matdeeplearn.spellings import SAME
+from mdl_physpre.workflow.config.examples import examples, write_example
 from mdl_physpre.workflow.config.file import load_config, parse_config
 from mdl_physpre.workflow.config.reference import page, section
 from mdl_physpre.workflow.config.schema import Config
@@ -98,6 +101,44 @@ def test_every_configuration_loads(path, monkeypatch):
     config = load_config(path)
     assert set(config.physpre.arms) >= {"baseline", "pretrain"}
     assert Path(config.dataset.src).is_absolute()
+
+
+@pytest.mark.parametrize(
+    "name, file",
+    [("silica", "silica_eam_pretrain"), ("phosphorus", "phosphorus_cgcnn"), ("paper/silica_m3gnet", "silica_m3gnet")],
+)
+def test_a_configuration_is_written_into_a_folder(name, file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PHYSPRE_DATA", "/data")
+    monkeypatch.chdir(tmp_path)
+    init(name)
+    assert capsys.readouterr().out == f"{file}.yml\n"
+    assert load_config(f"{file}.yml").task.identifier == file
+    Path(f"{file}.yml").write_text("mine")
+    with pytest.raises(ConfigError, match=rf"{file}.yml exists, and is not overwritten"):
+        write_example(name)
+    assert Path(f"{file}.yml").read_text() == "mine"
+
+
+def test_the_demos_configuration_finds_its_data_from_any_folder(tmp_path):
+    config = load_config(write_example("demo", tmp_path))
+    assert all(Path(file).is_file() for file in (config.dataset.src, *config.dataset.extra_tests.values()))
+
+
+def test_an_unknown_configuration_is_refused_and_all_are_listed(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="no configuration 'silicon_m'; known: demo, .*silicon_mace.*paper/silica_cg"):
+        write_example("silicon_m", tmp_path)
+    assert not list(tmp_path.iterdir())
+    init()
+    listed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["mattertune/silica_quick", "A few minutes on one core"] in [[name, text[:25]] for name, text in listed]
+
+
+def test_the_wheel_brings_every_configuration():
+    package = ROOT / "mdl_physpre"
+    patterns = re.search(r'^"mdl_physpre" = \[(.*)\]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    brought = {file for pattern in yaml.safe_load(f"[{patterns}]") for file in package.glob(pattern)}
+    assert brought == set(package.rglob("configs/**/*.yml")) and len(brought) == len(examples()) >= 18
+    assert {file.resolve() for file in (ROOT / "configs").glob("**/*.yml")} == brought
 
 
 def test_every_line_of_the_configurations_is_explained():

@@ -47,7 +47,7 @@ def test_the_demo_data_are_small_labelled_and_kept_apart():
 
 def test_the_demo_runs_in_miniature_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    summary = run(DEMO / "demo.yml", TINY)
+    summary = run(ROOT / "configs" / "demo.yml", TINY)
     assert set(summary.arms["baseline"].errors) == {"test", "strained", "compressed"}
     assert [n.seed for n in summary.arms["pretrain"].networks] == [1, 2, 3, 4]
     assert len(summary.arms["pretrain"].dynamics.counts.failed.each) == 4

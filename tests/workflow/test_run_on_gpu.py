@@ -12,7 +12,7 @@ from mdl_physpre.workflow.run import run
 from tests.helpers.gpu_for_runs import make_it_the_gpu
 from tests.helpers.gpu_stand_in import counting
 
-DEMO = Path(mdl_physpre.__file__).parent / "demo" / "demo.yml"
+DEMO = Path(mdl_physpre.__file__).parent / "configs" / "demo.yml"
 TINY = [
     "optim.max_epochs=2", "physpre.pretrain.max_epochs=1", "physpre.perturbation.n_aug=1", "physpre.dynamics.steps=12",
     "physpre.dynamics.n_structures=2", "physpre.eam.epochs=2", "physpre.n_networks=1", "dataset.fraction=0.1",

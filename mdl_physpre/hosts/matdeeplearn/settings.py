@@ -118,8 +118,6 @@ def complete(config: dict[str, Any], engine: Config, num_offsets: int) -> list[s
         config[section] = dict(config.get(section) or {})
     task, model, optim, dataset = (config[s] for s in ("task", "model", "optim", "dataset"))
     _fill(task, TASK)
-    if task["parallel"]:
-        raise ConfigError("task.parallel: two-stage training in MatDeepLearn runs in one process; set it to False")
     _fill(model, MODEL)
     said += _complete_model(model)
     own = {key: getattr(engine.optim, key) for key in ("max_epochs", "lr", "batch_size", "clip_grad_norm")}

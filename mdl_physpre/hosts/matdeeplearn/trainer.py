@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from mdl_physpre.errors import CheckpointError, TrainingError
 from mdl_physpre.hosts.matdeeplearn.data import loading_of_datasets
 from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.hosts.matdeeplearn.plan import Plan, Stage, prepare
+from mdl_physpre.hosts.matdeeplearn.processes import bare, ranks_of
 from mdl_physpre.potentials.checkpoints.matdeeplearn import load_checkpoint
+from mdl_physpre.training.ranks import Ranks
 from mdl_physpre.training.sam import climb, go_back
 from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.processes import run_lock
@@ -41,6 +45,7 @@ class TwoStageTrainer(PropertyTrainer):
     """
 
     plan: Plan
+    ranks: Ranks
     stage: Stage | None = None
     best_model_state: list[Any]
     metrics: list[dict[str, Any]]
@@ -54,9 +59,12 @@ class TwoStageTrainer(PropertyTrainer):
         ------
         ConfigError, DataError, CheckpointError : before anything is trained, with the remedy.
         """
-        plan = prepare(config)
+        ranks = ranks_of(config)
+        plan = ranks.from_first(lambda: prepare(config))
+        config.update(plan.config)
+        plan.config = config
         trainer = super().from_config(config)
-        trainer.plan = plan
+        trainer.plan, trainer.ranks = plan, ranks
         trainer.timestamp_id = plan.identifier
         trainer.save_dir = str(plan.save_dir)
         plan.folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +77,8 @@ class TwoStageTrainer(PropertyTrainer):
 
     def train(self) -> Any:
         """Every stage that is not done yet, one after another."""
-        plan, initial = self.plan, [copy.deepcopy(model.state_dict()) for model in self.model]
-        with run_lock(plan.folder):
+        plan, initial = self.plan, [copy.deepcopy(bare(model).state_dict()) for model in self.model]
+        with run_lock(plan.folder) if self.ranks.first else nullcontext():
             try:
                 for arm in plan.stages():
                     self._put(initial)
@@ -79,31 +87,34 @@ class TwoStageTrainer(PropertyTrainer):
                         return self.best_model_state
             finally:
                 self.timestamp_id = plan.identifier  # MatDeepLearn moves its log there
-        plan.report()
+        if self.ranks.first:
+            plan.report()
         return self.best_model_state
 
     def _run(self, stage: Stage) -> bool:
         """One stage from the weights as they are; whether it is done."""
         files = [stage.folder / f"checkpoint_{k}" / "best_checkpoint.pt" for k in range(len(self.model))]
-        if stage.done:
+        if self.ranks.from_first(lambda: stage.done):
             logger.info("%s is done", stage.name)
             self._put([load_checkpoint(file, self.device)["state_dict"] for file in files])
             return True
-        datasets, optim = stage.datasets(), stage.optim
+        datasets, optim = self.ranks.from_first(stage.datasets), stage.optim
         logger.info("stage %s: %d epochs, loss %s", stage.name, optim["max_epochs"], optim["loss"]["loss_type"])
         self.stage = stage
         self.timestamp_id = f"{self.plan.identifier}/{stage.name}"
         self.dataset = {k: v for part in datasets for k, v in self._load_dataset(part, "train").items()}
         model = self.plan.config["model"]
-        self.data_loader = self._load_dataloader(optim, datasets[0], self.dataset, None, "train", model)
-        self.optimizer = self._load_optimizer(dict(optim), self.model, 1)
+        size, rank = self.ranks.size, self.ranks.rank
+        self.train_sampler = self._load_sampler(optim, self.dataset, size, rank)
+        self.data_loader = self._load_dataloader(optim, datasets[0], self.dataset, self.train_sampler, "train", model)
+        self.optimizer = self._load_optimizer(dict(optim), self.model, size)
         self.scheduler = self._load_scheduler(optim["scheduler"], self.optimizer)
         self.loss_fn = self._load_loss(optim["loss"])
         self.max_epochs, self.epoch, self.step = optim["max_epochs"], 0, 0
         self.metrics = [{} for _ in self.model]
         self.best_metric = [1e10 for _ in self.model]
         self.best_model_state = [None for _ in self.model]
-        write_text(stage.folder / "config.yml", yaml.safe_dump(stage.config(self.plan.reference), sort_keys=False))
+        self._write_config(stage, self.plan.reference)
         self._go_on(stage)
         try:
             super().train()
@@ -116,12 +127,24 @@ class TwoStageTrainer(PropertyTrainer):
             raise
         if self.epoch < self.max_epochs:
             return False
+        if self.ranks.first:
+            self._finish(stage)
+        self.ranks.wait()
+        if not self.ranks.first:
+            self._put([load_checkpoint(file, self.device)["state_dict"] for file in files])
+        return True
+
+    def _finish(self, stage: Stage) -> None:
+        """Shift the energies of the elements where that is wanted, and say that the stage is done."""
         reference = self.plan.reference
         if stage.refit_reference:
             reference = self.plan.shifted_reference(self._energy_errors("train"), self._energy_errors("val"))
-        write_text(stage.folder / "config.yml", yaml.safe_dump(stage.config(reference), sort_keys=False))
+        self._write_config(stage, reference)
         stage.finish({"best_metric": self.best_metric, "epochs": self.epoch})
-        return True
+
+    def _write_config(self, stage: Stage, reference: Mapping[str, float]) -> None:
+        if self.ranks.first:
+            write_text(stage.folder / "config.yml", yaml.safe_dump(stage.config(reference), sort_keys=False))
 
     def _go_on(self, stage: Stage) -> None:
         """The state in which a stopped job left the stage, where it had begun."""
@@ -147,7 +170,7 @@ class TwoStageTrainer(PropertyTrainer):
 
     def _put(self, states: list[dict[str, Tensor]]) -> None:
         for model, state in zip(self.model, states):
-            model.load_state_dict(state)
+            bare(model).load_state_dict(state)
 
     def _energy_errors(self, split: str) -> dict[str, float]:
         """Labelled less predicted energy by structure, eV."""
@@ -175,7 +198,7 @@ class TwoStageTrainer(PropertyTrainer):
                 f"task.checkpoint_path names {len(files)} files, and model.model_ensemble is {len(self.model)}"
             )
         for file, model in zip(files, self.model):
-            state, own = load_checkpoint(Path(file), self.device)["state_dict"], model.state_dict()
+            state, own = load_checkpoint(Path(file), self.device)["state_dict"], bare(model).state_dict()
             shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
             lost, new = sorted(set(state) - set(own)), sorted(set(own) - set(state))
             if shapes or len(new) == len(own):

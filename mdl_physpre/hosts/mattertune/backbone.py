@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 from mattertune.finetune.base import FinetuneModuleBase, FinetuneModuleBaseConfig, ModelOutput
+from mattertune.finetune.metrics import FinetuneMetrics
 from mattertune.normalization import NormalizationContext
 from mattertune.registry import backbone_registry
 from torch import Tensor, nn
@@ -18,13 +19,21 @@ from torch import Tensor, nn
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.mattertune.adapters import check_adapters, merged_state
 from mdl_physpre.hosts.mattertune.evaluation import RootAtoms
-from mdl_physpre.hosts.mattertune.graphs import checked_data, collate, host_labels, normalization_counts
+from mdl_physpre.hosts.mattertune.graphs import checked_data, collate, host_labels, labelled, normalization_counts
 from mdl_physpre.hosts.mattertune.network import SIZES, build_network, element_symbols, fresh_output_head
 from mdl_physpre.hosts.mattertune.properties import StressOfRecentASE, inline_references, property_names
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph
 from mdl_physpre.structures.neighbours import neighbour_list
+
+
+class LabelledMetrics(FinetuneMetrics):
+    """The host's errors, of the structures and atoms that have the label."""
+
+    def forward(self, predictions: dict[str, Any], labels: dict[str, Any]) -> Any:
+        """Errors by name, added up over batches."""
+        return super().forward(*labelled(predictions, labels))
 
 
 @backbone_registry.register
@@ -187,7 +196,8 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
     def atoms_to_data(self, atoms: Atoms, has_labels: bool) -> AtomGraph:
         """The graph of a structure in double precision, with all edges, and its labels under the properties' names.
 
-        Raises DataError for an element that the potential does not know, or a label that is missing.
+        A label that is missing is NaN. Raises DataError for an element that the potential does not know, or a structure
+        without any label.
         """
         graph = checked_data(atoms, self.backbone)
         if has_labels:
@@ -233,6 +243,21 @@ class PhyspreM3GNetModule(FinetuneModuleBase[AtomGraph, AtomGraph, PhyspreM3GNet
         """Centre and neighbour of each edge, (2, E)."""
         i, j, _ = neighbour_list(atoms.positions, np.asarray(atoms.cell[:]), atoms.pbc, self.backbone.cutoff)
         return np.stack([i, j]).astype(np.int32)
+
+    def create_metrics(self) -> None:
+        """The host's, of what has a label."""
+        for part in ("train", "val", "test"):
+            setattr(self, f"{part}_metrics", LabelledMetrics(self.hparams.properties))
+
+    def _compute_loss(
+        self, predictions: dict[str, Tensor], labels: dict[str, Tensor], log: bool = True, log_prefix: str = ""
+    ) -> Tensor:
+        """The host's, of what has a label. A property of which the batch has none adds 0."""
+        found, known = labelled(predictions, labels)
+        for name in known:
+            if not len(known[name]):
+                found[name], known[name] = predictions[name], predictions[name].detach()
+        return super()._compute_loss(found, known, log=log, log_prefix=log_prefix)
 
     def create_normalization_context_from_batch(self, batch: AtomGraph) -> NormalizationContext:
         """Numbers of atoms (B,) and compositions (B, elements), the first column hydrogen."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 from ase import Atoms
 from mattertune.data import DatasetConfig, DatasetConfigBase
 from mattertune.registry import data_registry
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from mdl_physpre.hosts.mattertune.settings import fit_teacher
 from mdl_physpre.pretraining.perturbation import PerturbationSettings
-from mdl_physpre.pretraining.pretraining_set import make_pretraining_set
+from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet, make_pretraining_set
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.structures.splits import split_structures
 from mdl_physpre.workflow.config.file import expand
@@ -30,6 +31,36 @@ class Structures(Dataset[Atoms]):
 
     def __len__(self) -> int:
         return len(self.structures)
+
+
+class DrawnAnew(Dataset[Atoms]):
+    """A pretraining set that is another one in every epoch, in an order of its own.
+
+    An epoch ends where a structure is asked for that it has given already; of a process that loads data for another,
+    and begins anew in every epoch, where the loader's random numbers do.
+    """
+
+    def __init__(self, sets: OnlinePretrainingSet) -> None:
+        super().__init__()
+        self.sets, self.epoch, self.given = sets, 0, set[int]()
+        self.structures = self._drawn()
+        self.size = len(self.structures)
+
+    def _drawn(self) -> list[Atoms]:
+        made = self.sets.epoch(self.epoch).structures
+        return [made[k] for k in np.random.default_rng([self.sets.seed, self.epoch]).permutation(len(made))]
+
+    def __getitem__(self, index: int) -> Atoms:
+        worker = get_worker_info()
+        epoch = self.epoch + (index in self.given) if worker is None else (worker.seed - worker.id) % 2**31
+        if epoch != self.epoch:
+            self.epoch, self.given = epoch, set()
+            self.structures = self._drawn()
+        self.given.add(index)
+        return self.structures[index % len(self.structures)]
+
+    def __len__(self) -> int:
+        return self.size
 
 
 @data_registry.register
@@ -98,12 +129,15 @@ class PhysprePretrainingConfig(DatasetConfigBase):
     seed: int = 0
     """Of perturbation and fit."""
 
+    online: bool = False
+    """Perturb and label anew for each epoch."""
+
     def prepare_data(self) -> None:
         """What the sources prepare."""
         for config in filter(None, (self.source, self.fit_to)):
             config.prepare_data()
 
-    def create_dataset(self) -> Structures:
+    def create_dataset(self) -> Dataset[Atoms]:
         """Fit the potential if none is named, perturb, label. Raises DataError, ConfigError, FitError."""
         settings = PerturbationSettings(**self.perturbation)
         structures = listed(self.source.create_dataset())
@@ -111,6 +145,9 @@ class PhysprePretrainingConfig(DatasetConfigBase):
         if teacher is None:
             labelled = structures if self.fit_to is None else listed(self.fit_to.create_dataset())
             teacher = fit_teacher(labelled, [], self.eam, self.seed).potential
+        if self.online:
+            # the cutoff is for graphs, which the host makes itself
+            return DrawnAnew(OnlinePretrainingSet(structures, settings, teacher, self.seed, 0.0, progress=False))
         return Structures(make_pretraining_set(structures, settings, teacher, self.seed).structures)
 
 

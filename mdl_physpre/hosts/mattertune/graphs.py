@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,21 @@ from mdl_physpre.potentials.base import Potential, check_elements
 from mdl_physpre.structures.graph import AtomGraph, build_graph
 from mdl_physpre.structures.labels import as_stress_matrix
 
+logger = logging.getLogger(__name__)
+
 NUMBER_OF_ELEMENTS = 119
 """As many as the host's compositions have columns, hydrogen first."""
+
+
+def say_what_lacks(structures: Sequence[Atoms], properties: Sequence[Any]) -> None:
+    """Warn of training structures without a label."""
+    for prop in properties:
+        lacking = sum(bool(_label(atoms, prop).isnan().all()) for atoms in structures)
+        if lacking:
+            logger.warning(
+                "%d of %d training structures have no label for %r, whose loss is that of the others",
+                lacking, len(structures), prop.name,
+            )  # fmt: skip
 
 
 def checked_data(atoms: Atoms, potential: Potential) -> AtomGraph:
@@ -33,21 +47,34 @@ def checked_data(atoms: Atoms, potential: Potential) -> AtomGraph:
 def host_labels(atoms: Atoms, properties: Sequence[Any]) -> list[Tensor]:
     """The label of each property: energy (1,) eV, forces (n_atoms, 3) eV/Å, stress (1, 3, 3) eV/Å³, in float64.
 
-    Raises DataError for one that is missing, not finite, or has another number of atoms: the host has no place for
-    missing labels.
+    One that is missing is NaN. Raises DataError where all are, and for one that is not finite.
     """
-    return [_label(atoms, prop) for prop in properties]
+    found = [_label(atoms, prop) for prop in properties]
+    if all(label.isnan().all() for label in found):
+        raise DataError(
+            f"{_told(atoms)}: has no label for {', '.join(repr(p.name) for p in properties)}; leave it out. Labels "
+            "have to be results of an ASE calculator (energy, forces, stress in extended XYZ)"
+        )
+    return found
+
+
+def labelled(
+    predictions: Mapping[str, Tensor], labels: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Predictions and labels by the properties' names, of those structures or atoms that have the label."""
+    kept = {name: label.isfinite().reshape(len(label), -1).all(1) for name, label in labels.items()}
+    return (
+        {name: value[kept[name]] if name in kept else value for name, value in predictions.items()},
+        {name: label[kept[name]] for name, label in labels.items()},
+    )
 
 
 def _label(atoms: Atoms, prop: Any) -> Tensor:
     try:
         value = np.asarray(prop.from_ase_atoms(atoms), dtype=float)
-    except (PropertyNotImplementedError, RuntimeError, KeyError) as error:
-        raise DataError(
-            f"{_told(atoms)}: has no label for {prop.name!r} ({prop.type}): {' '.join(str(error).split())}. MatterTune "
-            "has no place for missing labels: leave the structure or the property out. Labels have to be results of an "
-            "ASE calculator (energy, forces, stress in extended XYZ)"
-        ) from None
+    except (PropertyNotImplementedError, RuntimeError, KeyError):
+        shapes = {"energy": (1,), "forces": (len(atoms), 3), "stresses": (1, 3, 3)}
+        return torch.full(shapes[prop.type], np.nan, dtype=torch.float64)
     if prop.type == "stresses":
         if not atoms.cell.rank == 3:
             raise DataError(f"{_told(atoms)}: has no full cell and so no stress; leave it out, or the property")

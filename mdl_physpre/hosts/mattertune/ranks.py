@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mdl_physpre.runs.stage import read_json, write_json
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """In which those that start processes tell each its number; 0 or nothing in the first of all."""
 PREPARED = "prepared.json"
+START = "start.json"
 
 
 def is_first() -> bool:
@@ -28,7 +30,8 @@ def is_first() -> bool:
 
 def begin_preparing(folder: Path) -> None:
     """Say that what the folder holds is not to be trusted yet."""
-    (folder / PREPARED).unlink(missing_ok=True)
+    for file in (folder / PREPARED, *folder.glob(f"*/{START}")):
+        file.unlink(missing_ok=True)
 
 
 def end_preparing(folder: Path, key: str) -> None:
@@ -48,6 +51,17 @@ def wait_until_prepared(folder: Path, key: str) -> None:
             logger.info("%s: waiting for the first process, which prepares", folder)
         told = True
         time.sleep(0.2)
+
+
+def said_by_first(folder: Path, say: Callable[[], str]) -> str:
+    """What the first process says of a training in this folder; the others wait until it has."""
+    if is_first():
+        word = say()
+        write_json(folder / START, {"from": word})
+        return word
+    while "from" not in (found := read_json(folder / START)):
+        time.sleep(0.2)
+    return str(found["from"])
 
 
 def _end_with(parent: int) -> None:

@@ -17,18 +17,27 @@ import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from ase import Atoms
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.hosts.mattertune.config_file import load_mattertune_config, validated
 from mdl_physpre.hosts.mattertune.energies import with_energy_reference
+from mdl_physpre.hosts.mattertune.graphs import say_what_lacks
 from mdl_physpre.hosts.mattertune.plugin import register
-from mdl_physpre.hosts.mattertune.ranks import begin_preparing, end_preparing, is_first, wait_until_prepared
+from mdl_physpre.hosts.mattertune.ranks import (
+    START,
+    begin_preparing,
+    end_preparing,
+    is_first,
+    said_by_first,
+    wait_until_prepared,
+)
+from mdl_physpre.hosts.mattertune.resume import LAST, begin_training, fit_from, resumes
 from mdl_physpre.hosts.mattertune.settings import Physpre
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.mattertune import read_mattertune_checkpoint
@@ -38,7 +47,6 @@ from mdl_physpre.runs.layout import PRETRAINING_SET
 from mdl_physpre.runs.stage import Stage, hash_of, hash_of_file
 from mdl_physpre.structures.graph import content_hash
 from mdl_physpre.structures.labels import get_labels
-from mdl_physpre.utils.files import write_text
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.workflow.stages.eam import fit_stage
 from mdl_physpre.workflow.stages.pretraining_set import make_set_stage
@@ -90,6 +98,8 @@ def finetune(
         parts = config.data.create_datasets()
         train, val = _structures(parts, "train"), _structures(parts, "validation")
         key = _data_key(train, val)
+        if is_first() and config.model.name == "physpre-m3gnet":
+            say_what_lacks(train, config.model.properties)
         if physpre.energy_reference:
             raw = with_energy_reference(raw, config, train, (folder, key, physpre.seed))
         if physpre.pretrain is not None:
@@ -183,6 +193,9 @@ def _pretrain_stage(folder: Path, raw: dict[str, Any], physpre: Physpre, validat
         raw.setdefault("trainer", {})["max_epochs"] = own.max_epochs
     if "checkpoint" in raw.get("trainer", {}):  # its folder is that of the finetuning
         raw["trainer"]["checkpoint"] = {**(raw["trainer"]["checkpoint"] or {}), "dirpath": None}
+    parents = raw["data"].get("train")
+    if own.online and parents is None:
+        raise ConfigError("physpre.pretrain.online: give the training structures as data.train, not in data.dataset")
     loading = {k: v for k, v in raw["data"].items() if k in ("batch_size", "num_workers", "pin_memory")}
     if own.batch_size is not None:
         loading["batch_size"] = own.batch_size
@@ -190,6 +203,15 @@ def _pretrain_stage(folder: Path, raw: dict[str, Any], physpre: Physpre, validat
     raw["data"] = loading | {
         part: {"type": "physpre-structures", "src": str(made / file)} for part, file in sources.items()
     }
+    if own.online:
+        raw["data"]["train"] = {
+            "type": "physpre-pretraining",
+            "source": parents,
+            "teacher": str((folder / "1-eam" / "eam.pt").absolute()),
+            "perturbation": physpre.perturbation.model_dump(mode="json", exclude={"validation"}),
+            "seed": physpre.seed,
+            "online": True,
+        }
     key = "".join(hash_of_file(made / file) for file in sources.values())
     return _train(folder / "3-pretrain", raw, physpre.seed, key, validation)
 
@@ -212,17 +234,14 @@ def _train(
     if done is not None and (folder / done["checkpoint"]).is_file():
         return folder / done["checkpoint"]
     raw = with_files_in(folder, raw, validation)
-    if is_first():
-        stage.begin()
-        for old in folder.glob("*.ckpt"):  # of a training that was stopped
-            old.unlink()
-        write_text(folder / "config.yml", yaml.safe_dump(raw, sort_keys=False))
+    last = said_by_first(folder, partial(begin_training, stage, raw))
     config = validated(raw, str(folder / "config.yml"))
     seed_everything(seed, workers=True, verbose=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Checkpoint directory")  # the folder of the stage, which holds config.yml
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
-        output = MatterTuner(config).tune()
+        with fit_from(last):
+            output = MatterTuner(config).tune()
     best = getattr(output.trainer.checkpoint_callback, "best_model_path", "")
     if output.trainer.interrupted:
         raise KeyboardInterrupt
@@ -247,12 +266,14 @@ def _finish(stage: Stage, trainer: Any, best: str, energies: TrainingEnergies | 
     inside = checkpoint.is_relative_to(folder.absolute())
     place = checkpoint.relative_to(folder.absolute()) if inside else checkpoint
     stage.finish({"checkpoint": str(place), "metrics": told})
+    for file in (LAST, START):
+        (folder / file).unlink(missing_ok=True)
 
 
 def with_files_in(folder: Path, raw: dict[str, Any], validation: bool) -> dict[str, Any]:
     """The configuration with checkpoint and log in ``folder``, where it does not say otherwise."""
     trainer = dict(raw.get("trainer") or {})
-    own = {"filename": "best", "save_top_k": 1, "enable_version_counter": False}
+    own = {"filename": "best", "save_top_k": 1, "enable_version_counter": False, "save_last": resumes(raw)}
     if validation:
         own |= {"monitor": "val/total_loss", "mode": "min"}
     checkpoint = trainer.get("checkpoint") or own

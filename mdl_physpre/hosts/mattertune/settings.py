@@ -20,6 +20,7 @@ class Pretrain(Settings):
     max_epochs: int | None = setting(None, "Passes through the pretraining set.", ge=1)
     lr: float | None = setting(None, "Learning rate at the start.", gt=0)
     batch_size: int | None = setting(None, "Structures in a batch.", ge=1)
+    online: bool = setting(False, "Perturb and label anew for each epoch; data.train has to be there.")
 
 
 class Physpre(Settings):

@@ -273,13 +273,14 @@ def with_absolute_paths(config: Config, folder: Path, source: str = "configurati
 
 
 def expand(text: str) -> str:
-    """``text`` with ``~`` and environment variables put in.
+    """``text`` with ``~`` and environment variables put in; ``$PHYSPRE_DEMO`` is the folder of the demo's data.
 
     Raises
     ------
     ConfigError : a variable that is not set.
     """
-    expanded = os.path.expandvars(os.path.expanduser(text))
+    demo = str(Path(__file__).parents[2] / "demo")
+    expanded = os.path.expandvars(os.path.expanduser(text.replace("$PHYSPRE_DEMO", demo)))
     if "$" in expanded:
         name = expanded.split("$", 1)[1].strip("{").split("}")[0].split("/")[0]
         raise ConfigError(f"{text}: the environment variable {name} is not set; set it to the folder that is meant")

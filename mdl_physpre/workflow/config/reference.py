@@ -23,7 +23,8 @@ from mdl_physpre.workflow.config.schema import Config
 INTRODUCTION = """\
 # The configuration
 
-`physpre run FILE` reads a YAML file. This is the least that runs:
+`physpre run FILE` reads a YAML file. `physpre init` lists commented ones, and `physpre init NAME` writes one.
+This is the least that runs:
 
 ```yaml
 dataset: {src: structures.extxyz}
