@@ -21,7 +21,9 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.db import connect
 from ase.io import write
+from ase.units import GPa, Hartree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -79,6 +81,24 @@ def dump(frames: list[Atoms]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def fitsnap(a: Atoms) -> str:
+    stress = (-a.get_stress(voigt=False) / GPa).tolist()  # compression positive
+    item = {
+        "AtomTypes": a.get_chemical_symbols(), "Positions": a.positions.tolist(), "Lattice": a.cell.tolist(),
+        "Energy": a.get_potential_energy(), "Forces": a.get_forces().tolist(), "Stress": stress, "NumAtoms": len(a),
+    }  # fmt: skip
+    return "# a configuration\n" + json.dumps({"Dataset": {"Data": [item], "StressStyle": "GPa"}})
+
+
+def schnetpack(path: Path, frames: list[Atoms]) -> None:
+    with connect(path) as database:
+        for a in frames:
+            properties = {"energy": np.array([a.get_potential_energy() / Hartree]), "forces": a.get_forces() / Hartree}
+            database.write(Atoms(a.numbers, positions=a.positions, cell=a.cell, pbc=True), data=properties)
+        units = {"energy": "Hartree", "forces": "Hartree/Ang"}
+        database.metadata = {"_property_unit_dict": units, "_distance_unit": "Ang"}
+
+
 def deepmd(folder: Path, frames: list[Atoms]) -> None:
     (folder / "set.000").mkdir(parents=True)
     (folder / "type.raw").write_text("1 0 0 0\n")
@@ -99,6 +119,8 @@ def folder(tmp_path_factory) -> Path:
         write_structures(made / name, frames)
     for name in ("ase.json", "POSCAR", "a.cif", "a.traj", "a.xyz"):
         write(made / name, frames if name in ("ase.json", "a.traj") else frames[0])
+    schnetpack(made / "schnetpack.db", frames)
+    (made / "fitsnap.json").write_text(fitsnap(frames[0]))
     (made / "mptrj.json").write_text(mptrj(frames))
     (made / "a.lammpstrj").write_text(dump(frames))
     (made / "OUTCAR").write_text(outcar([3, 4], [-7.0, -7.1]))
