@@ -24,7 +24,7 @@ from ase.calculators.emt import EMT
 from ase.db import connect
 from ase.io import write
 from ase.units import GPa, Hartree
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mdl_physpre import label, read_structures
@@ -158,7 +158,7 @@ def refuse_to_hang(*_: object) -> None:
 
 @settings(
     max_examples=EXAMPLES, deadline=None, database=None, derandomize="PHYSPRE_FUZZ" not in os.environ,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=list(HealthCheck), phases=[Phase.generate],  # smaller examples take minutes to find
 )  # fmt: skip
 @given(data=st.data())
 def test_a_damaged_file_is_read_or_refused(folder, tmp_path_factory, data):

@@ -32,13 +32,14 @@ class DeepMD(Format):
     def read(self, path: Path) -> list[Atoms]:
         """Raises DataError for a missing or damaged file, or a type without an element."""
         try:
-            types = np.loadtxt(path / "type.raw", dtype=int, ndmin=1)
+            types = [int(word) for word in (path / "type.raw").read_text().split()]
             names = (path / "type_map.raw").read_text().split()
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: {error}; type.raw and type_map.raw (elements in order) are needed") from None
         unknown = [name for name in names if name not in atomic_numbers]
-        if unknown or types.max(initial=-1) >= len(names):
-            raise DataError(f"{path}: type_map.raw holds {' '.join(names)}; expected an element for each type")
+        if unknown or not types or not 0 <= min(types) <= max(types) < len(names):
+            told = f"type.raw holds the types {sorted(set(types))[:5]}, type_map.raw {' '.join(names)[:60]!r}"
+            raise DataError(f"{path}: {told}; expected an element for each type")
         symbols = [names[t] for t in types]
         periodic = not (path / "nopbc").exists()
         folders = sorted(path.glob("set.*"))
