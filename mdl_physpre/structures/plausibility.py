@@ -149,8 +149,7 @@ def _check_stress(structures: Sequence[Atoms], fit: PairFit | None, source: str)
         reason = f"times volume it is {np.median(energies):.3g} eV per atom (median; 1 TPa gives some tens)"
     virial = "name it as that, dataset.keys={virial: NAME} or --key virial=NAME"
     likely = [f"It looks like a virial in eV: {virial}"] if is_virial else []
-    if size:
-        likely += _likely(size, found is not None)
+    likely += _likely(size, found is not None)
     if not is_virial:
         likely.append(f"If it is a virial in eV: {virial}")
     raise DataError(
@@ -188,7 +187,7 @@ def _against_pairs(fit: PairFit) -> tuple[float, bool] | None:
     if is_virial is not None and 0.1 < is_virial[1] < 10:
         off = is_stress is None or not 0.1 < is_stress[1] < 10
         if off and (is_stress is None or is_virial[0] > is_stress[0] + 0.01):
-            return (0.0 if is_stress is None else is_stress[1]), True
+            return (-is_virial[1] * float(np.median(volumes)) if is_stress is None else is_stress[1]), True
     return None if is_stress is None else (is_stress[1], False)
 
 

@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from hypothesis import strategies as st
 from mdl_physpre import label, read_structures
 from mdl_physpre.errors import PhyspreError
 from mdl_physpre.structures.write import write_structures
+from tests.helpers.outputs_of_codes import abacus, cp2k, siesta
 from tests.helpers.vasp_files import outcar, vasprun
 
 EXAMPLES = int(os.environ.get("PHYSPRE_FUZZ", "150"))
@@ -126,6 +128,10 @@ def folder(tmp_path_factory) -> Path:
     (made / "OUTCAR").write_text(outcar([3, 4], [-7.0, -7.1]))
     (made / "vasprun.xml").write_text(vasprun([3, 4], [-7.0, -7.1]))
     deepmd(made / "deepmd", frames)
+    if find_spec("dpdata"):
+        abacus(made / "abacus")
+        for name, text in (("siesta.out", siesta(1)), ("siesta-md.out", siesta(3)), ("cp2k.out", cp2k())):
+            (made / name).write_text(text)
     return made
 
 
