@@ -16,11 +16,12 @@ from mdl_physpre.runs.summary import NetworkResult, Summary
 from mdl_physpre.utils.files import write_bytes
 
 TEST = "test"
+LEAST_GAIN = 0.02  # of the null model's error; a network that predicts next to nothing comes out a little below it
 JUDGED = (("forces", "forces_mae", "weight_force"), ("energy", "energy_mae_mev_per_atom", "weight_energy"))
 
 
 def untrained_networks(summary: Summary, optim: Mapping[str, Any]) -> tuple[Untrained, ...]:
-    """Networks whose error on the test set is not below that of the null model, by arm and label.
+    """Networks whose error on the test set is not 2 % below that of the null model, by arm and label.
 
     optim : the section of the configuration; a label without weight in the loss is not judged.
     """
@@ -31,7 +32,7 @@ def untrained_networks(summary: Summary, optim: Mapping[str, Any]) -> tuple[Untr
             if null is None or not optim.get(weight, 1.0):
                 continue
             errors = {n.name: getattr(n.errors.get(TEST), key, None) for n in result.networks}
-            worse = {name: e for name, e in errors.items() if e is not None and not e < null}
+            worse = {name: e for name, e in errors.items() if e is not None and not e < (1 - LEAST_GAIN) * null}
             if worse:
                 error, names = fmean(worse.values()), tuple(worse)
                 found.append(Untrained(arm=arm, label=label, networks=names, of=len(errors), error=error, null=null))
@@ -130,14 +131,15 @@ def untrained_sentence(found: Untrained) -> str:
     more = "more epochs (optim.max_epochs) or another learning rate (optim.lr)"
     if found.label == "forces":
         return (
-            f"{found.arm}{several} is untrained: its force error on {TEST}, {found.error:.3g} eV/Å, is not below "
-            f"{found.null:.3g}, that of no forces at all. Before any verdict, try {more}, or a larger "
-            "optim.weight_force."
+            f"{found.arm}{several} is untrained: its force error on {TEST}, {found.error:.3g} eV/Å, is not "
+            f"{LEAST_GAIN:.0%} below {found.null:.3g}, that of no forces at all. Before any verdict, try "
+            f"{more}, or a larger optim.weight_force."
         )
     return (
         f"The energies of {found.arm}{several} are untrained: their error on {TEST}, {found.error:.3g} meV/atom, is "
-        f"not below {found.null:.3g}, that of composition alone. Before any verdict, try {more}, a larger "
-        "optim.weight_energy with optim.energy_per_atom: true, and optim.refit_reference: true where it is not set."
+        f"not {LEAST_GAIN:.0%} below {found.null:.3g}, that of composition alone. Before any verdict, try "
+        f"{more}, a larger optim.weight_energy with optim.energy_per_atom: true, and "
+        "optim.refit_reference: true where it is not set."
     )
 
 

@@ -63,7 +63,7 @@ class PretrainingSetResult(Record):
 
 
 class Untrained(Record):
-    """Networks of an arm whose error is not below that of the null model: no forces, energies of composition alone.
+    """Networks of an arm whose error is not 2 % below that of the null model: no forces, energies of composition.
 
     label : ``forces`` (eV/Å) or ``energy`` (meV/atom). networks, of : their names, and how many the arm has.
     error, null : mean absolute error on the test set, of these networks and of the null model.

@@ -44,7 +44,7 @@ def convert(
     structures = read_structures(source, keys=keys, **options)
     warnings = chosen.losses(structures)
     warnings += [
-        f"{name} looks like {label} and was not read as that; name it in keys ({label}={name})"
+        f"{name} looks like {label} and was not read as that: --key {label}={name}, or keys"
         for name, label in look_like_labels(structures).items()
     ]
     write_structures(target, structures)

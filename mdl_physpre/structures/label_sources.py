@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mdl_physpre.errors import ConfigError, DataError, nearest
-from mdl_physpre.structures.labels import LABELS, as_stress_matrix, label_counts, set_labels
+from mdl_physpre.structures.labels import LABELS, as_stress_matrix, get_labels, set_labels
 
 logger = logging.getLogger(__name__)
 
@@ -96,15 +96,15 @@ def label_names(structures: Sequence[Atoms]) -> list[str]:
 
 
 def look_like_labels(structures: Sequence[Atoms]) -> dict[str, str]:
-    """Entries that no label was taken from and that are called like one: name -> label, such as dft_force -> forces."""
-    have = label_counts(structures)
+    """Entries of structures without a label that are called like it: name -> label, such as dft_force -> forces."""
     found = {}
-    for name in label_names(structures):
-        for word, label in (("force", "forces"), ("stress", "stress"), ("virial", "virial"), ("energy", "energy")):
-            target = "stress" if label == "virial" else label
-            if word in name.lower() and name not in LABELS and not have[target]:
-                found[name] = label
-                break
+    words = {"force": "forces", "stress": "stress", "virial": "virial", "energy": "energy"}
+    for word, label in words.items():
+        target = "stress" if label == "virial" else label
+        without = [a for a in structures if getattr(get_labels(a), target) is None]
+        for name in label_names(without):
+            if name not in LABELS and word in name.lower():
+                found.setdefault(name, label)
     return found
 
 

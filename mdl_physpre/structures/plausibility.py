@@ -27,7 +27,12 @@ LARGEST_STEP = 0.15  # Å, root mean square displacement between frames that cou
 FEWEST_PAIRS = 5
 CLEAR = 0.7  # correlation with the pair potential from which on its word counts
 SURE, MANY = 0.85, 20  # correlation and structures from which on its word counts on a sign
+FAR = 4.0  # a factor beyond which a unit explains nothing
 STRESS_UNITS = ("eV/Å^3", "GPa", "kbar", "bar", "MPa", "Pa", "Hartree/Bohr^3", "Ry/Bohr^3")
+FORCE_UNITS = {
+    "Hartree/Bohr": "Hartree", "Ry/Bohr": "Ry", "Hartree/Å": "Hartree", "kcal/mol/Å": "kcal/mol", "kJ/mol/Å": "kJ/mol"
+}  # fmt: skip
+"""Units of forces, and of the energies that go with them."""
 CONVERT = "Convert: dataset.units={{{0}}} in a configuration, --unit {1} in convert and inspect"
 MIXED = {
     "energy is in Hartree, forces in eV/Å": ({"energy": "Hartree"}, 1 / factor("Hartree")),
@@ -37,6 +42,9 @@ MIXED = {
     ),
     "energy is in eV, forces in Hartree/Bohr": ({"forces": "Hartree/Bohr"}, factor("Hartree/Bohr")),
     "energy is in kcal/mol, forces in eV/Å": ({"energy": "kcal/mol"}, 1 / factor("kcal/mol")),
+    "energy is in Rydberg, forces in eV/Å": ({"energy": "Ry"}, 1 / factor("Ry")),
+    "energy is in kJ/mol, forces in eV/Å": ({"energy": "kJ/mol"}, 1 / factor("kJ/mol")),
+    "energy is in meV, forces in eV/Å": ({"energy": "meV"}, 1e3),
     "energy is in eV, forces in kcal/mol/Å": ({"forces": "kcal/mol/Å"}, factor("kcal/mol")),
     "forces are gradients of the energy, of the other sign": ({"forces": "-eV/Å"}, -1.0),
 }
@@ -64,7 +72,7 @@ def _check_near_frames(structures: Sequence[Atoms], source: str) -> None:
     slope = float(works @ differences / (works @ works))
     if not 0.6 < slope < 1.5:
         said = f"between {len(works)} pairs of frames near each other the energy changes by {slope:.3g} times the work"
-        _refuse_energies(source, f"{said} of the forces", slope)
+        _refuse_energies(source, f"{said} of the forces", slope, _median_size(structures), 0.3)
 
 
 def _near_frames(structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
@@ -99,45 +107,71 @@ def _check_energies(fit: PairFit, source: str) -> None:
     size = float(np.sqrt((found @ found) / (expected @ expected)))
     if not 1 / 6 < size < 6:
         said = f"energies differ between structures by {size:.3g} times what the forces explain"
-        _refuse_energies(source, said, size)
+        _refuse_energies(source, said, size, _median_size(fit.structures), 0.7)
 
 
-def _refuse_energies(source: str, reason: str, slope: float) -> None:
-    """DataError, if some mix-up of units explains the slope."""
-    off = {what: abs(np.log(slope / value)) for what, (_, value) in MIXED.items() if slope / value > 0}
+def _median_size(structures: Sequence[Atoms]) -> float:
+    return float(np.median([len(atoms) for atoms in structures]))
+
+
+def _refuse_energies(source: str, reason: str, slope: float, n_atoms: float, known_to: float) -> None:
+    """DataError, if some mix-up of units explains the slope, or energies per atom do.
+
+    known_to : the logarithm of the factor to which the slope is known; all that explain it as well are named.
+    """
+    mixed = {**MIXED, "energies are per atom": ({}, 1 / n_atoms)}
+    off = {what: abs(np.log(slope / value)) for what, (_, value) in mixed.items() if slope / value > 0}
     best = min(off.values(), default=np.inf)
     if best < 1.0:
-        likely = sorted((what for what in off if off[what] < best + 0.3), key=lambda what: off[what])
+        likely = sorted((what for what in off if off[what] < best + known_to), key=lambda what: off[what])
         said = ", or as if ".join(likely)
-        raise DataError(f"{source}: {reason}, as if {said}. {' Or: '.join(_advice(MIXED[w][0]) for w in likely)}")
+        raise DataError(f"{source}: {reason}, as if {said}. {' Or: '.join(_advice(mixed[w][0]) for w in likely)}")
 
 
 def _check_stress(structures: Sequence[Atoms], fit: PairFit | None, source: str) -> None:
     labelled = [(a, s) for a in structures if len(a) and (s := get_labels(a).stress) is not None]
     if not labelled:
         return
+    energies = np.array([np.abs(s).max() * a.cell.volume / len(a) for a, s in labelled])
     found = None if fit is None else _against_pairs(fit)
+    if found is not None and not found[1]:
+        unit, far = _explains(found[0])
+        if unit == STRESS_UNITS[0] and far < FAR:
+            return
+        found = None if unit == STRESS_UNITS[0] or far > FAR else found
     if found is not None:
         size, is_virial = found
-        if not is_virial and (not size or _nearest_unit(size) == STRESS_UNITS[0] or _off(size) > 4):
-            return
         reason = f"it is about {size:.2g} times what the forces explain"
     else:
-        energies = np.array([np.abs(s).max() * a.cell.volume / len(a) for a, s in labelled])
         if np.median(energies) < MOST_ENERGY and energies.max() < 10 * MOST_ENERGY:
             return
         size, is_virial = float(np.median(energies)) / USUAL_ENERGY, False
         reason = f"times volume it is {np.median(energies):.3g} eV per atom (median; 1 TPa gives some tens)"
-    unit = _nearest_unit(size) if size else STRESS_UNITS[0]
-    likely = f"It looks as if it were in {unit.lstrip('-')}"
-    likely += ", of the other sign (a pressure, compression positive)" if unit.startswith("-") else ""
-    likely += f". {_advice({'stress': unit})}" + ("" if found else f"; where compression is positive, -{unit}")
-    virial = "It looks like a virial in eV" if is_virial else "If it is a virial in eV"
-    virial += ": name it as that, dataset.keys={virial: NAME} or --key virial=NAME"
+    virial = "name it as that, dataset.keys={virial: NAME} or --key virial=NAME"
+    likely = [f"It looks like a virial in eV: {virial}"] if is_virial else []
+    likely += _likely(size, found is not None)
+    if not is_virial:
+        likely.append(f"If it is a virial in eV: {virial}")
     raise DataError(
         f"{source}: the stress of {len(labelled)} structures cannot be in eV/Å³ with tension positive: {reason}. "
-        + (virial if is_virial else f"{likely}. {virial}")
+        + ". ".join(likely)
     )
+
+
+def _likely(size: float, compared: bool) -> list[str]:
+    """Which units make a stress so many times too large, the likeliest first; beside it forces may be in others."""
+    unit = _nearest_unit(size)
+    said = f"as if it were in {unit.lstrip('-')}"
+    said += ", of the other sign (a pressure, compression positive)" if unit.startswith("-") else ""
+    said += f". {_advice({'stress': unit})}" + ("" if compared else f"; where compression is positive, -{unit}")
+    found = [(_off(size), said)]
+    off = {name: _factor_between(size, factor(name)) for name in FORCE_UNITS} if compared and size > 0 else {}
+    for name, far in off.items():
+        if far < min(FAR, 1.5 * min(off.values())):
+            advice = _advice({"energy": FORCE_UNITS[name], "forces": name})
+            found.append((far, f"as if it were right, and forces in {name}. {advice}"))
+    first, *others = [said for _, said in sorted(found)]
+    return [f"It looks {first}", *(f"Or {other}" for other in others)]
 
 
 def _against_pairs(fit: PairFit) -> tuple[float, bool] | None:
@@ -153,7 +187,7 @@ def _against_pairs(fit: PairFit) -> tuple[float, bool] | None:
     if is_virial is not None and 0.1 < is_virial[1] < 10:
         off = is_stress is None or not 0.1 < is_stress[1] < 10
         if off and (is_stress is None or is_virial[0] > is_stress[0] + 0.01):
-            return (0.0 if is_stress is None else is_stress[1]), True
+            return (-is_virial[1] * float(np.median(volumes)) if is_stress is None else is_stress[1]), True
     return None if is_stress is None else (is_stress[1], False)
 
 
@@ -192,11 +226,26 @@ def _nearest_unit(size: float) -> str:
     return f"{'-' if size < 0 else ''}{unit}"
 
 
+def _explains(size: float) -> tuple[str, float]:
+    """The nearest unit of stress, with the sign, and the factor from it or, if that is less, from one of forces."""
+    if not size:
+        return STRESS_UNITS[0], np.inf
+    forces = [_factor_between(size, factor(name)) for name in FORCE_UNITS] if size > 0 else []
+    unit = _nearest_unit(size)
+    return unit, min(_off(size), *(forces if unit != STRESS_UNITS[0] else ()), np.inf)
+
+
 def _off(size: float) -> float:
     """The factor between ``size`` and that of the nearest unit."""
-    return float(np.exp(min(abs(np.log(abs(size) * factor(name))) for name in STRESS_UNITS)))
+    return min(_factor_between(size * factor(name), 1.0) for name in STRESS_UNITS)
+
+
+def _factor_between(a: float, b: float) -> float:
+    return float(np.exp(abs(np.log(abs(a / b)))))
 
 
 def _advice(units: Mapping[str, str]) -> str:
+    if not units:
+        return "Give totals: energies times the number of atoms"
     pairs = ", ".join(f"{label}: {unit}" for label, unit in units.items())
     return CONVERT.format(pairs, " --unit ".join(f"{label}={unit}" for label, unit in units.items()))

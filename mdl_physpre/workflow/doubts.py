@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 from mdl_physpre.potentials.energy_reference import inseparable_elements
+from mdl_physpre.structures.isolated import is_isolated
+from mdl_physpre.structures.label_sources import look_like_labels
 from mdl_physpre.structures.state import is_unconverged
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
@@ -42,9 +44,19 @@ def doubts(config: Config, data: RunData) -> list[str]:
             "is known only as a whole. Energies of other compositions will be wrong; give isolated atoms "
             "(dataset.energies_of_elements), or structures of other compositions"
         )
+    everything = [atoms for part in data.sets.values() for atoms in part]
+    found += [
+        f"{name} looks like {label} and is not read; dataset.keys={{{label}: {name}}} reads it"
+        for name, label in look_like_labels(everything).items()
+    ]
     for name, part in data.test_sets.items():
         if len(part) < FEW_TESTS:
             found.append(f"{name} has {len(part)} structures: errors on so few say little")
+        if alone := sum(is_isolated(atoms) for atoms in part):
+            found.append(
+                f"{name}: {alone} of {len(part)} structures are isolated atoms, whose energies weigh in meV/atom as "
+                "those of all others do; dataset.energies_of_elements: isolated_atoms takes them out of the sets"
+            )
     for name, places in data.in_training.items():
         part = data.sets[name]
         first = ", ".join(str(part[k].info.get("structure_id", k)) for k in places[:5])

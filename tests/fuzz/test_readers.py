@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,16 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.db import connect
 from ase.io import write
-from hypothesis import HealthCheck, given, settings
+from ase.units import GPa, Hartree
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mdl_physpre import label, read_structures
 from mdl_physpre.errors import PhyspreError
 from mdl_physpre.structures.write import write_structures
+from tests.helpers.outputs_of_codes import abacus, cp2k, siesta
 from tests.helpers.vasp_files import outcar, vasprun
 
 EXAMPLES = int(os.environ.get("PHYSPRE_FUZZ", "150"))
@@ -79,6 +83,24 @@ def dump(frames: list[Atoms]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def fitsnap(a: Atoms) -> str:
+    stress = (-a.get_stress(voigt=False) / GPa).tolist()  # compression positive
+    item = {
+        "AtomTypes": a.get_chemical_symbols(), "Positions": a.positions.tolist(), "Lattice": a.cell.tolist(),
+        "Energy": a.get_potential_energy(), "Forces": a.get_forces().tolist(), "Stress": stress, "NumAtoms": len(a),
+    }  # fmt: skip
+    return "# a configuration\n" + json.dumps({"Dataset": {"Data": [item], "StressStyle": "GPa"}})
+
+
+def schnetpack(path: Path, frames: list[Atoms]) -> None:
+    with connect(path) as database:
+        for a in frames:
+            properties = {"energy": np.array([a.get_potential_energy() / Hartree]), "forces": a.get_forces() / Hartree}
+            database.write(Atoms(a.numbers, positions=a.positions, cell=a.cell, pbc=True), data=properties)
+        units = {"energy": "Hartree", "forces": "Hartree/Ang"}
+        database.metadata = {"_property_unit_dict": units, "_distance_unit": "Ang"}
+
+
 def deepmd(folder: Path, frames: list[Atoms]) -> None:
     (folder / "set.000").mkdir(parents=True)
     (folder / "type.raw").write_text("1 0 0 0\n")
@@ -99,11 +121,17 @@ def folder(tmp_path_factory) -> Path:
         write_structures(made / name, frames)
     for name in ("ase.json", "POSCAR", "a.cif", "a.traj", "a.xyz"):
         write(made / name, frames if name in ("ase.json", "a.traj") else frames[0])
+    schnetpack(made / "schnetpack.db", frames)
+    (made / "fitsnap.json").write_text(fitsnap(frames[0]))
     (made / "mptrj.json").write_text(mptrj(frames))
     (made / "a.lammpstrj").write_text(dump(frames))
     (made / "OUTCAR").write_text(outcar([3, 4], [-7.0, -7.1]))
     (made / "vasprun.xml").write_text(vasprun([3, 4], [-7.0, -7.1]))
     deepmd(made / "deepmd", frames)
+    if find_spec("dpdata"):
+        abacus(made / "abacus")
+        for name, text in (("siesta.out", siesta(1)), ("siesta-md.out", siesta(3)), ("cp2k.out", cp2k())):
+            (made / name).write_text(text)
     return made
 
 
@@ -136,7 +164,7 @@ def refuse_to_hang(*_: object) -> None:
 
 @settings(
     max_examples=EXAMPLES, deadline=None, database=None, derandomize="PHYSPRE_FUZZ" not in os.environ,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=list(HealthCheck), phases=[Phase.generate],  # smaller examples take minutes to find
 )  # fmt: skip
 @given(data=st.data())
 def test_a_damaged_file_is_read_or_refused(folder, tmp_path_factory, data):

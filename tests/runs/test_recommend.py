@@ -84,13 +84,13 @@ def test_by_validation_loss_alone_and_without_any(tmp_path):
 
 
 def test_networks_that_are_no_better_than_none_are_called_untrained(tmp_path):
-    forces = {"baseline": [0.35, 0.2], "pretrain": [0.2, 0.2], "hybrid": [0.4, 0.4]}
+    forces = {"baseline": [0.297, 0.2], "pretrain": [0.2, 0.2], "hybrid": [0.4, 0.4]}
     summary = summary_of(tmp_path / "run", forces=forces)
     summary = summary.model_copy(update={"null_model": {"test": errors(0.3)}})  # the same energies as the networks
     optim = {"weight_force": 50.0, "weight_energy": 0.0}
     found = untrained_networks(summary, optim)
     assert [(u.arm, u.label, u.networks, u.of, u.error) for u in found] == [
-        ("baseline", "forces", ("baseline",), 2, 0.35), ("hybrid", "forces", ("hybrid", "hybrid-2"), 2, 0.4),
+        ("baseline", "forces", ("baseline",), 2, 0.297), ("hybrid", "forces", ("hybrid", "hybrid-2"), 2, 0.4),
     ]  # fmt: skip
     told = summary.model_copy(update={"untrained": found})
     assert recommendation(told).network == "baseline-2" and not recommendation(told).untrained

@@ -58,6 +58,10 @@ def test_fitsnap(tmp_path):
     path.write_text(json.dumps({"Dataset": {"Data": [data], "EnergyStyle": "hartree"}}))
     with pytest.raises(DataError, match="EnergyStyle is 'hartree'"):
         read_structures(path)
+    for name in ("Energy", "Forces", "Stress", "Lattice"):
+        path.write_text(json.dumps({"Dataset": {"Data": [data | {name: {"a": 1}}]}}))
+        with pytest.raises(DataError, match="a.json: item 0: .* in numbers"):
+            read_structures(path)
 
 
 def test_a_folder_of_deepmd(tmp_path):
@@ -73,6 +77,11 @@ def test_a_folder_of_deepmd(tmp_path):
     found = read_structures(tmp_path)
     assert [get_labels(a).energy for a in found] == [0, 1, 2] and str(found[0].symbols) == "CuAu"
     np.testing.assert_allclose(get_labels(found[2]).stress, -virial / 3.6**3)
+    for types in ("", "0\n0 1\n2", "0 -1", "0 1 x"):
+        (tmp_path / "type.raw").write_text(types)
+        with pytest.raises(DataError, match="type.raw"):
+            read_structures(tmp_path)
+    (tmp_path / "type.raw").write_text("0 1\n")
     np.save(tmp_path / "set.000" / "energy.npy", np.arange(2.0))
     with pytest.raises(DataError, match="expected as many each"):
         read_structures(tmp_path)

@@ -28,6 +28,11 @@ def test_keys_in_any_case(tmp_path, lattice, properties, pbc):
     assert atoms.calc.results["forces"].tolist() == [[1, 2, 3]]
 
 
+def test_columns_of_atoms_in_any_case(tmp_path):
+    atoms = read(tmp_path, f'Lattice="{CELL}" Properties=Species:S:1:POS:R:3:forces:R:3', "Au 0.5 1 2 1 2 3")
+    assert str(atoms.symbols) == "Au" and atoms.positions[0].tolist() == [0.5, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [('"T T F"', "TTF"), ("TTF", "TTF"), ("FFF", "FFF"), ('"f f f"', "FFF"), ('"F, F, F"', "FFF"), ('"0 0 0"', "FFF"),
@@ -52,6 +57,12 @@ def test_directions_that_mean_nothing(tmp_path, text):
      (f'Lattice="{CELL}" pbc=T PBC=F', "the header holds pbc twice"),
      ('Lattice="4 5 6"', "Lattice='4 5 6' has 3 entries; expected 9 numbers"),
      ('cell="4 0 0 0 5 0 0 0 6"', "has cell and no Lattice"),
+     ('Box="4 5 6 90 90 90"', "has Box and no Lattice"),
+     (f'Lattice="{CELL}" periodic="T T F"', "has periodic and no pbc"),
+     (f'Lattice="{CELL} Properties=species:S:1:pos:R:3', "a quotation mark of the header is not closed"),
+     (f'Lattice="{CELL}" energy=1.5 energy=2.5', "the header holds energy twice"),
+     (f'Lattice="{CELL}" Properties=element:S:1:pos:R:3', "Properties has no species or Z, only element, pos"),
+     (f'Lattice="{CELL}" Properties=species:S:1:position:R:3', "Properties has no pos"),
      (f'Lattice="{CELL}" stress="1 2 3"', "stress is .*; expected 6 or 9 numbers"),
      (f'Lattice="{CELL}" x="_JSON [1, "', "x is .*, which is no JSON"),
      (f'Lattice="{CELL}" Properties=species:S:1:pos:R:3:forces:R:3', "structure 0: line 3: 4 columns, .* announces 7"),

@@ -58,17 +58,3 @@ def test_flags_of_other_files(tmp_path, flag):
     write(tmp_path / "a.extxyz", frames[1])
     with pytest.raises(DataError, match="no structure whose electrons converged"):
         read_structures(tmp_path / "a.extxyz", drop_unconverged=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("running_scf.log", "                ABACUS v3.5\n", "ABACUS.*abacus/scf"),
-        ("cp2k.out", " DBCSR| Multiplication\n CP2K| version string: CP2K version 2024.1\n", "CP2K.*cp2k/output"),
-        ("siesta.out", "Siesta Version  : 4.1.5\n* Running on 4 nodes\n", "SIESTA.*siesta/output"),
-    ],
-)
-def test_outputs_that_dpdata_reads(tmp_path, name, text, said):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=said):
-        read_structures(tmp_path / name)

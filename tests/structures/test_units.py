@@ -76,11 +76,23 @@ def test_a_stress_in_another_unit_is_named(unit):
 @pytest.mark.parametrize(
     ("factors", "said"),
     [({"energy": 1 / factor("Hartree")}, "energy is in Hartree, forces in eV/Å"),
-     ({"forces": 1 / factor("kcal/mol")}, "energy is in eV, forces in kcal/mol/Å")],
+     ({"forces": 1 / factor("kcal/mol")}, "energy is in eV, forces in kcal/mol/Å"),
+     ({"energy": 1 / factor("kJ/mol")}, "energy is in kJ/mol, forces in eV/Å"),
+     ({"energy": 1e3}, "energy is in meV, forces in eV/Å"),
+     ({"energy": 1 / 8}, "energies are per atom.*Give totals")],
 )  # fmt: skip
 def test_energies_and_forces_that_do_not_belong_together(factors, said):
     with pytest.raises(DataError, match=said):
         check_units_of_labels(changed(COPPER, **factors), "here")
+
+
+@pytest.mark.parametrize(
+    ("energy", "forces"), [("Hartree", "Hartree/Bohr"), ("kcal/mol", "kcal/mol/Å"), ("Ry", "Ry/Bohr")]
+)
+def test_energies_and_forces_in_another_unit_beside_a_right_stress(energy, forces):
+    wrong = changed(COPPER, energy=1 / factor(energy), forces=1 / factor(forces))
+    with pytest.raises(DataError, match=f"as if it were right, and forces in .*{{energy: {energy}, forces: {forces}}}"):
+        check_units_of_labels(wrong, "here")
 
 
 def test_hartree_throughout_is_found_between_frames_of_a_run():
@@ -128,6 +140,8 @@ def test_a_terapascal_passes():
     assert max(float(np.abs(get_labels(a).stress).max()) for a in dense) > 3.0  # eV/Å³, 500 GPa
     check_units_of_labels(dense, "here")
     check_units_of_labels(changed(dense, energy=2.0, forces=2.0, stress=2.0), "here")
+    with pytest.raises(DataError, match="cannot be in eV"):
+        check_units_of_labels(changed(dense, stress=1 / factor("GPa")), "here")
 
 
 def test_one_structure_with_an_impossible_stress():

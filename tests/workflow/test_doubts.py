@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
@@ -80,3 +81,18 @@ def test_training_structures_in_the_test_set(how):
 def test_few_test_structures():
     (found,) = said(test=TEST[:5])
     assert "test has 5 structures" in found
+
+
+def test_isolated_atoms_in_the_test_set():
+    alone = set_labels(Atoms("Cu", info={"config_type": "IsolatedAtom"}), 3.5)
+    (found,) = said(test=[*TEST, alone])
+    assert "test: 1 of 26 structures are isolated atoms" in found
+
+
+def test_an_entry_that_looks_like_a_label_of_some_structures():
+    test = [a.copy() for a in TEST]
+    for atoms, right in zip(test, TEST):
+        set_labels(atoms, right.get_potential_energy(), right.get_forces(), np.eye(3) if atoms is test[0] else None)
+        atoms.info["dft_virial"] = np.eye(3)
+    (found,) = said(test=test)
+    assert "dft_virial looks like virial and is not read; dataset.keys={virial: dft_virial}" in found

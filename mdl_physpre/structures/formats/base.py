@@ -74,6 +74,7 @@ FORMATS = Registry[Format](
         "fitsnap": f"{_HERE}.fitsnap_json:FitSNAPJSON",
         "matdeeplearn": f"{_HERE}.matdeeplearn_json:MatDeepLearnJSON",
         "deepmd": f"{_HERE}.deepmd:DeepMD",
+        "abacus": f"{_HERE}.by_dpdata:ABACUS",
         "lammps-dump": f"{_HERE}.lammps_dump:LAMMPSDump",
         "vasp": f"{_HERE}.vasp:VASP",
         "mptrj": f"{_HERE}.mptrj_json:MPtrjJSON",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +32,14 @@ class DeepMD(Format):
     def read(self, path: Path) -> list[Atoms]:
         """Raises DataError for a missing or damaged file, or a type without an element."""
         try:
-            types = np.loadtxt(path / "type.raw", dtype=int, ndmin=1)
+            types = [int(word) for word in (path / "type.raw").read_text().split()]
             names = (path / "type_map.raw").read_text().split()
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: {error}; type.raw and type_map.raw (elements in order) are needed") from None
         unknown = [name for name in names if name not in atomic_numbers]
-        if unknown or types.max(initial=-1) >= len(names):
-            raise DataError(f"{path}: type_map.raw holds {' '.join(names)}; expected an element for each type")
+        if unknown or not types or not 0 <= min(types) <= max(types) < len(names):
+            told = f"type.raw holds the types {sorted(set(types))[:5]}, type_map.raw {' '.join(names)[:60]!r}"
+            raise DataError(f"{path}: {told}; expected an element for each type")
         symbols = [names[t] for t in types]
         periodic = not (path / "nopbc").exists()
         folders = sorted(path.glob("set.*"))
@@ -65,16 +66,7 @@ class DeepMD(Format):
             raise DataError(
                 f"{folder}: files hold { ({k: len(v) for k, v in found.items()}) } frames; expected as many each"
             )
-        structures = []
-        for k, positions in enumerate(found["coord"]):
-            atoms = Atoms(symbols, positions=positions, cell=found["box"][k] if periodic else None, pbc=periodic)
-            if "force" in found:
-                atoms.arrays["forces"] = found["force"][k]
-            for name, label in (("energy", "energy"), ("virial", "virial")):
-                if name in found and (periodic or name == "energy"):
-                    atoms.info[label] = float(found[name][k]) if name == "energy" else found[name][k]
-            structures.append(atoms)
-        return structures
+        return frames_of(symbols, found, periodic)
 
     def write(self, path: Path, structures: Sequence[Atoms]) -> None:
         """A new folder, and in it one for each list of elements that structures share: ``000-O4Si2``, ``001-O8Si4``, ….
@@ -107,6 +99,20 @@ class DeepMD(Format):
             raise DataError(f"{path}: cannot be written: {error.strerror or error}. Nothing was written") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def frames_of(symbols: Sequence[str], found: Mapping[str, np.ndarray], periodic: bool) -> list[Atoms]:
+    """Structures from rows of coord, (n, 3); where there are any box, force, energy and virial, (3, 3), eV."""
+    structures = []
+    for k, positions in enumerate(found["coord"]):
+        atoms = Atoms(symbols, positions=positions, cell=found["box"][k] if periodic else None, pbc=periodic)
+        if "force" in found:
+            atoms.arrays["forces"] = found["force"][k]
+        for name, label in (("energy", "energy"), ("virial", "virial")):
+            if name in found and (periodic or name == "energy"):
+                atoms.info[label] = float(found[name][k]) if name == "energy" else found[name][k]
+        structures.append(atoms)
+    return structures
 
 
 def _write_folder(folder: Path, structures: Sequence[Atoms], elements: Sequence[int], periodic: bool) -> None:

@@ -17,6 +17,7 @@ from ase.io.extxyz import key_val_str_to_dict
 from mdl_physpre.errors import DataError
 from mdl_physpre.structures.label_sources import ASYMMETRIC, is_asymmetric, numbers_in
 from mdl_physpre.structures.labels import as_stress_matrix
+from mdl_physpre.structures.state import is_label
 
 RESERVED = {name.lower(): name for name in ("Lattice", "Properties", "pbc")}
 TENSORS = ("stress", "virial")
@@ -30,11 +31,13 @@ TRUE, FALSE = {"t", "true", ".true.", "1", "yes"}, {"f", "false", ".false.", "0"
 def parse_header(line: str) -> dict[str, Any]:
     """Keys and values of a header; raises DataError, with the key, for what cannot be meant."""
     seen: dict[str, str] = {}
+    if re.sub(r"\\.", "", line).count('"') % 2 and re.search("lattice=|properties=", line, re.IGNORECASE):
+        raise DataError(f"a quotation mark of the header is not closed: {line.strip()[:80]}")
 
     def canonical(match: re.Match[str]) -> str:
         key, value = match[1], match[2]
         name = RESERVED.get(key.lower(), key)
-        if name in RESERVED.values() and seen.setdefault(name, value) != value:
+        if (name in RESERVED.values() or is_label(name)) and seen.setdefault(name, value) != value:
             raise DataError(f"the header holds {name} twice, {seen[name]} and {key}={value}; keep one of them")
         return f"{name}={value}" if name in RESERVED.values() else match[0]
 
@@ -54,8 +57,12 @@ def parse_header(line: str) -> dict[str, Any]:
             f"Properties is {str(info['Properties'])[:60]!r}; expected name:type:columns for each, types S, R, I or L, "
             "such as species:S:1:pos:R:3"
         )
+    if "Properties" in info:
+        info["Properties"] = _columns_of_atoms(str(info["Properties"]))
     if "Lattice" not in info:
-        _refuse_other_cell(info)
+        _refuse_other_name(info, ("cell", "box", "lattice_vectors"), "Lattice", (3, 6, 9))
+    if "pbc" not in info:
+        _refuse_other_name(info, ("periodic", "periodicity", "periodic_boundary_conditions"), "pbc", (1, 3))
     if "pbc" in info:
         info["pbc"] = directions(seen.get("pbc", str(info["pbc"])))
     return info
@@ -97,10 +104,23 @@ def _tensor(name: str, value: Any) -> np.ndarray:
         raise DataError(f"{name} is {' '.join(str(value).split())[:60]!r}; expected 6 or 9 numbers") from None
 
 
-def _refuse_other_cell(info: dict[str, Any]) -> None:
+def _columns_of_atoms(properties: str) -> str:
+    """``Properties`` with elements and positions as ASE calls them; raises DataError where it has none of these."""
+    parts = properties.split(":")
+    for k in range(0, len(parts), 3):
+        parts[k] = {"species": "species", "pos": "pos", "z": "Z"}.get(parts[k].lower(), parts[k])
+    names = parts[::3]
+    for wanted in (("species", "Z"), ("pos",)):
+        if not set(wanted) & set(names):
+            raise DataError(f"Properties has no {' or '.join(wanted)}, only {', '.join(names)}; rename the column")
+    return ":".join(parts)
+
+
+def _refuse_other_name(info: dict[str, Any], names: Sequence[str], right: str, sizes: Sequence[int]) -> None:
     for key in info:
-        if key.lower() in ("cell", "box", "lattice_vectors") and np.size(info[key]) == 9:
-            raise DataError(f"the header has {key} and no Lattice, which holds the cell; rename it to Lattice")
+        if key.lower() in names and np.size(info[key]) in sizes:
+            how = ", of nine numbers" if right == "Lattice" else ""
+            raise DataError(f"the header has {key} and no {right}; rename it to {right}{how}")
 
 
 def directions(text: str) -> list[bool]:

@@ -57,13 +57,12 @@ class FitSNAPJSON(Format):
                 atoms.info["energy"] = float(item["Energy"])
             if "Forces" in item:
                 atoms.arrays["forces"] = np.array(item["Forces"], dtype=float).reshape(len(atoms), 3)
+            if "Stress" in item:
+                style = str(dataset.get("StressStyle", "bar"))
+                if style not in STYLES:
+                    raise DataError(f"{where}: StressStyle is {style!r}; expected one of {', '.join(STYLES)}")
+                atoms.info["stress"] = -factor(STYLES[style]) * np.array(item["Stress"], dtype=float).reshape(3, 3)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{where}: {type(error).__name__}: {error}; expected AtomTypes, Positions, Lattice"
-            ) from None
-        if "Stress" in item:
-            style = str(dataset.get("StressStyle", "bar"))
-            if style not in STYLES:
-                raise DataError(f"{where}: StressStyle is {style!r}; expected one of {', '.join(STYLES)}")
-            atoms.info["stress"] = -factor(STYLES[style]) * np.array(item["Stress"], dtype=float).reshape(3, 3)
+            expected = "expected AtomTypes, Positions, Lattice, with Energy, Forces and Stress in numbers"
+            raise DataError(f"{where}: {type(error).__name__}: {error}; {expected}") from None
         return atoms

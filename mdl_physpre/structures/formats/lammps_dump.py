@@ -34,8 +34,8 @@ class LAMMPSDump(Format):
         if "element" not in columns and not symbols:
             raise DataError(
                 f"{path}: has types of atoms and no elements (columns {' '.join(columns)}); name them in the order of "
-                "the types, dataset.options={types: [Cu, Au]} (--types Cu,Au in convert), or write the dump with a "
-                "column element"
+                "the types, dataset.options={types: [Cu, Au]} (--types Cu,Au in convert and inspect), or write the "
+                "dump with a column element"
             )
         try:
             found = ase.io.read(path, index=":", format="lammps-dump-text", specorder=symbols or None)
