@@ -26,7 +26,7 @@ from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
-from mdl_physpre.utils.devices import device_of_parameters
+from mdl_physpre.utils.devices import precision_and_device
 from mdl_physpre.utils.record import Record
 
 CLOSEST = 0.3  # Å
@@ -89,10 +89,9 @@ def dimer_energies(potential: Potential, pair: tuple[int, int], distances: np.nd
     Raises DataError for an element that the potential does not know.
     """
     dimers = [Atoms(numbers=pair, positions=[[0, 0, 0], [r, 0, 0]]) for r in distances]
-    parameter = next(potential.parameters(), None)
     far = Atoms(numbers=pair, positions=[[0, 0, 0], [10 * potential.cutoff, 0, 0]])
-    dtype = torch.float64 if parameter is None else parameter.dtype
-    graph = build_graph([*dimers, far], potential.cutoff, dtype=dtype).on(device_of_parameters(potential))
+    dtype, device = precision_and_device(potential)
+    graph = build_graph([*dimers, far], potential.cutoff, dtype=dtype).on(device)
     with torch.no_grad():
         energies = evaluate(potential, graph, forces=False, stress=False).energies.cpu().double().numpy()
     return energies[:-1] - energies[-1]

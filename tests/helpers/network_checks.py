@@ -12,6 +12,7 @@ import torch
 from ase import Atoms
 from ase.io import read
 
+from mdl_physpre.potential_checks.derivatives import STENCIL, displaced, slopes, strained
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.kernels.c_code import CCode
@@ -39,29 +40,17 @@ def check_slopes_on_kept_edges(potential: Potential, atoms: Atoms, route: str, s
     graph = build_graph(atoms, cutoff=potential.cutoff)
     wrapped = WithoutShortcuts(potential) if route == "autograd" else potential
 
-    def at(positions, cell):
-        moved = AtomGraph.from_tensors(graph, pos=torch.tensor(positions), cell=torch.tensor(cell)[None])
-        return evaluate(wrapped, moved, forces=False, stress=False).energies.item()
+    def slopes_of(moves):
+        energies = []
+        for made in moves:
+            cell = torch.tensor(made.cell[:])[None]
+            moved = AtomGraph.from_tensors(graph, pos=torch.tensor(made.positions), cell=cell)
+            energies.append(evaluate(wrapped, moved, forces=False, stress=False).energies.item())
+        return slopes(np.array(energies).reshape(-1, len(STENCIL)), step)
 
-    def derivative(move):
-        a, b, c, d = (at(*move(k * step)) for k in (-2, -1, 1, 2))
-        return (a - 8 * b + 8 * c - d) / (12 * step)
-
-    positions, cell = atoms.positions, np.array(atoms.cell)
-    forces = np.zeros_like(positions)
-    for i in range(len(atoms)):
-        for k in range(3):
-            shift = np.zeros_like(positions)
-            shift[i, k] = 1.0
-            forces[i, k] = -derivative(lambda h, shift=shift: (positions + h * shift, cell))
-    stress = np.zeros((3, 3))
-    for a in range(3):
-        for b in range(3):
-            strain = np.zeros((3, 3))
-            strain[a, b] += 0.5
-            strain[b, a] += 0.5
-            stress[a, b] = derivative(lambda h, e=strain: (positions @ (np.eye(3) + h * e), cell @ (np.eye(3) + h * e)))
-    stress /= atoms.get_volume()
+    forces = -slopes_of(displaced(atoms, c, h * step) for c in range(3 * len(atoms)) for h in STENCIL).reshape(-1, 3)
+    strains = [strained(atoms, a, b, h * step) for a in range(3) for b in range(3) for h in STENCIL]
+    stress = slopes_of(strains).reshape(3, 3) / atoms.get_volume()
     assert np.abs(forces).max() > 0.05  # the test sees something
     assert np.abs(stress).max() > 1e-3
     for one, expected in ((found.forces, forces), (found.stress[0], stress)):

@@ -271,6 +271,7 @@ STOPS = (
 )
 
 
+@pytest.mark.timeout(1200)  # six starts
 def test_killed_again_and_again_and_started_again_gives_the_same(finished, config, tmp_path):
     """SIGKILL as soon as a file appears; the last start must end with the summary of the run that was never stopped."""
     folder, _ = finished

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +24,6 @@ from mdl_physpre.structures.neighbours import pairs_within
 
 TRAINED = ("scale_shift.", "atomic_energies_fn.")
 """Beginnings of the names of buffers that do not follow from the architecture."""
-OURS = ("elements", "reference")
 MOST_STRUCTURES = 500
 """Structures, evenly spaced in the training set, in which neighbours are counted."""
 
@@ -65,7 +63,14 @@ class MACE(Backbone):
     Raises ConfigError where MACE is not installed, and for a value that it does not take.
     """
 
-    given: dict[str, Any]  # the arguments, ``elements`` and ``reference`` aside
+    arguments = (
+        "cutoff", "num_channels", "max_L", "hidden_irreps", "num_interactions", "correlation", "max_ell",
+        "num_radial_basis", "num_cutoff_basis", "radial_type", "distance_transform", "radial_MLP", "apply_cutoff",
+        "MLP_irreps", "gate", "readout_cls", "interaction", "interaction_first", "pair_repulsion", "use_reduced_cg",
+        "use_so3", "use_agnostic_product", "use_last_readout_only", "edge_irreps", "use_edge_irreps_first",
+        "avg_num_neighbors", "atomic_inter_scale", "atomic_inter_shift",
+    )  # fmt: skip
+
     columns: Tensor
 
     def __init__(
@@ -101,10 +106,11 @@ class MACE(Backbone):
         atomic_inter_shift: float = 0.0,
         reference: EnergyReference | None = None,
     ) -> None:
-        given = {name: list(value) if isinstance(value, tuple) else value for name, value in locals().items()}
+        given = {name: value for name, value in locals().items() if name in self.arguments}
         super().__init__(reference)
-        self.given = {name: given[name] for name in inspect.signature(MACE).parameters if name not in OURS}
-        self.cutoff = self.given["cutoff"] = float(cutoff)
+        for name, value in given.items():
+            setattr(self, name, list(value) if isinstance(value, tuple) else value)
+        self.cutoff = float(cutoff)
         self.elements = element_numbers(elements, N_ELEMENTS - 1, "MACE")
         self._check()
         self.network: Any = self.build_network()
@@ -120,28 +126,26 @@ class MACE(Backbone):
     def _check(self) -> None:
         if not self.elements:
             raise ConfigError("MACE: elements is not given; name the elements, each has parameters of its own")
-        require_positive("MACE", cutoff=self.cutoff, num_cutoff_basis=self.given["num_cutoff_basis"])
-        require_at_least("MACE", 1, **{key: self.given[key] for key in ("num_channels", "num_interactions")})
+        require_positive("MACE", cutoff=self.cutoff, num_cutoff_basis=self._get("num_cutoff_basis"))
+        require_at_least("MACE", 1, **{key: self._get(key) for key in ("num_channels", "num_interactions")})
         for key in ("avg_num_neighbors", "atomic_inter_scale"):
-            if self.given[key] is not None:
-                require_positive("MACE", **{key: self.given[key]})
+            if self._get(key) is not None:
+                require_positive("MACE", **{key: self._get(key)})
         radii = 2 * max(float(covalent_radii[z]) for z in self.elements)
-        if self.given["pair_repulsion"] and radii > self.cutoff:
+        if self._get("pair_repulsion") and radii > self.cutoff:
             widest = chemical_symbols[max(self.elements, key=lambda z: covalent_radii[z])]
             raise ConfigError(
                 f"MACE: cutoff is {self.cutoff:g} Å, but pair_repulsion of {widest} and {widest} reaches to "
                 f"{radii:.2f} Å, where it is not zero; raise cutoff, or set pair_repulsion to false"
             )
-        interactions = f"{self.given['interaction']} {self.given['interaction_first']}"
-        if self.given["apply_cutoff"] and "NonLinear" in interactions:
+        if self._get("apply_cutoff") and "NonLinear" in str(self._get("interaction")) + self._get("interaction_first"):
             raise ConfigError(
                 "MACE: apply_cutoff is true, and with a NonLinear interaction the energy would jump at the cutoff; "
                 "set apply_cutoff to false"
             )
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """``elements`` and all other arguments but the reference energies."""
-        return {"elements": list(self.elements or ()), **self.given}
+    def _get(self, name: str) -> Any:
+        return getattr(self, name)
 
     def build_network(self, scripted: bool = False) -> Any:
         """A new ``ScaleShiftMACE`` of this architecture with random parameters, in double precision.
@@ -153,9 +157,9 @@ class MACE(Backbone):
         from e3nn.o3 import Irreps
         from mace.tools.compile import disable_e3nn_codegen, simplify
 
-        given, before = self.given, torch.get_default_dtype()
-        hidden = given["hidden_irreps"] or " + ".join(
-            f"{given['num_channels']}x{degree}{'eo'[degree % 2]}" for degree in range(given["max_L"] + 1)
+        get, before = self._get, torch.get_default_dtype()
+        hidden = get("hidden_irreps") or " + ".join(
+            f"{get('num_channels')}x{degree}{'eo'[degree % 2]}" for degree in range(get("max_L") + 1)
         )
         elements = list(self.elements or ())
         torch.set_default_dtype(torch.float64)
@@ -163,25 +167,25 @@ class MACE(Backbone):
             with contextlib.nullcontext() if scripted else disable_e3nn_codegen():
                 network = modules.ScaleShiftMACE(
                     r_max=self.cutoff,
-                    num_bessel=given["num_radial_basis"],
-                    num_polynomial_cutoff=given["num_cutoff_basis"],
-                    interaction_cls=_named(modules.interaction_classes, given["interaction"], "interaction"),
+                    num_bessel=get("num_radial_basis"),
+                    num_polynomial_cutoff=get("num_cutoff_basis"),
+                    interaction_cls=_named(modules.interaction_classes, get("interaction"), "interaction"),
                     interaction_cls_first=_named(
-                        modules.interaction_classes, given["interaction_first"], "interaction_first"
+                        modules.interaction_classes, get("interaction_first"), "interaction_first"
                     ),
-                    readout_cls=_named(modules.readout_classes, given["readout_cls"], "readout_cls"),
-                    gate=_named(modules.gate_dict, str(given["gate"]), "gate"),
+                    readout_cls=_named(modules.readout_classes, get("readout_cls"), "readout_cls"),
+                    gate=_named(modules.gate_dict, str(get("gate")), "gate"),
                     num_elements=len(elements),
                     atomic_numbers=elements,
                     atomic_energies=np.zeros((1, len(elements))),
                     hidden_irreps=Irreps(hidden),
-                    MLP_irreps=Irreps(given["MLP_irreps"]),
-                    edge_irreps=None if given["edge_irreps"] is None else Irreps(given["edge_irreps"]),
-                    avg_num_neighbors=float(given["avg_num_neighbors"] or 1.0),
-                    atomic_inter_scale=float(given["atomic_inter_scale"] or 1.0),
-                    distance_transform=str(given["distance_transform"]),
+                    MLP_irreps=Irreps(get("MLP_irreps")),
+                    edge_irreps=None if get("edge_irreps") is None else Irreps(get("edge_irreps")),
+                    avg_num_neighbors=float(get("avg_num_neighbors") or 1.0),
+                    atomic_inter_scale=float(get("atomic_inter_scale") or 1.0),
+                    distance_transform=str(get("distance_transform")),
                     heads=["Default"],
-                    **{key: given[key] for key in SAME_NAME},
+                    **{key: get(key) for key in SAME_NAME},
                 )
                 return network if scripted else simplify(network)
         finally:
@@ -189,19 +193,19 @@ class MACE(Backbone):
 
     def prepare_for(self, structures: Sequence[Atoms]) -> None:
         """``avg_num_neighbors`` and ``atomic_inter_scale`` from training structures, where they were not given."""
-        if self.given["avg_num_neighbors"] is None:
+        if self._get("avg_num_neighbors") is None:
             some = structures[:: max(1, len(structures) // MOST_STRUCTURES)]
             counts = [np.bincount(pairs_within(atoms, self.cutoff)[0]) for atoms in some]
             found = [int(n) for of_structure in counts for n in of_structure if n > 0]
-            mean = self.given["avg_num_neighbors"] = float(np.mean(found)) if found else 1.0
+            self.avg_num_neighbors = float(np.mean(found)) if found else 1.0
             for interaction in self.network.interactions:
-                interaction.avg_num_neighbors = mean
-        if self.given["atomic_inter_scale"] is None:
+                interaction.avg_num_neighbors = self.avg_num_neighbors
+        if self._get("atomic_inter_scale") is None:
             known = [forces.ravel() for atoms in structures if (forces := get_labels(atoms).forces) is not None]
             values = np.concatenate(known or [np.zeros(0)])
             rms = float(np.sqrt(np.square(values[np.isfinite(values)]).mean())) if len(values) else 0.0
-            self.given["atomic_inter_scale"] = rms if rms > 0 else 1.0
-            self.network.scale_shift.scale.fill_(self.given["atomic_inter_scale"])
+            self.atomic_inter_scale = rms if rms > 0 else 1.0
+            self.network.scale_shift.scale.fill_(self.atomic_inter_scale)
 
     def atomic_energies(self, graph: AtomGraph) -> Tensor:
         """Energy of each atom (N,) in eV, differentiable in positions, cell and parameters.
