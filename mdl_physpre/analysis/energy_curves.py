@@ -23,7 +23,7 @@ from pydantic import BeforeValidator
 
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
-from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.eam.potential import EAMInteraction, pair_parts
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
 from mdl_physpre.utils.devices import precision_and_device
@@ -99,15 +99,9 @@ def dimer_energies(potential: Potential, pair: tuple[int, int], distances: np.nd
 
 def eam_parts(potential: EAMInteraction, pair: tuple[int, int], distances: np.ndarray) -> EAMParts:
     """The parts of :func:`dimer_energies` at distances (n,), Å; pair and embedding add up to it."""
-    first, second = (int(potential.element_of[z]) for z in pair)
-    r = torch.as_tensor(np.asarray(distances), dtype=torch.float64, device=potential.E0.device)
-    which = potential.pair_of[first * len(potential.elements) + second].expand(len(r))
     with torch.no_grad():
-        phi, _, rho, _ = potential.pair_functions(which, r)
-        b, rho0 = potential.element_parameters(torch.float64)
-        embedding = sum(b[k] * rho * (rho - 2.0 * rho0[k]) for k in (first, second))
-        atomic = float(potential.E0[first] + potential.E0[second])
-    assert isinstance(embedding, torch.Tensor)
+        phi, embedding = pair_parts(potential, *pair, distances)
+        atomic = sum(float(potential.E0[potential.element_of[z]]) for z in pair)
     return EAMParts(pair=phi.tolist(), embedding=embedding.tolist(), atomic=atomic)
 
 

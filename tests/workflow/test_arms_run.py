@@ -46,12 +46,6 @@ def config(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "all"
-    return folder, run(config, out=folder)
-
-
 def checkpoint(summary, arm):
     return summary.arms[arm].networks[0].checkpoint
 

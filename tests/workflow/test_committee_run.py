@@ -13,19 +13,12 @@ from mdl_physpre.analysis import committee_errors
 from mdl_physpre.analysis.calibration import CommitteeErrors
 from mdl_physpre.potentials import Committee
 from mdl_physpre.runs.read import read_run, read_summary
-from tests.helpers.small_runs import CONFIG, called
+from tests.helpers.small_runs import called
 
 WORK = [
     "physpre.arms=[baseline]", "physpre.n_networks=2", "physpre.dynamics.n_structures=0", "optim.max_epochs=3",
     "physpre.report.formats=[html,csv,png]",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def config(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "small.yml"
-    path.write_text(CONFIG.format(data=data))
-    return path
 
 
 @pytest.fixture(scope="module")

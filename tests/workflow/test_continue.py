@@ -47,12 +47,6 @@ def config(tmp_path_factory):
     return folder / "small.yml"
 
 
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "run"
-    return folder, run(config, out=folder)
-
-
 def log(folder, arm, stage="finetune"):
     with open(folder / "3-networks" / arm / stage / "log.csv", newline="") as file:
         return list(csv.DictReader(file))

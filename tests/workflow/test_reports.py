@@ -9,20 +9,7 @@ from typer.testing import CliRunner
 from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.workflow.run import run
-from tests.helpers.small_runs import CONFIG, called
-
-
-@pytest.fixture(scope="module")
-def config(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "small.yml"
-    path.write_text(CONFIG.format(data=data))
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, run(config, out=folder)
+from tests.helpers.small_runs import called
 
 
 @pytest.fixture

@@ -35,12 +35,6 @@ def config(data, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, run(config, out=folder)
-
-
 def test_a_run_has_both_arms_side_by_side(finished):
     folder, summary = finished
     stored = read_summary(folder)
