@@ -13,7 +13,7 @@ from torch import Tensor
 from mdl_physpre.potentials.base import Potential, Predictions
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset, batch_by_edges
-from mdl_physpre.utils.devices import available_device, device_of_parameters
+from mdl_physpre.utils.devices import available_device, device_of_parameters, precision_and_device
 
 MAX_EDGES = 100_000  # of a batch; a limit on memory
 
@@ -23,9 +23,7 @@ def graphs_of(potential: Potential, structures: GraphDataset | Sequence[Atoms], 
     if isinstance(structures, GraphDataset):
         return structures
     structures = [structures] if isinstance(structures, Atoms) else structures
-    parameter = next(potential.parameters(), None)
-    dtype = torch.float64 if parameter is None else parameter.dtype
-    return GraphDataset(structures, potential.cutoff, dtype=dtype, labels=labels)
+    return GraphDataset(structures, potential.cutoff, dtype=precision_and_device(potential)[0], labels=labels)
 
 
 @contextmanager

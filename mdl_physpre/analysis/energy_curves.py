@@ -23,10 +23,10 @@ from pydantic import BeforeValidator
 
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.eam.covalent_radii import covalent_radius
-from mdl_physpre.potentials.eam.potential import EAMInteraction
+from mdl_physpre.potentials.eam.potential import EAMInteraction, pair_parts
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
-from mdl_physpre.utils.devices import device_of_parameters
+from mdl_physpre.utils.devices import precision_and_device
 from mdl_physpre.utils.record import Record
 
 CLOSEST = 0.3  # Å
@@ -89,10 +89,9 @@ def dimer_energies(potential: Potential, pair: tuple[int, int], distances: np.nd
     Raises DataError for an element that the potential does not know.
     """
     dimers = [Atoms(numbers=pair, positions=[[0, 0, 0], [r, 0, 0]]) for r in distances]
-    parameter = next(potential.parameters(), None)
     far = Atoms(numbers=pair, positions=[[0, 0, 0], [10 * potential.cutoff, 0, 0]])
-    dtype = torch.float64 if parameter is None else parameter.dtype
-    graph = build_graph([*dimers, far], potential.cutoff, dtype=dtype).on(device_of_parameters(potential))
+    dtype, device = precision_and_device(potential)
+    graph = build_graph([*dimers, far], potential.cutoff, dtype=dtype).on(device)
     with torch.no_grad():
         energies = evaluate(potential, graph, forces=False, stress=False).energies.cpu().double().numpy()
     return energies[:-1] - energies[-1]
@@ -100,15 +99,9 @@ def dimer_energies(potential: Potential, pair: tuple[int, int], distances: np.nd
 
 def eam_parts(potential: EAMInteraction, pair: tuple[int, int], distances: np.ndarray) -> EAMParts:
     """The parts of :func:`dimer_energies` at distances (n,), Å; pair and embedding add up to it."""
-    first, second = (int(potential.element_of[z]) for z in pair)
-    r = torch.as_tensor(np.asarray(distances), dtype=torch.float64, device=potential.E0.device)
-    which = potential.pair_of[first * len(potential.elements) + second].expand(len(r))
     with torch.no_grad():
-        phi, _, rho, _ = potential.pair_functions(which, r)
-        b, rho0 = potential.element_parameters(torch.float64)
-        embedding = sum(b[k] * rho * (rho - 2.0 * rho0[k]) for k in (first, second))
-        atomic = float(potential.E0[first] + potential.E0[second])
-    assert isinstance(embedding, torch.Tensor)
+        phi, embedding = pair_parts(potential, *pair, distances)
+        atomic = sum(float(potential.E0[potential.element_of[z]]) for z in pair)
     return EAMParts(pair=phi.tolist(), embedding=embedding.tolist(), atomic=atomic)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mdl_physpre.cli.potentials import Json, Model, Oracle, OracleFrames
+from mdl_physpre.cli.potentials import Device, Json, Model, Oracle, OracleFrames
 from mdl_physpre.cli.program import Modules, Overwrite
 from mdl_physpre.cli.simulations import say_unjudged
 
@@ -25,9 +25,7 @@ def stress(
     ] = None,
     n_structures: Annotated[int | None, typer.Option(min=1, help="The first so many; all if not given.")] = None,
     min_atoms: Annotated[int, typer.Option(help="Smaller structures are doubled until they have so many.")] = 1,
-    device: Annotated[
-        str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:1; a calculator has one of its own.")
-    ] = "auto",
+    device: Device = "auto",
     oracle: Oracle = None,
     oracle_frames: OracleFrames = 20,
     out: Annotated[Path | None, typer.Option(help="Folder for results, and the state to go on from.")] = None,

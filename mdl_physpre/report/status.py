@@ -16,6 +16,7 @@ from mdl_physpre.runs.read import Run, StageFiles, read_run
 from mdl_physpre.runs.recommend import first_sentences
 from mdl_physpre.training.arms import FINETUNE
 from mdl_physpre.training.settings import TrainingSettings
+from mdl_physpre.utils.processes import try_lock
 from mdl_physpre.utils.record import Record
 from mdl_physpre.utils.text_table import MISSING, text_table
 
@@ -83,19 +84,13 @@ def run_status(folder: str | Path) -> Status:
 
 
 def _locked(path: Path) -> bool | None:
-    """Whether a process holds the lock of a run."""
+    """Whether a process holds the lock of a run; ``None`` where the system cannot tell."""
     try:
-        import fcntl
-
         with open(path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):  # no advisory locks on this system, or on this file system
-        return None
+            taken = try_lock(file)
+    except OSError as error:
+        return False if isinstance(error, FileNotFoundError) else None
+    return None if taken is None else not taken
 
 
 def _stage(run: Run, name: str, running: bool | None) -> StageStatus:

@@ -231,7 +231,7 @@ def _breaking_rows(run: Run, first: str) -> list[list[str]]:
     """For each stress test the median breaking points, and their tests against the reference arm."""
     rows = []
     for test in run.summary.stress_tests:
-        found = {arm: result.stress[test] for arm, result in run.summary.arms.items() if test in result.stress}
+        found = run.summary.breaking(test)
         unit = shown_unit(next(iter(found.values())).unit)[0]
         medians = [median_words(found.get(arm), unit=False) for arm in run.arms]
         rows.append([f"{titled(test)}: half broken at, {unit}", *medians])

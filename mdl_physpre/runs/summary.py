@@ -216,6 +216,10 @@ class Summary(Record):
         """Names of the stress tests of any arm."""
         return list(dict.fromkeys(test for arm in self.arms.values() for test in arm.stress))
 
+    def breaking(self, test: str) -> dict[str, BreakingStatistics]:
+        """Where structures broke in a stress test, by arm."""
+        return {name: arm.stress[test] for name, arm in self.arms.items() if test in arm.stress}
+
     @computed_field  # type: ignore[prop-decorator]
     @property
     def stress_pairs(self) -> dict[str, tuple[BreakingComparison, ...]]:

@@ -15,6 +15,7 @@ from mdl_physpre.potential_checks.run import RATTLE, default_structures
 from mdl_physpre.potentials.base import Potential, Predictions
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
+from mdl_physpre.utils.devices import precision_and_device
 
 Structures = Sequence[Atoms]
 Values = Tensor | np.ndarray | float | None
@@ -42,8 +43,7 @@ def in_double(potential: Potential) -> Potential:
 
 def predict(potential: Potential, structures: Structures, training: bool = False) -> Predictions:
     """Energies, forces and stress, without their history, in the precision of the potential."""
-    dtype = next((p.dtype for p in potential.parameters() if p.is_floating_point()), torch.float64)
-    graph = build_graph(structures, potential.cutoff, dtype=dtype)
+    graph = build_graph(structures, potential.cutoff, dtype=precision_and_device(potential)[0])
     found = evaluate(potential, graph, stress=potential.gives_stress, create_graph=training)
     forces, stress = (None if v is None else v.detach() for v in (found.forces, found.stress))
     return Predictions(found.energies.detach(), forces, stress)

@@ -53,6 +53,14 @@ def device_of_parameters(potential: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
+def precision_and_device(potential: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Those of its parameters, or of its buffers, that are floating-point numbers; float64 on the CPU if none."""
+    for tensor in [*potential.parameters(), *potential.buffers()]:
+        if tensor.is_floating_point():
+            return tensor.dtype, tensor.device
+    return torch.float64, torch.device("cpu")
+
+
 def put_on(potential: M, device: str | torch.device) -> M:
     """The potential, moved to a device.
 

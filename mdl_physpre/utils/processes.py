@@ -246,20 +246,21 @@ def run_lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
         raise PhyspreError(f"{folder}: cannot be written: {error.strerror}; give another --out") from None
     deadline = time.monotonic() + wait
     with file:
-        while not _lock(file):
+        while try_lock(file) is False:
             if time.monotonic() >= deadline:
                 raise PhyspreError(f"{folder}: another process is running there; wait for it, or give another --out")
             time.sleep(0.1)
         yield
 
 
-def _lock(file: Any) -> bool:
+def try_lock(file: Any) -> bool | None:
+    """Take a lock until the file is closed; False where another has it, ``None`` where the system has no such locks."""
     try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (ImportError, OSError):  # no advisory locks on this system, or on this file system
-        pass
+    except (ImportError, OSError):  # or this file system has none
+        return None
     return True

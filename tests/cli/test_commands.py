@@ -13,6 +13,7 @@ from mdl_physpre import save_potential, write_structures
 from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import EAMInteraction
+from tests.helpers.small_runs import called
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +30,6 @@ def files(tmp_path_factory):
     write_structures(folder / "mgo.extxyz", structures)
     write_structures(folder / "copper.extxyz", [bulk("Cu", cubic=True)])
     return folder
-
-
-def called(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, (arguments, result.output, result.exception)
-    return result.output
 
 
 def test_doctor(files, tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.potentials.evaluation import evaluate
-from mdl_physpre.structures.graph import AtomGraph, build_graph
+from mdl_physpre.structures.graph import AtomGraph, GraphDataset, build_graph
 from mdl_physpre.structures.labels import set_labels
 
 CUTOFF = 4.0
@@ -65,3 +65,15 @@ def labelled(structures: list[Atoms], seed: int = 11, scale: float = 1.0) -> lis
             stress=scale * result.stress[0].numpy() if periodic else None,
         )
     return structures
+
+
+def potential(seed: int = 0) -> TinyPotential:
+    """With weights drawn from a seed."""
+    torch.manual_seed(seed)
+    return TinyPotential()
+
+
+def data(n: int = 12, n_val: int = 6, dtype: torch.dtype = torch.float32) -> tuple[GraphDataset, GraphDataset]:
+    """So many labelled structures to train on and to validate by."""
+    train, val = labelled(cells(n)), labelled(cells(n_val, seed=1))
+    return GraphDataset(train, CUTOFF, dtype=dtype), GraphDataset(val, CUTOFF, dtype=dtype)

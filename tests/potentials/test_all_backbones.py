@@ -31,6 +31,7 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.potentials.evaluation import evaluate
 from tests.helpers import small_cells
+from tests.helpers.network_checks import IMPLEMENTATIONS, use_implementation
 from tests.helpers.small_cells import WithoutShortcuts, alone, crystal, left_handed, slab
 
 CUTOFF = 4.0
@@ -125,18 +126,14 @@ CASES = [
     Case("network+ZBL", lambda: RepulsivePotential(cgcnn(), ZBL(ELEMENTS, {"Si-O": 1.3})), (CUTOFF, 1.3, 1.3 / 3)),
     Case("hybrid", lambda: HybridPotential(cgcnn(3.5), eam()), cutoffs=(CUTOFF, 3.5), native=NATIVE.format("cgcnn")),
 ]
-VARIANTS = [(case, code) for case in CASES for code in (("tensor operations", "C") if case.native else ("",))]
+VARIANTS = [(case, code) for case in CASES for code in (IMPLEMENTATIONS if case.native else ("",))]
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda v: f"{v[0].name}{', ' * bool(v[1])}{v[1]}")
 def case(request, monkeypatch) -> Case:
     found, code = request.param
     if found.native:
-        module = import_module(found.native)
-        names = {torch.float32: "float", torch.float64: "double"} if code == "C" else {}
-        if any(module.CODE.library(real) is None for real in names.values()):
-            pytest.skip("there is no C compiler here")
-        monkeypatch.setattr(module.CODE, "dtypes", names)
+        use_implementation(code, import_module(found.native).CODE, monkeypatch)
     return found
 
 

@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import gzip
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,20 +16,24 @@ from mdl_physpre.potentials.energy_reference import EnergyReference
 from mdl_physpre.potentials.envelopes import smoothstep
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
+from tests.helpers.network_checks import (
+    IMPLEMENTATIONS,
+    check_jump_at_cutoff,
+    check_routes_agree,
+    check_slopes_on_kept_edges,
+    check_threads_change_nothing,
+    real_structures,
+    use_implementation,
+)  # fmt: skip
 from tests.helpers.small_cells import BATCHES, ROUTES, crystal, left_handed, predict, slab
 
 CUTOFF = 4.0
-DATA = os.environ.get("PHYSPRE_DATA")
 
 
-@pytest.fixture(autouse=True, params=["tensor operations", "C"])
+@pytest.fixture(autouse=True, params=IMPLEMENTATIONS)
 def sweeps(request, monkeypatch):
     """Every test runs with both implementations of the sweeps over the edges."""
-    names = {torch.float32: "float", torch.float64: "double"} if request.param == "C" else {}
-    if names and any(operators.CODE.library(real) is None for real in names.values()):
-        pytest.skip("there is no C compiler here")
-    monkeypatch.setattr(operators.CODE, "dtypes", names)
-    return request.param
+    return use_implementation(request.param, operators.CODE, monkeypatch)
 
 
 def small(envelope: bool = True, seed: int = 0, **other) -> CGCNN:
@@ -55,97 +55,26 @@ def energy(potential: CGCNN, atoms) -> float:
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("structure", [crystal, left_handed, slab])
 def test_forces_and_stress_are_derivatives_of_the_energy_without_an_envelope(structure, route):
-    potential, atoms, step = small(envelope=False), structure(), 1e-4
-    found = predict(potential, atoms, route)
-    # the neighbour list is kept, because the energy jumps where an edge enters
-    graph = build_graph(atoms, cutoff=CUTOFF)
-
-    def at(positions, cell):
-        moved = replace(graph, pos=torch.tensor(positions), cell=torch.tensor(cell)[None])
-        return evaluate(potential, moved, forces=False, stress=False).energies.item()
-
-    def derivative(move):
-        a, b, c, d = (at(*move(k * step)) for k in (-2, -1, 1, 2))
-        return (a - 8 * b + 8 * c - d) / (12 * step)
-
-    positions, cell = atoms.positions, np.array(atoms.cell)
-    forces = np.zeros_like(positions)
-    for i in range(len(atoms)):
-        for k in range(3):
-            shift = np.zeros_like(positions)
-            shift[i, k] = 1.0
-            forces[i, k] = -derivative(lambda h, shift=shift: (positions + h * shift, cell))
-    stress = np.zeros((3, 3))
-    for a in range(3):
-        for b in range(3):
-            strain = np.zeros((3, 3))
-            strain[a, b] += 0.5
-            strain[b, a] += 0.5
-            stress[a, b] = derivative(lambda h, e=strain: (positions @ (np.eye(3) + h * e), cell @ (np.eye(3) + h * e)))
-    stress /= atoms.get_volume()
-    assert np.abs(forces).max() > 0.05  # the test sees something
-    assert np.abs(stress).max() > 1e-3
-    np.testing.assert_allclose(found.forces.detach().numpy(), forces, rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(found.stress[0].detach().numpy(), stress, rtol=1e-6, atol=1e-9)
-
-
-def replace(graph, **fields):
-    return type(graph).from_tensors(graph, **fields)
+    check_slopes_on_kept_edges(small(envelope=False), structure(), route, step=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("envelope", [True, False])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("other", [{}, dict(pre_fc_count=0), dict(pre_fc_count=2, post_fc_count=0, gc_count=1)])
 def test_all_routes_agree_in_predictions_and_parameter_gradients(batch, envelope, other):
-    """Each route against autograd on tensor operations, for a loss on energies, forces and stress at once."""
-    potential, structures = small(envelope, **other), BATCHES[batch]()
-    reference = predict(potential, structures, "autograd")
-    for route in ("prediction", "training"):
-        found = predict(potential, structures, route)
-        torch.testing.assert_close(found.energies, reference.energies, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(found.forces, reference.forces, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found.stress, reference.stress, rtol=1e-9, atol=1e-12, equal_nan=True)
-
-    def loss(found):
-        target = torch.linspace(-1, 1, found.forces.shape[1]).double()
-        value = found.energies.square().sum() + (found.forces - target).pow(2).sum()
-        if found.stress is None:
-            return value
-        return value + (found.stress - 0.3)[torch.isfinite(found.stress)].pow(2).sum()
-
-    def gradients(total):
-        potential.zero_grad()
-        total.backward()
-        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in potential.parameters()]
-
-    one_by_one = [predict(potential, a, "autograd", True, a.cell.rank == 3, train=True) for a in structures]
-    expected = gradients(sum(loss(found) for found in one_by_one))
-    found = gradients(loss(predict(potential, structures, "training")))
-    for (name, _), one, other in zip(potential.named_parameters(), found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+    tight = (1e-9, 1e-12)
+    check_routes_agree(
+        small(envelope, **other), BATCHES[batch](), energies=(1e-12, 1e-12), forces=tight, stress=tight,
+        gradients=(1e-8, 1e-10),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing(threads):
     if operators.CODE.library("float") is None:
         pytest.skip("there is no C compiler here")
-    potential, structures = small().float(), [crystal(k) * (3, 2, 1) for k in range(2)]
-
-    def gradient():
-        potential.zero_grad()
-        found = predict(potential, structures, "training")
-        (found.energies.square().sum() + found.forces.square().sum() + found.stress.square().sum()).backward()
-        return torch.cat([p.grad.flatten() for p in potential.parameters()]), found
-
-    one, before = gradient()
-    used = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        other, after = gradient()
-    finally:
-        torch.set_num_threads(used)
-    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
-    torch.testing.assert_close(after.forces, before.forces, rtol=1e-5, atol=1e-5)
+    structures = [crystal(k) * (3, 2, 1) for k in range(2)]
+    check_threads_change_nothing(small().float(), structures, threads, (1e-4, 1e-5), rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_parameters_get_no_gradient():
@@ -178,15 +107,8 @@ def test_an_isolated_atom_has_no_force_and_the_energy_of_the_network_without_nei
     assert found.stress[1].abs().max() == 0
 
 
-def dimer(distance: float) -> Atoms:
-    """Two atoms at ``distance`` beside a third that is always a neighbour of the first."""
-    return Atoms("SiOO", positions=[[0, 0, 0], [distance, 0, 0], [0, 1.5, 0]])
-
-
 def test_without_the_envelope_the_energy_jumps_as_the_host_s_does():
-    potential = small(envelope=False)
-    jump = energy(potential, dimer(CUTOFF - 1e-6)) - energy(potential, dimer(CUTOFF + 1e-6))
-    assert abs(jump) > 1e-4
+    check_jump_at_cutoff(small(envelope=False))
 
 
 def test_the_envelope_is_the_quintic_smoothstep():
@@ -288,15 +210,8 @@ def test_elements_by_symbol_and_number():
         evaluate(CGCNN(cutoff=3.0), build_graph(Atoms("Md"), cutoff=3.0, dtype=torch.float32))
 
 
-@pytest.mark.skipif(DATA is None, reason="PHYSPRE_DATA does not name the folder with the real data")
-def test_real_structures_by_hand_and_by_autograd():
-    from ase.io import read
-
-    potential = small(cutoff=5.0)
-    with gzip.open(Path(DATA) / "phosphorus" / "p_gap_20.extxyz.gz", "rt") as file:
-        structures = [a for a in read(file, index="0:400:40", format="extxyz") if len(a) < 60]
-    with gzip.open(Path(DATA) / "li-mn-o-p" / "li_mn_o.extxyz.gz", "rt") as file:
-        structures += [a for a in read(file, index="0:100:25", format="extxyz") if len(a) < 40]
+def test_real_structures_on_all_routes():
+    potential, structures = small(cutoff=5.0), real_structures()
     found, expected = predict(potential, structures, "prediction"), predict(potential, structures, "autograd")
     torch.testing.assert_close(found.energies, expected.energies, rtol=1e-11, atol=1e-9)
     torch.testing.assert_close(found.forces, expected.forces, rtol=1e-8, atol=1e-10)

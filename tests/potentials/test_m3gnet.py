@@ -25,20 +25,22 @@ from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.kernels.c_code import tensor_operations
 from mdl_physpre.potentials.kernels.edge_op import derivatives_in_geometry
 from mdl_physpre.structures.graph import AtomGraph, build_graph
+from tests.helpers.network_checks import (
+    IMPLEMENTATIONS,
+    check_routes_agree,
+    check_threads_change_nothing,
+    use_implementation,
+)  # fmt: skip
 from tests.helpers.small_cells import BATCHES, crystal, predict, slab
 
 CUTOFF, THREEBODY = 4.0, 3.0
 OPERATORS = ("block", "by_geometry", "by_parameters", "second")
 
 
-@pytest.fixture(autouse=True, params=["tensor operations", "C"])
+@pytest.fixture(autouse=True, params=IMPLEMENTATIONS)
 def operations(request, monkeypatch):
     """Every test runs with both implementations of the operations on edges."""
-    names = {torch.float32: "float", torch.float64: "double"} if request.param == "C" else {}
-    if names and any(operators.CODE.library(real) is None for real in names.values()):
-        pytest.skip("there is no C compiler here")
-    monkeypatch.setattr(operators.CODE, "dtypes", names)
-    return request.param
+    return use_implementation(request.param, operators.CODE, monkeypatch)
 
 
 def small(seed: int = 0, **other) -> M3GNet:
@@ -70,49 +72,17 @@ SIZES = {
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_all_routes_agree_in_predictions_and_parameter_gradients(batch, sizes):
-    """Each route against autograd on tensor operations, for a loss on energies, forces and stress at once."""
-    potential, structures = small(**SIZES[sizes]), BATCHES[batch]()
-
-    def gradients(route, train=False):
-        potential.zero_grad()
-        found = predict(potential, structures, route, train=train)
-        weights = torch.sin(torch.arange(3 * len(found.forces)).double()).view(-1, 3)
-        stress = found.stress[torch.isfinite(found.stress)] - 0.3
-        (found.energies.square().sum() + (weights * found.forces).sum() + stress.pow(2).sum()).backward()
-        return found, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in potential.named_parameters()}
-
-    reference = predict(potential, structures, "autograd")
-    inference = predict(potential, structures, "prediction")
-    found, by_route = gradients("training")
-    for one in (inference, found):
-        torch.testing.assert_close(one.energies, reference.energies, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(one.forces, reference.forces, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(one.stress, reference.stress, rtol=1e-9, atol=1e-12, equal_nan=True)
-    by_route = {name: value.clone() for name, value in by_route.items()}
-    _, expected = gradients("autograd", train=True)
-    for name, value in expected.items():
-        torch.testing.assert_close(by_route[name], value, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+    tight = (1e-9, 1e-12)
+    check_routes_agree(
+        small(**SIZES[sizes]), BATCHES[batch](), energies=(1e-12, 1e-12), forces=tight, stress=tight,
+        gradients=(1e-8, 1e-10),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing(threads):
-    potential, structures = small(), [crystal(k) * (4, 3, 2) for k in range(2)]
-
-    def gradient():
-        potential.zero_grad()
-        found = predict(potential, structures, "training")
-        (found.energies.square().sum() + found.forces.square().sum() + found.stress.square().sum()).backward()
-        return torch.cat([p.grad.flatten() for p in potential.parameters()]), found
-
-    one, before = gradient()
-    used = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        other, after = gradient()
-    finally:
-        torch.set_num_threads(used)
-    torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12 * float(one.abs().max()))
-    torch.testing.assert_close(after.forces, before.forces, rtol=1e-10, atol=1e-12)
+    structures = [crystal(k) * (4, 3, 2) for k in range(2)]
+    check_threads_change_nothing(small(), structures, threads, (1e-10, 1e-12), rtol=1e-10, atol=1e-12)
 
 
 def test_batches_under_way_at_the_same_time_do_not_disturb_each_other():
@@ -133,16 +103,6 @@ def test_batches_under_way_at_the_same_time_do_not_disturb_each_other():
     for a, b in zip(alone, together, strict=True):
         for x, y in zip(a, b, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
-
-
-def test_edges_beyond_the_cutoff_count_nothing():
-    potential, structures = small(), [crystal(0), slab()]
-    longer = build_graph(structures, CUTOFF + 1.0)
-    assert longer.edge_index.shape[1] > 1.5 * build_graph(structures, CUTOFF).edge_index.shape[1]
-    found, expected = evaluate(potential, longer), predict(potential, structures)
-    torch.testing.assert_close(found.energies, expected.energies, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found.forces, expected.forces, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(found.stress, expected.stress, rtol=1e-10, atol=1e-12)
 
 
 def test_memory_of_edges_is_used_again_once_it_is_free(operations):

@@ -22,7 +22,7 @@ from ase import Atoms
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
-from mdl_physpre.potentials.checkpoints.archive import read_archive
+from mdl_physpre.potentials.checkpoints.archive import content_of, read_archive
 from mdl_physpre.potentials.checkpoints.mattersim import (
     is_mattersim_checkpoint,
     read_mattersim_checkpoint,
@@ -130,7 +130,7 @@ def test_objects_in_a_file_are_not_built(tmp_path):
     path = changed(tmp_path / "m.pth", optimizer=optimiser, scheduler=Touches(tmp_path / "made"))
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
-    assert is_mattersim_checkpoint(path)
+    assert is_mattersim_checkpoint(content_of(path))
     assert_same(read_mattersim_checkpoint(path), structure("silica"), RECORDED["results"]["silica"])
     assert not (tmp_path / "made").exists()
 
@@ -158,7 +158,7 @@ def test_files_that_do_not_fit(tmp_path):
     parameters = {k: v for k, v in host["model"].items() if k != "final.g.0.linear.bias"}
     with pytest.raises(CheckpointError, match=r"lacks 1 parameters.*final\.g\.0\.linear\.bias"):
         read_mattersim_checkpoint(changed(path, model=parameters))
-    assert not is_mattersim_checkpoint(changed(path, model_args=None))
+    assert not is_mattersim_checkpoint(content_of(changed(path, model_args=None)))
 
 
 @needs_host
@@ -218,9 +218,9 @@ def test_mattertune_with_references_of_the_elements(tmp_path):
     references = torch.arange(1.0, 21.0) / 7.0  # of the atomic numbers 1 to 20
     normalizers = {"energy": [{"only_for_target": True, "per_atom_references": {}}, {"only_for_target": False}]}
     path = tuned(tmp_path / "t.ckpt", normalizers, {"energy.normalizers.0.references": references})
-    assert is_mattertune_checkpoint(path)
-    assert not is_mattertune_checkpoint(FILE)
-    assert not is_mattersim_checkpoint(path)
+    assert is_mattertune_checkpoint(content_of(path))
+    assert not is_mattertune_checkpoint(content_of(FILE))
+    assert not is_mattersim_checkpoint(content_of(path))
     potential = read_mattertune_checkpoint(path)
     atoms = structure("silica")
     host = dict(RECORDED["results"]["silica"])

@@ -199,7 +199,7 @@ def test_a_new_format_is_one_line_in_the_table(tmp_path, monkeypatch):
     file = tmp_path / "foreign.bin"
     file.write_bytes(b"FOREIGN")
     made = EAMInteraction(elements=["Si"], n_basis=1)
-    reader = Reader(lambda path: path.read_bytes()[:7] == b"FOREIGN", lambda path, device: made)
+    reader = Reader(lambda path, content: path.read_bytes()[:7] == b"FOREIGN", lambda path, device: made)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         open_potential(file)
     monkeypatch.setattr("mdl_physpre.potentials.checkpoints.load.READERS", {"foreign": reader, **READERS})

@@ -11,26 +11,13 @@ from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.runs.stage import decisive
-from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.parts import Pretrain
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
-from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
+from tests.helpers.tiny_potential import data, potential
+from tests.helpers.without_times import without_times
 
 SETTINGS = TrainingSettings(max_epochs=5, lr=3e-2, batch_size=4)
-
-
-def data():
-    return tuple(GraphDataset(labelled(cells(n, seed=k)), CUTOFF) for k, n in enumerate((12, 6)))
-
-
-def potential():
-    torch.manual_seed(0)
-    return TinyPotential()
-
-
-def without_times(history):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 
 @pytest.fixture

@@ -15,18 +15,13 @@ from mdl_physpre.training.replay import Replay, Steps
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
 from mdl_physpre.training.two_stage import initial_potential, train_arm
-from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
+from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled, potential
 
 SETTINGS = TrainingSettings(max_epochs=1, lr=1e-3, batch_size=6)
 
 
 def graphs(n, seed, teacher=11, dtype=torch.float32):
     return GraphDataset(labelled(cells(n, seed=seed), seed=teacher), CUTOFF, dtype=dtype)
-
-
-def potential():
-    torch.manual_seed(0)
-    return TinyPotential()
 
 
 def test_shares_and_order_of_what_is_replayed():

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.evaluation import evaluate
-from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.training.data import batch_indices
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
-from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
+from tests.helpers import tiny_potential
 
-
-def data(dtype=torch.float64, n=12):
-    train, val = labelled(cells(n)), labelled(cells(6, seed=1))
-    return GraphDataset(train, CUTOFF, dtype=dtype), GraphDataset(val, CUTOFF, dtype=dtype)
+data = partial(tiny_potential.data, dtype=torch.float64)
 
 
 def potential(seed=0):
-    torch.manual_seed(seed)
-    return TinyPotential().double()
+    return tiny_potential.potential(seed).double()
 
 
 def reference_training(model, train, settings, epochs):

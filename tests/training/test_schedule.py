@@ -16,22 +16,10 @@ from mdl_physpre.training.parts import Pretrain
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.stopping import epochs_expected
 from mdl_physpre.training.train import train_potential
-from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
+from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, data, labelled, potential
+from tests.helpers.without_times import without_times
 
 SETTINGS = TrainingSettings(max_epochs=4, lr=1e-2, batch_size=4, min_lr=1e-4)  # 3 steps in an epoch
-
-
-def data():
-    return tuple(GraphDataset(labelled(cells(n, seed=k)), CUTOFF) for k, n in enumerate((12, 6)))
-
-
-def potential():
-    torch.manual_seed(0)
-    return TinyPotential()
-
-
-def without_times(history):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 
 @pytest.fixture

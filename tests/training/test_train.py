@@ -27,27 +27,15 @@ from mdl_physpre.training.ranks import Ranks
 from mdl_physpre.training.settings import TrainingSettings
 from mdl_physpre.training.train import train_potential
 from tests.helpers.processes import environment
-from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, labelled
+from tests.helpers.tiny_potential import CUTOFF, TinyPotential, cells, data, labelled, potential
+from tests.helpers.without_times import without_times
 
 QUICK = {"lr": 1e-2, "batch_size": 4}
-
-
-def data(n=12, n_val=6):
-    return GraphDataset(labelled(cells(n)), CUTOFF), GraphDataset(labelled(cells(n_val, seed=1)), CUTOFF)
-
-
-def potential(seed=0):
-    torch.manual_seed(seed)
-    return TinyPotential()
 
 
 def log_rows(out):
     with open(out / "log.csv", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def without_times(history):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 
 def same_weights(a, b):

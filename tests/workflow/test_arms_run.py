@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
 
-from mdl_physpre import build_graph, evaluate, label, load_potential, write_structures
+from mdl_physpre import build_graph, evaluate, load_potential
 from mdl_physpre.analysis import force_alignment
 from mdl_physpre.errors import ConfigError
-from mdl_physpre.potentials import EAMInteraction, HybridPotential, RepulsivePotential
+from mdl_physpre.potentials import HybridPotential, RepulsivePotential
 from mdl_physpre.potentials.zbl import shortest_distances
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.data import load_data
 from mdl_physpre.workflow.run import run
+from tests.helpers.small_runs import write_oxide
 
 ARMS = [
     "baseline", "sam", "pretrain", "hybrid", "replay", "sam+pretrain", "pretrain+hybrid", "pretrain+hybrid+replay",
@@ -40,25 +39,11 @@ physpre:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    structures = []
-    for _ in range(20):
-        atoms = bulk("MgO", "rocksalt", 4.2 * rng.uniform(0.97, 1.05), cubic=True)
-        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
-        structures.append(atoms)
-    torch.manual_seed(0)
-    teacher = EAMInteraction(elements=["Mg", "O"], cutoff=5.0, n_basis=2)
     folder = tmp_path_factory.mktemp("data")
-    write_structures(folder / "mgo.extxyz", label(structures, teacher, progress=False))
+    write_oxide(folder / "mgo.extxyz", 20)
     path = folder / "small.yml"
     path.write_text(CONFIG.format(data=folder / "mgo.extxyz", arms=", ".join(ARMS)))
     return path
-
-
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "all"
-    return folder, run(config, out=folder)
 
 
 def checkpoint(summary, arm):

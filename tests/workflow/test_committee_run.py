@@ -7,15 +7,13 @@ import json
 import numpy as np
 import pytest
 from ase.io import read
-from typer.testing import CliRunner
 
 from mdl_physpre import load_potential, open_potential, read_structures, run
 from mdl_physpre.analysis import committee_errors
 from mdl_physpre.analysis.calibration import CommitteeErrors
-from mdl_physpre.cli.main import app
 from mdl_physpre.potentials import Committee
 from mdl_physpre.runs.read import read_run, read_summary
-from tests.workflow.test_run import CONFIG, data  # noqa: F401 - a fixture
+from tests.helpers.small_runs import called
 
 WORK = [
     "physpre.arms=[baseline]", "physpre.n_networks=2", "physpre.dynamics.n_structures=0", "optim.max_epochs=3",
@@ -24,22 +22,9 @@ WORK = [
 
 
 @pytest.fixture(scope="module")
-def config(data, tmp_path_factory):  # noqa: F811
-    path = tmp_path_factory.mktemp("config") / "small.yml"
-    path.write_text(CONFIG.format(data=data))
-    return path
-
-
-@pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     return folder, run(config, WORK, out=folder)
-
-
-def called(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 0, (arguments, result.output, result.exception)
-    return result.output
 
 
 def test_what_the_networks_are_together_is_computed_once(finished, config):
@@ -67,7 +52,7 @@ def test_the_report_shows_it(finished):
     assert (folder / "report/calibration.svg").stat().st_size > 5000
 
 
-def test_commands_take_the_arm(finished, data, tmp_path):  # noqa: F811
+def test_commands_take_the_arm(finished, data, tmp_path):
     folder, _ = finished
     committee = open_potential(f"{folder}/baseline")
     assert isinstance(committee, Committee) and len(committee.potentials) == 2

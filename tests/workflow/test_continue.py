@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from ase.build import bulk
 
-from mdl_physpre import label, load_potential, save_potential, write_structures
+from mdl_physpre import load_potential, save_potential
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.matdeeplearn.settings import engine_config
-from mdl_physpre.potentials import CGCNN, EAMInteraction
+from mdl_physpre.potentials import CGCNN
 from mdl_physpre.runs.stage import Stage
 from mdl_physpre.structures.graph import GraphDataset
 from mdl_physpre.structures.read import read_structures
@@ -23,6 +22,8 @@ from mdl_physpre.training.energy_zero import energy_errors
 from mdl_physpre.utils.overwrite import WouldDelete
 from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.run import run
+from tests.helpers.small_runs import write_oxide
+from tests.helpers.without_times import without_times
 
 CHECKPOINTS = Path(__file__).parents[1] / "data"
 CONFIG = """
@@ -40,32 +41,15 @@ physpre:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    rng, structures = np.random.default_rng(0), []
-    for _ in range(14):
-        atoms = bulk("MgO", "rocksalt", 4.2 * rng.uniform(0.97, 1.05), cubic=True)
-        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
-        structures.append(atoms)
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("data")
-    teacher = EAMInteraction(elements=["Mg", "O"], cutoff=5.0, n_basis=2)
-    write_structures(folder / "mgo.extxyz", label(structures, teacher, progress=False))
+    write_oxide(folder / "mgo.extxyz", 14)
     (folder / "small.yml").write_text(CONFIG.format(data=folder / "mgo.extxyz"))
     return folder / "small.yml"
-
-
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "run"
-    return folder, run(config, out=folder)
 
 
 def log(folder, arm, stage="finetune"):
     with open(folder / "3-networks" / arm / stage / "log.csv", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def without_times(rows):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 def test_more_epochs_go_on_and_give_what_a_whole_run_gives(finished, config, tmp_path):

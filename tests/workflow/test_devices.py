@@ -8,13 +8,11 @@ import socket
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from ase.build import bulk
 from typer.testing import CliRunner
 
-from mdl_physpre import label, load_potential, save_potential, write_structures
+from mdl_physpre import load_potential, save_potential
 from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials import EAMInteraction
@@ -27,6 +25,7 @@ from mdl_physpre.workflow.config.file import parse_config
 from mdl_physpre.workflow.run import run
 from mdl_physpre.workflow.setup import device_of
 from mdl_physpre.workflow.stages import network as network_stages
+from tests.helpers.small_runs import write_oxide
 
 CONFIG = """
 task: {{device: cpu, identifier: small}}
@@ -47,16 +46,7 @@ LEAST = {"dataset": {"src": "x.extxyz"}, "model": {"name": "CGCNN"}}
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    rng = np.random.default_rng(0)
-    structures = []
-    for _ in range(12):
-        atoms = bulk("MgO", "rocksalt", 4.2 * rng.uniform(0.97, 1.05), cubic=True)
-        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
-        structures.append(atoms)
-    torch.manual_seed(0)
-    eam = EAMInteraction(elements=["Mg", "O"], cutoff=5.0, n_basis=2)
-    save_potential(folder / "eam.pt", eam)
-    write_structures(folder / "mgo.extxyz", label(structures, eam, progress=False))
+    save_potential(folder / "eam.pt", write_oxide(folder / "mgo.extxyz", 12))
     (folder / "small.yml").write_text(CONFIG.format(data=folder / "mgo.extxyz"))
     return folder
 

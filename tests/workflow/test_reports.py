@@ -3,57 +3,13 @@
 import json
 import re
 
-import numpy as np
 import pytest
-import torch
-from ase.build import bulk
 from typer.testing import CliRunner
 
-from mdl_physpre import label, write_structures
 from mdl_physpre.cli.main import app
 from mdl_physpre.errors import ConfigError, DataError
-from mdl_physpre.potentials import EAMInteraction
 from mdl_physpre.workflow.run import run
-
-CONFIG = """
-dataset: {{src: {data}, split: {{test: 4, val: 4}}}}
-model: {{name: CGCNN, cutoff: 4.0, dim1: 8, dim2: 8, gc_count: 1, post_fc_count: 1, edge_dim: 8}}
-optim: {{max_epochs: 6, lr: 1.0e-3, batch_size: 4}}
-physpre:
-  eam: {{cutoff: 5.0, n_basis: 2, epochs: 5}}
-  perturbation: {{n_aug: 2, n_pairs: 1}}
-  pretrain: {{max_epochs: 4}}
-  dynamics: {{temperature: 300, timestep: 1.0, steps: 120, n_structures: 3, checkpoint_steps: 20}}
-"""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Rattled rock salt, labelled by a potential."""
-    rng = np.random.default_rng(0)
-    structures = []
-    for _ in range(24):
-        atoms = bulk("MgO", "rocksalt", 4.2 * rng.uniform(0.97, 1.05), cubic=True)
-        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
-        structures.append(atoms)
-    torch.manual_seed(0)
-    teacher = EAMInteraction(elements=["Mg", "O"], cutoff=5.0, n_basis=2)
-    path = tmp_path_factory.mktemp("data") / "mgo.extxyz"
-    write_structures(path, label(structures, teacher, progress=False))
-    return path
-
-
-@pytest.fixture(scope="module")
-def config(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "small.yml"
-    path.write_text(CONFIG.format(data=data))
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, run(config, out=folder)
+from tests.helpers.small_runs import called
 
 
 @pytest.fixture
@@ -64,12 +20,6 @@ def without_figures(monkeypatch):
 
 def fail(error):
     raise error
-
-
-def called(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 0, (arguments, result.output, result.exception)
-    return result.output
 
 
 def test_a_run_leaves_page_figures_tables_and_cards(finished):

@@ -42,14 +42,6 @@ def inference(potential: Potential) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def floating(potential: Potential) -> tuple[torch.dtype, torch.device]:
-    """Precision and device of a potential: those of its parameters, or of its buffers; float64 on the CPU if none."""
-    for tensor in [*potential.parameters(), *potential.buffers()]:
-        if tensor.is_floating_point():
-            return tensor.dtype, tensor.device
-    return torch.float64, torch.device("cpu")
-
-
 def chunks_at_once(potential: Potential, device: torch.device, max_edges: int) -> int:
     """How many threads are to evaluate chunks of their own, with at most ``max_edges`` edges in all of them."""
     if device.type != "cpu" or not potential.concurrent:

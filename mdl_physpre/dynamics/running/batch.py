@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mdl_physpre.dynamics.engine.broken import Broken
 from mdl_physpre.dynamics.engine.ensembles import Ensemble, ensemble_of
-from mdl_physpre.dynamics.engine.forces import evaluate_chunks, floating
+from mdl_physpre.dynamics.engine.forces import evaluate_chunks
 from mdl_physpre.dynamics.engine.moving_atoms import MovingAtoms
 from mdl_physpre.dynamics.engine.neighbour_lists import MovingLists
 from mdl_physpre.dynamics.engine.random_numbers import NoiseStreams
@@ -28,6 +28,7 @@ from mdl_physpre.dynamics.verdicts.observers import Observers
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.potentials.base import Potential, Predictions
 from mdl_physpre.potentials.compiled import compiled
+from mdl_physpre.utils.devices import precision_and_device
 
 logger = logging.getLogger(__name__)
 ONLY_THE_RUN_KNOWS = ("potential_error", "cell_collapsed")
@@ -62,7 +63,7 @@ class BatchRun:
         self.potential = compiled(potential) if settings.compile else potential
         self.settings, self.each = settings, list(each)
         self.folder, self.key = folder, key
-        self.dtype, self.device = floating(self.potential)
+        self.dtype, self.device = precision_and_device(self.potential)
         self.structures, self.ids, self.places = list(structures), list(ids), list(places)
         self.verdicts: dict[int, Verdict] = {}
         self.files = TrajectoryFiles(folder / TRAJECTORIES) if folder and settings.trajectory_interval else None

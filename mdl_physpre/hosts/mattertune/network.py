@@ -11,6 +11,7 @@ from ase.data import chemical_symbols
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.m3gnet.layers import GatedMLP
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
+from mdl_physpre.potentials.checkpoints.archive import content_of
 from mdl_physpre.potentials.checkpoints.mattertune import is_mattertune_checkpoint, read_mattertune_checkpoint
 from mdl_physpre.potentials.open import open_potential
 
@@ -38,7 +39,7 @@ def build_network(checkpoint: str | None, sizes: Mapping[str, Any], normalizers:
     if checkpoint is None:
         return M3GNet(**sizes).train()
     path = Path(checkpoint).expanduser()
-    if is_mattertune_checkpoint(path):
+    if is_mattertune_checkpoint(content_of(path)):
         potential: Any = read_mattertune_checkpoint(path, same_normalizers=normalizers)
     else:
         potential = open_potential(path)

@@ -14,6 +14,7 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import build_graph
 from mdl_physpre.structures.state import same_state, state_of
+from mdl_physpre.utils.devices import precision_and_device
 
 
 class PotentialCalculator(Calculator):
@@ -35,9 +36,8 @@ class PotentialCalculator(Calculator):
         self, potential: Potential, device: str | None = None, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        first = next(potential.parameters(), None)
-        self.dtype = dtype or (first.dtype if first is not None else torch.float64)
-        self.device = torch.device(device or (first.device if first is not None else "cpu"))
+        own_dtype, own_device = precision_and_device(potential)
+        self.dtype, self.device = dtype or own_dtype, torch.device(device or own_device)
         self.potential = potential.to(device=self.device, dtype=self.dtype).eval()
         if potential.gives_spread:
             self.implemented_properties = [*self.implemented_properties, "energy_spread", "force_spread"]

@@ -21,6 +21,7 @@ from mdl_physpre.potentials.adapters.from_ase import ForeignPotential
 from mdl_physpre.potentials.base import Potential, Predictions
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph, batch_by_edges, build_graph
+from mdl_physpre.utils.devices import precision_and_device
 
 try:
     import torch_sim
@@ -59,8 +60,7 @@ class TorchSimModel(ModelInterface):
     ) -> None:
         super().__init__()
         self._device = torch.device(device or "cpu")
-        first = next((p for p in potential.parameters() if p.is_floating_point()), None)
-        self._dtype = dtype or (torch.float64 if first is None else first.dtype)
+        self._dtype = dtype or precision_and_device(potential)[0]
         self._compute_forces, self._compute_stress = compute_forces, compute_stress and potential.gives_stress
         self._memory_scales_with = "n_atoms_x_density"
         self.potential = copy.deepcopy(potential).to(device=self._device, dtype=self._dtype).eval()

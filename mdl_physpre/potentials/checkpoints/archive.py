@@ -1,20 +1,23 @@
-"""Files that ``torch.save`` writes, read without running anything in them."""
+"""Files that ``torch.save`` writes: read without running anything in them, written whole or not at all."""
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mdl_physpre.errors import CheckpointError
+from mdl_physpre.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +77,26 @@ def read_anything(path: str | Path, map_location: str | torch.device = "cpu", *,
     return content
 
 
-def holds(path: Path, recognised: Callable[[dict[str, Any]], bool]) -> bool:
-    """Whether a file is an archive whose content is ``recognised``; False for what cannot be read."""
+def content_of(path: Path) -> Any:
+    """What formats recognise a file by: :func:`read_anything` with inert objects; ``None`` for what cannot be read."""
     try:
-        return recognised(read_archive(path, skip_objects=True))
+        return read_anything(path, skip_objects=True)
     except CheckpointError:  # of another kind, or damaged: the reader that takes it says what is wrong
-        return False
+        return None
+
+
+def write_archive(path: Path, content: Any, lost: Sequence[str] = ()) -> list[str]:
+    """Write ``content`` by ``torch.save``, and say in the log what the format cannot carry, which is returned.
+
+    Raises CheckpointError where the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replacing(path, CheckpointError) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+    for sentence in lost:
+        logger.warning("%s: %s", path, sentence)
+    return list(lost)
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -118,6 +135,31 @@ class Inert:
         self.state = state
 
     append = extend = add = __setitem__ = __init__
+
+    @property
+    def members(self) -> Mapping[str, Any]:
+        """Its attributes; of what a function was to build, its first argument."""
+        found = self.state or next(iter(self.arguments), None)
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def children(self) -> dict[str, Inert]:
+        """Modules of a module."""
+        return {name: one for name, one in (self.members.get("_modules") or {}).items() if isinstance(one, Inert)}
+
+    def modules(self) -> Iterator[Inert]:
+        """A module and all in it."""
+        yield self
+        for child in self.children.values():
+            yield from child.modules()
+
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Parameters and buffers of a module by name, as in its ``state_dict``; those of other classes are inert."""
+        for kind in ("_parameters", "_buffers"):
+            own = self.members.get(kind) or {}
+            yield from ((prefix + name, value) for name, value in own.items() if isinstance(value, (Tensor, Inert)))
+        for name, child in self.children.items():
+            yield from child.tensors(f"{prefix}{name}.")
 
 
 class InertUnpickler(pickle.Unpickler):

@@ -7,7 +7,6 @@ Otherwise they stand in ``train-config.yaml``, which ``graph-pes-train`` leaves 
 
 from __future__ import annotations
 
-import logging
 import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -24,13 +23,11 @@ from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.graph_pes import PREFIX, GraphPES
 from mdl_physpre.potentials.backbones.registry import build_backbone
 from mdl_physpre.potentials.base import Backbone, Potential
-from mdl_physpre.potentials.checkpoints.archive import Inert, read_anything
+from mdl_physpre.potentials.checkpoints.archive import Inert, read_anything, write_archive
+from mdl_physpre.potentials.checkpoints.single_precision import lost_in_single_precision
 from mdl_physpre.potentials.energy_reference import N_ELEMENTS
 from mdl_physpre.potentials.sum import SumPotential
 from mdl_physpre.utils.devices import available_device
-from mdl_physpre.utils.files import replacing
-
-logger = logging.getLogger(__name__)
 
 CONFIG = "train-config.yaml"
 ARGUMENTS = "mdl_physpre_arguments"  # attribute of a network that this package wrote
@@ -61,24 +58,15 @@ def write_graph_pes_model(path: str | Path, potential: Potential) -> list[str]:
     one_hot = any(type(module).__name__ == "AtomicOneHot" for module in network.modules())
     if potential.elements is not None and not one_hot:
         lost.append("the list of elements that the potential knows is not kept: this model takes any element")
-    if any(p.dtype == torch.float64 for p in potential.network.parameters()):
-        lost.append("double precision is not kept: parameters are rounded to single precision")
+    lost += lost_in_single_precision(potential)
     network.load_state_dict({name: ours[name] for name in network.state_dict()})
     for parameter in network.parameters():
         if hasattr(parameter, "register_elements"):
             parameter.register_elements(potential.elements or ())
     setattr(network, ARGUMENTS, potential.hyperparameters())
-    energies = potential.reference_energies()
-    rounding = float((energies.float().double() - energies).abs().max())
-    if rounding > 1e-6:
-        lost.append(f"energies of the elements are rounded to single precision, by up to {rounding:.1e} eV per atom")
-    models = import_module("graph_pes.models")
-    offset = models.FixedOffset(**{chemical_symbols[z]: e for z, e in enumerate(energies.tolist()) if e})
-    with replacing(path, CheckpointError) as temporary:
-        torch.save(models.AdditionModel(offset=offset, network=network).eval(), temporary)
-    for sentence in lost:
-        logger.warning("%s: %s", path, sentence)
-    return lost
+    models, energies = import_module("graph_pes.models"), potential.reference_energies().tolist()
+    offset = models.FixedOffset(**{chemical_symbols[z]: e for z, e in enumerate(energies) if e})
+    return write_archive(path, models.AdditionModel(offset=offset, network=network).eval(), lost)
 
 
 def is_graph_pes_model(path: Path) -> bool:
@@ -110,7 +98,7 @@ def read_graph_pes_model(path: str | Path, map_location: str | torch.device = "c
     energies, networks = torch.zeros(N_ELEMENTS, dtype=torch.float64), {}
     try:
         parts = list(_parts(_content(path), "network"))
-        offsets = [dict(_tensors(part))["_offsets"] for _, part in parts if type(part).__name__ in OFFSETS]
+        offsets = [dict(part.tensors())["_offsets"] for _, part in parts if type(part).__name__ in OFFSETS]
     except KeyError as error:
         raise CheckpointError(f"{path}: the model.pt is damaged: it lacks {error}") from error
     for offset in offsets:
@@ -132,26 +120,6 @@ def graph_pes_calculator(path: str, device: str = "cpu") -> Any:
     ``calculator:mdl_physpre.potentials.checkpoints.graph_pes:graph_pes_calculator?path=model.pt``.
     """
     return import_module("graph_pes.models").load_model(path).ase_calculator(device=device, skin=0.0)
-
-
-def _members(thing: Inert) -> Mapping[str, Any]:
-    """Attributes of an object that was not built; of what a function was to build, its first argument."""
-    found = thing.state or next(iter(thing.arguments), None)
-    return found if isinstance(found, dict) else {}
-
-
-def _tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Parameters and buffers of a module by name, as in its ``state_dict``; those by element are still objects."""
-    members = _members(module)
-    for kind in ("_parameters", "_buffers"):
-        own = members.get(kind) or {}
-        yield from ((prefix + name, value) for name, value in own.items() if isinstance(value, (Tensor, Inert)))
-    for name, child in _modules(module).items():
-        yield from _tensors(child, f"{prefix}{name}.")
-
-
-def _modules(module: Inert) -> dict[str, Inert]:
-    return {name: one for name, one in (_members(module).get("_modules") or {}).items() if isinstance(one, Inert)}
 
 
 def _values(found: Tensor | Inert) -> Tensor:
@@ -185,15 +153,15 @@ def _parts(model: Inert, name: str) -> Iterator[tuple[str, Inert]]:
     if type(model).__name__ != SUM:
         yield name, model
         return
-    for inner, part in _modules(_modules(model)["models"]).items():
+    for inner, part in model.children["models"].children.items():
         yield from _parts(part, inner)
 
 
 def _network(path: Path, model: Inert) -> Backbone:
     """The backbone of a model, with its parameters."""
-    kept, kind = dict(_tensors(model)), type(model).__name__
+    kept, kind = dict(model.tensors()), type(model).__name__
     found = {name: _values(value) for name, value in kept.items()}
-    arguments = _members(model).get(ARGUMENTS)
+    arguments = model.members.get(ARGUMENTS)
     if arguments is None:
         seen = {z for value in kept.values() for z in _elements(value)}
         arguments = {"elements": sorted(seen) or None, **_arguments_beside(path, kind)}

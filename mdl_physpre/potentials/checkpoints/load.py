@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from mdl_physpre.potentials.base import Potential
+from mdl_physpre.potentials.checkpoints.archive import content_of
 from mdl_physpre.potentials.checkpoints.graph_pes import is_graph_pes_model, read_graph_pes_model
 from mdl_physpre.potentials.checkpoints.mace import is_mace_model, read_mace_model
 from mdl_physpre.potentials.checkpoints.matdeeplearn import is_matdeeplearn_checkpoint, read_matdeeplearn_checkpoint
@@ -41,7 +42,8 @@ def load_potential(path: str | Path, map_location: str | torch.device = "cpu") -
     if is_arm(path):
         checkpoints = import_object(CHECKPOINTS_OF_ARM, "arms of runs")(path)
         return Committee([load_potential(file, device) for file in checkpoints]).eval()
-    reader = next(reader for reader in READERS.values() if reader.recognises(path))
+    content = content_of(path)
+    reader = next(reader for reader in READERS.values() if reader.recognises(path, content))
     return reader.read(path, device)
 
 
@@ -51,21 +53,22 @@ def is_arm(path: Path) -> bool:
 
 
 class Reader(NamedTuple):
-    """A format of checkpoint files: whether a file has it, and the potential in it, on a device."""
+    """A format of checkpoint files: whether a file has it, by path and content, and the potential in it on a device."""
 
-    recognises: Callable[[Path], bool]
+    recognises: Callable[[Path, Any], bool]
     read: Callable[[Path, torch.device], Potential]
 
 
 READERS: dict[str, Reader] = {
-    "graph-pes": Reader(is_graph_pes_model, read_graph_pes_model),
+    "graph-pes": Reader(lambda path, content: is_graph_pes_model(path), read_graph_pes_model),
     "MatDeepLearn": Reader(
-        is_matdeeplearn_checkpoint, lambda path, device: read_matdeeplearn_checkpoint(path, map_location=device)
+        lambda path, content: is_matdeeplearn_checkpoint(content),
+        lambda path, device: read_matdeeplearn_checkpoint(path, map_location=device),
     ),
-    "MatterSim": Reader(is_mattersim_checkpoint, read_mattersim_checkpoint),
-    "MatterTune": Reader(is_mattertune_checkpoint, read_mattertune_checkpoint),
-    "MACE": Reader(is_mace_model, read_mace_model),
-    "mdl_physpre": Reader(lambda path: True, load_own),
+    "MatterSim": Reader(lambda path, content: is_mattersim_checkpoint(content), read_mattersim_checkpoint),
+    "MatterTune": Reader(lambda path, content: is_mattertune_checkpoint(content), read_mattertune_checkpoint),
+    "MACE": Reader(lambda path, content: is_mace_model(content), read_mace_model),
+    "mdl_physpre": Reader(lambda path, content: True, load_own),
 }
 """Formats by name. The first that recognises a file reads it; that of this package comes last and takes every file,
 because its errors say best what is wrong with one."""

@@ -7,7 +7,6 @@ what the pickle says of the network's classes, sizes and tensors is read as valu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from torch import Tensor, nn
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.mace import MACE
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.checkpoints.archive import Inert, read_anything
+from mdl_physpre.potentials.checkpoints.archive import Inert, read_anything, write_archive
 from mdl_physpre.utils.devices import available_device
-from mdl_physpre.utils.files import replacing
 
 READ = ("ScaleShiftMACE", "MACE")
 """Classes of MACE that are read."""
@@ -30,12 +28,8 @@ FLAGS = (
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 
 
-def is_mace_model(path: Path) -> bool:
-    """Whether a file is a model of MACE, of whatever class."""
-    try:
-        content = read_anything(path, skip_objects=True)
-    except CheckpointError:  # of another kind, or damaged: the reader that takes it says what is wrong
-        return False
+def is_mace_model(content: Any) -> bool:
+    """Whether this is the content of a model of MACE, of whatever class."""
     return isinstance(content, Inert) and type(content).__module__.split(".")[0] == "mace"
 
 
@@ -53,7 +47,7 @@ def read_mace_model(path: str | Path, map_location: str | torch.device = "cpu") 
     if not isinstance(saved, Inert):
         raise CheckpointError(f"{path}: no model of MACE: it holds a {type(saved).__name__}, expected a network")
     _refuse_what_has_no_counterpart(path, saved)
-    tensors = dict(_tensors(saved))
+    tensors = {name: value for name, value in saved.tensors() if isinstance(value, Tensor)}
     try:
         arguments = _arguments(saved, tensors)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -87,9 +81,7 @@ def write_mace_model(path: str | Path, potential: Potential) -> list[str]:
     energies = potential.reference_energies()[list(potential.elements or ())]
     network.atomic_energies_fn.atomic_energies = energies[None]
     network.requires_grad_(True)
-    with replacing(path, CheckpointError) as temporary:
-        torch.save(network.eval(), temporary)
-    return []
+    return write_archive(path, network.eval())
 
 
 def _refuse_what_has_no_counterpart(path: Path, saved: Inert) -> None:
@@ -106,8 +98,8 @@ def _refuse_what_has_no_counterpart(path: Path, saved: Inert) -> None:
             f"{path}: a model of MACE with the heads {', '.join(map(str, heads))}; take one out of it first: "
             f"mace_select_head --head_name {heads[-1]} --output_file one.model {path}"
         )
-    names = {type(module).__name__ for module in _modules(saved)}
-    settings = [module.state.get(key) for module in _modules(saved) for key in ("cueq_config", "oeq_config")]
+    names = {type(module).__name__ for module in saved.modules()}
+    settings = [module.members.get(key) for module in saved.modules() for key in ("cueq_config", "oeq_config")]
     if any(isinstance(one, Inert) and one.state.get("enabled") for one in settings):
         raise CheckpointError(
             f"{path}: a model of MACE that was converted for cuEquivariance or OpenEquivariance; convert it back "
@@ -122,24 +114,6 @@ def _refuse_what_has_no_counterpart(path: Path, saved: Inert) -> None:
         raise CheckpointError(
             f"{path}: a model of MACE with LoRA layers; merge them in MACE (merge_lora_weights) first"
         )
-
-
-def _modules(module: Inert) -> Iterator[Inert]:
-    yield module
-    for child in module.state.get("_modules", {}).values():
-        if isinstance(child, Inert) and isinstance(child.state, dict):
-            yield from _modules(child)
-
-
-def _tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Parameters (``nn.Parameter``) and buffers by the names that a state dictionary has."""
-    for kind in ("_parameters", "_buffers"):
-        for name, value in module.state.get(kind, {}).items():
-            if isinstance(value, Tensor):
-                yield prefix + name, value
-    for name, child in module.state.get("_modules", {}).items():
-        if isinstance(child, Inert) and isinstance(child.state, dict):
-            yield from _tensors(child, f"{prefix}{name}.")
 
 
 def _child(module: Inert, *names: str | int) -> Inert:

@@ -23,7 +23,7 @@ from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN, NODE_DIM
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
 from mdl_physpre.potentials.base import Backbone, Potential
-from mdl_physpre.potentials.checkpoints.archive import holds, read_archive
+from mdl_physpre.potentials.checkpoints.archive import read_archive
 from mdl_physpre.potentials.checkpoints.matdeeplearn_models import (
     EARLY_POOLING,
     MODELS,
@@ -46,9 +46,9 @@ MARKS = {"best_metric", "identifier"}
 """What the host's trainer writes beside the parameters, and no other format has."""
 
 
-def is_matdeeplearn_checkpoint(path: Path) -> bool:
-    """Whether a file is a checkpoint that MatDeepLearn's trainer wrote."""
-    return holds(path, lambda content: content.keys() >= MARKS and isinstance(content.get("state_dict"), Mapping))
+def is_matdeeplearn_checkpoint(content: Any) -> bool:
+    """Whether this is the content of a checkpoint that MatDeepLearn's trainer wrote."""
+    return isinstance(content, dict) and content.keys() >= MARKS and isinstance(content.get("state_dict"), Mapping)
 
 
 def read_matdeeplearn_checkpoint(

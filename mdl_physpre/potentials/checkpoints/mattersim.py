@@ -19,9 +19,9 @@ from torch import Tensor
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
 from mdl_physpre.potentials.base import Potential
-from mdl_physpre.potentials.checkpoints.archive import holds, read_archive
+from mdl_physpre.potentials.checkpoints.archive import read_archive, write_archive
+from mdl_physpre.potentials.checkpoints.single_precision import lost_in_single_precision
 from mdl_physpre.utils.devices import available_device
-from mdl_physpre.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ CONSTANTS = ("rbf.", "sbf.")
 """Beginnings of the names of numbers that follow from the sizes."""
 
 
-def is_mattersim_checkpoint(path: Path) -> bool:
-    """Whether a file is a checkpoint of MatterSim."""
-    return holds(path, lambda content: {"model_name", "model", "model_args"} <= content.keys())
+def is_mattersim_checkpoint(content: Any) -> bool:
+    """Whether this is the content of a checkpoint of MatterSim."""
+    return isinstance(content, dict) and {"model_name", "model", "model_args"} <= content.keys()
 
 
 def read_mattersim_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> M3GNet:
@@ -75,23 +75,14 @@ def write_mattersim_checkpoint(path: str | Path, potential: Potential, descripti
     if potential.elements is not None:
         lost.append("the list of elements that the potential knows is not kept: MatterSim takes any element")
     state = {name: value.detach().cpu().float().clone() for name, value in potential.state_dict().items()}
-    if any(p.dtype == torch.float64 for p in potential.parameters()):
-        lost.append("double precision is not kept: parameters are rounded to single precision")
-    shift = potential.normalizer.shift.detach().cpu().double()
-    rounding = float((state["normalizer.shift"].double() - shift).abs().max())
-    if rounding > 1e-6:
-        lost.append(f"energies of the elements are rounded to single precision, by up to {rounding:.1e} eV per atom")
+    lost += lost_in_single_precision(potential)
     arguments = {key: getattr(potential, key) for key in MODEL_ARGS}
     # MatterSim starts a new optimiser, schedule and average of parameters where it finds none
     content = {
         "model_name": "m3gnet", "model": OrderedDict(state), "model_args": arguments, "optimizer": None, "ema": None,
         "scheduler": None, "last_epoch": -1, "validation_metrics": {"loss": 1e7}, "description": description,
     }  # fmt: skip
-    with replacing(path, CheckpointError) as temporary:
-        torch.save(content, temporary)
-    for sentence in lost:
-        logger.warning("%s: %s", path, sentence)
-    return lost
+    return write_archive(path, content, lost)
 
 
 def m3gnet_from_state(path: Path, state: Mapping[str, Any], arguments: Mapping[str, Any]) -> M3GNet:

@@ -8,7 +8,6 @@ What the host's normalizers do to a predicted energy becomes part of the scale a
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +18,9 @@ from torch import Tensor
 
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.potentials.backbones.m3gnet.network import M3GNet
-from mdl_physpre.potentials.checkpoints.archive import holds, read_archive
+from mdl_physpre.potentials.checkpoints.archive import read_archive
 from mdl_physpre.potentials.checkpoints.mattersim import m3gnet_from_state
 from mdl_physpre.utils.devices import available_device
-
-logger = logging.getLogger(__name__)
 
 PREFIXES = {"mattersim": "backbone.model.", "physpre-m3gnet": "backbone."}
 """Where the parameters of the network stand, by the name of the backbone."""
@@ -32,14 +29,12 @@ THREEBODY_CUTOFF = 4.0
 """Å; that of the MatterSim models that the host starts from."""
 
 
-def is_mattertune_checkpoint(path: Path) -> bool:
-    """Whether a file is a checkpoint of MatterTune."""
-
-    def recognised(content: dict[str, Any]) -> bool:
-        parameters = content.get("hyper_parameters")
-        return "pytorch-lightning_version" in content and isinstance(parameters, Mapping) and "properties" in parameters
-
-    return holds(path, recognised)
+def is_mattertune_checkpoint(content: Any) -> bool:
+    """Whether this is the content of a checkpoint of MatterTune."""
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        return False
+    parameters = content.get("hyper_parameters")
+    return isinstance(parameters, Mapping) and "properties" in parameters
 
 
 def read_mattertune_checkpoint(

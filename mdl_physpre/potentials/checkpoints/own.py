@@ -19,7 +19,6 @@ Nothing in it is executed: it is read with ``weights_only=True``.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Mapping
@@ -34,9 +33,8 @@ from mdl_physpre import __version__
 from mdl_physpre.errors import CheckpointError, ConfigError
 from mdl_physpre.potentials.backbones.registry import BACKBONES, backbone_class, backbone_name, build_from
 from mdl_physpre.potentials.base import Backbone, Potential
-from mdl_physpre.potentials.checkpoints.archive import read_archive
+from mdl_physpre.potentials.checkpoints.archive import read_archive, write_archive
 from mdl_physpre.potentials.training_energies import TrainingEnergies
-from mdl_physpre.utils.files import replacing
 
 FORMAT = "mdl_physpre potential"
 FORMAT_VERSION = 1
@@ -64,10 +62,7 @@ def save_potential(path: str | Path, potential: Potential, training: Mapping[str
         "training_energies": None if energies_known is None else energies_known.plain(),
         "state_dict": {name: value.detach().cpu().clone() for name, value in potential.state_dict().items()},
     }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with replacing(path, CheckpointError) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    write_archive(path, content)
     return path
 
 

@@ -243,19 +243,23 @@ def pair_curve(potential: EAMInteraction, zi: str | int, zj: str | int, r: Any) 
     ------
     ConfigError : an element that the potential does not know.
     """
-    numbers = [atomic_number(zi), atomic_number(zj)]
+    numbers = atomic_number(zi), atomic_number(zj)
     for z in numbers:
         if z not in potential.elements:
             known = ", ".join(chemical_symbols[k] for k in potential.elements)
             raise ConfigError(f"the potential does not know {chemical_symbols[z]}; it knows {known}")
-    first, second = (int(potential.element_of[z]) for z in numbers)
+    phi, embedding = pair_parts(potential, *numbers, r)
+    return phi + embedding
+
+
+def pair_parts(potential: EAMInteraction, zi: int, zj: int, r: Any) -> tuple[Tensor, Tensor]:
+    """The terms of :func:`pair_curve`: φ(r), and Σ_{i,j} [F(ρ(r)) − F(0)], each (n,), eV."""
+    first, second = (int(potential.element_of[z]) for z in (zi, zj))
     distances = torch.atleast_1d(torch.as_tensor(r, dtype=torch.float64, device=potential.D.device))
     pair = potential.pair_of[first * len(potential.elements) + second].expand(len(distances))
     phi, _, rho, _ = potential.pair_functions(pair, distances)
-    b, rho0 = potential.element_parameters(torch.float64)
-    for k in (first, second):
-        phi = phi + b[k] * rho * (rho - 2.0 * rho0[k])
-    return phi
+    b, rho0 = (own[[first, second], None] for own in potential.element_parameters(torch.float64))
+    return phi, (b * rho * (rho - 2.0 * rho0)).sum(0)
 
 
 def _steepness(zi: int, zj: int) -> float:

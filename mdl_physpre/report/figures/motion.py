@@ -31,22 +31,13 @@ def draw_motion(found: Mapping[str, MotionComparison], path: str | Path) -> list
             axis.set(xlabel="time (ps)", ylabel="mean square displacement (Å²)", xlim=(0, None), ylim=(0, None))
         for axis, element in zip(axes[len(elements) :], first.reference.dos):
             axis.fill_between(first.reference.frequency, first.reference.dos[element], color=FAINT, linewidth=0)
-            end = 0.0
+            ends = [_end(first.reference.frequency, first.reference.dos[element])]
             for name, one in drawn.items():
                 assert one.motion is not None
                 g = one.motion.dos[element]
                 axis.plot(one.motion.frequency, g, **{**styles[name], "linewidth": 1.2})
-                end = max(
-                    end,
-                    *(
-                        _end(f, d)
-                        for f, d in (
-                            (one.motion.frequency, g),
-                            (first.reference.frequency, first.reference.dos[element]),
-                        )
-                    ),
-                )
-            axis.set(xlabel="frequency (THz)", ylabel="states (1/THz)", xlim=(0, end), ylim=(0, None))
+                ends.append(_end(one.motion.frequency, g))
+            axis.set(xlabel="frequency (THz)", ylabel="states (1/THz)", xlim=(0, max(ends)), ylim=(0, None))
         axes[0].legend()
         return save(figure, path)
 

@@ -134,7 +134,7 @@ def with_caveat(said: str) -> str:
 
 def breaking_sentences(summary: Summary, test: str) -> list[str]:
     """A sentence on each arm with the reference arm in a stress test."""
-    own = {arm: result.stress[test] for arm, result in summary.arms.items() if test in result.stress}
+    own = summary.breaking(test)
     return [breaking_sentence(test, pair, own) for pair in summary.stress_pairs.get(test, ())]
 
 
@@ -186,7 +186,7 @@ def breaking_text(summary: Summary) -> list[str]:
     """For the terminal: a table for each stress test, and a sentence for each pair of arms."""
     parts = []
     for test in summary.stress_tests:
-        found = {name: arm.stress[test] for name, arm in summary.arms.items() if test in arm.stress}
+        found = summary.breaking(test)
         parts += [breaking_head(test, found), breaking_rows(found)]
         parts += breaking_sentences(summary, test)
         parts.append("")

@@ -32,7 +32,7 @@ NOT_KNOWN = " With one network of an arm its spread between trainings is not in 
 def breaking_table(run: Run, test: str) -> Table:
     """A row for each arm in a stress test: median, broken, tests against the reference arm, networks needed."""
     summary = run.summary
-    found = {name: arm.stress[test] for name, arm in summary.arms.items() if test in arm.stress}
+    found = summary.breaking(test)
     pairs = {pair.second: pair for pair in summary.stress_pairs.get(test, ())}
     rows: list[list[str]] = []
     values: list[list[Any]] = []

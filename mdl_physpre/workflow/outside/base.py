@@ -14,7 +14,8 @@ from ase import Atoms
 from mdl_physpre.structures.write import write_structures
 from mdl_physpre.utils.registry import Registry
 
-PRETRAIN_EPOCHS, FINETUNE_EPOCHS = 15, 150
+EPOCHS = {"pretrain": 15, "finetune": 150}
+"""The trainings in their order, and how long each is."""
 CUTOFF = 5.0  # Å
 
 
@@ -85,6 +86,33 @@ class OutsideTrainer(ABC):
         """How to pretrain and finetune, in a folder with the sets."""
 
 
+class SettingsTrainer(OutsideTrainer):
+    """A trainer that reads a settings file for each training.
+
+    Attributes
+    ----------
+    ending : of the files: ``pretrain.yaml``, ``finetune.yaml``.
+    commands, notes : of the recipe.
+    """
+
+    ending: ClassVar[str] = ".yaml"
+    commands: ClassVar[Sequence[str]]
+    notes: ClassVar[Sequence[str]]
+
+    @abstractmethod
+    def settings(self, material: Material, stage: str) -> dict[str, Any]:
+        """The settings of ``pretrain`` or ``finetune``."""
+
+    def text(self, content: dict[str, Any], stage: str) -> str:
+        """A settings file, here in YAML."""
+        return f"# {self.title}: {stage}\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+    def recipe(self, material: Material) -> Recipe:
+        """The commands, and a settings file for each training."""
+        files = {f"{stage}{self.ending}": self.text(self.settings(material, stage), stage) for stage in EPOCHS}
+        return Recipe(self.commands, files, self.notes)
+
+
 _HERE = "mdl_physpre.workflow.outside"
 TRAINERS = Registry[OutsideTrainer](
     "trainer",
@@ -99,8 +127,3 @@ TRAINERS = Registry[OutsideTrainer](
         "mattersim": f"{_HERE}.mattersim:MatterSim",
     },
 )
-
-
-def as_yaml(content: Mapping[str, Any], comment: str) -> str:
-    """A settings file in YAML that begins with a comment."""
-    return f"# {comment}\n" + yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)

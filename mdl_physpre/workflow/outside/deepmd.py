@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from mdl_physpre.workflow.outside.base import FINETUNE_EPOCHS, PRETRAIN_EPOCHS, Material, OutsideTrainer, Recipe
+from mdl_physpre.workflow.outside.base import EPOCHS, Material, SettingsTrainer
 
 
-class DeePMD(OutsideTrainer):
+class DeePMD(SettingsTrainer):
     """E0s are the preset bias of the output. Finetuning begins with ``--init-model``, which keeps it; ``--finetune``
     would fit another."""
 
@@ -16,30 +17,24 @@ class DeePMD(OutsideTrainer):
     units = "energy.npy (eV), force.npy (eV/Å) and virial.npy (eV, −V σ), a folder for each list of elements"
     format = "deepmd"
     suffix = ""
+    ending = ".json"
+    commands = (
+        "mkdir -p pretrain-run finetune-run",
+        "(cd pretrain-run && dp --pt train ../pretrain.json)",
+        "(cd finetune-run && dp --pt train ../finetune.json --init-model ../pretrain-run/model.ckpt.pt)",
+        "(cd finetune-run && dp --pt freeze -o ../finetuned.pth)",
+    )
+    notes = ("finetuned.pth is the trained network",)
 
-    def recipe(self, material: Material) -> Recipe:
-        """A file of settings for each training; steps are those of an epoch times the epochs."""
-        n = {name: len(material.sets[name]) for name in ("pretrain", "train")}
-        steps = {"pretrain": PRETRAIN_EPOCHS * n["pretrain"], "finetune": FINETUNE_EPOCHS * n["train"]}
-        files = {
-            f"{stage}.json": self._settings(material, stage, steps[stage], 1e-3 if stage == "pretrain" else 5e-4)
-            for stage in steps
-        }
-        return Recipe(
-            [
-                "mkdir -p pretrain-run finetune-run",
-                "(cd pretrain-run && dp --pt train ../pretrain.json)",
-                "(cd finetune-run && dp --pt train ../finetune.json --init-model ../pretrain-run/model.ckpt.pt)",
-                "(cd finetune-run && dp --pt freeze -o ../finetuned.pth)",
-            ],
-            files,
-            ["finetuned.pth is the trained network"],
-        )
+    def text(self, content: dict[str, Any], stage: str) -> str:
+        return json.dumps(content, indent=2) + "\n"
 
-    def _settings(self, material: Material, stage: str, steps: int, rate: float) -> str:
-        files = material.files(stage, "")
+    def settings(self, material: Material, stage: str) -> dict[str, Any]:
+        """Steps are those of an epoch times the epochs."""
+        files, rate = material.files(stage, ""), 1e-3 if stage == "pretrain" else 5e-4
+        steps = EPOCHS[stage] * len(material.sets[files["train"]])
         virial = 1.0 if material.stress else 0.0
-        content = {
+        return {
             "model": {
                 "type_map": material.elements,
                 "descriptor": {
@@ -74,4 +69,3 @@ class DeePMD(OutsideTrainer):
                 "save_freq": max(1, steps // 10),
             },
         }
-        return json.dumps(content, indent=2) + "\n"

@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from mdl_physpre.structures.labels import LABELS
-from mdl_physpre.workflow.outside.base import CUTOFF, FINETUNE_EPOCHS, PRETRAIN_EPOCHS, Material, OutsideTrainer, Recipe
+from mdl_physpre.workflow.outside.base import CUTOFF, EPOCHS, Material, OutsideTrainer, Recipe
 
 
 class MACE(OutsideTrainer):
@@ -50,12 +50,12 @@ class MACE(OutsideTrainer):
             "scaling": "rms_forces_scaling",
         }
         stages = {
-            "pretrain": {**network, "lr": 0.005, "max_num_epochs": PRETRAIN_EPOCHS},
+            "pretrain": {**network, "lr": 0.005, "max_num_epochs": EPOCHS["pretrain"]},
             "finetune": {
                 "foundation_model": "pretrain.model",
                 "multiheads_finetuning": False,
                 "lr": 0.002,
-                "max_num_epochs": FINETUNE_EPOCHS,
+                "max_num_epochs": EPOCHS["finetune"],
             },
         }
         commands = []

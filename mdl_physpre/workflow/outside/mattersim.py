@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from mdl_physpre.workflow.outside.base import (
-    CUTOFF,
-    FINETUNE_EPOCHS,
-    PRETRAIN_EPOCHS,
-    Material,
-    OutsideTrainer,
-    Recipe,
-)
+from mdl_physpre.workflow.outside.base import CUTOFF, EPOCHS, Material, OutsideTrainer, Recipe
 
 
 class MatterSim(OutsideTrainer):
@@ -23,10 +16,10 @@ class MatterSim(OutsideTrainer):
         """Two calls of the trainer."""
         commands = ["START=${START:-mattersim-v1.0.0-1m}"]
         trainings = (
-            ("pretrain", '"$START"', PRETRAIN_EPOCHS, 5e-4, "--re_normalize"),
-            ("finetune", "pretrain-run/last_model.pth", FINETUNE_EPOCHS, 2e-4, "--no-re_normalize"),
+            ("pretrain", '"$START"', 5e-4, "--re_normalize"),
+            ("finetune", "pretrain-run/last_model.pth", 2e-4, "--no-re_normalize"),
         )
-        for stage, start, epochs, rate, normalise in trainings:
+        for stage, start, rate, normalise in trainings:
             files = material.files(stage)
             words = [
                 "torchrun --nproc_per_node=1 -m mattersim.training.finetune_mattersim",
@@ -40,7 +33,7 @@ class MatterSim(OutsideTrainer):
                 "--include_stresses" if material.stress else "--no-include_stresses",
                 normalise,
                 f"--cutoff {CUTOFF}",
-                f"--epochs {epochs}",
+                f"--epochs {EPOCHS[stage]}",
                 f"--lr {rate:g}",
                 "--batch_size 4",
                 f"--seed {material.seed % 2**32}",

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from mdl_physpre.workflow.outside.base import (
-    CUTOFF,
-    FINETUNE_EPOCHS,
-    PRETRAIN_EPOCHS,
-    Material,
-    OutsideTrainer,
-    Recipe,
-    as_yaml,
-)
+from mdl_physpre.workflow.outside.base import CUTOFF, EPOCHS, Material, SettingsTrainer
 
 
-class NequIP(OutsideTrainer):
+class NequIP(SettingsTrainer):
     """E0s are the shifts of the elements, which are not trained. Finetuning takes the model from the checkpoint."""
 
     title = "NequIP"
     version = "nequip 0.19.1"
+    commands = (
+        "nequip-train -cp $PWD -cn pretrain hydra.run.dir=pretrain",
+        "nequip-train -cp $PWD -cn finetune hydra.run.dir=finetune",
+    )
+    notes = ("finetune/best.ckpt is the trained network: nequip-compile makes of it what ASE and LAMMPS load",)
 
-    def recipe(self, material: Material) -> Recipe:
-        """A file of settings for each training; ``nequip.model.NequIPGNNModel`` may be replaced by another model."""
+    def settings(self, material: Material, stage: str) -> dict[str, Any]:
+        """``nequip.model.NequIPGNNModel`` may be replaced by another model."""
         network = {
             "_target_": "nequip.model.NequIPGNNModel",
             "seed": material.seed,
@@ -41,19 +38,6 @@ class NequIP(OutsideTrainer):
             "_target_": "nequip.model.ModelFromCheckpoint",
             "checkpoint_path": "${hydra:runtime.cwd}/pretrain/best.ckpt",
         }
-        return Recipe(
-            [
-                "nequip-train -cp $PWD -cn pretrain hydra.run.dir=pretrain",
-                "nequip-train -cp $PWD -cn finetune hydra.run.dir=finetune",
-            ],
-            {
-                "pretrain.yaml": self._settings(material, "pretrain", network),
-                "finetune.yaml": self._settings(material, "finetune", checkpoint),
-            },
-            ["finetune/best.ckpt is the trained network: nequip-compile makes of it what ASE and LAMMPS load"],
-        )
-
-    def _settings(self, material: Material, stage: str, model: dict[str, Any]) -> str:
         files, pretraining = material.files(stage), stage == "pretrain"
         labels = ["total_energy", "forces", *(["stress"] if material.stress else [])]
         kind = "EnergyForceStress" if material.stress else "EnergyForce"
@@ -69,7 +53,7 @@ class NequIP(OutsideTrainer):
             "monitor": "val0_epoch/weighted_sum",
             "save_last": True,
         }
-        content = {
+        return {
             "run": ["train", "test"],
             "data": {
                 "_target_": "nequip.data.datamodule.ASEDataModule",
@@ -92,7 +76,7 @@ class NequIP(OutsideTrainer):
             },
             "trainer": {
                 "_target_": "lightning.Trainer",
-                "max_epochs": PRETRAIN_EPOCHS if pretraining else FINETUNE_EPOCHS,
+                "max_epochs": EPOCHS[stage],
                 "callbacks": [best],
             },
             "training_module": {
@@ -101,8 +85,7 @@ class NequIP(OutsideTrainer):
                 "val_metrics": metrics,
                 "test_metrics": metrics,
                 "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.01 if pretraining else 0.002},
-                "model": model,
+                "model": network if pretraining else checkpoint,
             },
             "global_options": {"allow_tf32": False},
         }
-        return as_yaml(content, f"{self.title}: {stage}")

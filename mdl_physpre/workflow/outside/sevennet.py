@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from mdl_physpre.workflow.outside.base import (
-    CUTOFF,
-    FINETUNE_EPOCHS,
-    PRETRAIN_EPOCHS,
-    Material,
-    OutsideTrainer,
-    Recipe,
-    as_yaml,
-)
+from mdl_physpre.workflow.outside.base import CUTOFF, EPOCHS, Material, SettingsTrainer
 
 
-class SevenNet(OutsideTrainer):
+class SevenNet(SettingsTrainer):
     """E0s are the shifts of the elements. Finetuning continues from the checkpoint, with its shifts and scales."""
 
     title = "SevenNet"
     version = "sevenn 0.13.0"
+    commands = ("sevenn train pretrain.yaml -w pretrain-run", "sevenn train finetune.yaml -w finetune-run")
+    notes = ("finetune-run/checkpoint_best.pth is the trained network",)
 
-    def recipe(self, material: Material) -> Recipe:
-        """A file of settings for each training."""
+    def settings(self, material: Material, stage: str) -> dict[str, Any]:
+        files, pretraining = material.files(stage), stage == "pretrain"
+        labels = ["Energy", "Force", *(["Stress"] if material.stress else [])]
         continued = {
             "checkpoint": "pretrain-run/checkpoint_best.pth",
             "reset_optimizer": True,
@@ -30,20 +25,7 @@ class SevenNet(OutsideTrainer):
             "reset_epoch": True,
             "use_statistic_values_of_checkpoint": True,
         }
-        files = {
-            "pretrain.yaml": self._settings(material, "pretrain"),
-            "finetune.yaml": self._settings(material, "finetune", {"continue": continued}),
-        }
-        return Recipe(
-            ["sevenn train pretrain.yaml -w pretrain-run", "sevenn train finetune.yaml -w finetune-run"],
-            files,
-            ["finetune-run/checkpoint_best.pth is the trained network"],
-        )
-
-    def _settings(self, material: Material, stage: str, start: dict[str, Any] | None = None) -> str:
-        files, pretraining = material.files(stage), stage == "pretrain"
-        labels = ["Energy", "Force", *(["Stress"] if material.stress else [])]
-        content = {
+        return {
             "model": {
                 "chemical_species": material.elements,
                 "cutoff": CUTOFF,
@@ -56,7 +38,7 @@ class SevenNet(OutsideTrainer):
             "train": {
                 "random_seed": material.seed,
                 "is_train_stress": material.stress,
-                "epoch": PRETRAIN_EPOCHS if pretraining else FINETUNE_EPOCHS,
+                "epoch": EPOCHS[stage],
                 "loss": "Huber",
                 "loss_param": {"delta": 0.01},
                 "optimizer": "adam",
@@ -67,7 +49,7 @@ class SevenNet(OutsideTrainer):
                 "stress_loss_weight": 0.01,
                 "per_epoch": 10,
                 "error_record": [*([label, "RMSE"] for label in labels), ["TotalLoss", "None"]],
-                **(start or {}),
+                **({} if pretraining else {"continue": continued}),
             },
             "data": {
                 "batch_size": 4,
@@ -78,4 +60,3 @@ class SevenNet(OutsideTrainer):
                 "load_testset_path": [files["test"]],
             },
         }
-        return as_yaml(content, f"{self.title}: {stage}")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +49,6 @@ class GatedConvolution(nn.Module):
         super().__init__()
         self.lin_f = nn.Linear(2 * dim + edge_dim, dim)
         self.lin_s = nn.Linear(2 * dim + edge_dim, dim)
-
-
-class ConvolutionList(nn.ModuleList):
-    """A list of convolutions."""
-
-    def __iter__(self) -> Iterator[GatedConvolution]:
-        return super().__iter__()  # type: ignore[return-value]
 
 
 Convolve = Callable[[GatedConvolution, Tensor], Tensor]
@@ -144,7 +138,7 @@ class CGCNN(Backbone):
         post = [dim, *[self.dim2] * self.post_fc_count]
         self.distance_expansion = GaussianBasis(self.cutoff, self.edge_dim, self.edge_width)
         self.pre_lin_list = nn.ModuleList(nn.Linear(a, b) for a, b in zip(pre, pre[1:]))
-        self.conv_list = ConvolutionList(GatedConvolution(dim, self.edge_dim) for _ in range(self.gc_count))
+        self.conv_list = nn.ModuleList(GatedConvolution(dim, self.edge_dim) for _ in range(self.gc_count))
         self.post_lin_list = nn.ModuleList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
         self.lin_out = nn.Linear(post[-1], 1)
         self._columns: Tensor | None = None
@@ -165,7 +159,7 @@ class CGCNN(Backbone):
         h = functional.embedding(z - 1, self.element_vectors())
         weights = self.edge_weights(distances, i, len(z))
         convolve = self._convolutions(distances, weights, i, j, len(z))
-        for convolution in self.conv_list:
+        for convolution in cast(Iterable[GatedConvolution], self.conv_list):
             h = convolve(convolution, h)
         for linear in self.post_lin_list:
             h = functional.silu(linear(h))

@@ -10,7 +10,6 @@ and the radial functions of an edge, (E, 4 F): those of k, then those of the thr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -46,13 +45,6 @@ class NeighbourEmbedding(nn.Module):
         """C(r) (W_n e(r) + b_n), (E, F), of basis functions (E, num_rbf) and C(r) (E,)."""
         weight, bias = self.distance_proj.weight.to(basis.dtype), self.distance_proj.bias.to(basis.dtype)
         return functional.linear(basis, weight, bias) * cutoff_values[:, None]
-
-
-class LayerList(nn.ModuleList):
-    """A list of attention layers."""
-
-    def __iter__(self) -> Iterator[AttentionLayer]:
-        return super().__iter__()  # type: ignore[return-value]
 
 
 def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:

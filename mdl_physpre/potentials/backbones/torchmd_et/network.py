@@ -7,7 +7,7 @@ to the other.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ase.data import chemical_symbols
@@ -23,7 +23,6 @@ from mdl_physpre.potentials.backbones.arguments import (
 )
 from mdl_physpre.potentials.backbones.torchmd_et.layers import (
     AttentionLayer,
-    LayerList,
     LayerWeights,
     NeighbourEmbedding,
     TensorMessages,
@@ -151,7 +150,7 @@ class TorchMDET(Backbone):
         self.embedding = nn.Embedding(self.max_z, width)
         self.distance_expansion = ExponentialNormalBasis(self.cutoff, self.num_rbf)
         self.neighbor_embedding = NeighbourEmbedding(width, self.num_rbf, self.max_z)
-        self.attention_layers = LayerList(AttentionLayer(width, self.num_rbf) for _ in range(self.num_layers))
+        self.attention_layers = nn.ModuleList(AttentionLayer(width, self.num_rbf) for _ in range(self.num_layers))
         self.out_norm = nn.LayerNorm(width)
         self.post_lin_list = nn.ModuleList(nn.Linear(a, b) for a, b in zip(post, post[1:]))
         self.kept: tuple[ParameterState, Tables] | None = None
@@ -174,7 +173,7 @@ class TorchMDET(Backbone):
         start = self.neighbor_embedding
         x = start.combine(torch.cat([self.embedding(z), messages.around(start.embedding(z))], dim=1))
         vec: Tensor | None = None
-        for number, (layer, weights) in enumerate(zip(self.attention_layers, messages.weights)):
+        for number, (layer, weights) in enumerate(zip(self._layers(), messages.weights)):
             last = number == self.num_layers - 1
             qkv = functional.linear(layer.layernorm(x), weights.qkv, weights.qkv_bias)
             message, vec_message = messages.sums(number, qkv, vec, last)
@@ -192,6 +191,9 @@ class TorchMDET(Backbone):
             x = functional.silu(linear(x))
         return self.post_lin_list[-1](x)[:, 0]
 
+    def _layers(self) -> Iterable[AttentionLayer]:
+        return cast(Iterable[AttentionLayer], self.attention_layers)
+
     def _messages(self, vectors: Tensor, i: Tensor, j: Tensor, n_atoms: int) -> TensorMessages | NativeMessages:
         """What passes along the edges: in C where that can be had."""
         distances = vectors.square().sum(1).sqrt()
@@ -204,7 +206,7 @@ class TorchMDET(Backbone):
         basis = self.distance_expansion(distances, envelope)
         start = self.neighbor_embedding.radial_functions(basis, envelope if self.envelope else envelope * (i != j))
         within = envelope if self.envelope else (distances < self.cutoff).to(distances.dtype)
-        weights = [LayerWeights.of(layer, self.num_heads) for layer in self.attention_layers]
+        weights = [LayerWeights.of(layer, self.num_heads) for layer in self._layers()]
         factors = radial_factors(envelope, within)
         return TensorMessages(weights, i, j, directions, start, basis, factors, self.num_heads)
 
@@ -214,7 +216,7 @@ class TorchMDET(Backbone):
         # in double precision: where neighbours are many, forces hang on the slopes of these more than on others
         start = grid.table(layout.padded(self.neighbor_embedding.radial_functions(exact, envelope))).to(dtype)
         factors = radial_factors(envelope, envelope if self.envelope else torch.ones_like(envelope)).to(dtype)
-        weights = [layout.arranged(LayerWeights.of(layer, self.num_heads)) for layer in self.attention_layers]
+        weights = [layout.arranged(LayerWeights.of(layer, self.num_heads)) for layer in self._layers()]
         basis = exact.to(dtype)
         layers = [grid.table(w.radial_functions(basis, factors)) for w in weights]
         return Tables(layout, grid, weights, start, layers)
