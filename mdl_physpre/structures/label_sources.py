@@ -97,7 +97,7 @@ def label_names(structures: Sequence[Atoms]) -> list[str]:
 
 def look_like_labels(structures: Sequence[Atoms]) -> dict[str, str]:
     """Entries of structures without a label that are called like it: name -> label, such as dft_force -> forces."""
-    found = {}
+    found: dict[str, str] = {}
     words = {"force": "forces", "stress": "stress", "virial": "virial", "energy": "energy"}
     for word, label in words.items():
         target = "stress" if label == "virial" else label

@@ -258,8 +258,7 @@ def with_absolute_paths(config: Config, folder: Path, source: str = "configurati
             raise ConfigError(f"{source}: physpre.eam.checkpoint: {checkpoint}: no such file")
         more["eam"] = physpre.eam.model_copy(update={"checkpoint": checkpoint})
     for section, key in (("teacher", "potential"), ("dynamics", "oracle"), ("stress", "oracle")):
-        settings = getattr(physpre, section)
-        name = getattr(settings, key, None)
+        name = getattr(settings := getattr(physpre, section), key, None)
         if name is None or is_scheme(name):
             continue
         found = resolve_path(name, folder)
@@ -279,8 +278,8 @@ def expand(text: str) -> str:
     ------
     ConfigError : a variable that is not set.
     """
-    demo = str(Path(__file__).parents[2] / "demo")
-    expanded = os.path.expandvars(os.path.expanduser(text.replace("$PHYSPRE_DEMO", demo)))
+    text = text.replace("$PHYSPRE_DEMO", str(Path(__file__).parents[2] / "demo"))
+    expanded = os.path.expandvars(os.path.expanduser(text))
     if "$" in expanded:
         name = expanded.split("$", 1)[1].strip("{").split("}")[0].split("/")[0]
         raise ConfigError(f"{text}: the environment variable {name} is not set; set it to the folder that is meant")
