@@ -83,9 +83,9 @@ class StageEstimates:
         if self.plan.teacher and not self._done(layout.TEACHER):
             found.append(StageEstimate(stage=layout.TEACHER, work=f"labels of {n} structures"))
         if self.plan.pretraining_set and not self._done(layout.PRETRAINING_SET):
-            made = len(data.train) * physpre.perturbation.n_aug
-            made += len(data.val) * (physpre.perturbation.n_aug if physpre.perturbation.validation else 1)
-            cost = self._perturbing
+            each = physpre.perturbation.n_aug + physpre.hot_frames.n
+            made = len(data.train) * each + len(data.val) * (each if physpre.perturbation.validation else 1)
+            cost = None if physpre.hot_frames.n else self._perturbing  # dynamics of the teacher are not tried
             found.append(_row(layout.PRETRAINING_SET, f"labels of {made:,} structures", cost, made))
         return found
 
@@ -202,7 +202,7 @@ class StageEstimates:
         settings = self.config.physpre.perturbation
         if stage == FINETUNE:
             return self.data.train, self.data.val
-        times = settings.n_aug + settings.originals
+        times = settings.n_aug + settings.originals + self.config.physpre.hot_frames.n
         return self.data.train * times, self.data.val * (times if settings.validation else 1)
 
     # --- trials of networks -------------------------------------------------------------------------------------------

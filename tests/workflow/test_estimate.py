@@ -102,6 +102,14 @@ def test_the_command(config, tmp_path):
     assert "with 2 processes, and 2 stages of which nothing is known beforehand" in lines[-1]
 
 
+def test_hot_frames_are_counted_and_not_timed(config):
+    found = {
+        one.stage: one for one in estimate_run(config, ["physpre.hot_frames.n=2", "physpre.arms=[pretrain]"]).stages
+    }
+    assert found["2-pretraining-set"].work == "labels of 85 structures" and found["2-pretraining-set"].seconds is None
+    assert "of 65 structures" in found["3-networks/pretrain/pretrain"].work
+
+
 def test_seconds_are_shared_out_among_processes():
     stages = (StageEstimate(stage="1-eam", work="", seconds=10.0),
               StageEstimate(stage="3-networks/baseline/finetune", work="", networks=4, seconds=100.0),
