@@ -28,6 +28,7 @@ FEWEST_PAIRS = 5
 CLEAR = 0.7  # correlation with the pair potential from which on its word counts
 SURE, MANY = 0.85, 20  # correlation and structures from which on its word counts on a sign
 FAR = 4.0  # a factor beyond which a unit explains nothing
+ROUGH = 10.0  # the same where |σ|V alone is known
 STRESS_UNITS = ("eV/Å^3", "GPa", "kbar", "bar", "MPa", "Pa", "Hartree/Bohr^3", "Ry/Bohr^3")
 FORCE_UNITS = {
     "Hartree/Bohr": "Hartree", "Ry/Bohr": "Ry", "Hartree/Å": "Hartree", "kcal/mol/Å": "kcal/mol", "kJ/mol/Å": "kJ/mol"
@@ -160,11 +161,15 @@ def _check_stress(structures: Sequence[Atoms], fit: PairFit | None, source: str)
 
 def _likely(size: float, compared: bool) -> list[str]:
     """Which units make a stress so many times too large, the likeliest first; beside it forces may be in others."""
-    unit = _nearest_unit(size)
-    said = f"as if it were in {unit.lstrip('-')}"
-    said += ", of the other sign (a pressure, compression positive)" if unit.startswith("-") else ""
-    said += f". {_advice({'stress': unit})}" + ("" if compared else f"; where compression is positive, -{unit}")
-    found = [(_off(size), said)]
+    sign, found = "-" if size < 0 else "", []
+    for name in STRESS_UNITS:
+        far = _factor_between(size * factor(name), 1.0)
+        if far > _off(size) and (compared or far > ROUGH):
+            continue
+        other = ", of the other sign (a pressure, compression positive)" if sign else ""
+        either = "" if compared else f"; where compression is positive, -{name}"
+        said = f"as if it were in {name}{other}. {_advice({'stress': sign + name})}{either}"
+        found.append((far, said))
     off = {name: _factor_between(size, factor(name)) for name in FORCE_UNITS} if compared and size > 0 else {}
     for name, far in off.items():
         if far < min(FAR, 1.5 * min(off.values())):
