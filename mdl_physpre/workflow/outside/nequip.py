@@ -19,21 +19,7 @@ class NequIP(SettingsTrainer):
     notes = ("finetune/best.ckpt is the trained network: nequip-compile makes of it what ASE and LAMMPS load",)
 
     def settings(self, material: Material, stage: str) -> dict[str, Any]:
-        """``nequip.model.NequIPGNNModel`` may be replaced by another model."""
-        network = {
-            "_target_": "nequip.model.NequIPGNNModel",
-            "seed": material.seed,
-            "model_dtype": "float32",
-            "type_names": material.elements,
-            "r_max": CUTOFF,
-            "num_layers": 4,
-            "l_max": 1,
-            "num_features": 32,
-            "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
-            "per_type_energy_scales": "${training_data_stats:forces_rms}",
-            "per_type_energy_shifts": dict(material.energies),
-            "per_type_energy_shifts_trainable": False,
-        }
+        """The model is new in pretraining, and that of the checkpoint in finetuning."""
         checkpoint = {
             "_target_": "nequip.model.ModelFromCheckpoint",
             "checkpoint_path": "${hydra:runtime.cwd}/pretrain/best.ckpt",
@@ -85,7 +71,25 @@ class NequIP(SettingsTrainer):
                 "val_metrics": metrics,
                 "test_metrics": metrics,
                 "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.01 if pretraining else 0.002},
-                "model": network if pretraining else checkpoint,
+                "model": _network(material) if pretraining else checkpoint,
             },
             "global_options": {"allow_tf32": False},
         }
+
+
+def _network(material: Material) -> dict[str, Any]:
+    """``nequip.model.NequIPGNNModel`` may be replaced by another model."""
+    return {
+        "_target_": "nequip.model.NequIPGNNModel",
+        "seed": material.seed,
+        "model_dtype": "float32",
+        "type_names": material.elements,
+        "r_max": CUTOFF,
+        "num_layers": 4,
+        "l_max": 1,
+        "num_features": 32,
+        "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
+        "per_type_energy_scales": "${training_data_stats:forces_rms}",
+        "per_type_energy_shifts": dict(material.energies),
+        "per_type_energy_shifts_trainable": False,
+    }
