@@ -139,7 +139,7 @@ def dynamics_cost(
     """
     memory = PeakMemory(trim=True)
     few = of_all_sizes(structures, max(1, min(len(structures), MOVED // max(map(len, structures)))))
-    n, plain = len(few), settings.changed(compile=False)
+    n, plain = len(few), settings.changed(compile=False, steps=1_000_000)  # longer than the trial
     with inference(potential.to(device)):
         run = begin_or_resume(potential, few, list(map(str, range(n))), range(n), plain, [plain] * n)
         per_second, _ = timed_steps(run, device, SECONDS)
