@@ -29,6 +29,7 @@ RIDGES = tuple(10.0**k for k in range(-8, 0))
 """Ridges that are tried, in units of the mean square of the columns."""
 ALLOWED = 0.5  # how much the loss on the validation set may be above its minimum for the sake of a larger ridge
 WITHOUT_VALIDATION = 1e-5
+MOST_COEFFICIENTS = 6000  # whose equations take 300 MB for each kind of label
 
 
 class AngularEAMSettings(Settings):
@@ -97,15 +98,27 @@ def fit_angular_eam(
 
     Raises
     ------
-    FitError : no structure, or no label that has a weight.
+    FitError : no structure, no label that has a weight, or so many elements that the coefficients are too many; before
+        that n_radial is lowered.
     """
     settings = settings or AngularEAMSettings()
     if not len(train):
         raise FitError("the fit has no training structures; look at the sizes of the split")
     elements = sorted({int(z) for atoms in [*train, *(val or [])] for z in atoms.numbers})
     repulsion = repulsion_beside_data(train, elements, within=settings.cutoff)
-    form = settings.model_dump(include={"cutoff", "n_pair", "n_radial", "l_max"})
-    potential = AngularEAM(elements, **form, radii=repulsion.radii)
+    form = settings.model_dump(include={"cutoff", "n_pair", "l_max"})
+    for n_radial in range(settings.n_radial, 1, -1):
+        potential = AngularEAM(elements, **form, n_radial=n_radial, radii=repulsion.radii)
+        if (size := potential.coefficients.numel()) <= MOST_COEFFICIENTS:
+            break
+    else:
+        raise FitError(
+            f"angular_eam: {len(elements)} elements have {size} coefficients even with n_radial 2; at most "
+            f"{MOST_COEFFICIENTS} can be fitted. Give a smaller n_pair or l_max, or another teacher "
+            "(physpre.teacher: null is the embedded-atom potential)"
+        )
+    if n_radial < settings.n_radial:
+        logger.info("%d elements: n_radial is %d in place of %d", len(elements), n_radial, settings.n_radial)
     known = _equations(potential, train, settings)
     if not known.count:
         raise FitError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -11,7 +12,8 @@ from mdl_physpre.structures.label_sources import look_like_labels
 from mdl_physpre.structures.labels import label_counts
 from mdl_physpre.training.data import batch_indices
 from mdl_physpre.training.settings import OptimSettings
-from mdl_physpre.workflow.config.recipes import steps_of_recipe
+from mdl_physpre.workflow.config.hot_frames import HotFrames
+from mdl_physpre.workflow.config.recipes import MOST_ELEMENTS, steps_of_recipe
 from mdl_physpre.workflow.config.schema import Config
 
 
@@ -37,7 +39,12 @@ def suited(config: Config, train: Sequence[Atoms], val: Sequence[Atoms]) -> tupl
             if "physpre.pretrain.max_steps" in left:
                 pretrain = pretrain.changed(max_steps=steps // 3)
                 said[-1] += f", physpre.pretrain.max_steps is {pretrain.max_steps}"
-    physpre = config.physpre.model_copy(update={"pretrain": pretrain})
+    changed: dict[str, Any] = {"pretrain": pretrain}
+    n_elements = len({z for atoms in train for z in atoms.numbers})
+    if "physpre.teacher.fit" in left and n_elements > MOST_ELEMENTS:
+        changed |= {"teacher": None, "hot_frames": HotFrames()}
+        said.append(f"{n_elements} elements: the embedded-atom potential is the teacher")
+    physpre = config.physpre.model_copy(update=changed)
     found = config.model_copy(update={"optim": optim, "physpre": physpre})
     found._left_to_data = frozenset()
     return found, said

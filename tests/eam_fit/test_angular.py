@@ -126,6 +126,9 @@ def test_what_cannot_be_fitted_is_told() -> None:
         fit_angular_eam([])
     with pytest.raises(FitError, match="carries a label"):
         fit_angular_eam(alloys(2, seed=0))
+    of_many = [Atoms(numbers=range(3, 23), positions=2.0 * np.arange(20)[:, None] * np.ones(3))]
+    with pytest.raises(FitError, match="20 elements have .* coefficients even with n_radial 2"):
+        fit_angular_eam(of_many)
     with pytest.raises(ConfigError, match="l_max"):
         AngularEAM(["Cu"], l_max=4)
     with pytest.raises(ConfigError, match="beyond the cutoff"):

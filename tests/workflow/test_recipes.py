@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from ase import Atoms
 from ase.build import bulk
 
 from mdl_physpre import write_structures
@@ -69,6 +70,30 @@ def test_what_is_given_stays():
     assert config.model.hyperparameters["num_layers"] == 2 and config.model.hyperparameters["hidden_channels"] == 64
     other = parse_config({**DEFAULT, "model": {"name": "CGCNN"}}).model
     assert other.hyperparameters == {} and other.cutoff == 8.0, "sizes are of one network"
+
+
+def test_a_teacher_of_ones_own_stays_alone():
+    for own in ({"teacher": None}, {"teacher": {"calculator": "ase.calculators.emt.EMT"}}, {"eam": {"epochs": 3}}):
+        config = parse_config({**DEFAULT, "physpre": own})
+        assert config.physpre.hot_frames.n == 0, own
+        assert config.physpre.teacher is None or config.physpre.teacher.fit is None, own
+    assert parse_config({**DEFAULT, "physpre": {"hot_frames": {"n": 4}}}).physpre.teacher.fit == "angular_eam"
+
+
+def test_many_elements_have_the_plain_teacher(tmp_path):
+    def of(n):
+        return [Atoms(numbers=range(3, 3 + n), positions=2.0 * np.arange(n)[:, None] * np.ones(3)) for _ in range(2)]
+
+    config = load_config_of(tmp_path)
+    few, _ = suited(config, of(8), of(8))
+    many, said = suited(config, of(9), of(9))
+    assert few.physpre.teacher.fit == "angular_eam" and few.physpre.hot_frames.n == 9
+    assert many.physpre.teacher is None and many.physpre.hot_frames.n == 0 and "9 elements" in said[-1]
+
+
+def load_config_of(folder):
+    (folder / "a.yml").write_text(yaml.safe_dump(DEFAULT))
+    return load_config(folder / "a.yml")
 
 
 def test_the_written_configuration_says_it_all(tmp_path):

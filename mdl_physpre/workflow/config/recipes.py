@@ -35,6 +35,8 @@ RECIPES: dict[str, dict[str, Any]] = {
             "perturbation": {
                 "n_aug": 10, "n_pairs": 2, "pull": [1.0, 0.0], "n_sites": 5, "perturb": [0.5, 0.0], "max_force": 200.0,
             },
+            "teacher": {"fit": "angular_eam"},
+            "hot_frames": {"n": 9},
             "pretrain": {"max_steps": 1000, "lr": 1e-3, "batch_size": 8, "force_tail": 10.0},
         },
     },
@@ -48,12 +50,16 @@ NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
 BY_DATA = {
     "optim.max_steps": "with more than 30 steps in an epoch, as many as 100 epochs have, at most 20000",
     "optim.weight_stress": "0 where no training structure, or no validation structure, has a stress",
+    "physpre.teacher.fit": "with more than 8 elements the embedded-atom potential instead, without hot frames",
     "physpre.pretrain.max_steps": "a third of optim.max_steps, where that is not given either",
 }
 """Keys whose value under ``recipe: default`` depends on the data, and how."""
-EPOCHS, MOST_STEPS = 100, 20_000
-IN_PLACE_OF = {"max_steps": "max_epochs", "batch_atoms": "batch_size"}
-"""Keys of which one makes the other void: where the second is given, the first is not filled in."""
+EPOCHS, MOST_STEPS, MOST_ELEMENTS = 100, 20_000, 8
+VOID = {
+    "max_steps": ("max_epochs",), "batch_atoms": ("batch_size",),
+    "teacher": ("teacher", "eam"), "hot_frames": ("teacher", "eam"),
+}  # fmt: skip
+"""Keys that are not filled in where one of these is given in the same section."""
 
 
 def with_recipe(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,10 +101,12 @@ def _section(sections: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, A
 
 
 def _fill(section: dict[str, Any], values: Mapping[str, Any]) -> None:
+    given = set(section)
     for key, value in values.items():
-        given = section.get(key)
-        if isinstance(value, Mapping) and (given is None or isinstance(given, Mapping)):
-            section[key] = dict(given or {})
+        if not given.isdisjoint(VOID.get(key, ())):
+            continue
+        if isinstance(value, Mapping) and isinstance(section.get(key) or {}, Mapping):
+            section[key] = dict(section.get(key) or {})
             _fill(section[key], value)
-        elif key not in section and IN_PLACE_OF.get(key) not in section:
+        elif key not in section:
             section[key] = value
