@@ -104,27 +104,14 @@ def fit_angular_eam(
     settings = settings or AngularEAMSettings()
     if not len(train):
         raise FitError("the fit has no training structures; look at the sizes of the split")
-    elements = sorted({int(z) for atoms in [*train, *(val or [])] for z in atoms.numbers})
-    repulsion = repulsion_beside_data(train, elements, within=settings.cutoff)
-    form = settings.model_dump(include={"cutoff", "n_pair", "l_max"})
-    for n_radial in range(settings.n_radial, 1, -1):
-        potential = AngularEAM(elements, **form, n_radial=n_radial, radii=repulsion.radii)
-        if (size := potential.coefficients.numel()) <= MOST_COEFFICIENTS:
-            break
-    else:
-        raise FitError(
-            f"angular_eam: {len(elements)} elements have {size} coefficients even with n_radial 2; at most "
-            f"{MOST_COEFFICIENTS} can be fitted. Give a smaller n_pair or l_max, or another teacher "
-            "(physpre.teacher: null is the embedded-atom potential)"
-        )
-    if n_radial < settings.n_radial:
-        logger.info("%d elements: n_radial is %d in place of %d", len(elements), n_radial, settings.n_radial)
+    potential = _unfitted(train, sorted({int(z) for atoms in [*train, *(val or [])] for z in atoms.numbers}), settings)
     known = _equations(potential, train, settings)
     if not known.count:
         raise FitError(
             "no training structure carries a label that the fit weighs; look at the label counts of the data"
         )
-    solutions = _solutions(known, len(elements))
+    n_elements = len(potential.elements)
+    solutions = _solutions(known, n_elements)
     if val and (judge := _equations(potential, val, settings)).count:
         losses = [judge.loss(c) for c in solutions]
         best = max(k for k, loss in enumerate(losses) if loss <= (1.0 + ALLOWED) * min(losses))
@@ -133,9 +120,9 @@ def fit_angular_eam(
     found = torch.from_numpy(solutions[best])
     with torch.no_grad():
         energies = torch.zeros_like(potential.reference.energies)
-        energies[list(potential.elements)] = found[-len(elements) :].to(energies)
+        energies[list(potential.elements)] = found[-n_elements:].to(energies)
         potential.shift_reference(energies)
-        potential.coefficients.copy_(found[: -len(elements)].view_as(potential.coefficients))
+        potential.coefficients.copy_(found[:-n_elements].view_as(potential.coefficients))
     potential.training_energies = TrainingEnergies.of(train)
     errors = prediction_errors(potential, train)
     logger.info(
@@ -144,6 +131,23 @@ def fit_angular_eam(
         potential.coefficients.numel(), RIDGES[best], errors.energy_mae_mev_per_atom or 0.0, errors.forces_mae or 0.0,
     )  # fmt: skip
     return potential
+
+
+def _unfitted(train: Sequence[Atoms], elements: Sequence[int], settings: AngularEAMSettings) -> AngularEAM:
+    """All coefficients 0, with fewer radial functions than asked for where these are too many."""
+    radii = repulsion_beside_data(train, elements, within=settings.cutoff).radii
+    form = settings.model_dump(include={"cutoff", "n_pair", "l_max"})
+    for n_radial in range(settings.n_radial, 1, -1):
+        potential = AngularEAM(elements, **form, n_radial=n_radial, radii=radii)
+        if potential.coefficients.numel() <= MOST_COEFFICIENTS:
+            if n_radial < settings.n_radial:
+                logger.info("%d elements: n_radial is %d in place of %d", len(elements), n_radial, settings.n_radial)
+            return potential
+    raise FitError(
+        f"angular_eam: {len(elements)} elements have {potential.coefficients.numel()} coefficients even with n_radial "
+        f"2; at most {MOST_COEFFICIENTS} can be fitted. Give a smaller n_pair or l_max, or another teacher "
+        "(physpre.teacher: null is the embedded-atom potential)"
+    )
 
 
 def _solutions(known: NormalEquations, n_elements: int) -> list[np.ndarray]:
