@@ -147,7 +147,7 @@ def test_parent_beyond_the_bound_is_given_up_and_named(parents, caplog):
 
 
 def test_draws_that_never_pass_are_counted(parents, monkeypatch):
-    monkeypatch.setattr(PerturbedParent, "too_close", lambda self, moves: self.key == "p1")
+    monkeypatch.setattr(PerturbedParent, "too_close", lambda self, moves, strain: self.key == "p1")
     made = make_pretraining_set(parents, PerturbationSettings(n_aug=2, max_redraws=1, max_weakenings=2), None)
     assert made.report.rejected == {"min_distance": 12}  # 2 rounds of 6 attempts
     assert made.report.given_up == 2

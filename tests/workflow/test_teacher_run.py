@@ -146,8 +146,8 @@ def test_the_fit_has_weights_of_its_own(config, tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("physpre.teacher={}", "give one of potential and calculator"),
-        ("physpre.teacher.potential=x.pt", "give one of potential and calculator"),
+        ("physpre.teacher={}", "give one of fit, potential and calculator"),
+        ("physpre.teacher.potential=x.pt", "give one of fit, potential and calculator"),
         ("physpre.teacher.calculatr=x", "did you mean 'calculator'"),
         ("physpre.teacher={potential: nothing.pt}", "nothing.pt: no such file"),
         ("physpre.teacher.short_range=morse", "expected 'zbl'"),
