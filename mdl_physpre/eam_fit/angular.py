@@ -29,6 +29,7 @@ RIDGES = tuple(10.0**k for k in range(-8, 0))
 """Ridges that are tried, in units of the mean square of the columns."""
 ALLOWED = 0.5  # how much the loss on the validation set may be above its minimum for the sake of a larger ridge
 WITHOUT_VALIDATION = 1e-5
+BLOCK_EDGES = 2000  # of which derivatives are held at once
 MOST_COEFFICIENTS = 6000  # whose equations take 300 MB for each kind of label
 
 
@@ -160,7 +161,6 @@ def _solutions(known: NormalEquations, n_elements: int) -> list[np.ndarray]:
     mixed, of_elements = known.gram[:k, k:], np.linalg.pinv(known.gram[k:, k:], rcond=1e-10, hermitian=True)
     left = gram - mixed @ of_elements @ mixed.T
     right = moment - mixed @ of_elements @ known.moment[k:]
-    # weights sum to those of the kinds of labels: a ridge is in units of the mean square of a column
     size = np.sqrt(np.maximum(np.diag(left), 0.0)) + 1e-12
     values, vectors = np.linalg.eigh(left / size[:, None] / size)
     turned = vectors.T @ (right / size)
@@ -216,35 +216,39 @@ def _features(potential: AngularEAM, graph: AtomGraph) -> tuple[np.ndarray, np.n
         pair, density = potential.edge_terms(vectors, inner)
         p, rho = potential.densities(graph, pair, density)
         features = potential.features(p, rho)
-        slopes = _slopes(potential, graph, rho, *vmap(jacfwd(potential.edge_terms))(vectors, inner))
         kinds, n, k = len(potential.elements), len(graph.z), features.shape[1]
         i, j = graph.edge_index
         kind = potential.element_of.index_select(0, graph.z)
         of_edge = kind.index_select(0, i)
         energy = features.new_zeros(kinds, k).index_add(0, kind, features)
         forces = features.new_zeros(n * kinds, 3, k)
-        forces.index_add_(0, i * kinds + of_edge, slopes).index_add_(0, j * kinds + of_edge, -slopes)
         virial = features.new_zeros(kinds, 9, k)
-        virial.index_add_(0, of_edge, (vectors[:, :, None, None] * slopes[:, None]).flatten(1, 2))
+        for start in range(0, len(i), BLOCK_EDGES):  # an isolated atom has none
+            edges = slice(start, start + BLOCK_EDGES)
+            here = vectors[edges]
+            of_terms = vmap(jacfwd(potential.edge_terms))(here, inner[edges])
+            slopes = _slopes(potential, rho[i[edges]], graph.z[j[edges]], *of_terms)
+            forces.index_add_(0, i[edges] * kinds + of_edge[edges], slopes)
+            forces.index_add_(0, j[edges] * kinds + of_edge[edges], -slopes)
+            virial.index_add_(0, of_edge[edges], (here[:, :, None, None] * slopes[:, None]).flatten(1, 2))
         by_atom = forces.view(n, kinds, 3, k).permute(0, 2, 1, 3).reshape(n, 3, -1)
         return energy.reshape(-1).numpy(), by_atom.numpy(), virial.permute(1, 0, 2).reshape(9, -1).numpy()
 
 
-def _slopes(potential: AngularEAM, graph: AtomGraph, rho: Tensor, of_pair: Tensor, of_density: Tensor) -> Tensor:
+def _slopes(potential: AngularEAM, rho: Tensor, neighbour: Tensor, of_pair: Tensor, of_density: Tensor) -> Tensor:
     """∇ of the features of atom i by the vector of each edge i → j, (E, 3, features).
 
-    of_pair, of_density : of R_n (E, n_pair, 3) and of R_n Y_lm (E, n_radial, lm, 3).
+    rho : densities of atom i (E, channels, lm). neighbour : atomic number of j (E,). of_pair, of_density : derivatives
+    of R_n (E, n_pair, 3) and of R_n Y_lm (E, n_radial, lm, 3).
     """
-    i, j = graph.edge_index
-    n_edges, kinds = len(i), len(potential.elements)
-    to = potential.element_of.index_select(0, graph.z.index_select(0, j))
-    edges = torch.arange(n_edges)
+    n_edges, kinds = len(rho), len(potential.elements)
+    edges, to = torch.arange(n_edges), potential.element_of.index_select(0, neighbour)
     p = of_pair.new_zeros(n_edges, kinds, potential.n_pair, 3)
     p[edges, to] = of_pair
     own = of_density.new_zeros(n_edges, kinds, *of_density.shape[1:])
     own[edges, to] = of_density
     own = own.flatten(1, 2)  # (E, channels, lm, 3)
-    there = rho.index_select(0, i)[..., None]  # (E, channels, lm, 1)
+    there = rho[..., None]  # (E, channels, lm, 1)
     first, second = potential.first, potential.second
     products = own[:, first] * there[:, second] + there[:, first] * own[:, second]  # (E, pairs, lm, 3)
     sums = products.new_zeros(*products.shape[:2], potential.l_max + 1, 3).index_add(2, potential.of_l, products)

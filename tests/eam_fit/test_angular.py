@@ -15,7 +15,7 @@ from ase.calculators.tersoff import Tersoff, TersoffParameters
 import mdl_physpre
 from mdl_physpre import build_graph
 from mdl_physpre.analysis import prediction_errors
-from mdl_physpre.eam_fit import AngularEAMSettings, EAMFitSettings, fit_angular_eam, fit_eam
+from mdl_physpre.eam_fit import AngularEAMSettings, EAMFitSettings, angular, fit_angular_eam, fit_eam
 from mdl_physpre.errors import ConfigError, FitError
 from mdl_physpre.potentials import load_potential, save_potential
 from mdl_physpre.potentials.eam.angular import AngularEAM, spherical_harmonics
@@ -111,6 +111,16 @@ def test_good_energies_and_good_forces_of_bonds_with_angles() -> None:
     assert angular.energy_mae_mev_per_atom < 0.5 * plain.energy_mae_mev_per_atom
 
 
+def test_an_isolated_atom_and_blocks_of_edges_change_nothing_else(monkeypatch) -> None:
+    labelled = label([*alloys(8, seed=4), Atoms("Cu", cell=[20.0] * 3, pbc=True)], EMT, workers=1)
+    whole = fit_angular_eam(labelled[:7], labelled[7:8], SMALL)
+    monkeypatch.setattr(angular, "BLOCK_EDGES", 37)
+    blocks = fit_angular_eam(labelled[:7], labelled[7:8], SMALL)
+    torch.testing.assert_close(blocks.coefficients, whole.coefficients, rtol=1e-4, atol=1e-6)
+    alone = fit_angular_eam([*labelled[:7], labelled[8]], labelled[7:8], SMALL)
+    assert prediction_errors(alone, labelled[7:8]).forces_mae < 0.2
+
+
 def test_closer_than_the_data_nuclei_repel() -> None:
     labelled = label(alloys(10, seed=2), EMT, workers=1)
     fitted = fit_angular_eam(labelled[:8], labelled[8:])
@@ -138,6 +148,8 @@ def test_what_cannot_be_fitted_is_told() -> None:
         parse_config(config | {"physpre": {"teacher": {"fit": "angular_eam", "arguments": {"n_radia": 3}}}})
     with pytest.raises(ConfigError, match="repulsion of the nuclei already"):
         parse_config(config | {"physpre": {"teacher": {"fit": "angular_eam", "short_range": "zbl"}}})
+    with pytest.raises(ConfigError, match="set hot_frames.n to 0"):
+        parse_config(config | {"physpre": {"hot_frames": {"n": 2}, "pretrain": {"online": True}}})
     with pytest.raises(ConfigError, match="one of fit, potential and calculator"):
         parse_config(config | {"physpre": {"teacher": {}}})
 

@@ -217,6 +217,12 @@ class Physpre(Settings):
     def _each_in_its_section(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         return {**dump(self), **{name: part.model_dump(mode=info.mode) for name, part in self._other_parts.items()}}
 
+    @model_validator(mode="after")
+    def _hot_frames_are_made_once(self) -> Self:
+        if self.pretrain.online and self.hot_frames.n:
+            raise ValueError("pretrain.online draws perturbed structures alone; set hot_frames.n to 0")
+        return self
+
     @field_validator("arms")
     @classmethod
     def _arms_have_a_meaning(cls, arms: list[str]) -> list[str]:

@@ -45,15 +45,16 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
     }
     depends |= {"radii": "of the data"} if settings.short_range else {}  # earlier versions: covalent distances
     stage = Stage(folder / TEACHER, {"data": data.key, **depends})
-    if stage.done:
-        labels = load_teacher(folder, config, device_of(config))
-    else:
+    done = stage.done
+    if not done:
         stage.begin()
-        if teacher is None:
-            fitted = fitted_teacher(settings, data.train, data.val)
-            save_potential(folder / FITTED_TEACHER, fitted)
-            teacher = make_teacher(str(folder / FITTED_TEACHER), device=device_of(config))
-        labels = teacher
+        if settings.fit:
+            save_potential(folder / FITTED_TEACHER, fitted_teacher(settings, data.train, data.val))
+    if teacher is None:
+        teacher = make_teacher(str(folder / FITTED_TEACHER), device=device_of(config))
+    if done:
+        set_zero(teacher, stage_result(stage.folder)["zero_of_energy"])
+    else:
         logger.info("zero of energy of the teacher %s", settings.name)
         zero = _fitted_zero(teacher, [*data.train, *data.val], settings.processes)
         radii = repulsion_radii(teacher)
@@ -61,7 +62,7 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
     tests = Stage(stage.folder / ERRORS, {"teacher": stage.key, "extra_tests": data.extra_key}, free=True)
     if not tests.done:
         tests.begin()
-        tests.finish({"errors": {n: _errors(labels, s, settings.processes) for n, s in data.test_sets.items()}})
+        tests.finish({"errors": {n: _errors(teacher, s, settings.processes) for n, s in data.test_sets.items()}})
     return teacher_result(folder)
 
 
