@@ -155,7 +155,11 @@ def test_what_cannot_be_fitted_is_told() -> None:
 
 
 def test_a_run_fits_its_teacher(tmp_path, caplog) -> None:
-    write_structures(tmp_path / "cu.extxyz", label(alloys(12, seed=3), EMT, workers=1))
+    structures = alloys(12, seed=3)
+    for atoms in structures:
+        atoms.info["charge"] = 1
+        atoms.set_tags(range(len(atoms)))
+    write_structures(tmp_path / "cu.extxyz", label(structures, EMT, workers=1))
     config = parse_config({
         "dataset": {"src": str(tmp_path / "cu.extxyz"), "split": {"test": 0.2, "val": 0.2}},
         "model": {"name": "CGCNN", "dim1": 8, "dim2": 8, "gc_count": 1, "cutoff": 4.0},
@@ -174,6 +178,7 @@ def test_a_run_fits_its_teacher(tmp_path, caplog) -> None:
     assert summary.pretraining_set.structures == 8 + 16, "perturbed structures and two hot frames of each of eight"
     made = read_structures(tmp_path / "run" / "2-pretraining-set" / "train.extxyz")
     hot = [atoms for atoms in made if "-hot-" in atoms.info["structure_id"]]
+    assert all(atoms.info["charge"] == 1 and atoms.get_tags()[-1] == len(atoms) - 1 for atoms in hot)
     again = label(hot, load_potential(tmp_path / "run" / "1-teacher" / "teacher.pt"), workers=1)
     shift = summary.teacher.zero_of_energy["energies"]
     for one, other in zip(hot, again):

@@ -50,7 +50,7 @@ NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
 BY_DATA = {
     "optim.max_steps": "with more than 30 steps in an epoch, as many as 100 epochs have, at most 20000",
     "optim.weight_stress": "0 where no training structure, or no validation structure, has a stress",
-    "physpre.teacher.fit": "where neither physpre.teacher nor physpre.eam is given, for at most 8 elements; as hot frames",
+    "physpre.teacher.fit": "if neither physpre.teacher nor physpre.eam is given, up to 8 elements; hot frames likewise",
     "physpre.pretrain.max_steps": "a third of optim.max_steps, where that is not given either",
 }
 """Keys whose value under ``recipe: default`` depends on the data, and how."""

@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import ase.io
 import numpy as np
 from ase import Atoms
 
 from mdl_physpre.dynamics import DynamicsSettings, simulate
+from mdl_physpre.dynamics.running.trajectory_frames import read_frames
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.pretraining import label
+from mdl_physpre.pretraining.copies import displaced_copy, inherited_info
 from mdl_physpre.stress_tests.heating import breaks
 from mdl_physpre.workflow.config.hot_frames import HotFrames
 
@@ -51,14 +52,14 @@ def hot_frames(
         logger.info("dynamics of the teacher: %d structures, up to %g K", len(structures), settings.temperature_end)
         verdicts = simulate(teacher, structures, run, folder)
         for k, (atoms, verdict) in enumerate(zip(structures, verdicts)):
-            read = ase.io.read(Path(folder) / "trajectories" / f"{k:05d}.extxyz", ":")
+            read = read_frames(Path(folder) / "trajectories" / f"{k:05d}.extxyz")
             broke = breaks(verdict, run)
             whole = [frame for n, frame in enumerate(read) if n and (broke is None or n * every < broke.step)]
             for frame in whole[: settings.n]:
-                bare = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
-                bare.wrap()
-                bare.info["structure_id"] = f"{atoms.info.get('structure_id', k)}-hot-{len(frames)}"
-                frames.append(bare)
+                name = {"structure_id": f"{atoms.info.get('structure_id', k)}-hot-{len(frames)}"}
+                hot = displaced_copy(atoms, frame.positions, inherited_info(atoms) | name)
+                hot.wrap()
+                frames.append(hot)
     labelled = label(frames, teacher, workers=workers)
     kept = [one for one in labelled if max_force is None or np.linalg.norm(one.get_forces(), axis=1).max() <= max_force]
     logger.info("%d hot frames, %d left out for their forces", len(kept), len(labelled) - len(kept))
