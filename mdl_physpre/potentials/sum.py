@@ -12,6 +12,7 @@ from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.potentials.backbones.registry import backbone_name, build_backbone
 from mdl_physpre.potentials.base import AtomicPotential, Backbone, Potential, Predictions, worth_cutting
 from mdl_physpre.potentials.derivatives import sum_by_structure
+from mdl_physpre.potentials.eam.angular import AngularEAM
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.zbl import ZBL
@@ -126,9 +127,10 @@ class HybridPotential(SumPotential):
     Parameters
     ----------
     network : a potential; or ``{"backbone": name, "hyperparameters": {…}}``, from which one is built.
-    eam : a fitted :class:`EAMInteraction`; or its hyperparameters. Both parts are taken over, not copied.
-    train_eam : whether training changes the parameters of the embedded-atom potential, too, as in the paper. They do
-        not decay (:meth:`undecayed`).
+    eam : a fitted :class:`EAMInteraction` or :class:`AngularEAM`; or its hyperparameters, as :meth:`hyperparameters`
+        gives them. Both parts are taken over, not copied.
+    train_eam : whether training changes the parameters of an :class:`EAMInteraction`, too, as in the paper. They do
+        not decay (:meth:`undecayed`). Those of an :class:`AngularEAM` stay: they solve linear equations already.
 
     Raises
     ------
@@ -139,13 +141,13 @@ class HybridPotential(SumPotential):
     def __init__(
         self,
         network: Potential | Mapping[str, Any],
-        eam: EAMInteraction | Mapping[str, Any],
+        eam: EAMInteraction | AngularEAM | Mapping[str, Any],
         train_eam: bool = True,
     ) -> None:
         network = _network(network)
         if isinstance(eam, Mapping):
-            eam = EAMInteraction(**eam)
-        if not isinstance(eam, EAMInteraction):
+            eam = _network(eam) if "backbone" in eam else EAMInteraction(**eam)  # type: ignore[assignment]
+        if not isinstance(eam, (EAMInteraction, AngularEAM)):
             raise ConfigError(
                 f"hybrid: found {type(eam).__name__}, expected an embedded-atom potential beside the network"
             )
@@ -160,13 +162,15 @@ class HybridPotential(SumPotential):
 
     def learn_eam(self, learn: bool) -> None:
         """Let training change the parameters of the embedded-atom potential from now on, or leave them as they are."""
-        for name, parameter in self.parts["eam"].named_parameters():
-            parameter.requires_grad_(learn and name != "E0")
+        eam = self.parts["eam"]
+        for name, parameter in eam.named_parameters():
+            parameter.requires_grad_(learn and isinstance(eam, EAMInteraction) and name != "E0")
 
     def hyperparameters(self) -> dict[str, Any]:
         """Plain values from which the class builds the same architecture again."""
-        described = _described(self.parts["network"])
-        return {"network": described, "eam": self.parts["eam"].hyperparameters(), "train_eam": self.train_eam}
+        eam = self.parts["eam"]
+        of_eam = eam.hyperparameters() if isinstance(eam, EAMInteraction) else _described(eam)
+        return {"network": _described(self.parts["network"]), "eam": of_eam, "train_eam": self.train_eam}
 
 
 class RepulsivePotential(SumPotential):

@@ -64,7 +64,7 @@ class Plan:
 
     networks : the first of each arm first, so that the arms can be compared early.
     eam : whether the embedded-atom potential is needed, as the teacher or as a part of hybrids.
-    teacher : whether another teacher is. pretraining_set, dynamics : whether these are. stress : names of the tests.
+    teacher : whether another teacher is, which is a part of hybrids where it is fitted. pretraining_set, dynamics : whether these are. stress : names of the tests.
     oracle : whether frames of the dynamics are evaluated by a reference.
     oracle_trajectory : whether that simulates, too.
     """
@@ -85,7 +85,7 @@ class Plan:
 
     @property
     def hybrids(self) -> bool:
-        """Whether the embedded-atom potential is a part of a network."""
+        """Whether a fitted potential is a part of a network."""
         return any(arm.uses_eam for arm in self.arms)
 
 
@@ -102,11 +102,12 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
     dynamics = physpre.get("dynamics") or {}
     oracle = bool(dynamics.get("n_structures", 0) and dynamics.get("oracle"))
     labels, other = any(arm.uses_pretraining_set for arm in arms), physpre.get("teacher") is not None
+    hybrids, fitted = any(arm.uses_eam for arm in arms), other and bool(physpre["teacher"].get("fit"))
     return Plan(
         arms=tuple(arms),
         networks=tuple(Network(arm, k, seed + k - 1) for k in range(1, n + 1) for arm in arms),
-        eam=any(arm.uses_eam for arm in arms) or (labels and not other),
-        teacher=labels and other,
+        eam=(hybrids and not fitted) or (labels and not other),
+        teacher=(labels and other) or (hybrids and fitted),
         pretraining_set=labels,
         dynamics=bool(dynamics.get("n_structures", 0)),
         stress=tuple((physpre.get("stress") or {}).get("tests") or ()),

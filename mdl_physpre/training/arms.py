@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from mdl_physpre.potentials.base import Backbone
+    from mdl_physpre.potentials.eam.angular import AngularEAM
     from mdl_physpre.potentials.eam.potential import EAMInteraction
     from mdl_physpre.structures.graph import GraphDataset
     from mdl_physpre.training.replay import Replay
@@ -61,7 +62,7 @@ class Material:
 
     train, val : structures with DFT labels.
     isolated : energies of isolated atoms, eV, by symbol; see :func:`.fit_energy_reference`.
-    eam : the fitted embedded-atom potential, for parts with ``uses_eam``.
+    eam : the fitted embedded-atom potential, with angles or without, for parts with ``uses_eam``.
     pretraining_set : structures with the teacher's labels, for training and validation, for parts with
         ``uses_pretraining_set``.
     online : the same drawn anew for each epoch, as graphs that reach to a cutoff in Å.
@@ -69,7 +70,7 @@ class Material:
 
     train: Structures
     val: Structures
-    eam: Callable[[], EAMInteraction] = _nothing
+    eam: Callable[[], EAMInteraction | AngularEAM] = _nothing
     pretraining_set: Callable[[], tuple[Structures, Structures]] = _nothing
     online: Callable[[float], Online] = _nothing
     isolated: Mapping[str, float] = field(default_factory=dict)

@@ -29,6 +29,7 @@ from mdl_physpre.workflow.by_data import steps_of_epoch
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import device_of, network_of
+from mdl_physpre.workflow.stages.eam import hybrid_file
 from mdl_physpre.workflow.stages.network import dynamics_structures, pretraining_key
 from mdl_physpre.workflow.stages.stress import stress_structures
 from mdl_physpre.workflow.stages.teacher import fitted_teacher, named_teacher
@@ -99,10 +100,13 @@ class StageEstimates:
         return _unless_it_fails(lambda: trials.fit_cost(data.train, data.val, settings, data.elements))
 
     def _eam(self) -> Any:
-        """The embedded-atom potential, or what stands for it in trials: one fitted to a few structures."""
+        """The potential that the run fits, or what stands for it in trials: one fitted to a few structures."""
+        section, file = self.config.physpre.teacher, self.folder / hybrid_file(self.config)
+        if section is not None and section.fit:
+            return open_potential(file) if file.is_file() else fitted_teacher(section, self.data.train[:4])
         checkpoint = self.config.physpre.eam.checkpoint
-        if (self.folder / layout.EAM_FILE).is_file() or checkpoint:
-            return open_potential(checkpoint or str(self.folder / layout.EAM_FILE))
+        if file.is_file() or checkpoint:
+            return open_potential(checkpoint or file)
         if self._fit is None:
             raise FitError("a few structures give no embedded-atom potential")
         return self._fit[1]
@@ -113,10 +117,8 @@ class StageEstimates:
 
         def measured() -> Cost | None:
             section = self.config.physpre.teacher
-            if section is None:
+            if section is None or section.fit:
                 teacher = self._eam()
-            elif section.fit:
-                teacher = fitted_teacher(section, self.data.train[:4])
             else:
                 teacher = named_teacher(section, self.device, self.data.train)
             if isinstance(getattr(teacher, "base", None), CalculatorPotential):
@@ -167,7 +169,7 @@ class StageEstimates:
     def _trained(self, network: Network) -> bool:
         if not stage_key(network.folder(self.folder)):
             return False
-        if network.arm.uses_eam and not (self.folder / layout.EAM_FILE).is_file():
+        if network.arm.uses_eam and not (self.folder / hybrid_file(self.config)).is_file():
             return False
         device = device_of(self.config, self.plan.networks.index(network))
         key = pretraining_key(self.folder, network)

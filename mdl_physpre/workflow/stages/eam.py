@@ -15,11 +15,12 @@ from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import Potential
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.eam.angular import AngularEAM
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.potentials.zbl import repulsion_radii
-from mdl_physpre.runs.layout import EAM, EAM_FILE, ERRORS
+from mdl_physpre.runs.layout import EAM, EAM_FILE, ERRORS, FITTED_TEACHER
 from mdl_physpre.runs.results import FittedEAM, eam_result
 from mdl_physpre.runs.stage import Stage, hash_of_file, write_json
 from mdl_physpre.structures.graph import GraphDataset
@@ -52,17 +53,24 @@ def eam_stage(folder: Path, config: Config, data: RunData, *, for_hybrids: bool 
     )
     # a hybrid that cannot be built is better known before the other arms are trained
     potential = fitted_eam(folder, config, device) if for_hybrids else load_potential(folder / EAM_FILE, device)
-    twice = [arm.name for arm in config.arms if arm.uses_eam and arm.has("zbl")]
-    if twice and repulsion_radii(potential):
-        raise ConfigError(
-            f"arm {twice[0]!r}: the embedded-atom potential has a short-range repulsion already, and two would add up; "
-            "leave out physpre.eam.short_range, or zbl"
-        )
+    check_one_repulsion(config, potential)
     tests = Stage(fit.folder / ERRORS, {"eam": fit.key, "extra_tests": data.extra_key}, free=True)
     if not tests.done:
         tests.begin()
         tests.finish({"errors": errors_on_tests(potential, data)})
     return eam_result(folder)
+
+
+def check_one_repulsion(config: Config, potential: Potential) -> None:
+    """Raise ConfigError where the potential of hybrids and the network of an arm have a short-range repulsion each."""
+    twice = [arm.name for arm in config.arms if arm.uses_eam and arm.has("zbl")]
+    if twice and repulsion_radii(potential):
+        fitted = config.physpre.teacher is not None
+        instead = "the arm without zbl" if fitted else "physpre.eam.short_range, or zbl"
+        raise ConfigError(
+            f"arm {twice[0]!r}: the embedded-atom potential has a short-range repulsion already, and two would add up; "
+            f"{'write' if fitted else 'leave out'} {instead}"
+        )
 
 
 def fit_stage(
@@ -120,13 +128,18 @@ def fit_stage(
     return stage
 
 
-def fitted_eam(folder: Path, config: Config, device: str | torch.device = "cpu") -> EAMInteraction:
+def hybrid_file(config: Config) -> str:
+    """Where a run keeps what hybrid arms add to the network: the teacher that it fitted, or the EAM."""
+    return FITTED_TEACHER if config.physpre.teacher is not None and config.physpre.teacher.fit else EAM_FILE
+
+
+def fitted_eam(folder: Path, config: Config, device: str | torch.device = "cpu") -> EAMInteraction | AngularEAM:
     """The embedded-atom potential of a run, which hybrid arms add to the network.
 
     Raises ConfigError where ``physpre.eam.checkpoint`` named something else.
     """
-    potential = load_potential(folder / EAM_FILE, device)
-    if not isinstance(potential, EAMInteraction):
+    potential = load_potential(folder / hybrid_file(config), device)
+    if not isinstance(potential, (EAMInteraction, AngularEAM)):
         raise ConfigError(
             f"physpre.eam.checkpoint: {config.physpre.eam.checkpoint} holds a {type(potential).__name__}, and arms "
             "with hybrid add an embedded-atom potential (EAMInteraction) to the network; name a file of one, or leave "

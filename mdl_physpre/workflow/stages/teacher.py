@@ -30,6 +30,7 @@ from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.config.teacher import Teacher
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import device_of
+from mdl_physpre.workflow.stages.eam import check_one_repulsion
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
             save_potential(folder / FITTED_TEACHER, fitted_teacher(settings, data.train, data.val))
     if teacher is None:
         teacher = make_teacher(str(folder / FITTED_TEACHER), device=device_of(config))
+    check_one_repulsion(config, teacher)
     if done:
         set_zero(teacher, stage_result(stage.folder)["zero_of_energy"])
     else:

@@ -16,7 +16,7 @@ from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.potentials.zbl import repulsion_radii
 from mdl_physpre.pretraining.pretraining_set import OnlinePretrainingSet
-from mdl_physpre.runs.layout import EAM_FILE, NETWORKS, PRETRAINING_SET, Network
+from mdl_physpre.runs.layout import NETWORKS, PRETRAINING_SET, Network
 from mdl_physpre.runs.results import TrainingStage
 from mdl_physpre.runs.stage import Stage, decisive, hash_of, hash_of_file, stage_result
 from mdl_physpre.structures.read import read_structures
@@ -29,7 +29,7 @@ from mdl_physpre.utils.record import Record
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import network_of
-from mdl_physpre.workflow.stages.eam import fitted_eam
+from mdl_physpre.workflow.stages.eam import fitted_eam, hybrid_file
 from mdl_physpre.workflow.stages.teacher import load_teacher
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def stage_of(
         "hyperparameters": model.hyperparameters,
         "cutoff": model.cutoff,
         "elements": data.elements,
-        "eam": hash_of_file(folder / EAM_FILE) if arm.uses_eam else "",
+        "eam": hash_of_file(folder / hybrid_file(config)) if arm.uses_eam else "",
         "pretraining_set": pretraining_key if arm.uses_pretraining_set else "",
     }
     if model.start_from is not None:
