@@ -165,7 +165,7 @@ def test_a_run_fits_its_teacher(tmp_path, caplog) -> None:
         "model": {"name": "CGCNN", "dim1": 8, "dim2": 8, "gc_count": 1, "cutoff": 4.0},
         "optim": {"max_epochs": 1},
         "physpre": {
-            "arms": ["pretrain"], "teacher": {"fit": "angular_eam", "arguments": {"n_radial": 3, "l_max": 1}},
+            "arms": ["pretrain", "hybrid"], "teacher": {"fit": "angular_eam", "arguments": {"n_radial": 3, "l_max": 1}},
             "perturbation": {"n_aug": 1}, "hot_frames": {"n": 2, "steps": 20, "temperature_end": 900},
             "pretrain": {"max_epochs": 1}, "dynamics": {"n_structures": 0},
             "report": {"formats": []},
@@ -187,7 +187,12 @@ def test_a_run_fits_its_teacher(tmp_path, caplog) -> None:
         assert one.get_potential_energy() == pytest.approx(other.get_potential_energy() + zero, abs=1e-3)
     fitted = load_potential(tmp_path / "run" / "1-teacher" / "teacher.pt")
     assert isinstance(fitted, AngularEAM) and fitted.n_radial == 3
+    hybrid = load_potential(tmp_path / "run" / summary.arms["hybrid"].networks[0].checkpoint)
+    assert torch.equal(hybrid.eam.coefficients, fitted.coefficients), "what hybrids add is the fitted teacher"
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert mdl_physpre.run(config, out=tmp_path / "run").teacher == summary.teacher
     assert "angular densities" not in caplog.text, "the second time it is there"
+    both = config.changed(physpre=config.physpre.changed(arms=["hybrid+zbl"]))
+    with pytest.raises(ConfigError, match=r"'hybrid\+zbl': .*write the arm without zbl"):
+        mdl_physpre.run(both, out=tmp_path / "both")

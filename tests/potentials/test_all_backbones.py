@@ -125,6 +125,7 @@ CASES = [
     Case("EAM with angles", angular_eam, cutoffs=(CUTOFF, 1.3, 1.3 / 3)),
     Case("network+ZBL", lambda: RepulsivePotential(cgcnn(), ZBL(ELEMENTS, {"Si-O": 1.3})), (CUTOFF, 1.3, 1.3 / 3)),
     Case("hybrid", lambda: HybridPotential(cgcnn(3.5), eam()), cutoffs=(CUTOFF, 3.5), native=NATIVE.format("cgcnn")),
+    Case("hybrid with angles", lambda: HybridPotential(cgcnn(3.5), angular_eam()), (CUTOFF, 3.5, 1.3, 1.3 / 3)),
 ]
 VARIANTS = [(case, code) for case in CASES for code in (IMPLEMENTATIONS if case.native else ("",))]
 

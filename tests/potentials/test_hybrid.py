@@ -18,7 +18,10 @@ from mdl_physpre.potentials import CGCNN, EAMInteraction, HybridPotential, M3GNe
 from mdl_physpre.potentials.base import Backbone, edge_vectors
 from mdl_physpre.potentials.checkpoints.load import load_potential
 from mdl_physpre.potentials.checkpoints.own import save_potential
+from mdl_physpre.potentials.eam.angular import AngularEAM
 from mdl_physpre.potentials.energy_reference import EnergyReference
+from mdl_physpre.potentials.sum import RepulsivePotential
+from mdl_physpre.potentials.zbl import ZBL
 
 ELEMENTS = ["Si", "O"]
 
@@ -161,6 +164,24 @@ def test_saved_and_loaded_it_is_the_same(backbone, tmp_path, structures, train_e
     assert {n for n, p in loaded.eam.named_parameters() if p.requires_grad} == (
         {"A", "beta", "D", "alpha", "r_e", "b", "rho0"} if train_eam else set()
     )
+
+
+def test_an_embedded_atom_potential_with_angles_is_added_as_it_is(tmp_path, structures):
+    angular = AngularEAM(ELEMENTS, 5.0, n_pair=4, n_radial=2, radii={"Si-O": 1.3})
+    torch.nn.init.normal_(angular.coefficients, std=0.1)
+    angular.shift_reference(EnergyReference({8: -430.0, 14: -160.0}).energies)
+    alone = evaluate(angular, graph := build_graph(structures, 5.0))
+    potential = HybridPotential(network("ET", 4.0).double(), angular)
+    expected = alone.forces + evaluate(potential.network, build_graph(structures, 4.0)).forces
+    torch.testing.assert_close(evaluate(potential, graph).forces, expected)
+    assert potential.reference.as_dict() == {8: -430.0, 14: -160.0}
+    potential.learn_eam(True)
+    assert not any(p.requires_grad for p in angular.parameters()), "its fit has one solution"
+    loaded = load_potential(save_potential(tmp_path / "hybrid.pt", potential))
+    assert torch.equal(evaluate(loaded, graph).energies, evaluate(potential, graph).energies)
+    assert isinstance(loaded.eam, AngularEAM) and loaded.hyperparameters() == potential.hyperparameters()
+    with pytest.raises(ConfigError, match="a short-range repulsion each"):
+        HybridPotential(RepulsivePotential(network("CGCNN", 4.0), ZBL(ELEMENTS, {"Si-O": 1.3})), angular)
 
 
 def test_a_file_does_not_name_a_module_to_import_for_its_network(tmp_path, monkeypatch):
