@@ -25,9 +25,6 @@ from mdl_physpre.structures.labels import LABELS
 from mdl_physpre.utils.settings import Settings, setting
 
 logger = logging.getLogger(__name__)
-RIDGES = tuple(10.0**k for k in range(-8, 0))
-"""Ridges that are tried, in units of the mean square of the columns."""
-WITHOUT_VALIDATION = 1e-5
 BLOCK_EDGES = 2000  # of which derivatives are held at once
 MOST_COEFFICIENTS = 6000  # whose equations take 300 MB for each kind of label
 
@@ -45,19 +42,17 @@ class AngularEAMSettings(Settings):
         1.0, "Weight of the mean square error of stress times volume per atom in eV; where the data have stresses.",
         ge=0,
     )  # fmt: skip
-    tolerance: float = setting(
-        0.5, "The ridge is the largest whose loss on the validation structures is at most this part above the lowest.",
-        ge=0,
-    )  # fmt: skip
+    ridge: float = setting(
+        1e-3, "Weight of small coefficients; smaller: closer to the data, and wilder where there are none.", gt=0
+    )
 
 
 @dataclass
 class NormalEquations:
-    """Sums over equations x·c = y: gram Σ x xᵀ (K, K), moment Σ x y (K,), square Σ y², and their count."""
+    """Sums over equations x·c = y: gram Σ x xᵀ (K, K), moment Σ x y (K,), and their count."""
 
     gram: np.ndarray
     moment: np.ndarray
-    square: float = 0.0
     count: int = 0
 
     @classmethod
@@ -71,34 +66,28 @@ class NormalEquations:
         x, y = matrix[known], labels[known]
         self.gram += x.T @ x
         self.moment += x.T @ y
-        self.square += float(y @ y)
         self.count += len(y)
 
     def weighted(self, factor: float) -> NormalEquations:
         """The same, all sums times a factor."""
-        return NormalEquations(factor * self.gram, factor * self.moment, factor * self.square, self.count)
-
-    def loss(self, c: np.ndarray) -> float:
-        """Σ (x·c − y)²."""
-        return float(c @ self.gram @ c - 2.0 * c @ self.moment + self.square)
+        return NormalEquations(factor * self.gram, factor * self.moment, self.count)
 
 
 def fit_angular_eam(
-    train: Sequence[Atoms], val: Sequence[Atoms] | None = None, settings: AngularEAMSettings | None = None
+    train: Sequence[Atoms], settings: AngularEAMSettings | None = None, elements: Sequence[int] = ()
 ) -> AngularEAM:
     """Fit an :class:`~mdl_physpre.potentials.eam.angular.AngularEAM` to energies, forces and stresses.
 
     min over c of   w_E ⟨((E − E_ref)/N)²⟩ + w_F ⟨(F − F_ref)²⟩ + w_S ⟨((σ − σ_ref) V/N)²⟩ + λ |S c|²
 
     with means over what carries a label, and S the root mean square of the weighted column of each coefficient. The
-    ridge λ, from 1e-8 to 0.1, is the largest whose loss on ``val`` is at most 50 % (``tolerance``) above the lowest:
-    labels are wanted far from the data, where small coefficients do less harm; without ``val``, 1e-5. The energies of the elements
-    are fitted along, without a ridge. The repulsion of the nuclei ends at the shortest distance of each pair in
-    ``train``.
+    ridge λ is larger than the best errors near the data would have it: what is wanted is far from them, where small
+    coefficients do less harm. The energies of the elements are fitted along, without a ridge. The repulsion of the
+    nuclei ends at the shortest distance of each pair in ``train``.
 
     Parameters
     ----------
-    train, val : labelled structures. settings : the defaults where None.
+    train : labelled structures. settings : the defaults where None. elements : atomic numbers beside those of train.
 
     Raises
     ------
@@ -108,20 +97,14 @@ def fit_angular_eam(
     settings = settings or AngularEAMSettings()
     if not len(train):
         raise FitError("the fit has no training structures; look at the sizes of the split")
-    potential = _unfitted(train, sorted({int(z) for atoms in [*train, *(val or [])] for z in atoms.numbers}), settings)
+    potential = _unfitted(train, sorted({*elements, *(int(z) for atoms in train for z in atoms.numbers)}), settings)
     known = _equations(potential, train, settings)
     if not known.count:
         raise FitError(
             "no training structure carries a label that the fit weighs; look at the label counts of the data"
         )
     n_elements = len(potential.elements)
-    solutions = _solutions(known, n_elements)
-    if val and (judge := _equations(potential, val, settings)).count:
-        losses = [judge.loss(c) for c in solutions]
-        best = max(k for k, loss in enumerate(losses) if loss <= (1.0 + settings.tolerance) * min(losses))
-    else:
-        best = RIDGES.index(WITHOUT_VALIDATION)
-    found = torch.from_numpy(solutions[best])
+    found = torch.from_numpy(_solution(known, n_elements, settings.ridge))
     with torch.no_grad():
         energies = torch.zeros_like(potential.reference.energies)
         energies[list(potential.elements)] = found[-n_elements:].to(energies)
@@ -130,9 +113,8 @@ def fit_angular_eam(
     potential.training_energies = TrainingEnergies.of(train)
     errors = prediction_errors(potential, train)
     logger.info(
-        "embedded-atom potential with angular densities, %d coefficients, ridge %.0e; on the training structures "
-        "%.1f meV/atom and %.3f eV/Å",
-        potential.coefficients.numel(), RIDGES[best], errors.energy_mae_mev_per_atom or 0.0, errors.forces_mae or 0.0,
+        "embedded-atom potential with angular densities, %d coefficients; on the training structures %.1f meV/atom and "
+        "%.3f eV/Å", potential.coefficients.numel(), errors.energy_mae_mev_per_atom or 0.0, errors.forces_mae or 0.0,
     )  # fmt: skip
     return potential
 
@@ -154,24 +136,17 @@ def _unfitted(train: Sequence[Atoms], elements: Sequence[int], settings: Angular
     )
 
 
-def _solutions(known: NormalEquations, n_elements: int) -> list[np.ndarray]:
-    """Coefficients for each ridge, by the eigenvectors of the normal equations.
-
-    The energies of the elements, the last columns, have no ridge: they are solved for as functions of the others.
-    """
+def _solution(known: NormalEquations, n_elements: int, ridge: float) -> np.ndarray:
+    """Coefficients of the normal equations. The energies of the elements, the last columns, have no ridge: they are
+    solved for as functions of the others."""
     k = len(known.moment) - n_elements
     gram, moment = known.gram[:k, :k], known.moment[:k]
     mixed, of_elements = known.gram[:k, k:], np.linalg.pinv(known.gram[k:, k:], rcond=1e-10, hermitian=True)
     left = gram - mixed @ of_elements @ mixed.T
-    right = moment - mixed @ of_elements @ known.moment[k:]
     size = np.sqrt(np.maximum(np.diag(left), 0.0)) + 1e-12
-    values, vectors = np.linalg.eigh(left / size[:, None] / size)
-    turned = vectors.T @ (right / size)
-    found = []
-    for ridge in RIDGES:
-        c = vectors @ (turned / (np.maximum(values, 0.0) + ridge)) / size
-        found.append(np.concatenate((c, of_elements @ (known.moment[k:] - mixed.T @ c))))
-    return found
+    scaled = left / size[:, None] / size + ridge * np.eye(k)
+    c = np.linalg.solve(scaled, (moment - mixed @ of_elements @ known.moment[k:]) / size) / size
+    return np.concatenate((c, of_elements @ (known.moment[k:] - mixed.T @ c)))
 
 
 def _equations(potential: AngularEAM, structures: Sequence[Atoms], settings: AngularEAMSettings) -> NormalEquations:
@@ -198,7 +173,6 @@ def _equations(potential: AngularEAM, structures: Sequence[Atoms], settings: Ang
         found = kinds[kind].weighted(weight / max(kinds[kind].count, 1))
         total.gram += found.gram
         total.moment += found.moment
-        total.square += found.square
         total.count += found.count if weight else 0
     return total
 

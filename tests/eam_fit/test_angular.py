@@ -77,7 +77,7 @@ def test_a_fit_finds_the_potential_that_labelled_the_data(tmp_path) -> None:
         truth.shift_reference(energies)
     labelled = label(structures, truth, workers=1)
     unseen = label(alloys(3, seed=1), truth, workers=1)
-    fitted = fit_angular_eam(labelled[:9], labelled[9:], SMALL)
+    fitted = fit_angular_eam(labelled[:9], SMALL)
     errors = prediction_errors(fitted, unseen)
     assert errors.forces_mae < 1e-3 and errors.energy_mae_mev_per_atom < 0.5 and errors.stress_mae_gpa < 0.02
     save_potential(tmp_path / "angular.pt", fitted)
@@ -104,7 +104,7 @@ def test_good_energies_and_good_forces_of_bonds_with_angles() -> None:
         structures.append(atoms)
     labelled = label(structures, silicon, workers=1)
     train, val, test = labelled[:9], labelled[9:10], labelled[10:]
-    angular = prediction_errors(fit_angular_eam(train, val), test)
+    angular = prediction_errors(fit_angular_eam(train), test)
     fitted = fit_eam(train, val, EAMFitSettings(cutoff=5.0, epochs=60), progress=False)
     plain = prediction_errors(fitted.potential, test)
     assert angular.forces_mae < 0.5 * plain.forces_mae
@@ -113,17 +113,17 @@ def test_good_energies_and_good_forces_of_bonds_with_angles() -> None:
 
 def test_an_isolated_atom_and_blocks_of_edges_change_nothing_else(monkeypatch) -> None:
     labelled = label([*alloys(8, seed=4), Atoms("Cu", cell=[20.0] * 3, pbc=True)], EMT, workers=1)
-    whole = fit_angular_eam(labelled[:7], labelled[7:8], SMALL)
+    whole = fit_angular_eam(labelled[:7], SMALL)
     monkeypatch.setattr(angular, "BLOCK_EDGES", 37)
-    blocks = fit_angular_eam(labelled[:7], labelled[7:8], SMALL)
+    blocks = fit_angular_eam(labelled[:7], SMALL)
     torch.testing.assert_close(blocks.coefficients, whole.coefficients, rtol=1e-4, atol=1e-6)
-    alone = fit_angular_eam([*labelled[:7], labelled[8]], labelled[7:8], SMALL)
+    alone = fit_angular_eam([*labelled[:7], labelled[8]], SMALL)
     assert prediction_errors(alone, labelled[7:8]).forces_mae < 0.2
 
 
 def test_closer_than_the_data_nuclei_repel() -> None:
     labelled = label(alloys(10, seed=2), EMT, workers=1)
-    fitted = fit_angular_eam(labelled[:8], labelled[8:])
+    fitted = fit_angular_eam(labelled[:8])
     energies = [
         one.get_potential_energy()
         for one in label([Atoms("Cu2", [[0, 0, 0], [0, 0, r]]) for r in (0.2, 0.4, 0.8, 1.2)], fitted, workers=1)

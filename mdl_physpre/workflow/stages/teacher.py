@@ -50,7 +50,8 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
     if not done:
         stage.begin()
         if settings.fit:
-            save_potential(folder / FITTED_TEACHER, fitted_teacher(settings, data.train, data.val))
+            elements = [int(z) for atoms in data.val for z in atoms.numbers]
+            save_potential(folder / FITTED_TEACHER, fitted_teacher(settings, data.train, elements))
     if teacher is None:
         teacher = make_teacher(str(folder / FITTED_TEACHER), device=device_of(config))
     check_one_repulsion(config, teacher)
@@ -68,9 +69,9 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
     return teacher_result(folder)
 
 
-def fitted_teacher(settings: Teacher, train: Sequence[Atoms], val: Sequence[Atoms] = ()) -> Potential:
-    """The teacher that ``physpre.teacher.fit`` names, fitted."""
-    return fit_angular_eam(train, val, AngularEAMSettings(**settings.arguments))
+def fitted_teacher(settings: Teacher, train: Sequence[Atoms], elements: Sequence[int] = ()) -> Potential:
+    """The teacher that ``physpre.teacher.fit`` names, fitted; ``elements`` beside those of ``train``."""
+    return fit_angular_eam(train, AngularEAMSettings(**settings.arguments), elements)
 
 
 def load_teacher(folder: Path, config: Config, device: str | torch.device) -> Potential:
