@@ -12,7 +12,7 @@ from ase import Atoms
 
 from mdl_physpre.errors import FitError
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
-from mdl_physpre.potentials.base import Backbone
+from mdl_physpre.potentials.base import Backbone, Potential
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.runs import layout
@@ -82,7 +82,11 @@ class StageEstimates:
             cost = None if self._fit is None else self._fit[0]
             found.append(_row(layout.EAM, f"fit, at most {physpre.eam.epochs} passes", cost, 1))
         if self.plan.teacher and not self._done(layout.TEACHER):
-            found.append(StageEstimate(stage=layout.TEACHER, work=f"labels of {n} structures"))
+            if physpre.teacher is not None and physpre.teacher.fit:
+                cost = None if self._fitted_teacher is None else self._fitted_teacher[0]
+                found.append(_row(layout.TEACHER, f"fit to {len(data.train)} structures", cost, len(data.train)))
+            else:
+                found.append(StageEstimate(stage=layout.TEACHER, work=f"labels of {n} structures"))
         if self.plan.pretraining_set and not self._done(layout.PRETRAINING_SET):
             each = physpre.perturbation.n_aug + physpre.hot_frames.n
             made = len(data.train) * each + len(data.val) * (each if physpre.perturbation.validation else 1)
@@ -99,11 +103,22 @@ class StageEstimates:
         data, settings = self.data, self.config.physpre.eam
         return _unless_it_fails(lambda: trials.fit_cost(data.train, data.val, settings, data.elements))
 
+    @cached_property
+    def _fitted_teacher(self) -> tuple[Cost, Potential] | None:
+        """A trial fit of the teacher that the run fits, its cost for each structure."""
+        section = self.config.physpre.teacher
+        assert section is not None
+        return _unless_it_fails(lambda: trials.teacher_cost(self.data.train, lambda few: fitted_teacher(section, few)))
+
     def _eam(self) -> Any:
         """The potential that the run fits, or what stands for it in trials: one fitted to a few structures."""
         section, file = self.config.physpre.teacher, self.folder / hybrid_file(self.config)
         if section is not None and section.fit:
-            return open_potential(file) if file.is_file() else fitted_teacher(section, self.data.train[:4])
+            if file.is_file():
+                return open_potential(file)
+            if self._fitted_teacher is None:
+                raise FitError("a few structures give no teacher")
+            return self._fitted_teacher[1]
         checkpoint = self.config.physpre.eam.checkpoint
         if file.is_file() or checkpoint:
             return open_potential(checkpoint or file)

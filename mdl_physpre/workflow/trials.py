@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -119,6 +119,16 @@ def fit_cost(
     one = (last["seconds"] - first["seconds"]) / between if between else fit.seconds
     whole = fit.seconds + (settings.epochs - last["epoch"]) * one
     return Cost(whole * len(train) / len(few), memory=memory.on(torch.device("cpu"))), fit.potential
+
+
+def teacher_cost(
+    structures: Sequence[Atoms], fit: Callable[[Sequence[Atoms]], Potential]
+) -> tuple[Cost, Potential]:
+    """Of a structure in the fit of a teacher, and the teacher that a few of them give."""
+    few = of_all_sizes(structures, min(PERTURBED, len(structures)))
+    memory, start = PeakMemory(trim=True), time.perf_counter()
+    fitted = fit(few)
+    return Cost((time.perf_counter() - start) / len(few), memory=memory.on(torch.device("cpu"))), fitted
 
 
 def perturbing_cost(structures: Sequence[Atoms], settings: PerturbationSettings, teacher: Potential) -> Cost:

@@ -110,6 +110,13 @@ def test_hot_frames_are_counted_and_not_timed(config):
     assert "of 65 structures" in found["3-networks/pretrain/pretrain"].work
 
 
+def test_the_fit_of_a_teacher_is_tried(config):
+    changed = ["physpre.teacher={fit: angular_eam}", "physpre.arms=[hybrid]"]
+    found = {one.stage: one for one in estimate_run(config, changed).stages}
+    assert found["1-teacher"].work == "fit to 13 structures" and found["1-teacher"].seconds > 0
+    assert found["3-networks/hybrid/finetune"].seconds > 0 and "1-eam" not in found
+
+
 def test_seconds_are_shared_out_among_processes():
     stages = (StageEstimate(stage="1-eam", work="", seconds=10.0),
               StageEstimate(stage="3-networks/baseline/finetune", work="", networks=4, seconds=100.0),
