@@ -82,7 +82,8 @@ QUICK = Sizes(
     heated=1, heating_rate=400_000.0,
 )  # fmt: skip
 QUICK_RUN = (
-    "optim.max_steps=4", "physpre.pretrain.max_steps=2", "physpre.perturbation.n_aug=1", "physpre.hot_frames.n=1", "physpre.hot_frames.steps=20",
+    "optim.max_steps=4", "physpre.pretrain.max_steps=2", "physpre.perturbation.n_aug=1",
+    "physpre.hot_frames.n=1", "physpre.hot_frames.steps=20",
     "model.hidden_channels=8", "model.num_layers=1", "model.num_heads=2",
 )  # fmt: skip
 

@@ -64,7 +64,8 @@ class Plan:
 
     networks : the first of each arm first, so that the arms can be compared early.
     eam : whether the embedded-atom potential is needed, as the teacher or as a part of hybrids.
-    teacher : whether another teacher is, which is a part of hybrids where it is fitted. pretraining_set, dynamics : whether these are. stress : names of the tests.
+    teacher : whether another teacher is, which is a part of hybrids where it is fitted.
+    pretraining_set, dynamics : whether these are. stress : names of the tests.
     oracle : whether frames of the dynamics are evaluated by a reference.
     oracle_trajectory : whether that simulates, too.
     """

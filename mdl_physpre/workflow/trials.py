@@ -121,9 +121,7 @@ def fit_cost(
     return Cost(whole * len(train) / len(few), memory=memory.on(torch.device("cpu"))), fit.potential
 
 
-def teacher_cost(
-    structures: Sequence[Atoms], fit: Callable[[Sequence[Atoms]], Potential]
-) -> tuple[Cost, Potential]:
+def teacher_cost(structures: Sequence[Atoms], fit: Callable[[Sequence[Atoms]], Potential]) -> tuple[Cost, Potential]:
     """Of a structure in the fit of a teacher, and the teacher that a few of them give."""
     few = of_all_sizes(structures, min(PERTURBED, len(structures)))
     memory, start = PeakMemory(trim=True), time.perf_counter()

@@ -14,9 +14,10 @@ from mdl_physpre.workflow.run import run
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "mdl_physpre" / "demo"
+TINY_DYNAMICS = ["physpre.dynamics.steps=2", "physpre.dynamics.n_structures=2"]
 TINY = [
-    "optim.max_epochs=1", "physpre.pretrain.max_epochs=1", "physpre.perturbation.n_aug=1", "physpre.dynamics.steps=2",
-    "physpre.dynamics.n_structures=2", "physpre.eam.epochs=2", "model.dim1=8", "model.dim2=8", "model.gc_count=1",
+    "optim.max_epochs=1", "physpre.pretrain.max_epochs=1", "physpre.perturbation.n_aug=1", "physpre.eam.epochs=2",
+    "model.dim1=8", "model.dim2=8", "model.gc_count=1", *TINY_DYNAMICS,
 ]  # fmt: skip
 
 
@@ -47,10 +48,11 @@ def test_the_demo_data_are_small_labelled_and_kept_apart():
 
 def test_the_demo_runs_in_miniature_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    summary = run(ROOT / "configs" / "demo.yml", TINY)
+    small = ["optim.max_steps=2", "model.hidden_channels=8", "model.num_layers=1", "model.num_heads=2"]
+    summary = run(ROOT / "configs" / "demo.yml", [*small, *TINY_DYNAMICS])
     assert set(summary.arms["baseline"].errors) == {"test", "strained", "compressed"}
-    assert [n.seed for n in summary.arms["pretrain"].networks] == [1, 2, 3, 4]
-    assert len(summary.arms["pretrain"].dynamics.counts.failed.each) == 4
+    assert summary.teacher.name == "angular_eam" and [n.seed for n in summary.arms["hybrid"].networks] == [1, 2]
+    assert len(summary.arms["hybrid"].dynamics.counts.failed.each) == 2
     assert (tmp_path / "runs" / "demo" / "report.html").exists()
 
 

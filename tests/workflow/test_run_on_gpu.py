@@ -14,19 +14,20 @@ from tests.helpers.gpu_stand_in import counting
 
 DEMO = Path(mdl_physpre.__file__).parent / "configs" / "demo.yml"
 TINY = [
-    "optim.max_epochs=2", "physpre.pretrain.max_epochs=1", "physpre.perturbation.n_aug=1", "physpre.dynamics.steps=12",
-    "physpre.dynamics.n_structures=2", "physpre.eam.epochs=2", "physpre.n_networks=1", "dataset.fraction=0.1",
+    "optim.max_steps=6", "physpre.pretrain.max_steps=4", "physpre.perturbation.n_aug=1", "physpre.dynamics.steps=12",
+    "physpre.dynamics.n_structures=2", "physpre.n_networks=1", "dataset.fraction=0.1",
     "physpre.dynamics.trajectory_interval=5", "physpre.report.formats=[html]", "task.processes=1",
     "dataset.split.test=8",
 ]  # fmt: skip
+EAM = ["recipe=paper", "physpre.eam.epochs=2", "physpre.arms=[baseline, pretrain]"]
 NETWORKS = {
-    "cgcnn": ["model.dim1=8", "model.dim2=8", "model.gc_count=1"],
-    "m3gnet": ["model={name: M3GNet, units: 8, num_blocks: 1}"],
+    "cgcnn": [*EAM, "model={name: CGCNN, dim1: 8, dim2: 8, gc_count: 1}"],
+    "m3gnet": [*EAM, "model={name: M3GNet, units: 8, num_blocks: 1}"],
     "torchmd_et": [
         "model={name: torchmd_et, hidden_channels: 8, num_heads: 2, num_layers: 1, num_rbf: 8}",
-        "physpre.arms=[hybrid, replay]",
+        "physpre.arms=[hybrid, replay]", "physpre.hot_frames={n: 1, steps: 5}",
     ],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NETWORKS)
