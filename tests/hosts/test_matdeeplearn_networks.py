@@ -89,6 +89,26 @@ def test_edges_that_are_brought_along_are_not_looked_for(monkeypatch: pytest.Mon
             model(others)
 
 
+@pytest.mark.parametrize("name", ["eam_interaction", "physpre.CGCNN"])
+def test_a_batch_on_a_gpu_is_not_waited_for(name: str) -> None:
+    """Nothing is fetched from it for edges that the structures bring along; for others positions are."""
+    from mdl_physpre.hosts.matdeeplearn import CompleteEdges
+    from tests.helpers.gpu_stand_in import DEVICE, counting
+
+    given: dict[str, Any] = {"atom_types": ["Si", "O"]} if name == "eam_interaction" else {"dim1": 8, "dim2": 8}
+    model, found = host_model(name, **given).to(DEVICE), host_batch(crystals(2))
+    brought = Batch.from_data_list([CompleteEdges(CUTOFF)(data.clone()) for data in found.to_data_list()])
+    waited = []
+    for batch in (brought, found):
+        batch = batch.to(DEVICE)
+        model(batch.clone())  # once for what is made once
+        with counting() as counts:
+            model(batch)["pos_grad"].square().sum().backward()
+        waited.append(counts.waited)
+        assert not counts.clashes
+    assert waited[0] == 0 < waited[1], counts.syncs
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [

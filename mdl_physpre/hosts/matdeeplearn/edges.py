@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.base import edge_vectors
@@ -119,7 +119,7 @@ def _found_in(data: Any, find: EdgeFinder) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.concatenate(indices, axis=1)), torch.from_numpy(np.concatenate(shifts))
 
 
-def give_complete_edges(model: nn.Module, cutoff: float) -> None:
+def give_complete_edges(model: Any, cutoff: float) -> None:
     """Let one of MatDeepLearn's own networks have complete, kept edges in place of those of its ``generate_graph``."""
     find = EdgeFinder(cutoff)
 

@@ -34,7 +34,7 @@ class Network(BaseModel):
     Raises ConfigError for a value that is not supported, with the reason.
     """
 
-    network: type[Backbone]
+    network: Any
     keys: tuple[str, ...]
     complete_edges = True
     gradient: Any
@@ -47,7 +47,7 @@ class Network(BaseModel):
                 f"{self.prediction_level}s"
             )
         chosen = {key: given[key] for key in self.keys if key in given}
-        own = self.network(cutoff=self.cutoff_radius, envelope=False, **chosen)
+        own: Backbone = self.network(cutoff=self.cutoff_radius, envelope=False, **chosen)
         for name, part in own.named_children():
             if (
                 name != "reference"

@@ -237,7 +237,9 @@ def prepare(config: dict[str, Any]) -> Plan:
     cutoff = engine.model.cutoff
     report = (config.get("physpre") or {}).get("report") is True
     said = complete(config, engine, checks.images_needed(structures, cutoff))
-    reported = report_config(engine, config["model"]["model_ensemble"]) if report and mode == "train" else None
+    reported = None
+    if report and mode == "train" and data is not None:
+        reported = report_config(engine, data, config["model"]["model_ensemble"])
     wanted = labels_of(config["optim"]["loss"])
     if mode == "predict":
         wanted = tuple(n for n in wanted if all(getattr(get_labels(a), n) is not None for a in structures))

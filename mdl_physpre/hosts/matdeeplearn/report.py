@@ -9,7 +9,8 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from mdl_physpre.errors import ConfigError, PhyspreError
 from mdl_physpre.potentials.checkpoints.matdeeplearn import CALCULATOR
@@ -23,21 +24,18 @@ from mdl_physpre.training.arms import FINETUNE
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.run import run
-from mdl_physpre.workflow.setup import data_of_run, device_of, record_setup
+from mdl_physpre.workflow.setup import device_of, network_of, record_setup
 from mdl_physpre.workflow.stages.network import pretraining_key
 from mdl_physpre.workflow.stages.training import TrainedNetwork, stage_of
-
-if TYPE_CHECKING:
-    from mdl_physpre.hosts.matdeeplearn.plan import Plan, Stage
 
 logger = logging.getLogger(__name__)
 RUN = "run"
 
 
-def report_config(engine: Config, ensemble: int) -> Config:
+def report_config(engine: Config, data: RunData, ensemble: int) -> Config:
     """The configuration of ``results/ID/run``: the networks of an ensemble are replicas of their arm.
 
-    Raises ConfigError where this package has no such network, or its data cannot be those of a run.
+    Raises ConfigError where this package has no such network.
     """
     name = engine.model.name.rpartition(".")[2].lower()
     if name not in MODELS or name.startswith("eam"):
@@ -48,45 +46,53 @@ def report_config(engine: Config, ensemble: int) -> Config:
         )
     model = engine.model.changed(name="CGCNN" if name == "cgcnn" else "torchmd_etEarly", envelope=False)
     physpre = engine.physpre.model_copy(update={"n_networks": ensemble})
-    return data_of_run(None, engine.model_copy(update={"model": model, "physpre": physpre}))[0]
+    config = engine.model_copy(update={"model": model, "physpre": physpre})
+    with torch.random.fork_rng(devices=[]):
+        network_of(config, data)
+    return config
 
 
-def tell(plan: Plan) -> None:
-    """Where the networks are, and what to do with them."""
-    for arm in plan.stages():
-        file = arm[-1].folder / "checkpoint_0" / "best_checkpoint.pt"
-        logger.info("%s: %s", arm[-1].name, file)
+def tell(folder: Path, trained: Sequence[Sequence[Path]]) -> None:
+    """Where the networks of a job are, and what to do with them; parameters as in :func:`report_on`."""
+    for stages in trained:
+        file = stages[-1] / "checkpoint_0" / "best_checkpoint.pt"
+        logger.info("%s: %s", stages[-1].relative_to(folder), file)
     try:
         open_potential(file)
     except PhyspreError:  # a model that MatDeepLearn alone has
-        route = f"calculator:{CALCULATOR}?checkpoint={file}&config={arm[-1].folder / 'config.yml'}"
+        route = f"calculator:{CALCULATOR}?checkpoint={file}&config={stages[-1] / 'config.yml'}"
         logger.info('physpre evaluate, physpre doctor and physpre md take them as "%s"', route)
     else:
         logger.info("physpre evaluate, physpre doctor and physpre md take these checkpoints")
 
 
-def report_on(plan: Plan) -> None:
-    """Test, simulate and compare the networks of a job where that is asked for; what is done already is left.
+def report_on(folder: Path, config: Config, data: RunData, trained: Sequence[Sequence[Path]]) -> None:
+    """Test, simulate and compare the networks of a job; what is done already is left.
 
     What goes wrong is said, and spoils no training.
+
+    Parameters
+    ----------
+    folder : ``results/ID``.
+    config : of :func:`report_config`.
+    data : of the job.
+    trained : for each arm the folders of its trainings, the finetuning last.
     """
-    config, data, into = plan.reported, plan.data, plan.folder / RUN
-    if config is None or data is None:
-        return
+    into = folder / RUN
     try:
         for part in (EAM, TEACHER, PRETRAINING_SET):
-            if (plan.folder / part).is_dir():
-                shutil.copytree(plan.folder / part, into / part, dirs_exist_ok=True)
+            if (folder / part).is_dir():
+                shutil.copytree(folder / part, into / part, dirs_exist_ok=True)
         record_setup(into, config, data, device_of(config))  # by which a run is known
-        trained = {arm.name: stages for arm, stages in zip(config.arms, plan.stages())}
+        of_arm = {arm.name: stages for arm, stages in zip(config.arms, trained)}
         for network in plan_of(config.model_dump()).networks:
-            _put(into, config, data, network, trained[network.arm.name])
+            _put(into, config, data, network, of_arm[network.arm.name])
         run(config, out=into)
     except PhyspreError as error:
         logger.error("physpre.report: %s. The networks are trained, as named above", error)
 
 
-def _put(into: Path, config: Config, data: RunData, network: Network, trained: Sequence[Stage]) -> None:
+def _put(into: Path, config: Config, data: RunData, network: Network, trained: Sequence[Path]) -> None:
     """The trainings of a network, done, in the folder of the run."""
     key = pretraining_key(into, network)
     stage = stage_of(into, config, data, network, key, device_of(config))
@@ -94,11 +100,11 @@ def _put(into: Path, config: Config, data: RunData, network: Network, trained: S
         return
     stage.begin()
     told, checkpoint, number = {}, Path(), network.number - 1
-    for name, of_host in zip((*network.arm.stages, FINETUNE), trained):
-        potential = open_potential(of_host.folder / f"checkpoint_{number}" / "best_checkpoint.pt")
+    for name, where in zip((*network.arm.stages, FINETUNE), trained):
+        potential = open_potential(where / f"checkpoint_{number}" / "best_checkpoint.pt")
         checkpoint = save_potential(stage.folder / name / "best.pt", potential)
-        noted = read_json(of_host.folder / DONE)
-        best = {key: noted[key][number] for key in ("best_loss", "best_epoch") if key in noted}
-        told[name] = record_of(TrainingStage, {**noted, **best, "stopped_by": "max_epochs"}, of_host.folder)
+        noted = read_json(where / DONE)
+        noted |= {key: noted[key][number] for key in ("best_loss", "best_epoch") if key in noted}
+        told[name] = record_of(TrainingStage, {**noted, "stopped_by": "max_epochs"}, where)
     result = TrainedNetwork(checkpoint=str(checkpoint.relative_to(into)), training=told)
     stage.finish(result.plain())

@@ -73,10 +73,10 @@ def translate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
         inside = _at(found, section)
         for name in names.split() if section not in NESTED and isinstance(inside, dict) else ():
             inside.pop(name, None)
-    if (_at(found, "physpre") or {}).get("report") is True:  # there on request, here always
+    if _at(found, "physpre.report") is True:  # there on request, here always
         found["physpre"].pop("report")
-    if str(name := (_at(found, "model") or {}).get("name")).startswith(OURS):
-        found["model"]["name"] = str(name).removeprefix(OURS)
+    if str(named := _at(found, "model.name")).startswith(OURS):
+        found["model"]["name"] = str(named).removeprefix(OURS)
     said: dict[str, Any] = {}
     for section in NESTED:
         parent, _, name = section.rpartition(".")

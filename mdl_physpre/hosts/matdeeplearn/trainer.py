@@ -100,8 +100,10 @@ class TwoStageTrainer(PropertyTrainer):
             finally:
                 self.timestamp_id = plan.identifier  # MatDeepLearn moves its log there
         if self.ranks.first:
-            tell(plan)
-            report_on(plan)
+            trained = [[stage.folder for stage in arm] for arm in plan.stages()]
+            tell(plan.folder, trained)
+            if plan.reported is not None and plan.data is not None:
+                report_on(plan.folder, plan.reported, plan.data, trained)
         return self.best_model_state
 
     def _run(self, stage: Stage) -> bool:
