@@ -12,7 +12,7 @@ so is the truth. It ends with known_truth.json, known_truth.md and a figure. A r
 
     python benchmarks/known_truth.py --truth kumagai --out runs/kumagai
     python benchmarks/known_truth.py --truth kumagai --train 8 --out runs/kumagai-8     # a quarter of the structures
-    python benchmarks/known_truth.py --truth kumagai --arms pretrain replay --set 'physpre.teacher={fit: angular_eam}'
+    python benchmarks/known_truth.py --truth kumagai --arms pretrain replay --set physpre.teacher=null   # the EAM
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from mdl_physpre.dynamics.running.rdf_sampling import read_rdfs
 from mdl_physpre.dynamics.verdicts.verdict import Verdict
 from mdl_physpre.potentials import Potential, load_potential, open_potential
 from mdl_physpre.pretraining import label
+from mdl_physpre.runs.layout import FITTED_TEACHER
 from mdl_physpre.runs.stage import Stage, hash_of_file, stage_result, write_json
 from mdl_physpre.runs.summary import Summary
 from mdl_physpre.stress_tests import run_stress_tests
@@ -81,7 +82,7 @@ QUICK = Sizes(
     heated=1, heating_rate=400_000.0,
 )  # fmt: skip
 QUICK_RUN = (
-    "optim.max_steps=4", "physpre.pretrain.max_steps=2", "physpre.perturbation.n_aug=1", "physpre.eam.epochs=5",
+    "optim.max_steps=4", "physpre.pretrain.max_steps=2", "physpre.perturbation.n_aug=1", "physpre.hot_frames.n=1", "physpre.hot_frames.steps=20",
     "model.hidden_channels=8", "model.num_layers=1", "model.num_heads=2",
 )  # fmt: skip
 
@@ -199,9 +200,11 @@ class Subject:
 
 
 def subjects(truth: Truth, run: Path, summary: Summary) -> Iterator[Subject]:
-    """The truth, then the first network of each arm, the second, and so on."""
+    """The truth, the teacher that the run fitted, then the first network of each arm, the second, and so on."""
     known = open_potential(truth.potential)
     yield Subject("truth", 1, known, known.identity)
+    if (fitted := run / FITTED_TEACHER).exists():
+        yield Subject("teacher", 1, load_potential(fitted), hash_of_file(fitted))
     for number in range(max(len(arm.networks) for arm in summary.arms.values())):
         for arm, result in summary.arms.items():
             if number < len(result.networks):

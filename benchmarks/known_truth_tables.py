@@ -65,7 +65,7 @@ def table(content: Mapping[str, Any]) -> str:
     for arm, found in arms.items():
         own, breaking, heating = found["own"], found["breaking"], found["heating"]
         n = own["structures"]
-        first.append([arm, *(f"{e['energy']:.0f} / {e['forces']:.3f}" for e in found["errors"].values())])
+        first.append([arm, *(f"{e['energy']:.1f} / {e['forces']:.3f}" for e in found["errors"].values())])
         second.append([
             arm, f"{overlaps(own)} of {n}", f"{own['too_deep']} of {n}", f"{own['whole_and_wrong']} of {n}",
             f"{own['energy_error']:+.0f}", f"{own['forces_mae']:.2f}", f"{found['rdf']['mae']:.3f}",

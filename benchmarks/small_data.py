@@ -47,7 +47,7 @@ ERRORS = {
 }
 WITHOUT_STRESS = ("zeolites",)
 QUICK = (
-    "optim.max_steps=4", "physpre.pretrain.max_steps=2", "physpre.perturbation.n_aug=1", "physpre.eam.epochs=3",
+    "optim.max_steps=4", "physpre.pretrain.max_steps=2", "physpre.perturbation.n_aug=1", "physpre.hot_frames.n=1", "physpre.hot_frames.steps=20",
     "model.hidden_channels=16", "model.num_layers=1",
 )  # fmt: skip
 QUICK_STRESS = (

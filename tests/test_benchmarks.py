@@ -10,6 +10,7 @@ import os
 
 import gpu as script
 import known_truth
+import learning_curve
 import pytest
 import small_data
 
@@ -91,7 +92,7 @@ def test_an_experiment_with_a_known_truth(tmp_path, capsys):
     arguments = ["--truth", "emt", "--quick", "--replicas", "1", "--out", str(tmp_path)]
     content = known_truth.main(arguments)
     arms = content["arms"]
-    assert list(arms) == ["truth", *known_truth.ARMS]
+    assert list(arms) == ["truth", "teacher", *known_truth.ARMS]
     right = arms.pop("truth")
     assert all(e["energy"] < 1e-3 and e["forces"] < 1e-6 for e in right["errors"].values())
     assert right["own"]["wrong"] == 0 and right["own"]["forces_mae"] < 1e-6 and right["rdf"]["mae"] == 0
@@ -106,6 +107,8 @@ def test_an_experiment_with_a_known_truth(tmp_path, capsys):
     assert set(stored["arms"]) == {"truth", *arms} and (tmp_path / "known_truth.png").exists()
     assert (tmp_path / "known_truth.md").read_text() in capsys.readouterr().out
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/done.json")}
+    curve = learning_curve.main([str(tmp_path), "--out", str(tmp_path / "curve")])
+    assert "| hybrid | 4 | 1 |" in curve and (tmp_path / "curve" / "learning_curve.png").exists()
     known_truth.main(arguments)
     assert done and {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/done.json")} == done
 

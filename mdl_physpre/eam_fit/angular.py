@@ -27,7 +27,6 @@ from mdl_physpre.utils.settings import Settings, setting
 logger = logging.getLogger(__name__)
 RIDGES = tuple(10.0**k for k in range(-8, 0))
 """Ridges that are tried, in units of the mean square of the columns."""
-ALLOWED = 0.5  # how much the loss on the validation set may be above its minimum for the sake of a larger ridge
 WITHOUT_VALIDATION = 1e-5
 BLOCK_EDGES = 2000  # of which derivatives are held at once
 MOST_COEFFICIENTS = 6000  # whose equations take 300 MB for each kind of label
@@ -44,6 +43,10 @@ class AngularEAMSettings(Settings):
     weight_force: float = setting(1.0, "Weight of the mean square error of forces in eV/Å.", ge=0)
     weight_stress: float = setting(
         1.0, "Weight of the mean square error of stress times volume per atom in eV; where the data have stresses.",
+        ge=0,
+    )  # fmt: skip
+    tolerance: float = setting(
+        0.5, "The ridge is the largest whose loss on the validation structures is at most this part above the lowest.",
         ge=0,
     )  # fmt: skip
 
@@ -88,8 +91,8 @@ def fit_angular_eam(
     min over c of   w_E ⟨((E − E_ref)/N)²⟩ + w_F ⟨(F − F_ref)²⟩ + w_S ⟨((σ − σ_ref) V/N)²⟩ + λ |S c|²
 
     with means over what carries a label, and S the root mean square of the weighted column of each coefficient. The
-    ridge λ, from 1e-8 to 0.1, is the largest whose loss on ``val`` is at most 50 % above the lowest, because labels are
-    wanted far from the data, where small coefficients do less harm; without ``val``, 1e-5. The energies of the elements
+    ridge λ, from 1e-8 to 0.1, is the largest whose loss on ``val`` is at most 50 % (``tolerance``) above the lowest:
+    labels are wanted far from the data, where small coefficients do less harm; without ``val``, 1e-5. The energies of the elements
     are fitted along, without a ridge. The repulsion of the nuclei ends at the shortest distance of each pair in
     ``train``.
 
@@ -115,7 +118,7 @@ def fit_angular_eam(
     solutions = _solutions(known, n_elements)
     if val and (judge := _equations(potential, val, settings)).count:
         losses = [judge.loss(c) for c in solutions]
-        best = max(k for k, loss in enumerate(losses) if loss <= (1.0 + ALLOWED) * min(losses))
+        best = max(k for k, loss in enumerate(losses) if loss <= (1.0 + settings.tolerance) * min(losses))
     else:
         best = RIDGES.index(WITHOUT_VALIDATION)
     found = torch.from_numpy(solutions[best])

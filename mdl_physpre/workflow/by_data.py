@@ -14,7 +14,7 @@ from mdl_physpre.training.data import batch_indices
 from mdl_physpre.training.settings import OptimSettings
 from mdl_physpre.workflow.config.hot_frames import HotFrames
 from mdl_physpre.workflow.config.recipes import MOST_ELEMENTS, steps_of_recipe
-from mdl_physpre.workflow.config.schema import Config
+from mdl_physpre.workflow.config.schema import Config, Physpre
 
 
 def suited(config: Config, train: Sequence[Atoms], val: Sequence[Atoms]) -> tuple[Config, list[str]]:
@@ -44,6 +44,9 @@ def suited(config: Config, train: Sequence[Atoms], val: Sequence[Atoms]) -> tupl
     if "physpre.teacher.fit" in left and n_elements > MOST_ELEMENTS:
         changed |= {"teacher": None, "hot_frames": HotFrames()}
         said.append(f"{n_elements} elements: the embedded-atom potential is the teacher")
+        if "physpre.arms" in left:
+            changed["arms"] = list(Physpre.model_fields["arms"].default)
+            said[-1] += f", and the arms are {' and '.join(changed['arms'])}"
     physpre = config.physpre.model_copy(update=changed)
     found = config.model_copy(update={"optim": optim, "physpre": physpre})
     found._left_to_data = frozenset()

@@ -61,9 +61,9 @@ def run(
 
 def _run(config: Config, out: str | Path | None) -> Summary:
     """The method, step by step (Figure 4 of the paper)."""
-    plan = plan_of(config.model_dump())
     with working_in(out, config) as folder:
         config, data = data_of_run(folder, config)
+        plan = plan_of(config.model_dump())
         tell_length(folder, config, data, plan)
         try_oracles(folder, config, data, plan)
         eam = eam_stage(folder, config, data, for_hybrids=plan.hybrids) if plan.eam else None

@@ -16,7 +16,7 @@ from mdl_physpre.hosts.matdeeplearn.settings import engine_config
 from mdl_physpre.structures.labels import set_labels
 from mdl_physpre.workflow.by_data import suited
 from mdl_physpre.workflow.config.file import load_config, parse_config
-from mdl_physpre.workflow.config.recipes import NETWORKS, RECIPES
+from mdl_physpre.workflow.config.recipes import NETWORKS, RECIPES, with_recipe
 from mdl_physpre.workflow.run import fit_only
 
 ROOT = Path(__file__).parents[2]
@@ -75,9 +75,12 @@ def test_what_is_given_stays():
 def test_a_teacher_of_ones_own_stays_alone():
     for own in ({"teacher": None}, {"teacher": {"calculator": "ase.calculators.emt.EMT"}}, {"eam": {"epochs": 3}}):
         config = parse_config({**DEFAULT, "physpre": own})
-        assert config.physpre.hot_frames.n == 0, own
+        assert config.physpre.hot_frames.n == 0 and config.physpre.arms == ["baseline", "pretrain"], own
         assert config.physpre.teacher is None or config.physpre.teacher.fit is None, own
-    assert parse_config({**DEFAULT, "physpre": {"hot_frames": {"n": 4}}}).physpre.teacher.fit == "angular_eam"
+    found = parse_config({**DEFAULT, "physpre": {"hot_frames": {"n": 4}}}).physpre
+    assert found.teacher.fit == "angular_eam" and found.arms == ["baseline", "hybrid"]
+    trained = with_recipe({**DEFAULT, "model": {"start_from": "a.pt"}})["physpre"]
+    assert trained["teacher"] == {"fit": "angular_eam"} and "arms" not in trained
 
 
 def test_many_elements_have_the_plain_teacher(tmp_path):
@@ -89,6 +92,7 @@ def test_many_elements_have_the_plain_teacher(tmp_path):
     many, said = suited(config, of(9), of(9))
     assert few.physpre.teacher.fit == "angular_eam" and few.physpre.hot_frames.n == 9
     assert many.physpre.teacher is None and many.physpre.hot_frames.n == 0 and "9 elements" in said[-1]
+    assert (few.physpre.arms, many.physpre.arms) == (["baseline", "hybrid"], ["baseline", "pretrain"])
 
 
 def load_config_of(folder):

@@ -37,6 +37,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             },
             "teacher": {"fit": "angular_eam"},
             "hot_frames": {"n": 9},
+            "arms": ["baseline", "hybrid"],
             "pretrain": {"max_steps": 1000, "lr": 1e-3, "batch_size": 8, "force_tail": 10.0},
         },
     },
@@ -51,13 +52,14 @@ BY_DATA = {
     "optim.max_steps": "with more than 30 steps in an epoch, as many as 100 epochs have, at most 20000",
     "optim.weight_stress": "0 where no training structure, or no validation structure, has a stress",
     "physpre.teacher.fit": "if neither physpre.teacher nor physpre.eam is given, up to 8 elements; hot frames likewise",
+    "physpre.arms": "under the same conditions, and without model.start_from; baseline and pretrain otherwise",
     "physpre.pretrain.max_steps": "a third of optim.max_steps, where that is not given either",
 }
 """Keys whose value under ``recipe: default`` depends on the data, and how."""
 EPOCHS, MOST_STEPS, MOST_ELEMENTS = 100, 20_000, 8
 VOID = {
     "max_steps": ("max_epochs",), "batch_atoms": ("batch_size",),
-    "teacher": ("teacher", "eam"), "hot_frames": ("teacher", "eam"),
+    "teacher": ("teacher", "eam"), "hot_frames": ("teacher", "eam"), "arms": ("teacher", "eam"),
 }  # fmt: skip
 """Keys that are not filled in where one of these is given in the same section."""
 
@@ -69,7 +71,10 @@ def with_recipe(raw: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = dict(raw)
     name = str(raw.get("recipe") or "paper")
-    _fill(found, RECIPES.get(name, {}))
+    values = RECIPES.get(name, {})
+    if values and _section(raw, ["model"]).get("start_from"):  # nothing is added to a network that gives whole energies
+        values = values | {"physpre": {key: value for key, value in values["physpre"].items() if key != "arms"}}
+    _fill(found, values)
     model = found.get("model")
     if isinstance(model, dict) and isinstance(model.get("name"), str) and not model.get("start_from"):
         _fill(model, NETWORKS.get(name, {}).get(model["name"], {}))
