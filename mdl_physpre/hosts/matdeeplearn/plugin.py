@@ -47,6 +47,7 @@ def register() -> None:
     Nothing of what they need is imported before one of them is asked for: most runs of MatDeepLearn ask for none.
     """
     mapping = host().registry.mapping
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # MatDeepLearn logs what every package says
     for kind, names in REGISTERED.items():
         known = mapping[_MAPPINGS[kind]]
         if not isinstance(known, _Names):
