@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from ase import Atoms
 from ase.build import bulk
+from torch_geometric.data import Batch, Data
 
 from mdl_physpre import label, write_structures
 from mdl_physpre.errors import PhyspreError
@@ -111,3 +113,34 @@ def environment(root: Path | None = None) -> dict[str, str]:
     paths = [str(root or ROOT), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
             "OMP_NUM_THREADS": "1"}  # fmt: skip
+
+
+def host_batch(structures: list[Any]) -> Any:
+    """A batch as MatDeepLearn's loader makes it, from this package's items."""
+    from mdl_physpre.hosts.matdeeplearn.data import host_items
+
+    parts = []
+    for item in host_items(structures, np.zeros(119), ("energy", "forces", "stress")):
+        data = Data(
+            pos=torch.tensor(item["positions"]),
+            cell=torch.tensor([item["cell"]]),
+            z=torch.tensor(item["atomic_numbers"]),
+            y=torch.tensor([[item["y"]]]),
+            forces=torch.tensor(item["forces"]),
+            stress=torch.tensor(item["stress"]),
+            n_atoms=len(item["atomic_numbers"]),
+            structure_id=[item["structure_id"]],
+        )
+        parts.append(data)
+    return Batch.from_data_list(parts)
+
+
+def host_model(name: str, **given: Any) -> Any:
+    from mdl_physpre.hosts.matdeeplearn.calculator import setup_models
+    from mdl_physpre.hosts.matdeeplearn.names import host
+
+    setup_models()
+    switches = {"prediction_level": "graph", "otf_edge_index": True, "otf_edge_attr": True, "otf_node_attr": True,
+                "gradient": True, "cutoff_radius": CUTOFF, "n_neighbors": 10_000, "graph_method": "ocp",
+                "num_offsets": 3, "node_dim": 100, "edge_dim": 50, "output_dim": 1}  # fmt: skip
+    return host().registry.get_model_class(name)(**{**switches, **given})

@@ -248,6 +248,14 @@ def test_hosts_configuration_is_read(tmp_path: Path) -> None:
             engine_config(configuration(tmp_path, physpre={"arms": [arm]}))
 
 
+def test_what_is_for_the_host_alone_is_read_by_both() -> None:
+    from mdl_physpre.workflow.config.file import parse_config
+
+    model = {"name": "physpre.CGCNN", "edges": "physpre"}
+    found = parse_config({"model": model, "dataset": {"src": "x.xyz"}, "physpre": {"report": True}})
+    assert found.model.name == "CGCNN" and not found.model.hyperparameters and found.physpre.report.formats
+
+
 def test_loss_of_a_stage(tmp_path: Path) -> None:
     config = configuration(tmp_path)
     engine = engine_config(config)

@@ -236,6 +236,31 @@ def test_energy_reference_of_a_checkpoint_is_what_it_leaves(data_file, tmp_path)
     assert with_energy_reference(scaled, validated(scaled, "c.yml"), structures) is scaled
 
 
+def test_finetuning_begins_with_the_energies_of_the_elements(data_file, tmp_path, caplog):
+    """Those of the data in the network, or the host's per_atom_references; without either it is said."""
+    from mdl_physpre.hosts.mattertune.run import finetune
+
+    def first_error(name, **sections):
+        content = configuration(data_file, **sections)
+        content["trainer"]["max_epochs"] = 1
+        content["model"]["optimizer"] = {"name": "AdamW", "lr": 1e-12}
+        finetune(written(tmp_path, content), out=tmp_path / name)
+        rows = (tmp_path / name / "4-finetune" / "log" / "metrics.csv").read_text().splitlines()
+        column = rows[0].split(",").index("val/energy_mae")
+        return next(float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column])
+
+    fitted = fit_energy_reference(read_structures(data_file)).as_dict()
+    reference = {
+        "energy": [{"per_atom_references": {int(z): e for z, e in fitted.items()}}, {"only_for_target": False}]
+    }
+    none = first_error("none")
+    assert "physpre: {pretrain: null} fits them" in caplog.text
+    caplog.clear()
+    assert first_error("network", physpre={"pretrain": None}) < none / 5
+    assert first_error("normalizer", model=model_section(normalizers=reference)) < none / 5
+    assert "fits them" not in caplog.text
+
+
 def test_wrong_keys_of_the_host_are_named(data_file, tmp_path):
     from mdl_physpre.hosts.mattertune.run import finetune
 

@@ -1,4 +1,4 @@
-"""MatDeepLearn: the embedded-atom potential as a model, perturbation as a transform, two-stage training as a trainer.
+"""MatDeepLearn: embedded-atom potential and networks as models, perturbation as a transform, two stages as a trainer.
 
 Names resolve on first use, and all are registered then: importing this package alone imports no host.
 """
@@ -9,19 +9,25 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "CGCNN": "networks",
+    "CompleteEdges": "edges",
     "EAMInteractionModel": "eam_model",
     "MatDeepLearnCalculator": "calculator",
     "Perturb": "perturb",
     "PhyspreLoss": "loss",
+    "TorchMDET": "networks",
     "TorchMDETLate": "et_model",
     "TwoStageTrainer": "trainer",
 }
 
 __all__ = [
+    "CGCNN",
+    "CompleteEdges",
     "EAMInteractionModel",
     "MatDeepLearnCalculator",
     "Perturb",
     "PhyspreLoss",
+    "TorchMDET",
     "TorchMDETLate",
     "TwoStageTrainer",
 ]

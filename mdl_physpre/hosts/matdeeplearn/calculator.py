@@ -132,8 +132,9 @@ class MatDeepLearnCalculator(Calculator):
 
 def _bring_their_own_sign(model: Any) -> bool:
     from mdl_physpre.hosts.matdeeplearn.eam_model import EAMInteractionModel
+    from mdl_physpre.hosts.matdeeplearn.networks import Network
 
-    return isinstance(model, EAMInteractionModel)
+    return isinstance(model, (EAMInteractionModel, Network))
 
 
 def padded(atoms: Atoms, cutoff: float) -> Atoms:

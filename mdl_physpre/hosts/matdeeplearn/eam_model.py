@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from mdl_physpre.errors import ConfigError, DataError
+from mdl_physpre.hosts.matdeeplearn.edges import EdgeFinder, complete_graph, graph_of
 from mdl_physpre.hosts.matdeeplearn.names import host
+from mdl_physpre.hosts.matdeeplearn.networks import as_outputs
 from mdl_physpre.hosts.matdeeplearn.perturb import reference_table
 from mdl_physpre.hosts.matdeeplearn.settings import folder_of_configuration
 from mdl_physpre.potentials.base import Predictions
@@ -22,14 +22,12 @@ from mdl_physpre.potentials.energy_reference import composition_shift
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.structures.labels import get_labels
-from mdl_physpre.structures.neighbours import neighbour_list
 from mdl_physpre.structures.read import read_structures
 from mdl_physpre.training.energy_zero import energy_errors
 from mdl_physpre.workflow.config.file import resolve_path
 
 BaseModel: Any = host().BaseModel
 EDGES = ("complete", "host")
-KEPT = 20_000  # structures whose edges are kept, the least recently used go first
 
 
 class _Rule(nn.Module):
@@ -81,6 +79,7 @@ class EAMInteractionModel(BaseModel):
     Raises ConfigError for a key that is missing or has no meaning.
     """
 
+    complete_edges = True
     gradient: Any
 
     def __init__(
@@ -120,7 +119,7 @@ class EAMInteractionModel(BaseModel):
         self.edges = edges
         # not a submodule: its parameters are stand-ins for those above
         self.__dict__["_rule"] = _Rule(eam.float()).requires_grad_(False)
-        self.__dict__["_kept"] = OrderedDict()
+        self.__dict__["_edges"] = EdgeFinder(self.cutoff_radius)
 
     @property
     def target_attr(self) -> str:
@@ -129,43 +128,14 @@ class EAMInteractionModel(BaseModel):
     def forward(self, data: Any) -> dict[str, Tensor | None]:
         """``output`` (n_structures, 1) eV; with ``gradient``, ``pos_grad`` (n_atoms, 3), the forces in eV/Å, and
         ``cell_grad`` (n_structures, 3, 3), the stress in eV/Å³, 0 where there is no cell."""
-        graph = self._host_graph(data) if self.edges == "host" else self._complete_graph(data)
+        graph = self._host_graph(data) if self.edges == "host" else complete_graph(data, self._edges)
         lists: Any = self.eam_params["param_dict"]
         values = {f"eam.{ours}": torch.stack([*lists[theirs]]) for theirs, ours in EAM_NAMES.items()}
         for name, value in values.items():
             if name not in ("eam.A", "eam.beta"):
                 values[name] = value[:, 0]
         found = functional_call(self._rule.to(graph.pos.device), values, (graph, bool(self.gradient)))
-        stress = None if found.stress is None else found.stress.nan_to_num(0.0)
-        return {
-            "output": found.energies.to(graph.pos.dtype)[:, None],
-            "pos_grad": found.forces,
-            "cell_grad": stress,
-        }
-
-    def _complete_graph(self, data: Any) -> AtomGraph:
-        cells, positions = data.cell.detach().double().cpu().numpy(), data.pos.detach().double().cpu().numpy()
-        counts = data.n_atoms.tolist()
-        centres, neighbours, shifts, start = [], [], [], 0
-        for cell, count in zip(cells, counts):
-            i, j, s = self._edges_of(positions[start : start + count], cell)
-            centres.append(i + start)
-            neighbours.append(j + start)
-            shifts.append(s)
-            start += count
-        edge_index = torch.from_numpy(np.stack([np.concatenate(centres), np.concatenate(neighbours)]))
-        return self._graph(data, edge_index, torch.from_numpy(np.concatenate(shifts)))
-
-    def _edges_of(self, positions: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        key = positions.tobytes() + cell.tobytes()
-        edges = self._kept.pop(key, None)
-        if edges is None:
-            i, j, shifts = neighbour_list(positions, cell, np.full(3, bool(cell.any())), self.cutoff_radius)
-            edges = i.astype(np.int64), j.astype(np.int64), shifts.astype(np.int16)
-        self._kept[key] = edges
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-        return edges
+        return as_outputs(found, graph.pos.dtype)
 
     def _host_graph(self, data: Any) -> AtomGraph:
         gradient = bool(self.gradient)
@@ -176,17 +146,4 @@ class EAMInteractionModel(BaseModel):
             self.gradient = gradient
         # the host's first row is the neighbour, at r_j + S·cell, its second the centre
         order = torch.argsort(edge_index[1], stable=True)
-        return self._graph(data, edge_index.flip(0)[:, order], offsets[order])
-
-    def _graph(self, data: Any, edge_index: Tensor, offsets: Tensor) -> AtomGraph:
-        pos = data.pos.detach()
-        return AtomGraph.from_tensors(
-            None,
-            pos=pos,
-            cell=data.cell.detach(),
-            z=data.z,
-            n_atoms=data.n_atoms,
-            batch=data.batch,
-            edge_index=edge_index.to(pos.device),
-            cell_offsets=offsets.to(pos),
-        )
+        return graph_of(data, edge_index.flip(0)[:, order], offsets[order])

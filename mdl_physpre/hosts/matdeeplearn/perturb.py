@@ -22,7 +22,7 @@ from mdl_physpre.structures.labels import Labels, largest_force
 
 BATCH = 32
 """Structures that a teacher labels at a time."""
-EDGE_FIELDS = ("edge_index", "edge_weight", "edge_attr", "edge_vec", "cell_offsets")
+EDGE_FIELDS = ("edge_index", "edge_weight", "edge_attr", "edge_vec", "cell_offsets", "complete_index")
 
 
 class Perturb:
@@ -99,7 +99,8 @@ class Perturb:
         if stale:
             raise DataError(
                 f"structure {name}: {stale[0]} belongs to the unperturbed structure; set preprocess_edges and "
-                "preprocess_edge_features to False, and otf_edge_index and otf_edge_attr to True"
+                "preprocess_edge_features to False, and otf_edge_index and otf_edge_attr to True; CompleteEdges comes "
+                "after this transform"
             )
         if preprocessing:  # a data set of one structure comes as if in preprocessing, again and again
             data.pos.copy_(self._originals.setdefault(data.pos.data_ptr(), data.pos.clone()))

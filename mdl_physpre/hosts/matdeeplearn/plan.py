@@ -14,14 +14,14 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from mdl_physpre.errors import ConfigError, DataError, PhyspreError
+from mdl_physpre.errors import ConfigError, DataError
 from mdl_physpre.hosts.matdeeplearn import checks
 from mdl_physpre.hosts.matdeeplearn.data import energy_reference, host_dataset, host_items, usable
 from mdl_physpre.hosts.matdeeplearn.job import RUN_FILE, decisive, read_run, reference_of, run_folder
 from mdl_physpre.hosts.matdeeplearn.perturb import reference_table
+from mdl_physpre.hosts.matdeeplearn.report import report_config
 from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config, stage_optim
 from mdl_physpre.potentials.energy_reference import fit_energy_reference
-from mdl_physpre.potentials.open import open_potential
 from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.pretraining.labelling import label
 from mdl_physpre.runs.layout import PRETRAINING_SET
@@ -39,7 +39,6 @@ from mdl_physpre.workflow.stages.teacher import load_teacher, teacher_stage
 
 logger = logging.getLogger(__name__)
 
-CALCULATOR = "mdl_physpre.hosts.matdeeplearn.MatDeepLearnCalculator"
 LABELS = {"ForceLoss": ("energy", "forces"), "ForceStressLoss": ("energy", "forces", "stress"),
           "TorchLossWrapper": ("energy",)}  # fmt: skip
 """What MatDeepLearn's losses need of every structure."""
@@ -97,6 +96,7 @@ class Plan:
     dataset : the section ``dataset`` as the user wrote it, complete.
     engine : what this package reads of it.
     reference : energies of the elements, eV by symbol, that labels in MatDeepLearn are less of.
+    reported : the configuration of the report at the end; None: there is none.
     """
 
     config: dict[str, Any]
@@ -107,6 +107,7 @@ class Plan:
     save_dir: Path
     reference: dict[str, float]
     data: RunData | None = None
+    reported: Config | None = None
     structures: dict[str, dict[str, Atoms]] = field(default_factory=dict)
 
     @property
@@ -163,7 +164,7 @@ class Plan:
         }
         train = self._write("data-pretraining", {"train": copies}, wanted)
         fresh = {"name": "mdl_physpre.hosts.matdeeplearn.Perturb", "otf_transform": True, "args": arguments}
-        train["transforms"] = [*train["transforms"], fresh]
+        train["transforms"] = [fresh, *train["transforms"]]  # edges are those of where atoms are then
         return [train, self._write("data-pretraining", {"val": parts["val"]}, wanted)]
 
     def _write(self, folder: str, parts: Mapping[str, Sequence[Atoms]], wanted: Sequence[str]) -> dict[str, Any]:
@@ -203,19 +204,6 @@ class Plan:
         table = reference_table(self.reference) + shift
         return {chemical_symbols[z]: float(table[z]) for z in np.flatnonzero(table)}
 
-    def report(self) -> None:
-        """Where the networks are, and what to do with them."""
-        for arm in self.stages():
-            file = arm[-1].folder / "checkpoint_0" / "best_checkpoint.pt"
-            logger.info("%s: %s", arm[-1].name, file)
-        try:
-            open_potential(file)
-        except PhyspreError:  # a model that MatDeepLearn alone has
-            route = f"calculator:{CALCULATOR}?checkpoint={file}&config={arm[-1].folder / 'config.yml'}"
-            logger.info('physpre evaluate, physpre doctor and physpre md take them as "%s"', route)
-        else:
-            logger.info("physpre evaluate, physpre doctor and physpre md take these checkpoints")
-
 
 def labels_of(loss: Mapping[str, Any]) -> tuple[str, ...]:
     """The labels that a loss of MatDeepLearn needs of every structure."""
@@ -247,7 +235,11 @@ def prepare(config: dict[str, Any]) -> Plan:
         raise ConfigError("dataset.src: give one path of what is to be predicted")
     structures = [atoms for part in parts.values() for atoms in part]
     cutoff = engine.model.cutoff
+    report = (config.get("physpre") or {}).get("report") is True
     said = complete(config, engine, checks.images_needed(structures, cutoff))
+    reported = None
+    if report and mode == "train" and data is not None:
+        reported = report_config(engine, data, config["model"]["model_ensemble"])
     wanted = labels_of(config["optim"]["loss"])
     if mode == "predict":
         wanted = tuple(n for n in wanted if all(getattr(get_labels(a), n) is not None for a in structures))
@@ -266,7 +258,7 @@ def prepare(config: dict[str, Any]) -> Plan:
     for sentence in said:
         logger.warning("MatDeepLearn: %s", sentence)
     plan = _begin(config, engine, mode, structures if data is None else data.train)
-    plan.data = data
+    plan.data, plan.reported = data, reported
     plan.write_data(parts, wanted)
     return plan
 

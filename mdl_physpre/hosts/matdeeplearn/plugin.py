@@ -11,17 +11,20 @@ from mdl_physpre.hosts.matdeeplearn.names import host
 logger = logging.getLogger(__name__)
 
 REGISTERED = {
-    "model": ("eam_interaction", "EAM_Interaction"),
-    "transform": ("physpre_perturb",),
-    "trainer": ("physpre_two_stage",),
-    "loss": ("PhyspreLoss",),
+    "model": {
+        "eam_interaction": "EAMInteractionModel",
+        "EAM_Interaction": "EAMInteractionModel",
+        "physpre.CGCNN": "CGCNN",
+        "physpre.torchmd_etEarly": "TorchMDET",
+    },
+    "transform": {"physpre_perturb": "Perturb", "physpre_edges": "CompleteEdges"},
+    "trainer": {"physpre_two_stage": "TwoStageTrainer"},
+    "loss": {"PhyspreLoss": "PhyspreLoss"},
 }
-"""Names by kind."""
+"""Classes of this package by kind and name."""
 
 _MAPPINGS = {"model": "model_name_mapping", "transform": "transforms", "trainer": "trainer_name_mapping",
              "loss": "loss_name_mapping"}  # fmt: skip
-_CLASSES = {"model": "EAMInteractionModel", "transform": "Perturb", "trainer": "TwoStageTrainer",
-            "loss": "PhyspreLoss"}  # fmt: skip
 
 
 class _Later(str):
@@ -44,11 +47,12 @@ def register() -> None:
     Nothing of what they need is imported before one of them is asked for: most runs of MatDeepLearn ask for none.
     """
     mapping = host().registry.mapping
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # MatDeepLearn logs what every package says
     for kind, names in REGISTERED.items():
         known = mapping[_MAPPINGS[kind]]
         if not isinstance(known, _Names):
             known = mapping[_MAPPINGS[kind]] = _Names(known)
-        for name in names:
-            taken = known.setdefault(name, _Later(_CLASSES[kind]))
+        for name, own in names.items():
+            taken = known.setdefault(name, _Later(own))
             if not isinstance(taken, _Later) and not taken.__module__.startswith("mdl_physpre."):
                 logger.warning("the %s %s stays %s.%s", kind, name, taken.__module__, taken.__qualname__)

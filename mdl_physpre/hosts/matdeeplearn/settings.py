@@ -20,6 +20,7 @@ from mdl_physpre.workflow.config.schema import Config
 
 COUNTERPARTS: dict[str, type] = {"CGCNN": CGCNN, "torchmd_etEarly": TorchMDET}
 """Models of MatDeepLearn that this package has too, with the same parameters."""
+EDGES = "mdl_physpre.hosts.matdeeplearn.CompleteEdges"
 
 TASK = {"run_mode": "train", "parallel": False, "seed": 12345678, "save_dir": None, "continue_job": False,
         "checkpoint_path": None, "write_output": ["val", "test"], "output_frequency": 0, "model_save_frequency": 1,
@@ -140,8 +141,26 @@ def complete(config: dict[str, Any], engine: Config, num_offsets: int) -> list[s
         transforms = [t for t in transforms if t["name"] not in perturbing]
     if not any(t["name"] == "GetY" for t in transforms):
         transforms.insert(0, {"name": "GetY", "args": {"index": -1}})
+    given = any(str(t["name"]).rpartition(".")[2] in ("CompleteEdges", "physpre_edges") for t in transforms)
+    if complete_edges(model) and not given:
+        cutoff = dataset["preprocess_params"]["cutoff_radius"]
+        transforms.append({"name": EDGES, "otf_transform": True, "args": {"cutoff": cutoff}})
     dataset["transforms"] = [{**t, "args": t.get("args") or {}} for t in transforms]
     return said
+
+
+def complete_edges(model: Mapping[str, Any]) -> bool:
+    """Whether a model of MatDeepLearn takes complete edges in place of MatDeepLearn's.
+
+    Raises ConfigError for ``model.edges`` of MatDeepLearn's own models other than ``host`` or ``physpre``.
+    """
+    made = host().registry.get_model_class(model["name"])
+    if hasattr(made, "complete_edges"):
+        return model.get("edges") != "host"
+    edges = model.get("edges") or "host"
+    if edges not in ("host", "physpre"):
+        raise ConfigError(f"model.edges is {edges!r}; expected host, MatDeepLearn's, or physpre, complete and kept")
+    return bool(edges == "physpre")
 
 
 def _fill(section: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -156,10 +175,14 @@ def _complete_model(model: dict[str, Any]) -> list[str]:
         raise ConfigError("model.name is missing")
     counterpart = COUNTERPARTS.get(str(model["name"]))
     try:
-        known = inspect.signature(host().registry.get_model_class(model["name"])).parameters
+        made = host().registry.get_model_class(model["name"])
     except RuntimeError as error:
         raise ConfigError(f"model.name: {error}") from error
-    if counterpart is not None:
+    known = inspect.signature(made).parameters
+    if hasattr(made, "network"):  # of this package, under a name of MatDeepLearn's
+        ours = inspect.signature(made.network).parameters
+        taken = {k: ours[k].default for k in made.keys if k not in ("edge_dim", *model) and k in ours}
+    elif counterpart is not None:
         ours = inspect.signature(counterpart).parameters
         sizes = ("node_dim", "edge_dim", "output_dim")  # MatDeepLearn passes them by itself
         open_keys = {k: p.default for k, p in ours.items() if k in known and k not in sizes}

@@ -37,7 +37,7 @@ HOST_ONLY = {
     "task": "run_mode parallel save_dir continue_job load_training_state checkpoint_path write_output use_amp log_id "
     "max_epochs_per_job output_frequency model_save_frequency labels",
     "model": "model_ensemble edge_steps self_loop prediction_level gradient load_model otf_edge_index otf_edge_attr "
-    "otf_node_attr",
+    "otf_node_attr edges",
     "optim": "max_checkpoint_epochs verbosity batch_tqdm",
     "optim.optimizer.optimizer_args": "betas eps",
     "optim.scheduler.scheduler_args": "mode",
@@ -50,6 +50,9 @@ HOST_ONLY = {
     "physpre": "energy_reference training_energies",
 }
 """By section, keys that only MatDeepLearn acts on; one file serves both."""
+
+OURS = "physpre."
+"""Before the names of networks of this package in MatDeepLearn."""
 
 NESTED = ("optim.loss", "optim.optimizer", "optim.scheduler", "dataset.preprocess_params")
 """Sections that MatDeepLearn alone has."""
@@ -70,6 +73,10 @@ def translate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
         inside = _at(found, section)
         for name in names.split() if section not in NESTED and isinstance(inside, dict) else ():
             inside.pop(name, None)
+    if _at(found, "physpre.report") is True:  # there on request, here always
+        found["physpre"].pop("report")
+    if str(named := _at(found, "model.name")).startswith(OURS):
+        found["model"]["name"] = str(named).removeprefix(OURS)
     said: dict[str, Any] = {}
     for section in NESTED:
         parent, _, name = section.rpartition(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from mdl_physpre.errors import CheckpointError, TrainingError
 from mdl_physpre.hosts.matdeeplearn.data import loading_of_datasets
+from mdl_physpre.hosts.matdeeplearn.edges import give_complete_edges
 from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.hosts.matdeeplearn.plan import Plan, Stage, prepare
 from mdl_physpre.hosts.matdeeplearn.processes import bare, ranks_of
+from mdl_physpre.hosts.matdeeplearn.report import report_on, tell
 from mdl_physpre.potentials.checkpoints.matdeeplearn import load_checkpoint
 from mdl_physpre.training.ranks import Ranks
 from mdl_physpre.training.sam import climb, go_back
@@ -34,7 +37,8 @@ class TwoStageTrainer(PropertyTrainer):
     In MatDeepLearn's YAML: ``trainer: mdl_physpre.hosts.matdeeplearn.TwoStageTrainer``, ``dataset.processed: True``,
     and the keys of ``physpre run``. ``results/ID/`` holds ``1-eam`` (the fit), ``2-pretraining-set``, the data as
     MatDeepLearn reads them, and ``ARM/pretrain`` and ``ARM/finetune`` with MatDeepLearn's ``checkpoint_0/`` and
-    ``train_results/`` and the ``config.yml`` that opens the checkpoints.
+    ``train_results/`` and the ``config.yml`` that opens the checkpoints. With ``physpre.report: true``, ``run`` is a
+    folder of ``physpre run`` with the report of all arms.
 
     ``run_mode: train`` trains every arm; with ``continue_job`` it goes on where ``checkpoint_path``, a folder
     ``results/ID`` or a checkpoint in it, stopped. ``finetune`` trains on DFT alone from ``checkpoint_path``.
@@ -75,6 +79,14 @@ class TwoStageTrainer(PropertyTrainer):
         with loading_of_datasets():
             return PropertyTrainer._load_dataset(dataset_config, task)
 
+    @staticmethod
+    def _load_model(model_config: dict[str, Any], graph_config: dict[str, Any], *given: Any) -> Any:
+        models = PropertyTrainer._load_model(model_config, graph_config, *given)
+        if model_config.get("edges") == "physpre":
+            for model in models:
+                give_complete_edges(bare(model), graph_config["cutoff_radius"])
+        return models
+
     def train(self) -> Any:
         """Every stage that is not done yet, one after another."""
         plan, initial = self.plan, [copy.deepcopy(bare(model).state_dict()) for model in self.model]
@@ -88,7 +100,10 @@ class TwoStageTrainer(PropertyTrainer):
             finally:
                 self.timestamp_id = plan.identifier  # MatDeepLearn moves its log there
         if self.ranks.first:
-            plan.report()
+            trained = [[stage.folder for stage in arm] for arm in plan.stages()]
+            tell(plan.folder, trained)
+            if plan.reported is not None and plan.data is not None:
+                report_on(plan.folder, plan.reported, plan.data, trained)
         return self.best_model_state
 
     def _run(self, stage: Stage) -> bool:
@@ -112,8 +127,9 @@ class TwoStageTrainer(PropertyTrainer):
         self.loss_fn = self._load_loss(optim["loss"])
         self.max_epochs, self.epoch, self.step = optim["max_epochs"], 0, 0
         self.metrics = [{} for _ in self.model]
-        self.best_metric = [1e10 for _ in self.model]
+        self.best_metric, self.best_epoch = [1e10 for _ in self.model], [0 for _ in self.model]
         self.best_model_state = [None for _ in self.model]
+        self.started = time.monotonic()
         self._write_config(stage, self.plan.reference)
         self._go_on(stage)
         try:
@@ -140,7 +156,24 @@ class TwoStageTrainer(PropertyTrainer):
         if stage.refit_reference:
             reference = self.plan.shifted_reference(self._energy_errors("train"), self._energy_errors("val"))
         self._write_config(stage, reference)
-        stage.finish({"best_metric": self.best_metric, "epochs": self.epoch})
+        loader = self.data_loader[0]["train_loader"]
+        steps, structures = (self.epoch * len(of) for of in (loader, loader.dataset))
+        stage.finish(
+            {
+                "best_loss": self.best_metric,
+                "best_epoch": self.best_epoch,
+                "epochs": self.epoch,
+                "steps": steps,
+                "gradients": steps * (2 if stage.sam else 1),
+                "structures": structures,
+                "seconds": round(time.monotonic() - self.started, 2),
+            }
+        )
+
+    def update_best_model(self, metric: Any, index: int = 0, **given: Any) -> None:
+        """As MatDeepLearn's; the epoch is noted, counted from 0."""
+        self.best_epoch[index] = self.epoch - 1
+        super().update_best_model(metric, index, **given)
 
     def _write_config(self, stage: Stage, reference: Mapping[str, float]) -> None:
         if self.ranks.first:
@@ -164,6 +197,7 @@ class TwoStageTrainer(PropertyTrainer):
             if file.is_file():  # MatDeepLearn takes the last weights for the best ones
                 best = load_checkpoint(file, self.device)
                 self.best_model_state[k], self.best_metric[k] = best["state_dict"], best["best_metric"]
+                self.best_epoch[k] = best["epoch"] - 1
             else:
                 self.best_model_state[k], self.best_metric[k] = None, 1e10
         logger.info("%s goes on after epoch %d", stage.name, self.epoch)

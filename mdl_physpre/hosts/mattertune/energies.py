@@ -56,6 +56,19 @@ def with_energy_reference(
     return {**raw, "model": {**raw["model"], "energy_reference": _fitted(labelled)}}
 
 
+def say_that_none_is_fitted(config: Any) -> None:
+    """Warn where ``physpre-m3gnet`` begins at random without energies of the elements: those are most of an energy."""
+    model = config.model
+    if model.name != "physpre-m3gnet" or model.checkpoint or model.energy_reference:
+        return
+    energies = [p.name for p in model.properties if p.type == "energy"]
+    if energies and not any(n.only_for_target for n in model.normalizers.get(energies[0], ())):
+        logger.warning(
+            "model.energy_reference is not given: training starts with energies of 0 for all elements. physpre: "
+            "{pretrain: null} fits them to the training structures, and nothing else is changed"
+        )
+
+
 def _fitted(labelled: Sequence[Atoms]) -> dict[int, float]:
     reference = fit_energy_reference(labelled).as_dict()
     logger.info("energies of the elements, eV: %s", {z: round(e, 4) for z, e in reference.items()})

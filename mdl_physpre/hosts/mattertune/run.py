@@ -26,7 +26,7 @@ from ase import Atoms
 
 from mdl_physpre.errors import CheckpointError, ConfigError, DataError
 from mdl_physpre.hosts.mattertune.config_file import load_mattertune_config, validated
-from mdl_physpre.hosts.mattertune.energies import with_energy_reference
+from mdl_physpre.hosts.mattertune.energies import say_that_none_is_fitted, with_energy_reference
 from mdl_physpre.hosts.mattertune.graphs import say_what_lacks
 from mdl_physpre.hosts.mattertune.plugin import register
 from mdl_physpre.hosts.mattertune.ranks import (
@@ -93,6 +93,7 @@ def finetune(
         else:
             wait_until_prepared(folder, asked)
         if physpre is None:  # the host reads what it needs, be it larger than the memory
+            say_that_none_is_fitted(config)
             end_preparing(folder, asked)
             return _train(folder / "4-finetune", raw, 0, _files_key(raw["data"]), _validates(config.data))
         parts = config.data.create_datasets()

@@ -125,6 +125,7 @@ def _build_eam(given: Mapping[str, Any], state: State) -> Backbone:
 MODELS = {
     "cgcnn": Model({**CGCNN_DEFAULTS, "edge_dim": 50}, _cgcnn_sizes, _build_cgcnn),
     "torchmd_etearly": Model(ET_DEFAULTS, _et_sizes, _build_et),
+    "torchmdet": Model(ET_DEFAULTS, _et_sizes, _build_et),
     "torchmdetlate": Model(ET_DEFAULTS, _et_sizes, _build_et),
     "torchmd_et_early": Model(ET_DEFAULTS, _et_sizes, _build_et),
     "eam_interaction": Model(EAM_DEFAULTS, _eam_sizes, _build_eam),
