@@ -13,6 +13,7 @@ from torch_geometric.data import Batch
 from mdl_physpre import build_graph, evaluate, open_potential
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.potentials.checkpoints.matdeeplearn_models import LATE
+from tests.helpers.gpu_stand_in import DEVICE, counting  # before any gradient is taken
 from tests.helpers.matdeeplearn_runs import (
     CUTOFF,
     configuration,
@@ -93,7 +94,6 @@ def test_edges_that_are_brought_along_are_not_looked_for(monkeypatch: pytest.Mon
 def test_a_batch_on_a_gpu_is_not_waited_for(name: str) -> None:
     """Nothing is fetched from it for edges that the structures bring along; for others positions are."""
     from mdl_physpre.hosts.matdeeplearn import CompleteEdges
-    from tests.helpers.gpu_stand_in import DEVICE, counting
 
     given: dict[str, Any] = {"atom_types": ["Si", "O"]} if name == "eam_interaction" else {"dim1": 8, "dim2": 8}
     model, found = host_model(name, **given).to(DEVICE), host_batch(crystals(2))
