@@ -146,7 +146,7 @@ class Hybrid(Part):
         """E = E_network + E_EAM, for arms with ``hybrid``."""
 
         train_eam: bool = setting(
-            True, "Train the parameters of the embedded-atom potential in finetuning, with those of the network."
+            True, "Train the parameters of the embedded-atom potential in finetuning; one with angles stays as it is."
         )
 
     def build(self, potential: Backbone, material: Material) -> Backbone:
