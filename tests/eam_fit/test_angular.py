@@ -118,6 +118,7 @@ def test_an_isolated_atom_and_blocks_of_edges_change_nothing_else(monkeypatch) -
     blocks = fit_angular_eam(labelled[:7], SMALL)
     torch.testing.assert_close(blocks.coefficients, whole.coefficients, rtol=1e-4, atol=1e-6)
     alone = fit_angular_eam([*labelled[:7], labelled[8]], SMALL)
+    assert fit_angular_eam(labelled[:7], SMALL, elements=[47]).elements == tuple(sorted({*whole.elements, 47}))
     assert prediction_errors(alone, labelled[7:8]).forces_mae < 0.2
 
 
@@ -194,5 +195,5 @@ def test_a_run_fits_its_teacher(tmp_path, caplog) -> None:
         assert mdl_physpre.run(config, out=tmp_path / "run").teacher == summary.teacher
     assert "angular densities" not in caplog.text, "the second time it is there"
     both = config.changed(physpre=config.physpre.changed(arms=["hybrid+zbl"]))
-    with pytest.raises(ConfigError, match=r"'hybrid\+zbl': .*write the arm without zbl"):
+    with pytest.raises(ConfigError, match=r"'hybrid\+zbl': .*two would add up; leave out zbl"):
         mdl_physpre.run(both, out=tmp_path / "both")

@@ -96,9 +96,10 @@ def test_it_goes_on_and_says_so_in_the_report(finished, config):
 
 
 def test_a_hybrid_arm_beside_another_teacher_has_its_eam_fitted(config, tmp_path):
-    summary = run(config, ["physpre.arms=[hybrid, pretrain]", "physpre.pretrain.online=true"], out=tmp_path / "run")
+    """Nor does the repulsion of that teacher count for the arm."""
+    summary = run(config, ["physpre.arms=[hybrid+zbl, pretrain]", "physpre.pretrain.online=true"], out=tmp_path / "run")
     assert (tmp_path / "run" / "1-eam" / "eam.pt").exists() and (tmp_path / "run" / "1-teacher" / "done.json").exists()
-    assert summary.arms["hybrid"].errors["test"].forces_mae > 0
+    assert summary.arms["hybrid+zbl"].errors["test"].forces_mae > 0
     assert summary.eam is not None and summary.teacher is not None
 
 

@@ -49,9 +49,7 @@ class Network(BaseModel):
         chosen = {key: given[key] for key in self.keys if key in given}
         own: Backbone = self.network(cutoff=self.cutoff_radius, envelope=False, **chosen)
         for name, part in own.named_children():
-            if (
-                name != "reference"
-            ):  # energies of the elements are off the labels here, or on their way into the last bias
+            if name != "reference":  # energies of the elements are off the labels, or on their way into the last bias
                 self.add_module(name, part)
         # not a submodule: its parts are those above
         self.__dict__["_network"] = own

@@ -65,11 +65,10 @@ def check_one_repulsion(config: Config, potential: Potential) -> None:
     """Raise ConfigError where the potential of hybrids and the network of an arm have a short-range repulsion each."""
     twice = [arm.name for arm in config.arms if arm.uses_eam and arm.has("zbl")]
     if twice and repulsion_radii(potential):
-        fitted = config.physpre.teacher is not None
-        instead = "the arm without zbl" if fitted else "physpre.eam.short_range, or zbl"
+        out = "zbl" if hybrid_file(config) == FITTED_TEACHER else "physpre.eam.short_range, or zbl"
         raise ConfigError(
             f"arm {twice[0]!r}: the embedded-atom potential has a short-range repulsion already, and two would add up; "
-            f"{'write' if fitted else 'leave out'} {instead}"
+            f"leave out {out}"
         )
 
 

@@ -54,7 +54,8 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
             save_potential(folder / FITTED_TEACHER, fitted_teacher(settings, data.train, elements))
     if teacher is None:
         teacher = make_teacher(str(folder / FITTED_TEACHER), device=device_of(config))
-    check_one_repulsion(config, teacher)
+    if settings.fit:  # which is what hybrids add; beside any other teacher that is the embedded-atom potential
+        check_one_repulsion(config, teacher)
     if done:
         set_zero(teacher, stage_result(stage.folder)["zero_of_energy"])
     else:
