@@ -54,7 +54,8 @@ def draw(contents: Mapping[int, Mapping[str, Any]], arms: Sequence[str], sets: S
                 spread = [errors[name]["forces_deviation"] for _, errors in known]
                 axis.errorbar([n for n, _ in known], middle, spread, label=arm, marker=marker, capsize=2, **style)
         for axis, name in zip(axes, sets):
-            axis.set(xlabel="training structures", title=title(name), xscale="log", yscale="log")
+            axis.set(xlabel="training structures", title=title(name), xscale="log")
+            axis.set_ylim(bottom=0)
             axis.set_xticks(list(contents), [str(n) for n in contents], minor=False)
             axis.minorticks_off()
         axes[0].set(ylabel="error of forces, eV/Å")
