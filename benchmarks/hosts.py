@@ -73,12 +73,11 @@ def engine(structures: list[Atoms], checkpoint: Path, arguments: argparse.Namesp
 
 def matdeeplearn(structures: list[Atoms], checkpoint: Path, arguments: argparse.Namespace) -> tuple[nn.Module, Any]:
     """As :func:`engine`, in MatDeepLearn."""
-    from torch_geometric.data import Data
     from torch_geometric.loader import DataLoader
 
     from mdl_physpre.hosts.matdeeplearn.calculator import setup_models
     from mdl_physpre.hosts.matdeeplearn.checks import images_needed
-    from mdl_physpre.hosts.matdeeplearn.data import host_items
+    from mdl_physpre.hosts.matdeeplearn.data import as_data, host_items
     from mdl_physpre.hosts.matdeeplearn.names import host
 
     setup_models()
@@ -95,18 +94,8 @@ def matdeeplearn(structures: list[Atoms], checkpoint: Path, arguments: argparse.
         **{k: v for k, v in keys["model"].items() if k not in ("name", "model_ensemble")},
     )
     network.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
-    data = [
-        Data(
-            pos=torch.tensor(item["positions"]),
-            cell=torch.tensor([item["cell"]]),
-            z=torch.tensor(item["atomic_numbers"]),
-            y=torch.tensor([[item["y"]]]),
-            forces=torch.tensor(item["forces"]),
-            stress=torch.tensor(item["stress"]),
-            n_atoms=len(item["positions"]),
-        )
-        for item in host_items(structures, np.zeros(119), ("energy", "forces", "stress"))
-    ]
+    items = host_items(structures, np.zeros(119), ("energy", "forces", "stress"))
+    data = [as_data(item) for item in items]
     loader = DataLoader(data, batch_size=arguments.batch_size)
     weights = {"weight_energy": 0.01, "weight_force": 50.0, "weight_stress": 50.0}
     loss = host().registry.get_loss_class("ForceStressLoss")(**weights)

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from ase import Atoms
 from ase.build import bulk
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Batch
 
 from mdl_physpre import label, write_structures
 from mdl_physpre.errors import PhyspreError
@@ -117,22 +116,10 @@ def environment(root: Path | None = None) -> dict[str, str]:
 
 def host_batch(structures: list[Any]) -> Any:
     """A batch as MatDeepLearn's loader makes it, from this package's items."""
-    from mdl_physpre.hosts.matdeeplearn.data import host_items
+    from mdl_physpre.hosts.matdeeplearn.data import as_data, host_items
 
-    parts = []
-    for item in host_items(structures, np.zeros(119), ("energy", "forces", "stress")):
-        data = Data(
-            pos=torch.tensor(item["positions"]),
-            cell=torch.tensor([item["cell"]]),
-            z=torch.tensor(item["atomic_numbers"]),
-            y=torch.tensor([[item["y"]]]),
-            forces=torch.tensor(item["forces"]),
-            stress=torch.tensor(item["stress"]),
-            n_atoms=len(item["atomic_numbers"]),
-            structure_id=[item["structure_id"]],
-        )
-        parts.append(data)
-    return Batch.from_data_list(parts)
+    items = host_items(structures, np.zeros(119), ("energy", "forces", "stress"))
+    return Batch.from_data_list([as_data(item) for item in items])
 
 
 def host_model(name: str, **given: Any) -> Any:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Batch
@@ -53,14 +54,13 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_same_parameters_same_numbers(names: tuple[str, str]) -> None:
     """The host's network, this package's in its place, and the host's with kept edges; edges found or brought along."""
     from mdl_physpre.hosts.matdeeplearn import CompleteEdges
-    from mdl_physpre.hosts.matdeeplearn.edges import give_complete_edges
 
-    theirs, ours, given_edges = (host_model(name, **SIZES[names[0]]) for name in (*names, names[0]))
+    theirs, ours = (host_model(name, **SIZES[names[0]]) for name in names)
+    given_edges = host_model(names[0], edges="physpre", **SIZES[names[0]])
     ours.load_state_dict(theirs.state_dict())
     theirs.load_state_dict(ours.state_dict())
     assert [n for n, _ in ours.named_parameters()] and ours.state_dict().keys() == theirs.state_dict().keys()
     given_edges.load_state_dict(ours.state_dict())
-    give_complete_edges(given_edges, CUTOFF)
     found = host_batch(crystals(3))
     brought = Batch.from_data_list([CompleteEdges(CUTOFF)(data) for data in found.to_data_list()])
     expected = theirs(found.clone())
@@ -129,6 +129,32 @@ def test_hosts_network_with_kept_edges_trains(tmp_path: Path) -> None:
     assert "CompleteEdges" in repr(trainer.dataset["train"].transform)
     folder = tmp_path / "results" / trainer.timestamp_id / "pretrain" / "finetune"
     open_potential(folder / "checkpoint_0" / "best_checkpoint.pt")
+
+
+def test_kept_edges_with_the_hosts_own_trainer(tmp_path: Path) -> None:
+    """Where MatDeepLearn's graph would lack most of them; what cannot be is refused, not passed over."""
+    from mdl_physpre.hosts.matdeeplearn.data import host_dataset, host_items, loading_of_datasets
+    from mdl_physpre.hosts.matdeeplearn.settings import complete, engine_config
+
+    config, wanted = configuration(tmp_path), ("energy", "forces", "stress")
+    complete(config, engine_config(config), 0)
+    items = host_items(crystals(), np.zeros(119), wanted)
+    parts = {"train": items[:8], "val": items[8:10], "test": items[10:]}
+    config["dataset"] = host_dataset(tmp_path / "host", parts, config["dataset"], wanted)
+    config["trainer"], config["model"]["edges"] = "property", "physpre"
+    with loading_of_datasets():
+        trainer = run_here(config)
+        batch = next(iter(trainer.data_loader[0]["val_loader"]))
+        with torch.no_grad():
+            trainer.model[0](batch)
+        expected = build_graph(crystals()[8], CUTOFF, torch.float32).edge_index.shape[1]
+        assert int((batch.batch[batch.edge_index[0]] == 0).sum()) == expected
+        config["model"]["otf_edge_index"] = False
+        with pytest.raises(ConfigError, match="set model.otf_edge_index and otf_edge_attr to True"):
+            run_here(config)
+        config["model"]["edges"] = "all"
+        with pytest.raises(ConfigError, match="expected host, MatDeepLearn's, or physpre"):
+            run_here(config)
 
 
 def test_report_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,15 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.cell import Cell
 from ase.stress import full_3x3_to_voigt_6_stress
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Batch
 
 from mdl_physpre.errors import CheckpointError
 from mdl_physpre.hosts.matdeeplearn.checks import images_needed
+from mdl_physpre.hosts.matdeeplearn.data import as_data
 from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.hosts.matdeeplearn.perturb import reference_table
 from mdl_physpre.potentials.checkpoints.matdeeplearn import load_checkpoint, read_config
+from mdl_physpre.structures.formats.matdeeplearn_json import item_from_atoms
 
 
 class MatDeepLearnCalculator(Calculator):
@@ -100,12 +102,13 @@ class MatDeepLearnCalculator(Calculator):
         wrapped = padded(self.atoms, self.cutoff)
         wrapped.wrap()
         cell = wrapped.cell.array
+        batch = Batch.from_data_list([as_data(item_from_atoms(wrapped, 0))]).to(self.device)
         outputs = []
         for model in self.models:
             model.n_neighbors = max(len(wrapped), 1) * 10_000  # none is cut off
             model.num_offsets = images_needed([wrapped], self.cutoff)
             model.graph_method = self.graph_method
-            outputs.append(model(self._batch(wrapped, cell)))
+            outputs.append(model(batch.clone()))
         energy, forces = (
             torch.stack([out[key].detach() for out in outputs]).double().mean(0).cpu().numpy()
             for key in ("output", "pos_grad")
@@ -117,17 +120,6 @@ class MatDeepLearnCalculator(Calculator):
             # the host divides by a volume with a sign, that of the handedness of the cell
             handedness = 1.0 if all(_bring_their_own_sign(m) for m in self.models) else np.sign(np.linalg.det(cell))
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress.reshape(3, 3)) * handedness
-
-    def _batch(self, atoms: Atoms, cell: np.ndarray) -> Any:
-        data = Data(
-            pos=torch.tensor(atoms.positions, dtype=torch.float32),
-            cell=torch.tensor(cell, dtype=torch.float32)[None],
-            z=torch.tensor(atoms.numbers, dtype=torch.long),
-            n_atoms=len(atoms),
-            structure_id=["0"],
-            u=torch.zeros((1, 3)),
-        )
-        return Batch.from_data_list([data]).to(self.device)
 
 
 def _bring_their_own_sign(model: Any) -> bool:

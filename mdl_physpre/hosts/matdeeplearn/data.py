@@ -63,6 +63,22 @@ def host_items(structures: Sequence[Atoms], table: np.ndarray, wanted: Sequence[
     return items
 
 
+def as_data(item: Mapping[str, Any]) -> Any:
+    """A structure of :func:`host_items` as MatDeepLearn's data sets hold it, with the labels that it has."""
+    from torch_geometric.data import Data
+
+    return Data(
+        pos=torch.tensor(item["positions"]),
+        cell=torch.tensor([item["cell"]]),
+        z=torch.tensor(item["atomic_numbers"]),
+        n_atoms=len(item["atomic_numbers"]),
+        structure_id=[item["structure_id"]],
+        u=torch.zeros((1, 3)),
+        **({"y": torch.tensor([[item["y"]]])} if "y" in item else {}),
+        **{label: torch.tensor(item[label]) for label in ("forces", "stress") if label in item},
+    )
+
+
 def write_items(path: Path, items: Sequence[Mapping[str, Any]]) -> None:
     """Write MatDeepLearn's JSON whole or not at all. Raises DataError where numbers are not finite."""
     try:

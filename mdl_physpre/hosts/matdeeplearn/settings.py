@@ -10,6 +10,7 @@ from typing import Any
 
 from mdl_physpre.errors import ConfigError
 from mdl_physpre.hosts.matdeeplearn.names import host
+from mdl_physpre.hosts.matdeeplearn.plugin import wants_complete_edges
 from mdl_physpre.hosts.matdeeplearn.spellings import SAME
 from mdl_physpre.potentials.backbones.cgcnn.network import CGCNN
 from mdl_physpre.potentials.backbones.torchmd_et.network import TorchMDET
@@ -157,10 +158,7 @@ def complete_edges(model: Mapping[str, Any]) -> bool:
     made = host().registry.get_model_class(model["name"])
     if hasattr(made, "complete_edges"):
         return model.get("edges") != "host"
-    edges = model.get("edges") or "host"
-    if edges not in ("host", "physpre"):
-        raise ConfigError(f"model.edges is {edges!r}; expected host, MatDeepLearn's, or physpre, complete and kept")
-    return bool(edges == "physpre")
+    return wants_complete_edges(model.get("edges"))
 
 
 def _fill(section: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mdl_physpre.errors import CheckpointError, TrainingError
 from mdl_physpre.hosts.matdeeplearn.data import loading_of_datasets
-from mdl_physpre.hosts.matdeeplearn.edges import give_complete_edges
 from mdl_physpre.hosts.matdeeplearn.names import host
 from mdl_physpre.hosts.matdeeplearn.plan import Plan, Stage, prepare
 from mdl_physpre.hosts.matdeeplearn.processes import bare, ranks_of
@@ -78,14 +77,6 @@ class TwoStageTrainer(PropertyTrainer):
     def _load_dataset(dataset_config: dict[str, Any], task: str) -> Any:
         with loading_of_datasets():
             return PropertyTrainer._load_dataset(dataset_config, task)
-
-    @staticmethod
-    def _load_model(model_config: dict[str, Any], graph_config: dict[str, Any], *given: Any) -> Any:
-        models = PropertyTrainer._load_model(model_config, graph_config, *given)
-        if model_config.get("edges") == "physpre":
-            for model in models:
-                give_complete_edges(bare(model), graph_config["cutoff_radius"])
-        return models
 
     def train(self) -> Any:
         """Every stage that is not done yet, one after another."""
