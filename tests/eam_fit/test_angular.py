@@ -23,6 +23,7 @@ from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.zbl import repulsion_beside_data
 from mdl_physpre.pretraining import label
 from mdl_physpre.structures import read_structures, write_structures
+from mdl_physpre.utils.devices import threads
 from mdl_physpre.workflow.config.file import parse_config
 
 SMALL = AngularEAMSettings(cutoff=4.0, n_pair=4, n_radial=3, l_max=2)
@@ -197,3 +198,12 @@ def test_a_run_fits_its_teacher(tmp_path, caplog) -> None:
     both = config.changed(physpre=config.physpre.changed(arms=["hybrid+zbl"]))
     with pytest.raises(ConfigError, match=r"'hybrid\+zbl': .*two would add up; leave out zbl"):
         mdl_physpre.run(both, out=tmp_path / "both")
+
+
+def test_the_fit_gives_the_same_bits_with_any_number_of_threads() -> None:
+    structures = label(alloys(3, seed=5), EMT, workers=1)
+    found = []
+    for number in (1, 2):
+        with threads(number):
+            found.append(fit_angular_eam(structures).coefficients)
+    assert torch.equal(*found)
