@@ -60,7 +60,7 @@ QUICK_STRESS = (
 def configuration(
     name: str, data: Path, arms: Sequence[str], replicas: int, processes: int, stress: Sequence[str], model: str | None
 ) -> dict[str, Any]:
-    """The run of a set under ``recipe: default``, as a file has it, with its network or with the one named ``model``."""
+    """The run of a set under ``recipe: default``, as a file has it, with its network or the one named ``model``."""
     of_set = SETS[name]
     src = of_set["src"]
     network = model or RECIPES["default"]["model"]["name"]
