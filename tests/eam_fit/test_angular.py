@@ -22,6 +22,8 @@ from mdl_physpre.potentials.eam.angular import AngularEAM, spherical_harmonics
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.zbl import repulsion_beside_data
 from mdl_physpre.pretraining import label
+from mdl_physpre.report.measurements import measure
+from mdl_physpre.runs.read import read_run
 from mdl_physpre.structures import read_structures, write_structures
 from mdl_physpre.utils.devices import threads
 from mdl_physpre.workflow.config.file import parse_config
@@ -191,6 +193,9 @@ def test_a_run_fits_its_teacher(tmp_path, caplog) -> None:
     assert isinstance(fitted, AngularEAM) and fitted.n_radial == 3
     hybrid = load_potential(tmp_path / "run" / summary.arms["hybrid"].networks[0].checkpoint)
     assert torch.equal(hybrid.eam.coefficients, fitted.coefficients), "what hybrids add is the fitted teacher"
+    curves = measure(read_run(tmp_path / "run"), lambda: {"train": structures, "test": structures[:2]}).curves.pairs
+    assert curves["Cu-Au"].curves["teacher"][0] > 100, "the report draws what was fitted beside the networks"
+    assert set(curves["Cu-Au"].curves) == {"teacher", "pretrain", "pretrain, before finetuning", "hybrid"}
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert mdl_physpre.run(config, out=tmp_path / "run").teacher == summary.teacher
