@@ -58,12 +58,12 @@ QUICK_STRESS = (
 
 
 def configuration(
-    name: str, data: Path, arms: Sequence[str], replicas: int, processes: int, stress: Sequence[str]
+    name: str, data: Path, arms: Sequence[str], replicas: int, processes: int, stress: Sequence[str], model: str | None
 ) -> dict[str, Any]:
-    """The run of a set under ``recipe: default``, as a file has it."""
+    """The run of a set under ``recipe: default``, as a file has it, with its network or the one named ``model``."""
     of_set = SETS[name]
     src = of_set["src"]
-    network = RECIPES["default"]["model"]["name"]
+    network = model or RECIPES["default"]["model"]["name"]
     tests = {"tests": list(stress), "n_structures": 12, "min_atoms": 64}
     return {
         "recipe": "default",
@@ -73,7 +73,7 @@ def configuration(
             "fraction": of_set["fraction"],
             "split": of_set["split"],
         },
-        "model": {"name": network, **NETWORKS["default"][network]},
+        "model": {"name": network, **NETWORKS["default"].get(network, {})},
         "optim": {"weight_stress": 0} if name in WITHOUT_STRESS else {},
         "physpre": {
             "arms": list(arms),
@@ -144,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             recipe, _, overrides = (part.strip() for part in one.partition(":"))
             file = given.out / name / f"{recipe}.yml"
             file.parent.mkdir(parents=True, exist_ok=True)
-            asked = configuration(name, data, given.arms, given.replicas, given.processes, given.stress)
+            model = dict(one.split("=", 1) for one in overrides.split()).get("model.name")
+            asked = configuration(name, data, given.arms, given.replicas, given.processes, given.stress, model)
             file.write_text(yaml.safe_dump(asked))
             summary = run(load_config(file, [*quick, *overrides.split()]), out=file.with_suffix(""))
             rows["errors"] += errors(recipe, summary)

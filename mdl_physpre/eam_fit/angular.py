@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
@@ -22,6 +21,7 @@ from mdl_physpre.potentials.training_energies import TrainingEnergies
 from mdl_physpre.potentials.zbl import repulsion_beside_data
 from mdl_physpre.structures.graph import AtomGraph, GraphDataset
 from mdl_physpre.structures.labels import LABELS
+from mdl_physpre.utils.devices import threads
 from mdl_physpre.utils.settings import Settings, setting
 
 logger = logging.getLogger(__name__)
@@ -51,18 +51,19 @@ class AngularEAMSettings(Settings):
 class NormalEquations:
     """Sums over equations x·c = y: gram Σ x xᵀ (K, K), moment Σ x y (K,), and their count."""
 
-    gram: np.ndarray
-    moment: np.ndarray
+    gram: Tensor
+    moment: Tensor
     count: int = 0
 
     @classmethod
     def none(cls, size: int) -> NormalEquations:
         """Of no equation."""
-        return cls(np.zeros((size, size)), np.zeros(size))
+        return cls(torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64))
 
-    def add(self, matrix: np.ndarray, labels: np.ndarray) -> None:
+    @threads(1)  # the last bits of a sum, and so all that is trained on top, depend on how many share it
+    def add(self, matrix: Tensor, labels: Tensor) -> None:
         """Equations of a structure, (rows, K) and (rows,); those without a label do not count."""
-        known = np.isfinite(labels)
+        known = torch.isfinite(labels)
         x, y = matrix[known], labels[known]
         self.gram += x.T @ x
         self.moment += x.T @ y
@@ -104,7 +105,7 @@ def fit_angular_eam(
             "no training structure carries a label that the fit weighs; look at the label counts of the data"
         )
     n_elements = len(potential.elements)
-    found = torch.from_numpy(_solution(known, n_elements, settings.ridge))
+    found = _solution(known, n_elements, settings.ridge)
     with torch.no_grad():
         energies = torch.zeros_like(potential.reference.energies)
         energies[list(potential.elements)] = found[-n_elements:].to(energies)
@@ -136,17 +137,18 @@ def _unfitted(train: Sequence[Atoms], elements: Sequence[int], settings: Angular
     )
 
 
-def _solution(known: NormalEquations, n_elements: int, ridge: float) -> np.ndarray:
+@threads(1)
+def _solution(known: NormalEquations, n_elements: int, ridge: float) -> Tensor:
     """Coefficients of the normal equations. The energies of the elements, the last columns, have no ridge: they are
     solved for as functions of the others."""
     k = len(known.moment) - n_elements
     gram, moment = known.gram[:k, :k], known.moment[:k]
-    mixed, of_elements = known.gram[:k, k:], np.linalg.pinv(known.gram[k:, k:], rcond=1e-10, hermitian=True)
+    mixed, of_elements = known.gram[:k, k:], torch.linalg.pinv(known.gram[k:, k:], rtol=1e-10, hermitian=True)
     left = gram - mixed @ of_elements @ mixed.T
-    size = np.sqrt(np.maximum(np.diag(left), 0.0)) + 1e-12
-    scaled = left / size[:, None] / size + ridge * np.eye(k)
-    c = np.linalg.solve(scaled, (moment - mixed @ of_elements @ known.moment[k:]) / size) / size
-    return np.concatenate((c, of_elements @ (known.moment[k:] - mixed.T @ c)))
+    size = left.diagonal().clamp(min=0.0).sqrt() + 1e-12
+    scaled = left / size[:, None] / size + ridge * torch.eye(k, dtype=left.dtype)
+    c = torch.linalg.solve(scaled, (moment - mixed @ of_elements @ known.moment[k:]) / size) / size
+    return torch.cat((c, of_elements @ (known.moment[k:] - mixed.T @ c)))
 
 
 def _equations(potential: AngularEAM, structures: Sequence[Atoms], settings: AngularEAMSettings) -> NormalEquations:
@@ -160,12 +162,12 @@ def _equations(potential: AngularEAM, structures: Sequence[Atoms], settings: Ang
         n, stress = len(atoms), atoms.cell.rank == 3
         energy, forces, virial = _features(potential, graph)
         base = evaluate(potential, graph, forces=True, stress=stress)  # coefficients and energies of elements are 0
-        composition = composition_matrix([atoms], potential.elements)[0]
-        row = np.concatenate((energy, composition))[None] / n
-        kinds["energy"].add(row, ((graph.energy - base.energies) / n).numpy())
-        kinds["forces"].add(_padded(forces, n_elements), (graph.forces - base.forces).numpy().ravel())
+        composition = torch.from_numpy(composition_matrix([atoms], potential.elements)[0])
+        row = torch.cat((energy, composition))[None] / n
+        kinds["energy"].add(row, (graph.energy - base.energies) / n)
+        kinds["forces"].add(_padded(forces, n_elements), (graph.forces - base.forces).flatten())
         if base.stress is not None:
-            strain = (graph.stress - base.stress).numpy().ravel() * atoms.get_volume() / n
+            strain = (graph.stress - base.stress).flatten() * atoms.get_volume() / n
             kinds["stress"].add(_padded(virial, n_elements) / n, strain)
     weights = {"energy": settings.weight_energy, "forces": settings.weight_force, "stress": settings.weight_stress}
     total = NormalEquations.none(size)
@@ -177,12 +179,12 @@ def _equations(potential: AngularEAM, structures: Sequence[Atoms], settings: Ang
     return total
 
 
-def _padded(matrix: np.ndarray, n: int) -> np.ndarray:
+def _padded(matrix: Tensor, n: int) -> Tensor:
     """Rows (…, K) → (rows, K + n): energies of elements give no forces and no stress."""
-    return np.pad(matrix.reshape(-1, matrix.shape[-1]), ((0, 0), (0, n)))
+    return torch.nn.functional.pad(matrix.reshape(-1, matrix.shape[-1]), (0, n))
 
 
-def _features(potential: AngularEAM, graph: AtomGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _features(potential: AngularEAM, graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of the features by element of the atom (K,), and what they give to forces (N, 3, K) and virial (3, 3, K).
 
     K counts the features of each element after each other. With ∇ the derivative by the vector of an edge i → j:
@@ -209,7 +211,7 @@ def _features(potential: AngularEAM, graph: AtomGraph) -> tuple[np.ndarray, np.n
             forces.index_add_(0, j[edges] * kinds + of_edge[edges], -slopes)
             virial.index_add_(0, of_edge[edges], (here[:, :, None, None] * slopes[:, None]).flatten(1, 2))
         by_atom = forces.view(n, kinds, 3, k).permute(0, 2, 1, 3).reshape(n, 3, -1)
-        return energy.reshape(-1).numpy(), by_atom.numpy(), virial.permute(1, 0, 2).reshape(9, -1).numpy()
+        return energy.reshape(-1), by_atom, virial.permute(1, 0, 2).reshape(9, -1)
 
 
 def _slopes(potential: AngularEAM, rho: Tensor, neighbour: Tensor, of_pair: Tensor, of_density: Tensor) -> Tensor:

@@ -33,6 +33,12 @@ class Predictions:
     energy_spread: Tensor | None = None
     force_spread: Tensor | None = None
 
+    def plus(self, other: Predictions) -> Predictions:
+        """The sum of what both have, with the spread of this one."""
+        forces = None if self.forces is None or other.forces is None else self.forces + other.forces
+        stress = None if self.stress is None or other.stress is None else self.stress + other.stress
+        return Predictions(self.energies + other.energies, forces, stress, self.energy_spread, self.force_spread)
+
 
 class Potential(nn.Module, ABC):
     """Anything that predicts energies, forces and stress: a network, an ASE calculator, a TorchSim model, a sum.

@@ -56,9 +56,9 @@ class SumPotential(Backbone):
         known = [of_part for part in self.parts.values() if (of_part := part.known_elements()) is not None]
         return frozenset.intersection(*known) if known else None
 
-    def without(self, name: str) -> SumPotential:
-        """The sum of E0 and of all parts but one."""
-        rest = SumPotential(**{key: part for key, part in self.parts.items() if key != name})
+    def without(self, *names: str) -> SumPotential:
+        """The sum of E0 and of all parts but some."""
+        rest = SumPotential(**{key: part for key, part in self.parts.items() if key not in names})
         rest.reference, rest.training_energies = self.reference, None
         return rest
 
@@ -104,13 +104,9 @@ class SumPotential(Backbone):
         )
         for part in self.parts.values():
             one = evaluate(part, self._seen_by(part, graph), forces=forces, stress=stress)
-            total.energies = total.energies + one.energies
+            total = total.plus(one)
             if part.gives_spread and self.gives_spread:
                 total.energy_spread, total.force_spread = one.energy_spread, one.force_spread
-            if forces:
-                total.forces = total.forces + one.forces  # type: ignore[operator]
-            if stress:
-                total.stress = total.stress + one.stress  # type: ignore[operator]
         return total
 
     def _seen_by(self, part: Potential, graph: AtomGraph) -> AtomGraph:

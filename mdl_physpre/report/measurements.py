@@ -34,6 +34,8 @@ from mdl_physpre.utils.files import replacing
 logger = logging.getLogger(__name__)
 FOLDER: Path = Path(layout.REPORT_FILES) / "data"
 BEFORE = ", before finetuning"
+FITTED = {"EAM": (layout.EAM, layout.EAM_FILE), "teacher": (layout.TEACHER, layout.FITTED_TEACHER)}
+"""Potentials that a run fits: folder of their stage, and their file, where there is one."""
 PAIRS = 12  # pairs of elements that are drawn at most
 VERSION = 1
 
@@ -103,10 +105,9 @@ def _reader(structures: Structures | None) -> Reader:
 
 
 def _checkpoints(run: Run) -> dict[str, Path]:
-    """The first network of every arm, what it was before finetuning, and the teacher."""
-    found: dict[str, Path] = {}
-    if run.summary.eam:
-        found["EAM"] = run.folder / layout.EAM_FILE
+    """What was fitted, the first network of every arm, and what that was before finetuning."""
+    fitted = {"EAM": run.summary.eam, "teacher": run.summary.teacher}
+    found = {name: run.folder / FITTED[name][1] for name, one in fitted.items() if one}
     for arm in run.plan.arms:
         for network in run.networks(arm.name)[:1]:
             path = run.folder / network.checkpoint
@@ -118,7 +119,7 @@ def _checkpoints(run: Run) -> dict[str, Path]:
 
 def _data_of(run: Run, name: str) -> Any:
     """What names the data that a network was tested on: the key of the stage that did, or the configuration."""
-    folder = layout.EAM if name == "EAM" else f"{layout.NETWORKS}/{name}"
+    folder = FITTED[name][0] if name in FITTED else f"{layout.NETWORKS}/{name}"
     key = stage_key(run.folder / folder / layout.ERRORS)
     return key or [run.config["dataset"], run.config.get("task", {}).get("seed")]
 

@@ -13,6 +13,7 @@ from mdl_physpre.potentials.base import AtomicPotential, Predictions
 from mdl_physpre.potentials.compiled import CompiledPotential
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.structures.graph import AtomGraph
+from mdl_physpre.training.constant_parts import taken_apart
 from mdl_physpre.training.loss import LabelError, label_errors, total_loss, wanted_labels
 from mdl_physpre.training.ranks import Ranks
 from mdl_physpre.training.settings import TrainingSettings
@@ -36,7 +37,8 @@ class LossGradient:
 
     Parameters
     ----------
-    potential : whose parameters get the gradients.
+    potential : whose parameters get the gradients; parts of a sum that have none to train are evaluated once for each
+        structure.
     settings, replay_settings : of the loss of the batch, and of what is replayed.
     ranks : over which gradients are added up.
     """
@@ -45,7 +47,8 @@ class LossGradient:
         self, potential: AtomicPotential, settings: TrainingSettings, replay_settings: TrainingSettings, ranks: Ranks
     ) -> None:
         self.potential, self.settings, self.replay_settings, self.ranks = potential, settings, replay_settings, ranks
-        self._compiled = CompiledPotential(potential) if settings.compile else None
+        self._trained, self._constant = taken_apart(potential)
+        self._compiled = CompiledPotential(self._trained) if settings.compile else None
         self.taken = 0  # gradients so far
 
     @property
@@ -109,11 +112,14 @@ class LossGradient:
         # only matrix products are rounded to bfloat16; positions, sums, the loss and validation stay as they are
         half = create_graph and self.settings.precision == "bf16"
         with torch.autocast(graph.pos.device.type, torch.bfloat16, enabled=half):
-            return evaluate(
-                self._compiled if create_graph and self._compiled is not None else self.potential,
+            found = evaluate(
+                self._compiled if create_graph and self._compiled is not None else self._trained,
                 graph,
                 forces="forces" in labels,
                 stress="stress" in labels,
                 create_graph=create_graph,
                 recompute_edges=self.settings.recompute_edges if create_graph else None,
             )
+        if self._constant is None:
+            return found
+        return found.plus(self._constant.predictions(graph, "forces" in labels, "stress" in labels))

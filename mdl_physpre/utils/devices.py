@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -68,3 +70,14 @@ def put_on(potential: M, device: str | torch.device) -> M:
     Raises ConfigError as :func:`available_device`.
     """
     return potential if next(potential.parameters(), None) is None else potential.to(available_device(device))
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Compute with so many threads; as PyTorch decides where ``None``."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -9,6 +9,7 @@ from pathlib import Path
 from mdl_physpre.report.status import duration
 from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import Plan, plan_of
+from mdl_physpre.utils.devices import threads
 from mdl_physpre.utils.record import Record
 from mdl_physpre.utils.text_table import MISSING, text_table
 from mdl_physpre.workflow import trials
@@ -16,7 +17,7 @@ from mdl_physpre.workflow.config.file import load_config
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.estimated_stages import StageEstimate, StageEstimates
-from mdl_physpre.workflow.setup import data_of_run, folder_of_run, refuse_foreign_folder, threads
+from mdl_physpre.workflow.setup import data_of_run, folder_of_run, refuse_foreign_folder
 
 logger = logging.getLogger(__name__)
 

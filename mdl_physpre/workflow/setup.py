@@ -26,7 +26,7 @@ from mdl_physpre.runs import layout
 from mdl_physpre.runs.layout import refuse_earlier_layout
 from mdl_physpre.runs.stage import hash_of, read_json, write_json
 from mdl_physpre.training.checks import check_precision, training_device
-from mdl_physpre.utils.devices import device_in_turn
+from mdl_physpre.utils.devices import device_in_turn, threads
 from mdl_physpre.utils.files import write_bytes, write_text
 from mdl_physpre.utils.processes import run_lock
 from mdl_physpre.workflow.by_data import suited
@@ -204,17 +204,6 @@ def _memory() -> float | None:
     with suppress(AttributeError, ValueError, OSError):
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
     return None
-
-
-@contextmanager
-def threads(number: int | None) -> Iterator[None]:
-    """Compute with so many threads; as PyTorch decides where ``None``."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -22,7 +22,10 @@ from mdl_physpre.potentials.eam.angular import AngularEAM, spherical_harmonics
 from mdl_physpre.potentials.evaluation import evaluate
 from mdl_physpre.potentials.zbl import repulsion_beside_data
 from mdl_physpre.pretraining import label
+from mdl_physpre.report.measurements import measure
+from mdl_physpre.runs.read import read_run
 from mdl_physpre.structures import read_structures, write_structures
+from mdl_physpre.utils.devices import threads
 from mdl_physpre.workflow.config.file import parse_config
 
 SMALL = AngularEAMSettings(cutoff=4.0, n_pair=4, n_radial=3, l_max=2)
@@ -190,6 +193,9 @@ def test_a_run_fits_its_teacher(tmp_path, caplog) -> None:
     assert isinstance(fitted, AngularEAM) and fitted.n_radial == 3
     hybrid = load_potential(tmp_path / "run" / summary.arms["hybrid"].networks[0].checkpoint)
     assert torch.equal(hybrid.eam.coefficients, fitted.coefficients), "what hybrids add is the fitted teacher"
+    curves = measure(read_run(tmp_path / "run"), lambda: {"train": structures, "test": structures[:2]}).curves.pairs
+    assert curves["Cu-Au"].curves["teacher"][0] > 100, "the report draws what was fitted beside the networks"
+    assert set(curves["Cu-Au"].curves) == {"teacher", "pretrain", "pretrain, before finetuning", "hybrid"}
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert mdl_physpre.run(config, out=tmp_path / "run").teacher == summary.teacher
@@ -197,3 +203,12 @@ def test_a_run_fits_its_teacher(tmp_path, caplog) -> None:
     both = config.changed(physpre=config.physpre.changed(arms=["hybrid+zbl"]))
     with pytest.raises(ConfigError, match=r"'hybrid\+zbl': .*two would add up; leave out zbl"):
         mdl_physpre.run(both, out=tmp_path / "both")
+
+
+def test_the_fit_gives_the_same_bits_with_any_number_of_threads() -> None:
+    structures = label(alloys(3, seed=5), EMT, workers=1)
+    found = []
+    for number in (1, 2):
+        with threads(number):
+            found.append(fit_angular_eam(structures).coefficients)
+    assert torch.equal(*found)

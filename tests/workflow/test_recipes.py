@@ -173,7 +173,7 @@ def test_data_without_stresses_are_read_and_written_so(tmp_path, caplog):
     assert "recipe: default: no training structure has a stress" in caplog.text
     written = load_config(tmp_path / "run" / "config.yml")
     assert written.optim.weight_stress == 0 and written.optim.max_steps == 3000
-    with pytest.raises(DataError, match="none of 27 structures has stress.*optim.weight_stress"):
+    with pytest.raises(DataError, match="none of 25 structures has stress.*optim.weight_stress"):
         fit_only(file, ["optim.weight_stress=1"], out=tmp_path / "other")
 
 

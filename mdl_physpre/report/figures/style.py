@@ -15,6 +15,7 @@ INK, SOFT, FAINT, SHADE = "#1a1f24", "#5c6670", "#c9ced4", "#eef0f2"
 # Okabe and Ito's colours, told apart by people with any colour vision, each with a dash of its own for print in grey
 STYLES: dict[str, dict[str, Any]] = {
     "EAM": {"color": INK, "linestyle": ":"},
+    "teacher": {"color": SOFT, "linestyle": ":"},
     "baseline": {"color": "#d55e00", "linestyle": "--"},
     "pretrain": {"color": "#0072b2", "linestyle": "-"},
     "sam": {"color": "#009e73", "linestyle": "-."},

@@ -21,7 +21,7 @@ from mdl_physpre.report.figures.stability import draw_structures, draw_survival
 from mdl_physpre.report.figures.structure_pictures import draw_failed, failed_structures
 from mdl_physpre.report.figures.style import Figure, safe_name
 from mdl_physpre.report.figures.training import draw_label_spread, draw_smallest_distances, draw_training
-from mdl_physpre.report.measurements import BEFORE, FOLDER, Measured
+from mdl_physpre.report.measurements import BEFORE, FITTED, FOLDER, Measured
 from mdl_physpre.report.output.oracle_section import oracle_section
 from mdl_physpre.report.output.page import Section, downloads_item, drawn, text_item
 from mdl_physpre.report.tables.breaking import breaking_sentences
@@ -126,7 +126,7 @@ def _teacher(run: Run, measured: Measured, beside: Path) -> Section:
     section.text += _repulsions(run)
     if measured.curves and any("EAM" in found.parts for found in measured.curves.pairs.values()):
         drawn(section, "The parts of the embedded-atom potential", draw_eam_parts, measured.curves, beside)
-    names = _with_curve(measured, "EAM", *run.arms)
+    names = _with_curve(measured, *FITTED, *run.arms)
     if names:
         title = "Energy against distance"
         drawn(section, "Energy curves", draw_curves, measured.curves, names, beside, "energy-curves", title)
@@ -161,7 +161,7 @@ def _pretraining(run: Run, measured: Measured, beside: Path) -> Section:
     for arm in run.arms:
         before = f"{arm}{BEFORE}"
         if _with_curve(measured, before):
-            names = _with_curve(measured, "EAM", *dict.fromkeys((BASELINE, before, arm)))
+            names = _with_curve(measured, *FITTED, *dict.fromkeys((BASELINE, before, arm)))
             title = f"Knowledge transfer: what {arm} was taught, and what finetuning left of it"
             file = f"transfer-{safe_name(arm)}"
             drawn(section, title, draw_curves, measured.curves, names, beside, file, title)

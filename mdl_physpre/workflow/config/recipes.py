@@ -15,7 +15,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},  # the defaults of the settings themselves
     "default": {
         "model": {"name": "torchmd_etEarly"},
-        "dataset": {"energies_of_elements": "isolated_atoms"},
+        "dataset": {"energies_of_elements": "isolated_atoms", "split": {"test": 0.1}},
         "optim": {
             "max_steps": 3000,
             "lr": 2e-3,

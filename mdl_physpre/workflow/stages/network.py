@@ -21,12 +21,12 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.runs.layout import DYNAMICS, PRETRAINING_SET, Network, Plan
 from mdl_physpre.runs.stage import Stage, decisive, stage_key
 from mdl_physpre.runs.summary import NetworkResult, network_result
-from mdl_physpre.utils.devices import device_of_parameters
+from mdl_physpre.utils.devices import device_of_parameters, threads
 from mdl_physpre.utils.overwrite import may_overwrite, overwriting
 from mdl_physpre.utils.processes import Piece, run_in_processes
 from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData, load_data
-from mdl_physpre.workflow.setup import device_of, threads
+from mdl_physpre.workflow.setup import device_of
 from mdl_physpre.workflow.stages.errors import errors_stage
 from mdl_physpre.workflow.stages.oracle import oracle_stage
 from mdl_physpre.workflow.stages.stress import stages_of, stress_stage
