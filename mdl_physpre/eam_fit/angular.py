@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +44,15 @@ class AngularEAMSettings(Settings):
         ge=0,
     )  # fmt: skip
     ridge: float = setting(
-        1e-3, "Weight of small coefficients; smaller: closer to the data, and wilder where there are none.", gt=0
+        3e-3, "Weight of small coefficients in the first fit; smaller: wilder where there are no data.",
+        gt=0,
+    )  # fmt: skip
+    weight_far: float = setting(
+        0.1,
+        "Weight, beside that of the data, of structures far from them in the second fit; 0: the first alone.",
+        ge=0,
     )
+    ridge_far: float = setting(1e-8, "Weight of small coefficients in the second fit.", gt=0)
 
 
 @dataclass
@@ -69,26 +77,37 @@ class NormalEquations:
         self.moment += x.T @ y
         self.count += len(y)
 
-    def weighted(self, factor: float) -> NormalEquations:
-        """The same, all sums times a factor."""
-        return NormalEquations(factor * self.gram, factor * self.moment, self.count)
+    def plus(self, other: NormalEquations, factor: float = 1.0) -> NormalEquations:
+        """With those of others, their sums times a factor."""
+        gram, moment = self.gram + factor * other.gram, self.moment + factor * other.moment
+        return NormalEquations(gram, moment, self.count + (other.count if factor else 0))
 
 
 def fit_angular_eam(
-    train: Sequence[Atoms], settings: AngularEAMSettings | None = None, elements: Sequence[int] = ()
+    train: Sequence[Atoms],
+    settings: AngularEAMSettings | None = None,
+    elements: Sequence[int] = (),
+    far: Callable[[AngularEAM], Sequence[Atoms]] | None = None,
 ) -> AngularEAM:
     """Fit an :class:`~mdl_physpre.potentials.eam.angular.AngularEAM` to energies, forces and stresses.
 
-    min over c of   w_E ⟨((E − E_ref)/N)²⟩ + w_F ⟨(F − F_ref)²⟩ + w_S ⟨((σ − σ_ref) V/N)²⟩ + λ |S c|²
+    min over c of   L(c; train) + λ |S c|²
+    L = w_E ⟨((E − E_ref)/N)²⟩ + w_F ⟨(F − F_ref)²⟩ + w_S ⟨((σ − σ_ref) V/N)²⟩
 
     with means over what carries a label, and S the root mean square of the weighted column of each coefficient. The
-    ridge λ is larger than the best errors near the data would have it: what is wanted is far from them, where small
-    coefficients do less harm. The energies of the elements are fitted along, without a ridge. The repulsion of the
-    nuclei ends at the shortest distance of each pair in ``train``.
+    ridge λ is larger than the best errors near the data would have it: far from them, small coefficients do less harm.
+    The energies of the elements are fitted along, without a ridge. The repulsion of the nuclei ends at the shortest
+    distance of each pair in ``train``.
+
+    With ``far``, a second fit follows, which is held to the first where there are no data, and free where there are:
+
+    min over c of   L(c; train) + w_far L(c; structures far from the data, labelled by the first fit) + λ_far |S c|²
 
     Parameters
     ----------
     train : labelled structures. settings : the defaults where None. elements : atomic numbers beside those of train.
+    far : gives structures far from the data with the labels of the potential that it gets, the first fit. Where it
+        gives none, the first fit is the result.
 
     Raises
     ------
@@ -98,14 +117,23 @@ def fit_angular_eam(
     settings = settings or AngularEAMSettings()
     if not len(train):
         raise FitError("the fit has no training structures; look at the sizes of the split")
-    potential = _unfitted(train, sorted({*elements, *(int(z) for atoms in train for z in atoms.numbers)}), settings)
-    known = _equations(potential, train, settings)
+    blank = _unfitted(train, sorted({*elements, *(int(z) for atoms in train for z in atoms.numbers)}), settings)
+    known = _equations(blank, train, settings)
     if not known.count:
         raise FitError(
             "no training structure carries a label that the fit weighs; look at the label counts of the data"
         )
-    n_elements = len(potential.elements)
-    found = _solution(known, n_elements, settings.ridge)
+    potential = _solved(blank, known, settings.ridge, train)
+    if far is not None and settings.weight_far and (frames := far(potential)):
+        held = known.plus(_equations(blank, frames, settings), settings.weight_far)
+        potential = _solved(blank, held, settings.ridge_far, train)
+    return potential
+
+
+def _solved(blank: AngularEAM, known: NormalEquations, ridge: float, train: Sequence[Atoms]) -> AngularEAM:
+    """A copy of the form with the coefficients that solve the equations."""
+    potential, n_elements = copy.deepcopy(blank), len(blank.elements)
+    found = _solution(known, n_elements, ridge)
     with torch.no_grad():
         energies = torch.zeros_like(potential.reference.energies)
         energies[list(potential.elements)] = found[-n_elements:].to(energies)
@@ -172,10 +200,7 @@ def _equations(potential: AngularEAM, structures: Sequence[Atoms], settings: Ang
     weights = {"energy": settings.weight_energy, "forces": settings.weight_force, "stress": settings.weight_stress}
     total = NormalEquations.none(size)
     for kind, weight in weights.items():
-        found = kinds[kind].weighted(weight / max(kinds[kind].count, 1))
-        total.gram += found.gram
-        total.moment += found.moment
-        total.count += found.count if weight else 0
+        total = total.plus(kinds[kind], weight / max(kinds[kind].count, 1))
     return total
 
 

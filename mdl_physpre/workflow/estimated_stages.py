@@ -30,6 +30,7 @@ from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import device_of, network_of
 from mdl_physpre.workflow.stages.eam import hybrid_file
+from mdl_physpre.workflow.stages.hot_frames import STARTS
 from mdl_physpre.workflow.stages.network import dynamics_structures, pretraining_key
 from mdl_physpre.workflow.stages.stress import stress_structures
 from mdl_physpre.workflow.stages.teacher import fitted_teacher, named_teacher
@@ -108,7 +109,11 @@ class StageEstimates:
         """A trial fit of the teacher that the run fits, its cost for each structure."""
         section = self.config.physpre.teacher
         assert section is not None
-        return _unless_it_fails(lambda: trials.teacher_cost(self.data.train, lambda few: fitted_teacher(section, few)))
+
+        def fit(few: Sequence[Atoms], twice: bool) -> Potential:
+            return fitted_teacher(section, few, twice=twice)
+
+        return _unless_it_fails(lambda: trials.teacher_cost(self.data.train, fit, STARTS))
 
     def _eam(self) -> Any:
         """The potential that the run fits, or what stands for it in trials: one fitted to a few structures."""

@@ -125,6 +125,30 @@ def test_an_isolated_atom_and_blocks_of_edges_change_nothing_else(monkeypatch) -
     assert prediction_errors(alone, labelled[7:8]).forces_mae < 0.2
 
 
+def test_a_second_fit_is_closer_to_the_data_and_held_to_the_first_far_from_them() -> None:
+    labelled = label(alloys(8, seed=6), EMT, workers=1)
+    first, wild = (fit_angular_eam(labelled, AngularEAMSettings(ridge=ridge)) for ridge in (3e-3, 1e-8))
+    asked = []
+
+    def far(potential: AngularEAM) -> list[Atoms]:
+        asked.append(potential)
+        return label(alloys(6, seed=7, rattle=0.5), potential, workers=1)
+
+    second = fit_angular_eam(labelled, far=far)
+    assert torch.equal(asked[0].coefficients, first.coefficients)
+    others = label(alloys(6, seed=8, rattle=0.5), first, workers=1)
+    near, away = ({name: prediction_errors(p, s).forces_mae for name, p in
+                   (("first", first), ("second", second), ("wild", wild))} for s in (labelled, others))  # fmt: skip
+    assert near["second"] < 0.5 * near["first"]
+    assert away["second"] < 0.5 * away["wild"]
+    nothing = fit_angular_eam(labelled, far=lambda potential: [])
+    without = fit_angular_eam(labelled, AngularEAMSettings(weight_far=0.0), far=far)
+    assert len(asked) == 1, "without a weight nothing is asked for"
+    assert torch.equal(nothing.coefficients, first.coefficients) and torch.equal(
+        without.coefficients, first.coefficients
+    )
+
+
 def test_closer_than_the_data_nuclei_repel() -> None:
     labelled = label(alloys(10, seed=2), EMT, workers=1)
     fitted = fit_angular_eam(labelled[:8])

@@ -16,9 +16,11 @@ from mdl_physpre.potentials.base import Potential
 from mdl_physpre.pretraining import label
 from mdl_physpre.pretraining.copies import displaced_copy, inherited_info
 from mdl_physpre.stress_tests.heating import breaks
+from mdl_physpre.utils.devices import threads
 from mdl_physpre.workflow.config.hot_frames import HotFrames
 
 logger = logging.getLogger(__name__)
+STARTS, FAR = 12, HotFrames(n=3)  # runs, at most, that give structures far from the data, and what each gives
 
 
 def hot_frames(
@@ -64,3 +66,10 @@ def hot_frames(
     kept = [one for one in labelled if max_force is None or np.linalg.norm(one.get_forces(), axis=1).max() <= max_force]
     logger.info("%d hot frames, %d left out for their forces", len(kept), len(labelled) - len(kept))
     return kept
+
+
+def far_frames(structures: Sequence[Atoms], potential: Potential) -> list[Atoms]:
+    """Structures far from the data, with the labels of a potential that was fitted to these: hot frames of its own."""
+    starts = np.linspace(0, len(structures) - 1, min(STARTS, len(structures))).round().astype(int)
+    with threads(1):
+        return hot_frames([structures[k] for k in starts], potential, FAR, seed=0, workers=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mdl_physpre.workflow.config.teacher import Teacher
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import device_of
 from mdl_physpre.workflow.stages.eam import check_one_repulsion
+from mdl_physpre.workflow.stages.hot_frames import far_frames
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +72,15 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
     return teacher_result(folder)
 
 
-def fitted_teacher(settings: Teacher, train: Sequence[Atoms], elements: Sequence[int] = ()) -> Potential:
-    """The teacher that ``physpre.teacher.fit`` names, fitted; ``elements`` beside those of ``train``."""
-    return fit_angular_eam(train, AngularEAMSettings(**settings.arguments), elements)
+def fitted_teacher(
+    settings: Teacher, train: Sequence[Atoms], elements: Sequence[int] = (), twice: bool = True
+) -> Potential:
+    """The teacher that ``physpre.teacher.fit`` names, fitted; ``elements`` beside those of ``train``.
+
+    With ``twice`` the second fit is held to the first one on frames of its hot dynamics.
+    """
+    far = partial(far_frames, train) if twice else None
+    return fit_angular_eam(train, AngularEAMSettings(**settings.arguments), elements, far)
 
 
 def load_teacher(folder: Path, config: Config, device: str | torch.device) -> Potential:
