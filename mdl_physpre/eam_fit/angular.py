@@ -44,9 +44,8 @@ class AngularEAMSettings(Settings):
         ge=0,
     )  # fmt: skip
     ridge: float = setting(
-        3e-3, "Weight of small coefficients in the first fit; smaller: wilder where there are no data.",
-        gt=0,
-    )  # fmt: skip
+        3e-3, "Weight of small coefficients in the first fit; smaller: wilder where there are no data.", gt=0
+    )
     weight_far: float = setting(
         0.1,
         "Weight, beside that of the data, of structures far from them in the second fit; 0: the first alone.",

@@ -10,6 +10,7 @@ from typing import Any
 
 from ase import Atoms
 
+from mdl_physpre.eam_fit.angular import AngularEAMSettings, fit_angular_eam
 from mdl_physpre.errors import FitError
 from mdl_physpre.potentials.adapters.from_ase import CalculatorPotential
 from mdl_physpre.potentials.base import Backbone, Potential
@@ -30,10 +31,10 @@ from mdl_physpre.workflow.config.schema import Config
 from mdl_physpre.workflow.data import RunData
 from mdl_physpre.workflow.setup import device_of, network_of
 from mdl_physpre.workflow.stages.eam import hybrid_file
-from mdl_physpre.workflow.stages.hot_frames import STARTS
+from mdl_physpre.workflow.stages.hot_frames import FAR, STARTS
 from mdl_physpre.workflow.stages.network import dynamics_structures, pretraining_key
 from mdl_physpre.workflow.stages.stress import stress_structures
-from mdl_physpre.workflow.stages.teacher import fitted_teacher, named_teacher
+from mdl_physpre.workflow.stages.teacher import named_teacher
 from mdl_physpre.workflow.stages.training import stage_of
 from mdl_physpre.workflow.trials import Cost
 
@@ -109,11 +110,11 @@ class StageEstimates:
         """A trial fit of the teacher that the run fits, its cost for each structure."""
         section = self.config.physpre.teacher
         assert section is not None
-
-        def fit(few: Sequence[Atoms], twice: bool) -> Potential:
-            return fitted_teacher(section, few, twice=twice)
-
-        return _unless_it_fails(lambda: trials.teacher_cost(self.data.train, fit, STARTS))
+        settings, train = AngularEAMSettings(**section.arguments), self.data.train
+        runs = min(STARTS, len(train)) if settings.weight_far else 0
+        return _unless_it_fails(
+            lambda: trials.teacher_cost(train, lambda few: fit_angular_eam(few, settings), runs, FAR)
+        )
 
     def _eam(self) -> Any:
         """The potential that the run fits, or what stands for it in trials: one fitted to a few structures."""

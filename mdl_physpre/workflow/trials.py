@@ -19,6 +19,7 @@ from mdl_physpre.dynamics.settings import DynamicsSettings
 from mdl_physpre.eam_fit.fit import fit_eam
 from mdl_physpre.eam_fit.settings import EAMFitSettings
 from mdl_physpre.potentials.base import Backbone, Potential
+from mdl_physpre.potentials.eam.angular import AngularEAM
 from mdl_physpre.potentials.eam.potential import EAMInteraction
 from mdl_physpre.pretraining.perturbation_settings import PerturbationSettings
 from mdl_physpre.pretraining.pretraining_set import make_pretraining_set
@@ -32,6 +33,7 @@ from mdl_physpre.training.ranks import Ranks
 from mdl_physpre.training.replay import Steps
 from mdl_physpre.training.sam import climb, go_back
 from mdl_physpre.utils.memory import PeakMemory
+from mdl_physpre.workflow.config.hot_frames import HotFrames
 from mdl_physpre.workflow.throughput import seconds_of, timed_steps
 
 SECONDS = 0.05  # of each measurement, where one step does not take longer
@@ -122,21 +124,22 @@ def fit_cost(
 
 
 def teacher_cost(
-    structures: Sequence[Atoms], fit: Callable[[Sequence[Atoms], bool], Potential], starts: int
+    structures: Sequence[Atoms], fit: Callable[[Sequence[Atoms]], AngularEAM], runs: int, hot: HotFrames
 ) -> tuple[Cost, Potential]:
-    """Of a structure in the fit of a teacher, and the teacher that a few of them give.
+    """Of a structure in the fit of a teacher, and the first fit to a few of them.
 
-    fit : with the second fit, or without. starts : structures, at most, whose dynamics come before the second.
+    fit : the first fit. runs, hot : dynamics between it and the second one, and their settings.
     """
-    few = of_all_sizes(structures, min(PERTURBED, len(structures)))
-    memory, seconds = PeakMemory(trim=True), []
-    for twice in (False, True):
-        start = time.perf_counter()
-        fitted = fit(few, twice)
-        seconds.append(time.perf_counter() - start)
-    once, both = seconds
-    of_one = (once + max(both - once, 0.0) * min(starts / len(structures), 1.0)) / len(few)
-    return Cost(of_one, memory=memory.on(torch.device("cpu"))), fitted
+    few, n = of_all_sizes(structures, min(PERTURBED, len(structures))), len(structures)
+    memory, start = PeakMemory(trim=True), time.perf_counter()
+    fitted = fit(few)
+    one = (time.perf_counter() - start) / len(few)
+    seconds = one * (n + runs * hot.n)
+    if runs:
+        cpu, settings = torch.device("cpu"), DynamicsSettings(temperature=hot.temperature, timestep=hot.timestep)
+        atoms = runs * sum(map(len, structures)) / n
+        seconds += hot.steps * atoms * dynamics_cost(fitted, structures, settings, cpu).seconds
+    return Cost(seconds / n, memory=memory.on(torch.device("cpu"))), fitted
 
 
 def perturbing_cost(structures: Sequence[Atoms], settings: PerturbationSettings, teacher: Potential) -> Cost:

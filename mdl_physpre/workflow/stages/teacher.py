@@ -72,15 +72,10 @@ def teacher_stage(folder: Path, config: Config, data: RunData) -> TeacherResult:
     return teacher_result(folder)
 
 
-def fitted_teacher(
-    settings: Teacher, train: Sequence[Atoms], elements: Sequence[int] = (), twice: bool = True
-) -> Potential:
-    """The teacher that ``physpre.teacher.fit`` names, fitted; ``elements`` beside those of ``train``.
-
-    With ``twice`` the second fit is held to the first one on frames of its hot dynamics.
-    """
-    far = partial(far_frames, train) if twice else None
-    return fit_angular_eam(train, AngularEAMSettings(**settings.arguments), elements, far)
+def fitted_teacher(settings: Teacher, train: Sequence[Atoms], elements: Sequence[int] = ()) -> Potential:
+    """The teacher that ``physpre.teacher.fit`` names, fitted twice, the second time held to the first on frames of hot
+    dynamics; ``elements`` beside those of ``train``."""
+    return fit_angular_eam(train, AngularEAMSettings(**settings.arguments), elements, partial(far_frames, train))
 
 
 def load_teacher(folder: Path, config: Config, device: str | torch.device) -> Potential:
