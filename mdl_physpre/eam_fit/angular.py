@@ -124,6 +124,7 @@ def fit_angular_eam(
         )
     potential = _solved(blank, known, settings.ridge, train)
     if far is not None and settings.weight_far and (frames := far(potential)):
+        logger.info("fitted again, held to that on %d structures far from the data", len(frames))
         held = known.plus(_equations(blank, frames, settings), settings.weight_far)
         potential = _solved(blank, held, settings.ridge_far, train)
     return potential
